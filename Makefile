@@ -1,0 +1,48 @@
+# The two commands: `make demo` shows the main job, `make test` runs every test.
+# Both want root on a Debian 12 machine and install what they need by themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+export PATH := $(CURDIR)/.cache/go/bin:$(PATH):/usr/sbin:/sbin
+# The toolchain that setup.sh fetched has to be used as it is.
+export GOTOOLCHAIN := local
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
+
+.PHONY: demo test build setup-build setup-test setup-bench lint unit integration bench-failover bench-forward bench-ipvs clean
+
+demo: build
+	./appliance demo
+
+build: setup-build
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o appliance .
+
+test: setup-test lint unit integration
+
+setup-build setup-test setup-bench: setup-%:
+	integration/setup.sh $*
+
+lint: setup-test
+	@echo '== gofmt, go vet, staticcheck, govulncheck'
+	test -z "$$(gofmt -l . | tee /dev/stderr)"
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	integration/govulncheck.sh $(GOVULNCHECK)
+
+# Everything but the tests that start whole groups, with the race detector.
+unit: setup-test
+	@echo '== unit tests, race detector on'
+	go test -race -timeout 15m $$(go list ./... | grep -v '/integration')
+
+# Real processes in network namespaces, and again in a VM whose kernel has ip_vs.
+integration: setup-test
+	@echo '== integration tests'
+	go test -timeout 20m -p 1 -v ./integration/...
+
+bench-failover bench-forward bench-ipvs: setup-bench
+	go run ./integration/bench -suite $(@:bench-%=%)
+
+clean:
+	rm -rf appliance dist .cache

@@ -1,0 +1,218 @@
+package configs
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"golang.org/x/crypto/bcrypt"
+)
+
+// Admin is where and to whom the state is shown.
+type Admin struct {
+	// Listen are addresses with ports, or unix:/path. Empty: nowhere.
+	Listen []string
+	// Path is where the page is, without a slash at its end but for "/".
+	Path  string
+	Hosts []string
+	Users []User
+	// TokenFile has a bearer token.
+	TokenFile   string
+	CertFile    string
+	CertKeyFile string
+	HideVersion bool
+}
+
+// IsDefault is whether this is where nobody's wish has put it. A port that is
+// taken is then no reason not to start.
+func (a Admin) IsDefault() bool {
+	s, _ := setting(keyListen + "[0]")
+	return len(a.Listen) == 1 && a.Listen[0] == s.Default
+}
+
+// A User may look at what the admin listener shows.
+type User struct {
+	Name string
+	// PasswordHash is bcrypt's.
+	PasswordHash string
+}
+
+// AdminPort is next to the default peer port, so that the two are one range, and
+// away from the ports of Kubernetes, etcd, haproxy and node_exporter.
+const AdminPort = 10001
+
+const (
+	keyListen = "admin.listen"
+	keyUsers  = "admin.users"
+	adminOff  = "off"
+)
+
+func (b *builder) admin() Admin {
+	a := Admin{Path: b.adminPath(), Hosts: b.adminHosts(), HideVersion: b.bool("admin.hideVersion")}
+	if b.lists[keyListen] == 0 {
+		a.Listen = []string{b.otherwise(keyListen + "[0]")}
+		b.show(keyListen+"[0]", a.Listen[0], Origin{})
+	}
+	for i := range b.lists[keyListen] {
+		key := fmt.Sprintf("%s[%d]", keyListen, i)
+		value := b.get(key).value
+		b.show(key, value, b.at(key))
+		switch {
+		case value == adminOff && b.lists[keyListen] == 1:
+		case value == adminOff:
+			b.bad(key, "off is there beside addresses; write off alone, or the addresses")
+		default:
+			if at, ok := b.adminAddress(key, value); ok {
+				a.Listen = append(a.Listen, at)
+			}
+		}
+	}
+	for i := range b.lists[keyUsers] {
+		if u, ok := b.adminUser(fmt.Sprintf("%s[%d]", keyUsers, i)); ok {
+			a.Users = append(a.Users, u)
+		}
+	}
+	a.TokenFile = b.path("admin.tokenFile")
+	a.CertFile, a.CertKeyFile = b.path("admin.certFile"), b.path("admin.certKeyFile")
+	return a
+}
+
+// adminAddress reads address:port, address, :port for every address, or
+// unix:/path.
+func (b *builder) adminAddress(key, value string) (string, bool) {
+	if file, ok := strings.CutPrefix(value, "unix:"); ok {
+		if !strings.HasPrefix(file, "/") || strings.ContainsRune(file, 0) {
+			b.bad(key, "%s is no socket; write unix:/run/appliance/admin.sock", printable(value))
+			return "", false
+		}
+		return value, true
+	}
+	if port, ok := strings.CutPrefix(value, ":"); ok {
+		value = "[::]:" + port
+	}
+	if addr, err := netip.ParseAddr(value); err == nil {
+		value = netip.AddrPortFrom(addr, AdminPort).String()
+	}
+	at, err := netip.ParseAddrPort(value)
+	if err != nil || at.Port() == 0 {
+		b.bad(key, "%s is no address; write 127.0.0.1:%d, [::1]:%d, the node's own address, unix:/path or off", printable(value), AdminPort, AdminPort)
+		return "", false
+	}
+	return at.String(), true
+}
+
+func (b *builder) adminPath() string {
+	p := b.text("admin.path")
+	trimmed := strings.TrimRight(p, "/")
+	for _, r := range trimmed {
+		if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_/", r) {
+			b.bad("admin.path", "%s has characters that a path here cannot have; write letters, digits, - and _, such as /stats", printable(p))
+			return "/"
+		}
+	}
+	if !strings.HasPrefix(p, "/") || strings.Contains(trimmed, "//") {
+		b.bad("admin.path", "%s is not a path; write one that begins with /, such as /stats", printable(p))
+		return "/"
+	}
+	if trimmed == "" {
+		return "/"
+	}
+	return trimmed
+}
+
+func (b *builder) adminHosts() []string {
+	var hosts []string
+	for i := range b.lists["admin.hosts"] {
+		key := fmt.Sprintf("admin.hosts[%d]", i)
+		name := strings.ToLower(b.get(key).value)
+		b.show(key, name, b.at(key))
+		if name == "" || strings.ContainsAny(name, ":/*@ ") || printable(name) != name {
+			b.bad(key, "%s is not the name of a host; write it without scheme and port, such as vip.example.org", printable(name))
+			continue
+		}
+		hosts = append(hosts, strings.TrimSuffix(name, "."))
+	}
+	return hosts
+}
+
+func (b *builder) adminUser(key string) (User, bool) {
+	u := User{Name: b.get(key + ".name").value, PasswordHash: b.get(key + ".passwordHash").value}
+	if u.Name == "" || strings.Contains(u.Name, ":") || printable(u.Name) != u.Name {
+		b.bad(key+".name", "%s is not a user's name; write one without colons", printable(u.Name))
+		return u, false
+	}
+	b.show(key+".name", u.Name, b.at(key+".name"))
+	for i := range b.lists[keyUsers] {
+		if other := fmt.Sprintf("%s[%d]", keyUsers, i); other != key && other < key && b.get(other+".name").value == u.Name {
+			b.bad(key+".name", "%s is there twice; keep one of the two", printable(u.Name))
+		}
+	}
+	cost, err := bcrypt.Cost([]byte(u.PasswordHash))
+	switch {
+	case u.PasswordHash == "":
+		b.bad(key+".passwordHash", "is missing; `appliance passwd` prints one")
+		return u, false
+	case err != nil:
+		// The value may be the password itself, so it is not repeated.
+		b.bad(key+".passwordHash", "is not a bcrypt hash; `appliance passwd` prints one, as does `htpasswd -nB %s` behind the colon", printable(u.Name))
+		return u, false
+	case cost > 14:
+		b.bad(key+".passwordHash", "has a cost of %s, which takes the node seconds of work per guess; write one of at most 14", strconv.Itoa(cost))
+		return u, false
+	}
+	b.show(key+".passwordHash", "(hidden)", b.at(key+".passwordHash"))
+	return u, true
+}
+
+// relateAdmin refuses to show the state to everybody, and to be in the way of
+// what the appliance is for.
+func (b *builder) relateAdmin() {
+	a := b.cfg.Admin
+	if (a.CertFile == "") != (a.CertKeyFile == "") {
+		b.bad(keyListen, "certFile and certKeyFile are needed together; add the one that is missing")
+	}
+	seen := map[string]bool{}
+	for _, at := range a.Listen {
+		if seen[at] {
+			b.bad(keyListen, "%s is there twice; remove one of the two", at)
+		}
+		seen[at] = true
+		ap, err := netip.ParseAddrPort(at)
+		if err != nil {
+			continue // a unix socket: whoever may open it may look
+		}
+		b.relateAdminAddress(ap)
+		if ap.Addr().IsLoopback() {
+			continue
+		}
+		guarded := len(a.Users) > 0 || a.TokenFile != "" || b.lists[keyUsers] > 0
+		switch {
+		case a.CertFile == "" && !guarded:
+			b.bad(keyListen, "%s can be reached by other machines, and nothing keeps anybody out; write certFile and certKeyFile, users or tokenFile below admin, or listen on 127.0.0.1", at)
+		case a.CertFile == "":
+			b.warn(b.at(keyListen), keyListen, "passwords and tokens for %s cross the network in clear; add certFile and certKeyFile", at)
+		}
+	}
+}
+
+func (b *builder) relateAdminAddress(at netip.AddrPort) {
+	c := b.cfg
+	for _, v := range c.VIPs {
+		if at.Addr().Unmap() == v {
+			b.bad(keyListen, "%s is a virtual address, which moves; write the node's own address or 127.0.0.1", at)
+		}
+	}
+	everywhere := at.Addr().IsUnspecified()
+	for i, lb := range c.LoadBalancers {
+		if !lb.BindToVIP && lb.Port == at.Port() {
+			b.bad(keyListen, "%d is the port of load balancer %s, which takes it on every address; write another", at.Port(), printable(c.LoadBalancers[i].Name))
+		}
+	}
+	for _, p := range c.Peers {
+		if p.Port == at.Port() && (everywhere || p.Address == at.Addr().Unmap()) {
+			b.bad(keyListen, "%d is the port on which peers talk to each other; write another", at.Port())
+			break
+		}
+	}
+}

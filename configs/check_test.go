@@ -1,0 +1,118 @@
+package configs
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// withCheck is a file whose check begins in line 5.
+func withCheck(lines string) string {
+	return "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\nloadBalancers:\n- port: 6443\n  check: " + lines +
+		"\n  backends: [192.0.2.21, 192.0.2.22]\n"
+}
+
+func TestCheck(t *testing.T) {
+	const pin = "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg="
+	kubernetes := Check{Type: "https", Inter: 500 * time.Millisecond, Timeout: 2 * time.Second, Rise: 2, Fall: 2,
+		Method: "GET", Path: "/readyz", Expect: Expect{Status: []StatusRange{{200, 200}}}}
+	with := func(f func(*Check)) Check {
+		c := kubernetes
+		f(&c)
+		return c
+	}
+	for _, tt := range []struct {
+		yaml string
+		want Check
+	}{
+		{"{}", kubernetes},
+		{"{inter: 10s, downinter: 5s, fastinter: 100ms, rise: 3, fall: 4}", with(func(c *Check) {
+			c.Inter, c.DownInter, c.FastInter, c.Rise, c.Fall, c.Timeout = 10*time.Second, 5*time.Second, 100*time.Millisecond, 3, 4, 40*time.Second
+		})},
+		{"{type: tcp, port: 9000}", Check{Type: "tcp", Port: 9000, Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
+		{"{type: none}", Check{Type: "none", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
+		{"{type: tls, tls: {caFile: /ca.crt, serverName: etcd}}", Check{Type: "tls", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2,
+			TLS: CheckTLS{Verify: true, CAFile: "/ca.crt", ServerName: "etcd"}}},
+		{"{type: http, method: HEAD, path: '/healthz?v=1', host: 'a.example:80', expect: {status: [200, 401-403]}}", with(func(c *Check) {
+			c.Type, c.Method, c.Path, c.Host = "http", "HEAD", "/healthz?v=1", "a.example:80"
+			c.Expect.Status = []StatusRange{{200, 200}, {401, 403}}
+		})},
+		{"{headers: {X-A: 'b: c', Accept: text/plain}, expect: {contains: ok, matches: '^o'}}", with(func(c *Check) {
+			c.Headers = []Header{{"X-A", "b: c"}, {"Accept", "text/plain"}}
+			c.Expect.Contains, c.Expect.Matches = "ok", "^o"
+		})},
+		{"{headers: ['X-A: b'], bearerTokenFile: /token, tls: {pin: " + pin + ", certFile: /c, keyFile: /k}}", with(func(c *Check) {
+			c.Headers, c.BearerTokenFile = []Header{{"X-A", "b"}}, "/token"
+			c.TLS = CheckTLS{Pin: pin, CertFile: "/c", KeyFile: "/k"}
+		})},
+	} {
+		cfg, err := Parse("f", []byte(withCheck(tt.yaml)), Source{FileExists: func(string) bool { return true }})
+		if err != nil {
+			t.Errorf("%s: %v", tt.yaml, err)
+			continue
+		}
+		if diff := cmp.Diff(tt.want, cfg.LoadBalancers[0].Check); diff != "" {
+			t.Errorf("%s: %s", tt.yaml, diff)
+		}
+	}
+}
+
+// Each message has the line, the key and what to write.
+func TestCheckRefused(t *testing.T) {
+	for _, tt := range []struct{ yaml, want string }{
+		{"{rise: 0}", "f:5: loadBalancers[0].check.rise: 0 is not a number from 1 to 1000; write one"},
+		{"{interval: 1s}", "f:5: loadBalancers[0].check.interval: is not a known key; did you mean inter?"},
+		{"{type: icmp}", "write tcp, tls, http, https or none"},
+		{"{type: tcp, path: /x}", "check.path: means nothing to a check of type tcp; remove it, or write type: https"},
+		{"{type: http, tls: {verify: true}}", "check.tls: means nothing to a check of type http; remove it, or write type: https"},
+		{"{type: none, rise: 2}", "check.rise: means nothing to a check of type none"},
+		{"{fastinter: 1s}", "check.fastinter: 1s is longer than inter, 500ms"},
+		{"{type: tls, timeout: 1s}", "write at most 500ms"},
+		{"{downinter: 10h, rise: 3}", "check.rise: 3 successes 10h apart"},
+		{"{inter: 1ms}", "write a duration from 10ms to 24h"},
+		{"{path: readyz}", "begin it with /"},
+		{"{path: '/a b'}", "begin it with /"},
+		{"{host: 'a/b'}", "is not a host"},
+		{"{method: TRACE}", "write GET, HEAD, OPTIONS or POST"},
+		{"{headers: {'X A': b}}", "is not a header; write name: value"},
+		{"{headers: {Host: b}}", "write host: b"},
+		{"{headers: {X-A: \"b\\r\\nX-B: c\"}}", "characters that a header cannot have"},
+		{"{headers: {X-A: [b]}}", "must be lines of name: value"},
+		{"{headers: x}", "must be a list"},
+		{"{expect: {status: [100]}}", "is no status of an answer"},
+		{"{expect: {status: [300-200]}}", "is no status of an answer"},
+		{"{expect: {status: 200}}", "must be a list"},
+		{"{expect: {matches: '('}}", "is not a regular expression"},
+		{"{method: HEAD, expect: {contains: ok}}", "write method: GET"},
+		{"{tls: {serverName: 'a b'}}", "is not a name that a certificate has"},
+		{"{expect: {matches: \"(\\n\"}}", "write contains"},
+		{"{tls: {pin: abc}}", "is not a SHA-256 in base64"},
+		{"{tls: {caFile: /ca, verify: false}}", "is of no use while verify is false"},
+		{"{tls: {certFile: /c}}", "keyFile are needed together"},
+		{"{bearerTokenFile: /t}", "would give the token to whoever answers"},
+		{"{type: http, bearerTokenFile: /t}", "would send the token in clear"},
+		{"{tls: {caFile: ca.crt}}", "is not an absolute path"},
+	} {
+		_, err := Parse("f", []byte(withCheck(tt.yaml)), Source{FileExists: func(string) bool { return true }})
+		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "f:5: loadBalancers[0].check") {
+			t.Errorf("%s:\n  %v\nwant %s", tt.yaml, err, tt.want)
+		}
+	}
+	for _, tt := range []struct{ yaml, want string }{
+		{"{}\n  maxFails: -1", "f:6: loadBalancers[0].maxFails: -1 is not a number"},
+		{"{}\n  failTimeout: 1ms", "f:6: loadBalancers[0].failTimeout: 1ms is out of range"},
+		{"{}\n  whenAllDown: retry", "f:6: loadBalancers[0].whenAllDown: retry is not known"},
+		{"{}\n  onMarkedDown: drop", "f:6: loadBalancers[0].onMarkedDown: drop is not known"},
+	} {
+		_, err := Parse("f", []byte(withCheck(tt.yaml)), Source{FileExists: func(string) bool { return true }})
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s:\n  %v\nwant %s", tt.yaml, err, tt.want)
+		}
+	}
+	all := strings.Replace(withCheck("{}"), "[192.0.2.21, 192.0.2.22]", "[{address: 192.0.2.21, backup: true}]", 1)
+	if _, err := Parse("f", []byte(all), Source{FileExists: func(string) bool { return true }}); err == nil || !strings.Contains(err.Error(), "are all backups") {
+		t.Error(err)
+	}
+}

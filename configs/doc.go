@@ -1,0 +1,2 @@
+// Package configs reads what the operator wants from flags, environment and file.
+package configs

@@ -1,0 +1,341 @@
+package configs
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// A Type says how the value of a Setting is written.
+type Type string
+
+// The types of settings. A List is written as a YAML list in the file; as a
+// flag it is repeated or joined by commas, in the environment joined by commas.
+const (
+	String   Type = "string"
+	Bool     Type = "bool"
+	Int      Type = "int"
+	Port     Type = "port"
+	Duration Type = "duration"
+	Path     Type = "path"
+	List     Type = "list"
+	// Map is written as a mapping of names to values, or as a list of
+	// "name: value".
+	Map Type = "map"
+)
+
+// A Setting is one thing that the operator can decide. The list of them is
+// the only one: the file's keys, the flags, the environment, the manifest's
+// arguments and the reference file all follow from it.
+type Setting struct {
+	// Key is the place in the file; [] stands for any element of a list.
+	// Empty means that the file cannot set it.
+	Key string
+	// Flag is the name on the command line, without dashes. Empty means
+	// that the setting is for the file alone.
+	Flag string
+	// Type says how the value is written.
+	Type Type
+	// Default is in force where nothing is said. Empty means none.
+	Default string
+	// Choices are the only values allowed, where there are such.
+	Choices []string
+	// Usage says what it does, in a line of help.
+	Usage string
+	// Why says why the default is what it is.
+	Why string
+}
+
+// Env is the name of the environment variable, or empty if there is no flag.
+func (s Setting) Env() string {
+	if s.Flag == "" {
+		return ""
+	}
+	return "APPLIANCE_" + strings.ToUpper(strings.ReplaceAll(s.Flag, "-", "_"))
+}
+
+// DefaultKeyFile is where `appliance keygen` is told to write, and where the
+// group key is looked for when nothing else is said.
+const DefaultKeyFile = "/etc/appliance/group.key"
+
+const (
+	keyVIPs   = "vips"
+	keyPeers  = "peers"
+	keyLBs    = "loadBalancers"
+	keySelf   = "localPeer.id"
+	keySingle = "singleNode"
+)
+
+// Values that settings choose from.
+var (
+	roles      = []string{string(RolePeer), string(RoleWitness)}
+	ownRoles   = append(slices.Clone(roles), string(RoleWorker))
+	dataPlanes = []string{"auto", "direct", "ipvs", "nftables", "userspace"}
+	schedulers = slices.Concat([]string{"rr", "wrr", "lc", "wlc", "sh", "random", "first"}, kernelSchedulers)
+	checks     = []string{checkTCP, checkTLS, checkHTTP, checkHTTPS, checkNone}
+	logLevels  = []string{"debug", "info", "warn", "error"}
+	logFormats = []string{"text", "json"}
+)
+
+// Settings is the list of everything that can be set, in the order of the
+// reference file. Flags win over environment, environment over file, file
+// over default.
+func Settings() []Setting { return slices.Clone(settings) }
+
+var settings = slices.Concat([]Setting{
+	{Flag: "config", Type: Path,
+		Usage: "the configuration file; `appliance config sample` prints one",
+		Why:   "none: a VIP and the peers on the command line are enough"},
+
+	{Key: "vip", Type: String,
+		Usage: "the virtual address, where there is one (kube-vip's key)",
+		Why:   "only the operator knows a free address of the network"},
+	{Key: "vips[]", Flag: "vip", Type: List,
+		Usage: "the virtual addresses, of either family",
+		Why:   "only the operator knows a free address of the network"},
+	{Key: "interface", Flag: "interface", Type: String,
+		Usage: "the interface on which the virtual addresses are answered for",
+		Why:   "empty: the one whose subnet contains the virtual address, so the same file fits nodes whose interfaces have other names"},
+
+	{Key: "peers[].id", Type: String,
+		Usage: "the peer's name in the group",
+		Why:   "its address; give a name where a replacement may get another address"},
+	{Key: "peers[].address", Flag: "peers", Type: List,
+		Usage: "the members of the group, this node included, each as address, address:port or id=address",
+		Why:   "none: nobody else can say who votes"},
+	{Key: "peers[].port", Type: Port,
+		Usage: "the peer's port, where it is not group.port",
+		Why:   "group.port: one port is one line in the firewall"},
+	{Key: "peers[].role", Type: String, Default: string(RolePeer), Choices: roles,
+		Usage: "peer, or witness: votes and never holds",
+		Why:   "whoever is listed can hold unless it is said that it must not"},
+	{Key: keySelf, Flag: "id", Type: String,
+		Usage: "which of the peers this node is",
+		Why:   "found by comparing the peers' addresses with the node's own, so one file fits all nodes"},
+	{Key: "localPeer.address", Type: String,
+		Usage: "this node's address (kube-vip's key)",
+		Why:   "found in the list of peers"},
+	{Key: "localPeer.port", Type: Port,
+		Usage: "this node's peer port (kube-vip's key)",
+		Why:   "group.port"},
+	{Key: "remotePeers[].id", Type: String,
+		Usage: "another peer's name (kube-vip's key)",
+		Why:   "its address"},
+	{Key: "remotePeers[].address", Type: String,
+		Usage: "another peer's address (kube-vip's key)",
+		Why:   "none: nobody else can say who votes"},
+	{Key: "remotePeers[].port", Type: Port,
+		Usage: "another peer's port (kube-vip's key)",
+		Why:   "group.port"},
+	{Key: "role", Flag: "role", Type: String, Default: string(RolePeer), Choices: ownRoles,
+		Usage: "this node's own role: peer, witness, or worker: outside the group, balances for its own clients only",
+		Why:   "for peer and witness the list of peers is the better place: everybody sees it"},
+	{Key: keySingle, Flag: "single-node", Type: Bool, Default: "false",
+		Usage: "a group of one: holds at once and for ever",
+		Why:   "high availability is what this is for"},
+	{Key: "startAsLeader", Flag: "start-as-leader", Type: Bool, Default: "false",
+		Usage: "found the group alone if it does not exist; the others join",
+		Why:   "the listed peers found the group together, which cannot found two"},
+	{Key: "join[]", Flag: "join", Type: List,
+		Usage: "members of a group that this node joins, each as address or address:port; it learns the others from them",
+		Why:   "none: the peers that are listed found the group, or find it"},
+	{Key: "priority", Flag: "priority", Type: Int, Default: "100",
+		Usage: "how much this node is preferred as holder, 0 to 255",
+		Why:   "all are as good as each other; what a larger one gets is group.preempt's business"},
+	{Key: "addPeersAsBackends", Type: Bool, Default: "false",
+		Usage: "peers that can hold are backends of the first load balancer, and of each that lists none",
+		Why:   "a list of backends means what it says; without any load balancer the peers are taken anyway"},
+
+	{Key: "group.port", Flag: "port", Type: Port, Default: "10000",
+		Usage: "the port on which peers talk to each other, TCP and UDP",
+		Why:   "kube-vip's; the only port to open between peers"},
+	{Key: "group.keyFile", Flag: "group-key", Type: Path,
+		Usage: "the key that makes a node a member; `appliance keygen` prints one",
+		Why:   DefaultKeyFile + " if it exists, so that a node with a key needs no setting"},
+	{Key: "group.oldKeyFile", Type: Path,
+		Usage: "a group key that is accepted besides, while a new one is put in its place",
+		Why:   "none: one key, but for the time of a rotation"},
+	{Key: "group.caFile", Type: Path,
+		Usage: "your own CA, instead of the group key",
+		Why:   "none: one key is easier to guard than three files per node"},
+	{Key: "group.certFile", Type: Path,
+		Usage: "this node's certificate by that CA",
+		Why:   "none, as group.caFile"},
+	{Key: "group.certKeyFile", Type: Path,
+		Usage: "the key of that certificate",
+		Why:   "none, as group.caFile"},
+	{Key: "group.insecure", Flag: "insecure", Type: Bool, Default: "false",
+		Usage: "let anybody who reaches the peer port vote",
+		Why:   "whoever votes can take the virtual address"},
+	{Key: "group.heartbeat", Type: Duration, Default: "150ms",
+		Usage: "silence of the holder after which the others elect another",
+		Why:   "a busy node is late by some 30 ms at times; a killed holder is noticed at once anyway, by its closed port"},
+
+	{Key: "group.preempt", Type: String, Default: "off",
+		Usage: "whether a holder gives way to a peer of larger priority: off, immediate, or the time that peer must have been there",
+		Why:   "off: a move for no fault is a move too many"},
+
+	{Key: "dataPlane", Flag: "data-plane", Type: String, Default: "auto", Choices: dataPlanes,
+		Usage: "what moves the packets",
+		Why:   "the fastest that kernel and network can do is found by trying"},
+
+	{Key: "loadBalancers[].name", Type: String,
+		Usage: "the name in status, logs and metrics",
+		Why:   "lb-<port>; kube-apiserver where no load balancer is listed"},
+	{Key: "loadBalancers[].type", Type: String, Default: "tcp", Choices: []string{"tcp"},
+		Usage: "tcp; kube-vip's http is read as tcp, which carries it",
+		Why:   "TLS stays between client and server"},
+	{Key: "loadBalancers[].port", Flag: "lb-port", Type: Port, Default: "6443",
+		Usage: "the port that clients connect to",
+		Why:   "the Kubernetes API's"},
+	{Key: "loadBalancers[].bindToVip", Type: Bool, Default: "true",
+		Usage: "listen on the virtual addresses only; false: on every address of the node",
+		Why:   "the node's own addresses belong to its own servers"},
+	{Key: "loadBalancers[].listen[]", Flag: "listen", Type: List,
+		Usage: "addresses of this node to listen on besides, such as 127.0.0.1 and ::1",
+		Why:   "none: clients use the virtual addresses"},
+	{Key: "loadBalancers[].backendPort", Flag: "backend-port", Type: Port,
+		Usage: "the port of backends that name none",
+		Why:   "the load balancer's own port, which the direct data plane needs; 0 says the same"},
+	{Key: "loadBalancers[].scheduler", Type: String, Default: "rr", Choices: schedulers,
+		Usage: "how a backend is chosen for a new connection",
+		Why:   "round robin is fair among equal servers and needs no state"},
+	{Key: "loadBalancers[].dataPlane", Type: String, Choices: dataPlanes,
+		Usage: "what moves the packets of this load balancer",
+		Why:   "dataPlane above"},
+}, handlingSettings("loadBalancers[]."), []Setting{
+	{Key: "loadBalancers[].maxFails", Type: Int, Default: "3",
+		Usage: "connections of clients that fail within failTimeout and so keep a backend from new ones for as long; 0: off",
+		Why:   "a check may get through where clients do not"},
+	{Key: "loadBalancers[].failTimeout", Type: Duration, Default: "10s",
+		Usage: "the time of maxFails",
+		Why:   "nginx's"},
+	{Key: "loadBalancers[].whenAllDown", Type: String, Default: "refuse", Choices: []string{"refuse", "try"},
+		Usage: "refuse: reset new connections while all backends are down; try: spread them over all",
+		Why:   "a client that is refused at once can try elsewhere"},
+	{Key: "loadBalancers[].onMarkedDown", Type: String, Default: "shutdown-sessions", Choices: []string{"shutdown-sessions", "keep"},
+		Usage: "what happens to the open connections of a backend that is marked down",
+		Why:   "clients of a dead server learn it at once"},
+	{Key: "loadBalancers[].onMarkedUp", Type: String, Default: "keep", Choices: []string{"keep", "shutdown-backup-sessions"},
+		Usage: "what happens to the open connections of backups when another backend is marked up",
+		Why:   "a connection that works is left alone"},
+}, checkSettings("loadBalancers[].check."), []Setting{
+	{Key: "loadBalancers[].backends[].name", Type: String,
+		Usage: "the name in status, logs and metrics",
+		Why:   "its address"},
+	{Key: "loadBalancers[].backends[].address", Type: String,
+		Usage: "the server's address, with or without :port",
+		Why:   "none: a load balancer without backends is a mistake"},
+	{Key: "loadBalancers[].backends[].port", Type: Port,
+		Usage: "the server's port",
+		Why:   "backendPort; 0 says the same"},
+	{Key: "loadBalancers[].backends[].url", Type: String,
+		Usage: "scheme://address:port instead of address and port (kube-vip's key)",
+		Why:   "none: address and port say it all"},
+	{Key: "loadBalancers[].backends[].backup", Type: Bool, Default: "false",
+		Usage: "gets connections only while no backend that is none can take any",
+		Why:   "every server listed is there to serve"},
+	{Key: "loadBalancers[].backends[].weight", Type: Int, Default: "1",
+		Usage: "share of new connections relative to the others, 0 to 256; 0: none",
+		Why:   "all servers are equal unless it is said that they are not"},
+	{Key: "loadBalancers[].backends[].maxconn", Type: Int, Default: "0",
+		Usage: "open connections with it from each address of this node, at which further clients queue; 0: no limit (user space)",
+		Why:   "servers that can be overrun are rare, and say so"},
+	{Key: "loadBalancers[].backends[].maxqueue", Type: Int, Default: "0",
+		Usage: "clients that may queue for it; more are refused; 0: no limit (user space)",
+		Why:   "timeouts.queue bounds the wait"},
+	{Key: "loadBalancers[].backends[].slowstart", Type: Duration, Default: "0s",
+		Usage: "time in which its share grows to its weight after it came up (user space)",
+		Why:   "off: a server that is healthy can take its share"},
+}, trackSettings(), []Setting{
+	{Key: "dataDir", Flag: "data-dir", Type: Path, Default: "/var/lib/appliance",
+		Usage: "where votes and the group's log are kept",
+		Why:   "must survive a reboot: a node that forgets its vote could vote twice"},
+	{Key: "linger", Flag: "linger", Type: Duration, Default: "30s",
+		Usage: "how long after a stop the virtual addresses stay on lo, unanswered, for kernel data planes; 0s: not at all",
+		Why:   "an upgrade or restart within this time loses no open connection; longer only makes the node's own clients wait"},
+	{Key: "socket", Flag: "socket", Type: Path, Default: "/run/appliance/appliance.sock",
+		Usage: "the root-only socket that the other commands talk to",
+		Why:   "gone after a reboot, as it should be"},
+	{Key: "admin.listen[]", Flag: "admin-listen", Type: List, Default: "127.0.0.1:10001",
+		Usage: "where page, metrics and probes are served: address:port, unix:/path, or off",
+		Why:   "for whoever is on the node; beyond it a certificate, a password or a token is asked for"},
+	{Key: "admin.path", Type: String, Default: "/",
+		Usage: "where the page is; /stats for those who are used to haproxy's",
+		Why:   "nothing else is there"},
+	{Key: "admin.hosts[]", Type: List,
+		Usage: "names by which browsers may call this node",
+		Why:   "its addresses and localhost only: a foreign name that points here is an attack (DNS rebinding)"},
+	{Key: "admin.users[].name", Type: String,
+		Usage: "a user who may look",
+		Why:   "none: on the node itself everybody may"},
+	{Key: "admin.users[].passwordHash", Type: String,
+		Usage: "the bcrypt hash of the password; `appliance passwd` prints one",
+		Why:   "none: there is no password that fits all"},
+	{Key: "admin.tokenFile", Type: Path,
+		Usage: "a file with a bearer token, for scrapers",
+		Why:   "none, as admin.users"},
+	{Key: "admin.certFile", Type: Path,
+		Usage: "the certificate for TLS, read anew when it changes",
+		Why:   "none: on the node itself nobody listens in"},
+	{Key: "admin.certKeyFile", Type: Path,
+		Usage: "the key of that certificate",
+		Why:   "none, as admin.certFile"},
+	{Key: "admin.hideVersion", Type: Bool, Default: "false",
+		Usage: "leave the version out of what the admin listener shows",
+		Why:   "in an upgrade it is what one looks for"},
+
+	{Key: "log.level", Flag: "log-level", Type: String, Default: "info", Choices: logLevels,
+		Usage: "debug, info, warn or error",
+		Why:   "info is one line per change of state: quiet when nothing happens"},
+	{Key: "log.format", Flag: "log-format", Type: String, Default: "text", Choices: logFormats,
+		Usage: "text or json",
+		Why:   "people read it first"},
+})
+
+var element = regexp.MustCompile(`\[\d+\]`)
+
+// pattern turns the place of a value into the Key of its Setting.
+func pattern(key string) string { return element.ReplaceAllString(key, "[]") }
+
+// setting finds the Setting of a value by its place.
+func setting(key string) (Setting, bool) {
+	p := pattern(key)
+	for _, s := range settings {
+		if s.Key == p {
+			return s, true
+		}
+	}
+	return Setting{}, false
+}
+
+// children are the names that may follow prefix in the file, in order.
+func children(prefix string) []string {
+	var names []string
+	for _, s := range settings {
+		rest, ok := strings.CutPrefix(s.Key, prefix)
+		if !ok || s.Key == "" {
+			continue
+		}
+		name, _, _ := strings.Cut(rest, ".")
+		name = strings.TrimSuffix(name, "[]")
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// elsewhere is the one key of the file that ends in name, if there is just one.
+func elsewhere(name string) (key string, ok bool) {
+	for _, s := range settings {
+		if !strings.HasSuffix(s.Key, "."+name) {
+			continue
+		}
+		if ok {
+			return "", false
+		}
+		key, ok = s.Key, true
+	}
+	return key, ok
+}

@@ -1,0 +1,235 @@
+package raft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+)
+
+const (
+	// askTimeout bounds one round of asking the listed peers. A host that is
+	// down says nothing at all, so this is what startAsLeader waits for it, twice.
+	askTimeout = time.Second
+	// askPause lies between two rounds.
+	askPause = 200 * time.Millisecond
+)
+
+// findGroup brings a peer without state into a group: one that exists, or a new one.
+func (g *Group) findGroup(ctx context.Context) error {
+	if g.cfg.SingleNode {
+		return g.bootstrap(g.cfg.Peers, "single node")
+	}
+	said := ""
+	for {
+		strangers := g.introduceTo(ctx)
+		v := decide(g.hello(), g.ask(ctx))
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if v.why != said {
+			said = v.why
+			g.log.Info("looking for the group", "because", v.why, "unanswered", append(strangers, g.problems()...))
+		}
+		switch {
+		case v.do == bootstrapAlone && g.intend(foundAlone):
+			return g.bootstrap([]Peer{g.cfg.self()}, v.why)
+		case v.do == bootstrapTogether && g.intend(foundTogether):
+			return g.bootstrap(g.cfg.Peers, v.why)
+		case v.do == bootstrapAlone, v.do == bootstrapTogether:
+			continue // the intent is new: ask once more before acting on it
+		}
+		g.intend(undecided)
+		g.setPhase("looking for the group")
+		if v.do == join {
+			err := g.join(ctx)
+			if err == nil {
+				return nil
+			}
+			g.setRefused(err.Error())
+			if err.Error() != said {
+				said = err.Error()
+				g.log.Warn("cannot join the group yet", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(askPause):
+		}
+	}
+}
+
+// problems says why listed peers do not answer; a wrong key shows here.
+func (g *Group) problems() []string {
+	var all []string
+	for _, l := range g.allLinks() {
+		l.mu.Lock()
+		if l.problem != nil {
+			all = append(all, l.id+": "+l.problem.Error())
+		}
+		l.mu.Unlock()
+	}
+	return all
+}
+
+// intend sets what this peer is about to do and reports whether the others
+// have been asked since it was set.
+func (g *Group) intend(to intent) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was := g.intent
+	g.intent = to
+	return was == to
+}
+
+func (g *Group) bootstrap(peers []Peer, why string) error {
+	var c hraft.Configuration
+	for _, p := range peers {
+		c.Servers = append(c.Servers, hraft.Server{
+			Suffrage: hraft.Voter, ID: hraft.ServerID(p.ID), Address: hraft.ServerAddress(p.Addr.String()),
+		})
+	}
+	_, trans := hraft.NewInmemTransport("") // only its encoding of addresses is used
+	if err := hraft.BootstrapCluster(g.raftConfig(nil), g.store, g.store, g.store.snaps, trans, c); err != nil {
+		return fmt.Errorf("beginning the group in %s: %w", g.cfg.DataDir, err)
+	}
+	g.log.Info("began a new group", "peers", names(peers), "because", why)
+	return nil
+}
+
+// join asks for admission. When it returns nil this peer is in the group's configuration, as
+// a non-voter. Raft must not run before: a peer that lost its disk has lost
+// the vote that it gave, and while it still is a voter in the configuration it could give it
+// again, to another. Removed and added anew as a non-voter it has no vote; it gets
+// one back when it has the log, and so the term, of a group that knows it as new.
+func (g *Group) join(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	self := g.cfg.self()
+	err := errors.New("no peer answers")
+	for _, l := range g.allLinks() {
+		h, ok := g.helloOf(l.id)
+		if !ok || !h.HasState {
+			continue
+		}
+		if _, err = l.apart(ctx, request{Op: opAdmit, Peer: &self, From: self.ID, Joins: len(g.cfg.Join) > 0}); err == nil {
+			g.log.Info("admitted to the group, catching up", "by", l.id)
+			g.setRefused("")
+			return nil
+		}
+	}
+	return err
+}
+
+// checkCluster keeps a peer with another group's data directory away.
+func (g *Group) checkCluster(ctx context.Context) error {
+	self := g.hello()
+	for _, o := range g.ask(ctx) {
+		if self.Cluster != "" && o.Cluster != "" && self.Cluster != o.Cluster {
+			return fmt.Errorf("group: %s; the data directory here is %s", conflict(o, self), g.cfg.DataDir)
+		}
+	}
+	return nil
+}
+
+// ask says hello to every listed peer at once and returns who answered.
+func (g *Group) ask(ctx context.Context) []hello {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var (
+		wg  sync.WaitGroup
+		mu  sync.Mutex
+		all []hello
+	)
+	for _, l := range g.allLinks() {
+		wg.Go(func() {
+			h, err := g.greet(ctx, l)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			all = append(all, h)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(all, func(a, b hello) int { return strings.Compare(a.ID, b.ID) })
+	return all
+}
+
+// greet says hello to one peer and remembers the answer.
+func (g *Group) greet(ctx context.Context, l *link) (hello, error) {
+	rep, err := l.call(ctx, request{Op: opHello, From: g.cfg.ID})
+	if err != nil {
+		return hello{}, err
+	}
+	if rep.Hello == nil {
+		return hello{}, fmt.Errorf("peer %s does not say who it is; is it the same program?", l.id)
+	}
+	if rep.Hello.ID != l.id {
+		return hello{}, fmt.Errorf("peer %s at %s calls itself %q; correct the list of peers", l.id, l.addr, rep.Hello.ID)
+	}
+	g.detector.accept(l.id, rep.Datagrams)
+	g.mu.Lock()
+	old, met := g.hellos[l.id]
+	g.hellos[l.id] = *rep.Hello
+	g.mu.Unlock()
+	g.heardOfRemoval(*rep.Hello)
+	if why := conflict(g.hello(), *rep.Hello); why != "" && (!met || why != conflict(g.hello(), old)) {
+		g.log.Warn("refused a peer", "peer", l.id, "why", why)
+	}
+	return *rep.Hello, nil
+}
+
+func (g *Group) helloOf(id string) (hello, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	h, ok := g.hellos[id]
+	return h, ok
+}
+
+// hello is what this peer says of itself.
+func (g *Group) hello() hello {
+	g.mu.Lock()
+	h := hello{
+		ID: g.cfg.ID, Version: g.cfg.Version, Cluster: g.written, HasState: g.known,
+		StartAsLeader: g.cfg.StartAsLeader, Intent: g.intent, Peers: g.cfg.Peers,
+		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Claim: g.claim,
+		Protocol: protocolVersion, Oldest: oldestProtocol,
+	}
+	g.mu.Unlock()
+	if c := g.settings.get(clusterKey); c != "" {
+		h.Cluster = c
+	}
+	r := g.running()
+	if r == nil {
+		return h
+	}
+	if h.Cluster != "" {
+		h.Peers = g.roster() // the file has had its say
+	}
+	h.LastIndex, h.Term = r.LastIndex(), r.CurrentTerm()
+	h.HasState = h.LastIndex > 0
+	_, leader := r.LeaderWithID()
+	h.Leader = string(leader)
+	for _, s := range r.GetConfiguration().Configuration().Servers {
+		h.Members = append(h.Members, string(s.ID))
+	}
+	return h
+}
+
+// running is raft once it has been started, and nil before.
+func (g *Group) running() *hraft.Raft {
+	select {
+	case <-g.started:
+		return g.raft
+	default:
+		return nil
+	}
+}

@@ -1,0 +1,176 @@
+package raft
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+)
+
+// Counters only grow.
+type Counters struct {
+	// Refused connections: strangers, wrong keys, garbage, port scans.
+	Refused uint64 `json:"refused"`
+	// Elections that this peer stood in.
+	Elections uint64 `json:"elections"`
+	// Deaths of a holder's process that this peer proved and stood for.
+	Deaths uint64 `json:"deaths"`
+	// Missed holders: silent for a majority of peers, this one among them, which stood.
+	Missed uint64 `json:"missed"`
+	// Tenures of this peer.
+	Tenures uint64 `json:"tenures"`
+	// Commits of changes that this peer made as leader, and the time from
+	// asking until a majority had them on disk, in all.
+	Commits    uint64        `json:"commits"`
+	CommitTime time.Duration `json:"commitTime"`
+	// Ended counts ends of tenures by cause: deposed, leaving, handover, failed.
+	Ended map[string]uint64 `json:"ended,omitempty"`
+}
+
+// A Status is what a peer knows of its group at one moment.
+type Status struct {
+	ID      string `json:"id"`
+	Cluster string `json:"cluster,omitempty"`
+	// Phase says what the peer is doing: "looking for the group", "running", ...
+	Phase string `json:"phase"`
+	// Role is "follower", "candidate", "leader", or "" before raft runs.
+	Role   string `json:"role,omitempty"`
+	Term   uint64 `json:"term"`
+	Leader string `json:"leader,omitempty"`
+	// Holder is true during a tenure, Lease while the lease runs.
+	Holder bool      `json:"holder"`
+	Lease  bool      `json:"lease"`
+	Since  time.Time `json:"since,omitzero"`
+	// Trouble is what keeps this peer from taking part fully, or "".
+	Trouble  string       `json:"trouble,omitempty"`
+	Peers    []PeerStatus `json:"peers"`
+	Counters Counters     `json:"counters"`
+}
+
+// A PeerStatus is what a peer knows of another, or of itself.
+type PeerStatus struct {
+	ID   string         `json:"id"`
+	Addr netip.AddrPort `json:"address"`
+	// Role is "voter", "nonvoter", "witness", or "" for one that is no member.
+	Role      string        `json:"role,omitempty"`
+	Self      bool          `json:"self,omitempty"`
+	Connected bool          `json:"connected"`
+	Since     time.Time     `json:"since,omitzero"` // of Connected
+	RoundTrip time.Duration `json:"roundTrip,omitempty"`
+	// Datagrams come from the peer. Vanished: they came, and have stopped
+	// although its process is not known to have ended, so its host or the way to it is gone.
+	Datagrams bool `json:"datagrams"`
+	Vanished  bool `json:"vanished"`
+	// LastContact is how long ago the leader heard from the peer, or the peer from its leader. Zero: unknown.
+	LastContact time.Duration `json:"lastContact,omitempty"`
+	// Heard is how long ago a heartbeat or a request for a vote of the peer
+	// came, and HeardTerm its term: of a holder in its own term, its last sign.
+	// Zero: never.
+	Heard     time.Duration `json:"heard,omitempty"`
+	HeardTerm uint64        `json:"heardTerm,omitempty"`
+	// Died is the last term that a process of the peer led which is known to
+	// have ended.
+	Died    uint64 `json:"died,omitempty"`
+	Version string `json:"version,omitempty"`
+	// Priority, Drained and Pinned are how much it is wanted as holder; Standby
+	// follows without a vote until it is promoted.
+	Priority int  `json:"priority,omitempty"`
+	Drained  bool `json:"drained,omitempty"`
+	Pinned   bool `json:"pinned,omitempty"`
+	Standby  bool `json:"standby,omitempty"`
+	// Unfit is why it would rather not hold, or "".
+	Unfit   string `json:"unfit,omitempty"`
+	Witness bool   `json:"witness,omitempty"`
+	// Expected is a peer that may join and has not yet.
+	Expected bool `json:"expected,omitempty"`
+	// Problem says why the peer is not connected, or "".
+	Problem string `json:"problem,omitempty"`
+	// Conflict says why the peer is refused, or "".
+	Conflict string `json:"conflict,omitempty"`
+}
+
+// Changed is closed at the next change of what Status tells about roles,
+// leader and members. Take it before Status.
+func (g *Group) Changed() <-chan struct{} { return g.change.next() }
+
+// Status is a snapshot. It waits for nobody.
+func (g *Group) Status() Status {
+	self := g.hello()
+	s := Status{ID: g.cfg.ID, Cluster: self.Cluster, Term: self.Term, Leader: self.Leader}
+	g.mu.Lock()
+	s.Phase = g.phase
+	s.Counters = g.count
+	s.Counters.Ended = maps.Clone(g.causes)
+	tenure := g.tenure
+	hellos := maps.Clone(g.hellos)
+	g.mu.Unlock()
+	s.Counters.Refused = g.port.refused.Load()
+	if tenure.may != nil {
+		s.Holder, s.Since, s.Lease = true, tenure.since, tenure.may()
+	}
+	if err := g.store.trouble(); err != nil {
+		s.Trouble = "cannot write to the data directory: " + err.Error()
+	} else if err := g.settings.err(); err != nil {
+		s.Trouble = err.Error()
+	}
+	settings := g.settings.all()
+	suffrage := make(map[string]hraft.ServerSuffrage)
+	r := g.running()
+	if r != nil {
+		s.Role = map[hraft.RaftState]string{hraft.Follower: "follower", hraft.Candidate: "candidate", hraft.Leader: "leader"}[r.State()]
+		for _, m := range r.GetConfiguration().Configuration().Servers {
+			suffrage[string(m.ID)] = m.Suffrage
+		}
+		if len(suffrage) > 0 && !slices.Contains(self.Members, g.cfg.ID) && s.Trouble == "" {
+			s.Trouble = "this peer has been removed from the group; " + howBack
+		}
+	}
+	if s.Trouble == "" {
+		s.Trouble = g.refusal()
+	}
+	for _, p := range g.roster() {
+		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
+		ps.Priority, ps.Drained, ps.Pinned = g.standingOf(p.ID).priority, settings[drainPrefix+p.ID] != "", settings[pinKey] == p.ID
+		ps.Witness = p.Witness
+		ps.Unfit = g.claimOf(p.ID).String()
+		m, known := memberOf(settings, p.ID)
+		ps.Standby = m.Standby
+		_, in := suffrage[p.ID]
+		ps.Expected = known && !in
+		switch suf, member := suffrage[p.ID]; {
+		case !member:
+		case suf != hraft.Voter:
+			ps.Role = "nonvoter"
+		case p.Witness:
+			ps.Role = "witness"
+		default:
+			ps.Role = "voter"
+		}
+		ps.Datagrams, ps.Vanished = g.detector.reach(p.ID)
+		if l := g.link(p.ID); l != nil {
+			l.mu.Lock()
+			ps.Connected, ps.Since, ps.RoundTrip = l.connected, l.since, l.roundTrip
+			if l.problem != nil {
+				ps.Problem = l.problem.Error()
+			}
+			l.mu.Unlock()
+		} else {
+			ps.Connected, ps.Version = true, g.cfg.Version
+		}
+		if h, ok := hellos[p.ID]; ok && !ps.Self {
+			ps.Conflict = conflict(self, h)
+		}
+		if ago, ok := g.lease.granted(self.Term, p.ID); ok && s.Role == "leader" {
+			ps.LastContact = ago
+		} else if r != nil && p.ID == s.Leader && !ps.Self {
+			ps.LastContact = time.Since(r.LastContact())
+		}
+		if ago, term, died, heard := g.ledger.sign(p.ID); heard {
+			ps.Heard, ps.HeardTerm, ps.Died = max(ago, 1), term, died
+		}
+		s.Peers = append(s.Peers, ps)
+	}
+	return s
+}

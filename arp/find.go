@@ -1,0 +1,172 @@
+package arp
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// FindInterface finds the interface on whose link vip is answered. pattern is
+// a name, or a regular expression that a whole name matches, or empty: then
+// the interface whose subnet holds vip. Where pattern leaves several, the
+// subnet decides among them.
+func FindInterface(vip netip.Addr, pattern string) (string, error) {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return "", fmt.Errorf("arp: list interfaces: %w", err)
+	}
+	var names []string
+	index := make(map[int]string)
+	for _, l := range links {
+		a := l.Attrs()
+		if a.RawFlags&unix.IFF_LOOPBACK != 0 {
+			continue
+		}
+		names = append(names, a.Name)
+		index[a.Index] = a.Name
+	}
+	subnets, err := subnets(vip, index)
+	if err != nil {
+		return "", err
+	}
+	return choose(vip, pattern, names, subnets)
+}
+
+// A subnet is a network that an interface is directly connected to.
+type subnet struct {
+	iface  string
+	prefix netip.Prefix
+}
+
+// subnets lists the directly connected networks that hold vip.
+func subnets(vip netip.Addr, index map[int]string) ([]subnet, error) {
+	all, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	var found []subnet
+	add := func(i int, p netip.Prefix) {
+		if s := (subnet{index[i], p.Masked()}); s.iface != "" && subnetContains(p, vip) && !slices.Contains(found, s) {
+			found = append(found, s)
+		}
+	}
+	for _, a := range all {
+		add(a.index, netip.PrefixFrom(a.addr, a.bits))
+	}
+	// A host address from DHCPv6 has no subnet; the router's advertisement
+	// makes an on-link route of it.
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family(vip)) })
+	if err != nil {
+		return nil, fmt.Errorf("arp: list routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Gw != nil || len(r.MultiPath) > 0 || r.Dst == nil || r.Type != unix.RTN_UNICAST {
+			continue
+		}
+		ip, ok := netip.AddrFromSlice(r.Dst.IP)
+		bits, _ := r.Dst.Mask.Size()
+		// A default route without gateway says nothing about the link.
+		if ok && bits > 0 {
+			add(r.LinkIndex, netip.PrefixFrom(ip, bits))
+		}
+	}
+	return found, nil
+}
+
+// choose is FindInterface without the kernel.
+func choose(vip netip.Addr, pattern string, names []string, subnets []subnet) (string, error) {
+	names = slices.Sorted(slices.Values(names))
+	candidates := names
+	if pattern != "" {
+		if slices.Contains(names, pattern) {
+			return pattern, nil
+		}
+		re, err := regexp.Compile("^(?:" + pattern + ")$")
+		if err != nil {
+			return "", fmt.Errorf("arp: interface %q is neither a name here nor a regular expression (%w): write one of: %s", pattern, err, list(names))
+		}
+		candidates = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !re.MatchString(n) })
+		switch len(candidates) {
+		case 0:
+			return "", fmt.Errorf("arp: no interface matches %q: write one of: %s", pattern, list(names))
+		case 1:
+			return candidates[0], nil
+		}
+	}
+	var fit []subnet
+	for _, s := range subnets {
+		if slices.Contains(candidates, s.iface) {
+			fit = append(fit, s)
+		}
+	}
+	// The narrowest subnet, as in routing.
+	slices.SortStableFunc(fit, func(a, b subnet) int { return cmp.Compare(b.prefix.Bits(), a.prefix.Bits()) })
+	var best []string
+	for _, s := range fit {
+		if s.prefix.Bits() == fit[0].prefix.Bits() && !slices.Contains(best, s.iface) {
+			best = append(best, s.iface)
+		}
+	}
+	switch {
+	case len(best) == 1:
+		return best[0], nil
+	case len(best) > 1:
+		return "", fmt.Errorf("arp: VIP %s is in the subnet of several interfaces: set the interface to one of: %s", vip, list(best))
+	case pattern != "":
+		return "", fmt.Errorf("arp: several interfaces match %q and none has VIP %s in its subnet: set the interface to one of: %s", pattern, vip, list(candidates))
+	default:
+		return "", fmt.Errorf("arp: no interface has VIP %s in its subnet: check the VIP, or set the interface to one of: %s", vip, list(names))
+	}
+}
+
+func list(names []string) string {
+	if len(names) == 0 {
+		return "(this host has none but lo)"
+	}
+	return strings.Join(names, ", ")
+}
+
+// LocalAddrs lists this host's addresses, without those that an appliance has
+// bound, so that a peer finds itself among the listed ones.
+func LocalAddrs() ([]netip.Addr, error) {
+	all, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	lo, err := loIndex()
+	if err != nil {
+		return nil, err
+	}
+	var local []netip.Addr
+	for _, a := range all {
+		if a.index == lo && a.ours() {
+			continue
+		}
+		local = append(local, a.addr)
+	}
+	return local, nil
+}
+
+// interfaceNames maps index to name.
+func interfaceNames() (map[int]string, error) {
+	links, err := whole(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("arp: list interfaces: %w", err)
+	}
+	names := make(map[int]string, len(links))
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	return names, nil
+}
+
+// subnetContains leaves out single addresses, which say nothing of the link.
+func subnetContains(p netip.Prefix, a netip.Addr) bool {
+	return p.IsValid() && !p.IsSingleIP() && p.Contains(a)
+}

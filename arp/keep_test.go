@@ -1,0 +1,139 @@
+package arp
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A recorder is a Silencer that notes what was on lo when it was called.
+type recorder struct {
+	t        *testing.T
+	lo       int
+	calls    []string
+	last     []Silenced
+	repaired int
+	err      error
+}
+
+func (r *recorder) Silence(_ context.Context, set []Silenced) (int, error) {
+	all, err := addresses()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	call := "silence"
+	if len(set) == 0 {
+		call = "lift"
+	}
+	if slices.ContainsFunc(all, func(a address) bool { return a.index == r.lo && a.addr == vip4 }) {
+		call += " while bound"
+	}
+	r.calls = append(r.calls, call)
+	r.last = set
+	return r.repaired, r.err
+}
+
+// The kernel never has the VIP while it may speak for it.
+func TestSilenceGoesAroundTheBinding(t *testing.T) {
+	h := newLAN(t).host("198.51.100.1/24", "192.0.2.11/24")
+	within(t, h.ns, func() error {
+		lo, err := loIndex()
+		if err != nil {
+			return err
+		}
+		r := &recorder{t: t, lo: lo, err: errors.New("nf_tables is missing")}
+		var log strings.Builder
+		w, err := Open(Config{VIPs: []VIP{{vip4, "eth0"}, {vip6, "eth0"}}, Silencer: r, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			return err
+		}
+		if len(r.calls) != 0 {
+			t.Errorf("Open called the Silencer")
+		}
+		k := w.keeper
+
+		if err := k.keep(t.Context()); err == nil {
+			t.Error("no error though the kernel speaks")
+		}
+		if w.Status()[0].Bound {
+			t.Error("bound though the kernel speaks")
+		}
+		r.err = nil
+		if err := k.keep(t.Context()); err != nil {
+			return err
+		}
+		// The sender that stands in is the address of the VIP's own subnet.
+		if want := []Silenced{{vip4, "eth0", netip.MustParseAddr("192.0.2.11")}}; !slices.Equal(r.last, want) {
+			t.Errorf("silenced %v, want %v", r.last, want)
+		}
+		r.repaired = 1
+		for range 3 {
+			if err := k.keep(t.Context()); err != nil {
+				return err
+			}
+		}
+		if n := strings.Count(log.String(), "silence had been lifted"); n != 1 {
+			t.Errorf("a repair that repeats was logged %d times", n)
+		}
+		s := w.Status()
+		if !s[0].Bound || !s[1].Bound || s[0].Repairs != 3 {
+			t.Errorf("status %+v", s)
+		}
+		// A kernel that cannot be silenced any more loses the VIP with its
+		// lifetime, as nothing is renewed.
+		k.renewed = time.Now().Add(-time.Hour)
+		r.err = errors.New("nf_tables is gone")
+		if err := k.keep(t.Context()); err == nil || time.Since(k.renewed) < time.Minute {
+			t.Errorf("renewed though the kernel speaks: %v", err)
+		}
+		r.err = nil
+		// release runs when the context has ended.
+		ended, end := context.WithCancel(t.Context())
+		end()
+		if err := k.release(ended); err != nil {
+			return err
+		}
+		want := []string{"silence", "silence", "silence while bound", "silence while bound", "silence while bound", "silence while bound", "lift"}
+		if !slices.Equal(r.calls, want) {
+			t.Errorf("calls %q, want %q", r.calls, want)
+		}
+		if s := w.Status(); s[0].Bound || s[1].Bound {
+			t.Errorf("status after release %+v", s)
+		}
+		return nil
+	})
+	if got := h.loAddrs(); len(got) != 0 {
+		t.Errorf("left on lo: %v", got)
+	}
+}
+
+// Somebody else (NetworkManager, keepalived) binds the VIP while we run.
+func TestVIPElsewhereIsSaidOnce(t *testing.T) {
+	h := newLAN(t).host("192.0.2.11/24")
+	within(t, h.ns, func() error {
+		var log strings.Builder
+		w, err := Open(Config{VIPs: []VIP{{vip6, "eth0"}}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err != nil {
+			return err
+		}
+		k := w.keeper
+		s, _, _ := w.links.get("eth0")
+		if err := bind(vip6, s.index, time.Hour); err != nil {
+			return err
+		}
+		for range 2 {
+			if err := k.keep(t.Context()); err != nil {
+				return err
+			}
+		}
+		if n := strings.Count(log.String(), "ip addr del 2001:db8::10/128 dev eth0"); n != 1 {
+			t.Errorf("said %d times:\n%s", n, &log)
+		}
+		return nil
+	})
+}

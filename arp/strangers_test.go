@@ -1,0 +1,212 @@
+package arp
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/arp"
+	"github.com/mdlayher/ethernet"
+	"github.com/mdlayher/ndp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ask4 is an ARP request for the VIP by the client.
+func ask4(t *testing.T, client *host, sender netip.Addr, dst net.HardwareAddr, vlan *ethernet.VLAN) []byte {
+	t.Helper()
+	p, err := arp.NewPacket(arp.OperationRequest, client.mac, sender, make(net.HardwareAddr, 6), vip4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := p.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := ethernet.Frame{Destination: dst, Source: client.mac, VLAN: vlan, EtherType: ethernet.EtherTypeARP, Payload: payload}
+	b, err := f.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// ask6 is a solicitation by the client to the VIP's own address.
+func ask6(t *testing.T, client *host, dst net.HardwareAddr, hops byte) []byte {
+	t.Helper()
+	body, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{TargetAddress: vip6}, client6, vip6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := []byte{6 << 4, 0, 0, 0, 0, byte(len(body)), icmpv6, hops}
+	b = append(append(append(b, client6.AsSlice()...), vip6.AsSlice()...), body...)
+	f := ethernet.Frame{Destination: dst, Source: client.mac, EtherType: unix.ETH_P_IPV6, Payload: b}
+	frame, err := f.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return frame
+}
+
+// answered says whether p answers frame; p answers nothing else meanwhile.
+func answered(t *testing.T, p *node, client *host, frame []byte, wait time.Duration) bool {
+	t.Helper()
+	before := p.status()[0].Answers
+	client.write(frame)
+	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if p.status()[0].Answers > before {
+			return true
+		}
+	}
+	return false
+}
+
+func TestUnusualQuestionsARP(t *testing.T) {
+	w := newWorld(t, families()[0], 1)
+	p := w.peers[0]
+	p.hold()
+	// As behind a tcpdump: the device takes what is for others.
+	p.eth0(netlink.SetPromiscOn)
+	stranger := net.HardwareAddr{2, 0, 0, 0, 0x77, 0x77}
+	for _, tt := range []struct {
+		name  string
+		frame []byte
+		want  bool
+	}{
+		{"probe", ask4(t, w.client, netip.IPv4Unspecified(), ethernet.Broadcast, nil), true},
+		{"unicast", ask4(t, w.client, client4, p.mac, nil), true},
+		{"of another subnet", ask4(t, w.client, netip.MustParseAddr("198.51.100.1"), ethernet.Broadcast, nil), true},
+		{"tagged for VLAN 7", ask4(t, w.client, client4, ethernet.Broadcast, &ethernet.VLAN{ID: 7}), false},
+		{"to another host", ask4(t, w.client, client4, stranger, nil), false},
+	} {
+		wait := 10 * time.Second
+		if !tt.want {
+			wait = quietTime / 3
+		}
+		if got := answered(t, p, w.client, tt.frame, wait); got != tt.want {
+			t.Errorf("%s: answered %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestUnusualQuestionsNDP(t *testing.T) {
+	w := newWorld(t, families()[1], 1)
+	p := w.peers[0]
+	p.hold()
+	mark := w.tap.mark()
+	// RFC 4861 4.3 lets a unicast solicitation leave out the asker's address.
+	if !answered(t, p, w.client, ask6(t, w.client, p.mac, ndp.HopLimit), 10*time.Second) {
+		t.Error("a solicitation without link-layer address is not answered")
+	}
+	eventually(t, "the answer is on the wire", func() bool {
+		for _, f := range w.tap.from(p.mac, mark) {
+			if _, ok := speaks(f, vip6); ok && f.Destination.String() == w.client.mac.String() {
+				return true
+			}
+		}
+		return false
+	})
+	if answered(t, p, w.client, ask6(t, w.client, p.mac, 64), quietTime/3) {
+		t.Error("a solicitation that came over a router is answered (RFC 4861 7.1.1)")
+	}
+}
+
+// A machine that wants the VIP for itself and looks first is told that it is
+// taken.
+func TestDuplicateAddressDetectionIsAnswered(t *testing.T) {
+	w := newWorld(t, families()[1], 1)
+	w.peers[0].hold()
+	eventually(t, "announcement", func() bool { return len(w.tap.speakers(vip6, 0)) > 0 })
+	w.client.eth0(func(l netlink.Link) error {
+		if err := writeSysctl("net/ipv6/conf/all/accept_dad", "1"); err != nil {
+			return err
+		}
+		if err := writeSysctl("net/ipv6/conf/eth0/accept_dad", "1"); err != nil {
+			return err
+		}
+		return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: vip6.AsSlice(), Mask: net.CIDRMask(64, 128)}})
+	})
+	eventually(t, "the kernel of the other machine gives the address up", func() bool {
+		failed := false
+		w.client.eth0(func(l netlink.Link) error {
+			all, err := netlink.AddrList(l, netlink.FAMILY_V6)
+			for _, a := range all {
+				failed = failed || a.IP.Equal(vip6.AsSlice()) && a.Flags&unix.IFA_F_DADFAILED != 0
+			}
+			return err
+		})
+		return failed
+	})
+}
+
+// A claim out of the blue is answered by announcing anew, and not as often as
+// it comes.
+func TestForeignClaimIsDefended(t *testing.T) {
+	w := newWorld(t, families()[0], 1)
+	p := w.peers[0]
+	p.hold()
+	// The begin of the tenure has passed, so that no other announcement comes.
+	eventually(t, "the burst is over", func() bool { return p.status()[0].Announcements >= uint64(2*len(burst())) })
+	before := p.status()[0]
+	st := &arpStation{mac: w.client.mac}
+	for range 20 {
+		frame, _, err := st.marshal(packet{kind: announceReply, vip: vip4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.client.write(frame)
+	}
+	eventually(t, "claims are counted", func() bool { return p.status()[0].ForeignClaims == before.ForeignClaims+20 })
+	if got := p.status()[0].Announcements - before.Announcements; got != 2 {
+		t.Errorf("%d packets announced in defence, want the two of one announcement", got)
+	}
+}
+
+func TestBridgeAsInterface(t *testing.T) {
+	l := newLAN(t)
+	h := l.host()
+	h.eth0(func(eth netlink.Link) error {
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "vmbr0"}}
+		if err := netlink.LinkAdd(br); err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMaster(eth, br); err != nil {
+			return err
+		}
+		for _, a := range []string{"192.0.2.11/24", "2001:db8::11/64"} {
+			addr, err := netlink.ParseAddr(a)
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(br, addr); err != nil {
+				return err
+			}
+		}
+		if err := netlink.LinkSetUp(br); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("vmbr0")
+		if err != nil {
+			return err
+		}
+		h.mac = link.Attrs().HardwareAddr
+		return nil
+	})
+	client := l.host("192.0.2.99/24", "2001:db8::99/64")
+	p := h.startNode(nodeConfig{VIPs: []VIP{{vip4, "vmbr0"}, {vip6, "vmbr0"}}})
+	p.hold()
+	for _, vip := range []netip.Addr{vip4, vip6} {
+		if mac := client.resolve(vip, true, 20*time.Second); mac != p.mac.String() {
+			t.Errorf("client found %q for %s, want the bridge %s", mac, vip, p.mac)
+		}
+	}
+	// The only port of the bridge goes, and its carrier with it.
+	p.eth0(netlink.LinkSetDown)
+	eventually(t, "carrier is lost", func() bool { return p.do("carrier") == "false" })
+	p.eth0(netlink.LinkSetUp)
+	eventually(t, "carrier returns", func() bool { return p.do("carrier") == "true" })
+	if mac := client.resolve(vip6, true, 20*time.Second); mac != p.mac.String() {
+		t.Errorf("client found %q after the bridge came back", mac)
+	}
+}

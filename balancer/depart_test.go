@@ -1,0 +1,52 @@
+package balancer
+
+import (
+	"testing"
+	"time"
+)
+
+// A backend that is taken out of the configuration keeps its open connections
+// for a while, unless it is dead or comes back.
+func TestDepart(t *testing.T) {
+	run(t, []LoadBalancer{lbOf("api", 4)}, func(b *bench) { b.s.set(addr(4), errRefused) }, func(b *bench) {
+		set := func(n int) {
+			t.Helper()
+			if err := b.b.Set([]LoadBalancer{lbOf("api", n)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(1)
+		if got := b.planes[Direct].serves(); got != "api[1|2,3]" {
+			t.Errorf("two left: %s", got)
+		}
+		time.Sleep(10 * time.Minute)
+		set(2) // one of them is back
+		if got := b.planes[Direct].serves(); got != "api[1,2|3]" {
+			t.Errorf("one is back: %s", got)
+		}
+		b.s.set(addr(2), errRefused)
+		time.Sleep(10 * time.Second)
+		if got := b.planes[Direct].serves(); got != "api[1|3]" {
+			t.Errorf("and dies: %s", got)
+		}
+		time.Sleep(departTime)
+		if got := b.planes[Direct].serves(); got != "api[1|]" {
+			t.Errorf("later: %s", got)
+		}
+	})
+}
+
+// So do those that leave while the load balancer moves to another plane.
+func TestDepartWhileMoving(t *testing.T) {
+	run(t, []LoadBalancer{lbOf("api", 3)}, nil, func(b *bench) {
+		b.planes[Direct].serves()
+		b.planes[Direct].do(func() { b.planes[Direct].unusable = errRefused })
+		if err := b.b.Set([]LoadBalancer{lbOf("api", 2)}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second)
+		if got := b.planes[IPVS].serves(); got != "api[1,2|3]" {
+			t.Errorf("the new plane serves %s", got)
+		}
+	})
+}

@@ -1,0 +1,2 @@
+// Package balancer decides which backends of each load balancer get traffic.
+package balancer

@@ -1,0 +1,429 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+
+	"appliance/balancer"
+)
+
+// A Redirector brings connections for one address to another on this host,
+// in prerouting and for local clients. Redirect makes the redirections exactly
+// those of to, whatever they were; repaired counts those of the last call that
+// somebody else has removed since.
+type Redirector interface {
+	Redirect(ctx context.Context, to map[netip.AddrPort]netip.AddrPort) (repaired int, err error)
+}
+
+// Config is what a Forwarder needs.
+type Config struct {
+	// Redirector lets the forwarder share a frontend's port with a program
+	// that listens on every address. Without one it listens on the frontend
+	// itself, as it always does on loopback and unspecified frontends.
+	Redirector Redirector
+	// Report, if set, is told of each dial that failed or hung.
+	Report Reporter
+	// Log is slog.Default() where nil.
+	Log *slog.Logger
+	// Loops is how many threads move connections; zero means GOMAXPROCS, at
+	// most 8. While a loop waits for events it keeps one of the Go scheduler's
+	// places, which costs a hand-over if anybody else needs it: a program that
+	// cares for speed gives GOMAXPROCS as many more.
+	Loops int
+}
+
+// A Forwarder is the data plane userspace.
+type Forwarder struct {
+	redirector Redirector
+	report     Reporter
+	log        *slog.Logger
+	count      int // of loops
+	pools      *pools
+	shortage   shortage
+
+	loops   []*loop        // since the first service, never others
+	running sync.WaitGroup // the loops
+	conns   sync.WaitGroup // grows only while there are doors
+	drains  sync.WaitGroup
+
+	applying sync.Mutex // held by Apply, Drain and Close for all their time
+	draining bool       // guarded by applying: nothing listens any more
+	closed   bool       // guarded by applying
+
+	mu       sync.Mutex // guards the two below, briefly
+	services map[netip.AddrPort]*service
+	retired  []*service // without listener, but with open connections
+}
+
+var (
+	_ balancer.Plane = (*Forwarder)(nil)
+	_ balancer.Meter = (*Forwarder)(nil)
+)
+
+// New makes a Forwarder that serves nothing yet.
+func New(cfg Config) *Forwarder {
+	f := &Forwarder{
+		redirector: cfg.Redirector, report: cfg.Report, log: cfg.Log, count: cfg.Loops,
+		pools: newPools(), services: make(map[netip.AddrPort]*service),
+	}
+	if f.count <= 0 {
+		f.count = min(runtime.GOMAXPROCS(0), maxLoops)
+	}
+	if f.log == nil {
+		f.log = slog.Default()
+	}
+	if f.report == nil {
+		f.report = func(balancer.Target, error) {}
+	}
+	return f
+}
+
+// Name implements balancer.Plane.
+func (f *Forwarder) Name() balancer.PlaneName { return balancer.UserSpace }
+
+// Usable implements balancer.Plane. User space can always forward.
+func (f *Forwarder) Usable(_ context.Context, lb balancer.LoadBalancer) error {
+	_, err := newScheduler(lb.Scheduler)
+	return err
+}
+
+// Apply implements balancer.Plane. A frontend that is served already keeps its
+// listener. One that leaves keeps its open connections, as a move to another
+// plane or a reload should: they end by themselves, or with Close.
+func (f *Forwarder) Apply(ctx context.Context, services []balancer.Service) (repaired int, err error) {
+	f.applying.Lock()
+	defer f.applying.Unlock()
+	if f.closed {
+		return 0, fmt.Errorf("user-space data plane: %w", net.ErrClosed)
+	}
+	if f.draining {
+		return 0, f.follow(services)
+	}
+	var errs []error
+	want := make(map[netip.AddrPort]bool)
+	redirect := make(map[netip.AddrPort]netip.AddrPort)
+	for _, w := range services {
+		if want[w.Frontend] {
+			errs = append(errs, fmt.Errorf("frontend %s: there are two services for it: remove one", w.Frontend))
+			continue
+		}
+		want[w.Frontend] = true
+		s, err := f.serve(w)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if s != nil && f.redirected(w.Frontend) {
+			redirect[w.Frontend] = s.address()
+		}
+	}
+	f.mu.Lock()
+	var leaving []*service
+	for frontend, s := range f.services {
+		if !want[frontend] {
+			delete(f.services, frontend)
+			leaving = append(leaving, s)
+		}
+	}
+	f.retired = append(slices.DeleteFunc(f.retired, (*service).idle), leaving...)
+	f.mu.Unlock()
+
+	// Clients are sent elsewhere before the door they knew is closed.
+	if f.redirector != nil {
+		repaired, err = f.redirector.Redirect(ctx, redirect)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("redirect to user space: %w", err))
+		}
+	}
+	for _, s := range leaving {
+		s.stop()
+	}
+	return repaired, errors.Join(errs...)
+}
+
+// follow tells the services that drain which of their backends are left.
+// Called by Apply only.
+func (f *Forwarder) follow(services []balancer.Service) error {
+	var errs []error
+	for _, w := range services {
+		f.mu.Lock()
+		s := f.services[w.Frontend]
+		f.mu.Unlock()
+		if s != nil {
+			errs = append(errs, s.update(w))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// redirected reports whether frontend is reached by way of another port.
+func (f *Forwarder) redirected(frontend netip.AddrPort) bool {
+	return f.redirector != nil && !frontend.Addr().IsLoopback() && !frontend.Addr().IsUnspecified()
+}
+
+// serve makes one frontend's service what it should be. Called by Apply only.
+func (f *Forwarder) serve(w balancer.Service) (*service, error) {
+	f.mu.Lock()
+	s := f.services[w.Frontend]
+	f.mu.Unlock()
+	if s != nil {
+		return s, s.update(w)
+	}
+	at := w.Frontend
+	if f.redirected(at) {
+		at = netip.AddrPortFrom(at.Addr(), 0) // the kernel finds a free port
+	}
+	if err := f.begin(); err != nil {
+		return nil, fmt.Errorf("load balancer %s: %w", w.LoadBalancer, err)
+	}
+	s = &service{f: f, frontend: w.Frontend, targets: make(map[balancer.Target]*target)}
+	// The table is there before the first client can be.
+	if err := s.update(w); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.listener, err = listen(at); err != nil {
+		return nil, fmt.Errorf("load balancer %s: %w", w.LoadBalancer, err)
+	}
+	for _, l := range f.loops {
+		s.doors = append(s.doors, &door{loop: l, service: s})
+	}
+	f.mu.Lock()
+	f.services[w.Frontend] = s
+	f.mu.Unlock()
+	for _, d := range s.doors {
+		d.loop.do(d.open)
+	}
+	return s, nil
+}
+
+// maxLoops is the default's bound: a loop fills a core with more traffic than
+// most networks have.
+const maxLoops = 8
+
+// begin starts the loops, once. Called by Apply only.
+func (f *Forwarder) begin() error {
+	if f.loops != nil {
+		return nil
+	}
+	var loops []*loop
+	for range f.count {
+		l, err := newLoop(f)
+		if err != nil {
+			for _, l := range loops {
+				l.close()
+			}
+			return fmt.Errorf("wait for sockets by epoll: %w", err)
+		}
+		loops = append(loops, l)
+	}
+	f.loops = loops
+	for _, l := range loops {
+		f.running.Go(l.run)
+	}
+	return nil
+}
+
+// onLoops has each loop call fn, and returns when all have.
+func (f *Forwarder) onLoops(fn func(*loop)) {
+	var all sync.WaitGroup
+	for _, l := range f.loops {
+		all.Add(1)
+		l.do(func() {
+			defer all.Done()
+			fn(l)
+		})
+	}
+	all.Wait()
+}
+
+// update replaces the table and resets what it leaves behind.
+func (s *service) update(w balancer.Service) error {
+	h := w.Handling
+	next := &table{
+		name: w.Scheduler, handling: h, choosy: len(h.Allow)+len(h.Deny) > 0,
+		patience: int64(w.ConnectTimeout), tries: 1 + h.Retries,
+	}
+	if next.patience <= 0 {
+		next.patience = int64(defaultConnectTimeout)
+	}
+	switch {
+	case h.Retries == 0:
+		next.tries = 1 + defaultRetries
+	case h.Retries < 0:
+		next.tries = 1
+	}
+	now := s.table.Load()
+	if now != nil && now.name == w.Scheduler {
+		next.scheduler = now.scheduler // with its memory of whose turn it is
+	} else {
+		var err error
+		if next.scheduler, err = newScheduler(w.Scheduler); err != nil {
+			return fmt.Errorf("load balancer %s: %w", w.LoadBalancer, err)
+		}
+	}
+	switch {
+	case h.Persistence <= 0:
+	case now != nil && now.sticky != nil:
+		next.sticky = now.sticky
+		next.sticky.setSpan(h.Persistence)
+	default:
+		next.sticky = newSticky(h.Persistence)
+	}
+	// Kept is by address, so that a load balancer may change its name.
+	kept := make(map[netip.AddrPort]bool)
+	for _, b := range slices.Concat(w.Backends, w.Draining) {
+		kept[b.Addr] = true
+	}
+	served := make(map[*target]bool)
+	if now != nil {
+		for _, old := range now.slots {
+			served[old.target] = old.weight > 0
+		}
+	}
+	at := nanotime()
+	left := false
+	s.f.mu.Lock()
+	for _, b := range w.Backends {
+		t := s.target(balancer.Target{LoadBalancer: w.LoadBalancer, Backend: b.Addr})
+		// Those of the beginning need no slow start: nobody else has the load.
+		if now != nil && !served[t] {
+			t.since.Store(at)
+		}
+		next.slots = append(next.slots, slot{t, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart)})
+	}
+	// Those that stay must be welcome before the table names them, and those
+	// that leave must be out of it before their connections are reset.
+	for id, t := range s.targets {
+		if kept[id.Backend] {
+			t.gone.Store(false)
+		}
+	}
+	s.table.Store(next)
+	for id, t := range s.targets {
+		if !kept[id.Backend] {
+			left = !t.gone.Swap(true) || left
+		}
+	}
+	s.f.mu.Unlock()
+	if left {
+		s.f.onLoops((*loop).sweep)
+	}
+	if s.queue.waiting.Load() > 0 {
+		s.call()
+	}
+	s.reopen()
+	return nil
+}
+
+// sweep resets the connections whose target has gone.
+func (l *loop) sweep() {
+	l.each(func(c *conn) {
+		if c.state == relaying && c.target.gone.Load() {
+			c.abort()
+		}
+	})
+}
+
+// target is the one of that identity, which keeps its counters however often
+// it leaves. Called with Forwarder.mu held.
+func (s *service) target(id balancer.Target) *target {
+	t := s.targets[id]
+	if t == nil {
+		t = newTarget(id)
+		s.targets[id] = t
+	}
+	return t
+}
+
+// idle reports whether the service has no connection left.
+func (s *service) idle() bool {
+	for _, t := range s.targets {
+		if t.open.Load() > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// Stats implements balancer.Meter.
+func (f *Forwarder) Stats() map[balancer.Target]balancer.Traffic {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stats := make(map[balancer.Target]balancer.Traffic)
+	add := func(s *service) {
+		for _, t := range s.targets {
+			stats[t.id] = stats[t.id].Add(t.traffic())
+		}
+	}
+	for _, s := range f.services {
+		add(s)
+	}
+	for _, s := range f.retired {
+		add(s)
+	}
+	return stats
+}
+
+// Drain stops listening and returns when every connection has ended, or with
+// the cause of ctx. What is left then is reset by Close. Apply may be called
+// meanwhile: it still resets what a dead backend holds.
+func (f *Forwarder) Drain(ctx context.Context) error {
+	f.finish(false)
+	done := make(chan struct{})
+	// It ends with the last connection, at the latest with those of Close.
+	f.drains.Go(func() {
+		f.conns.Wait()
+		close(done)
+	})
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Close implements balancer.Plane. It resets what is open, and returns when
+// nothing of the forwarder runs any more.
+func (f *Forwarder) Close() error {
+	f.finish(true)
+	f.onLoops(func(l *loop) { l.each((*conn).abort) })
+	f.conns.Wait()
+	f.onLoops(func(l *loop) { l.stopped = true })
+	f.running.Wait()
+	f.loops = nil
+	f.drains.Wait()
+	f.pools.close()
+	if f.redirector == nil {
+		return nil
+	}
+	// The host must lose the redirections even where Close is called because
+	// every other context has ended.
+	_, err := f.redirector.Redirect(context.Background(), nil)
+	return err
+}
+
+// finish closes the listeners, once.
+func (f *Forwarder) finish(closed bool) {
+	f.applying.Lock()
+	defer f.applying.Unlock()
+	f.closed = f.closed || closed
+	if f.draining {
+		return
+	}
+	f.draining = true
+	f.mu.Lock()
+	all := slices.Collect(maps.Values(f.services))
+	f.mu.Unlock()
+	for _, s := range all {
+		s.stop()
+	}
+}

@@ -1,0 +1,309 @@
+package forward
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// loop moves the connections that are its own, on one thread, by one epoll
+// instance. Nobody else touches them: others hand it functions by do.
+type loop struct {
+	f        *Forwarder
+	ep, wake int // wake is an eventfd that do writes to
+
+	// Owned by the goroutine that runs it.
+	now    int64   // nanoseconds since epoch, read once in each round
+	conns  []*conn // by slot, nil where free
+	free   []int32
+	doors  []*door
+	serial uint32
+	timers timers
+	more   []ref // connections that have not moved all they could
+	buf    []byte
+	spare  []*conn
+	// openings that no connection needs now
+	openings []*opening
+	yielded  int64
+	stopped  bool
+	settling bool // a timer will call settle
+
+	open atomic.Int64 // connections, for those who choose a loop
+
+	mu    sync.Mutex
+	inbox []func()
+}
+
+// epoch is what times in the loops are counted from: differences of the
+// monotonic clock fit a word.
+var epoch = time.Now()
+
+func nanotime() int64 { return int64(time.Since(epoch)) }
+
+// ref names a connection as long as it lives; slots are used again.
+type ref struct {
+	slot int32
+	id   uint32
+}
+
+// In the data of an event, Fd is a slot, or one of these, and Pad the serial
+// number of the registration, so that an event of a file that was closed in
+// the same round is not taken for its successor's.
+const (
+	slotWake = -1
+	slotDoor = -2 // and below: -2 minus the index of a door
+)
+
+func newLoop(f *Forwarder) (*loop, error) {
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(ep)
+		return nil, err
+	}
+	l := &loop{f: f, ep: ep, wake: wake, buf: make([]byte, bufferSize), now: nanotime()}
+	if errno := sysWatch(ep, unix.EPOLL_CTL_ADD, wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: slotWake}); errno != 0 {
+		l.close()
+		return nil, errno
+	}
+	return l, nil
+}
+
+func (l *loop) close() {
+	unix.Close(l.ep)
+	unix.Close(l.wake)
+}
+
+// do has the loop call fn soon.
+func (l *loop) do(fn func()) {
+	l.mu.Lock()
+	l.inbox = append(l.inbox, fn)
+	first := len(l.inbox) == 1
+	l.mu.Unlock()
+	if first {
+		one := [8]byte{1}
+		_, _ = unix.Write(l.wake, one[:]) // full means that it is awake
+	}
+}
+
+// yield is the time after which a busy loop lets other goroutines have its
+// thread, before the scheduler interrupts it by a signal.
+const yield = 5 * time.Millisecond
+
+// run serves until stopped is set.
+func (l *loop) run() {
+	events := make([]unix.EpollEvent, 256)
+	for !l.stopped {
+		n, err := unix.EpollWait(l.ep, events, l.patience())
+		l.now = nanotime()
+		if l.now-l.yielded > int64(yield) {
+			runtime.Gosched()
+			l.now = nanotime()
+			l.yielded = l.now
+		}
+		if err != nil && err != unix.EINTR {
+			panic("forward: epoll_wait: " + err.Error()) // only a bug of ours
+		}
+		for i := range max(n, 0) {
+			l.handle(&events[i])
+		}
+		l.continueMore()
+		l.expire()
+	}
+	l.close()
+}
+
+func (l *loop) handle(ev *unix.EpollEvent) {
+	switch {
+	case ev.Fd >= 0:
+		if c := l.conns[ev.Fd]; c != nil {
+			c.event(uint32(ev.Pad), ev.Events)
+		}
+	case ev.Fd == slotWake:
+		l.readInbox()
+	default:
+		if d := l.doors[slotDoor-ev.Fd]; d != nil && d.serial == uint32(ev.Pad) {
+			d.accept()
+		}
+	}
+}
+
+func (l *loop) readInbox() {
+	var count [8]byte
+	sysRead(l.wake, count[:])
+	l.mu.Lock()
+	todo := l.inbox
+	l.inbox = nil
+	l.mu.Unlock()
+	for _, fn := range todo {
+		fn()
+	}
+}
+
+// continueMore gives those that were interrupted for the sake of others
+// another turn.
+func (l *loop) continueMore() {
+	todo := l.more
+	l.more = nil
+	for _, r := range todo {
+		if c := l.find(r); c != nil && c.state == relaying {
+			c.queuedMore = false
+			c.pump()
+		}
+	}
+	if l.more == nil {
+		l.more = todo[:0]
+	}
+}
+
+// find is the connection that r names, nil if it has ended.
+func (l *loop) find(r ref) *conn {
+	if c := l.conns[r.slot]; c != nil && c.id == r.id {
+		return c
+	}
+	return nil
+}
+
+// next is a new serial number, never 0.
+func (l *loop) next() uint32 {
+	l.serial++
+	if l.serial == 0 {
+		l.serial = 1
+	}
+	return l.serial
+}
+
+// watch has the loop told of what happens to fd, once per change.
+func (l *loop) watch(fd int, slot int32, serial uint32) unix.Errno {
+	return sysWatch(l.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: slot, Pad: int32(serial),
+	})
+}
+
+// tick is the next moment, from at on, at which timers expire: some 8 ms apart,
+// since most of them are of connections that have long got what they waited
+// for, and a loop should not wake up for each.
+func tick(at int64) int64 {
+	const apart = 1 << 23 // ns
+	return (at + apart - 1) &^ (apart - 1)
+}
+
+// timer is a moment at which a connection is to be looked at.
+type timer struct {
+	at int64
+	ref
+}
+
+// timers are a heap by time. Those of connections that have ended or that want
+// to be looked at sooner stay in it until their time, and are passed over then.
+type timers []timer
+
+func (h *timers) push(t timer) {
+	q := append(*h, t)
+	i := len(q) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if q[up].at <= t.at {
+			break
+		}
+		q[i] = q[up]
+		i = up
+	}
+	q[i] = t
+	*h = q
+}
+
+func (h *timers) pop() timer {
+	q := *h
+	first, t := q[0], q[len(q)-1]
+	q = q[:len(q)-1]
+	i := 0
+	for {
+		down := 2*i + 1
+		if down >= len(q) {
+			break
+		}
+		if down+1 < len(q) && q[down+1].at < q[down].at {
+			down++
+		}
+		if t.at <= q[down].at {
+			break
+		}
+		q[i] = q[down]
+		i = down
+	}
+	if len(q) > 0 {
+		q[i] = t
+	}
+	*h = q
+	return first
+}
+
+// patience is how long epoll may wait, in milliseconds.
+func (l *loop) patience() int {
+	switch {
+	case len(l.more) > 0:
+		return 0
+	case len(l.timers) == 0:
+		return -1
+	}
+	return int(max(0, min(l.timers[0].at-nanotime()+999_999, int64(time.Hour)))) / int(time.Millisecond)
+}
+
+// expire looks at the connections whose time has come.
+func (l *loop) expire() {
+	for len(l.timers) > 0 && l.timers[0].at <= l.now {
+		t := l.timers.pop()
+		if t.slot == slotWake {
+			l.settle()
+			continue
+		}
+		if t.slot <= slotDoor {
+			if d := l.doors[slotDoor-t.slot]; d != nil && d.serial == t.id {
+				d.resume()
+			}
+			continue
+		}
+		if c := l.find(t.ref); c != nil && c.wakeAt == t.at {
+			c.wakeAt = 0
+			c.due()
+		}
+	}
+}
+
+// young is the age at which a connection gets its options.
+const young = int64(time.Second)
+
+// settleLater has the connections that are young now looked at in a while.
+func (l *loop) settleLater() {
+	if !l.settling {
+		l.settling = true
+		l.timers.push(timer{tick(l.now + young), ref{slot: slotWake}})
+	}
+}
+
+// settle gives the connections that have lived for a while the options that
+// find out a peer that has vanished.
+func (l *loop) settle() {
+	l.settling = false
+	l.each(func(c *conn) {
+		if c.state == relaying {
+			c.server.settle()
+		}
+	})
+}
+
+// each calls fn with every connection that the loop has now.
+func (l *loop) each(fn func(*conn)) {
+	for _, c := range l.conns {
+		if c != nil {
+			fn(c)
+		}
+	}
+}

@@ -1,0 +1,327 @@
+package forward
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// bufferSize is what one read takes at most. A stream that fills it twice
+	// in a row is bulk, which splice moves cheaper.
+	bufferSize = 32 << 10
+	bulkAfter  = 2
+	// smallSize is enough for a ClientHello, and most requests.
+	smallSize = 2 << 10
+	// pipeSize is what is asked of the kernel for a pipe; it may give less.
+	pipeSize = 512 << 10
+	// turn is how much one direction moves before others have theirs.
+	turn = 1 << 20
+)
+
+// pools are what connections borrow while they move bytes. An idle connection
+// holds nothing of them.
+type pools struct {
+	small   sync.Pool  // of *held of smallSize: a client's first bytes
+	large   sync.Pool  // of *held of bufferSize
+	pipes   chan *pipe // empty ones, with as many as are worth their files
+	spliced atomic.Uint64
+}
+
+func newPools() *pools {
+	return &pools{
+		small: sync.Pool{New: func() any { return &held{buf: make([]byte, smallSize)} }},
+		large: sync.Pool{New: func() any { return &held{buf: make([]byte, bufferSize)} }},
+		pipes: make(chan *pipe, 64),
+	}
+}
+
+// held are bytes that were read and could not be written yet.
+type held struct {
+	from, to int
+	buf      []byte
+}
+
+// hold is one that holds b, with room for as many bytes before it.
+func (p *pools) hold(before int, b []byte) *held {
+	pool := &p.small
+	if before+len(b) > smallSize {
+		pool = &p.large
+	}
+	h := pool.Get().(*held)
+	h.from, h.to = before, before+copy(h.buf[before:], b)
+	return h
+}
+
+// letGo takes h back.
+func (p *pools) letGo(h *held) {
+	if len(h.buf) == smallSize {
+		p.small.Put(h)
+		return
+	}
+	p.large.Put(h)
+}
+
+// pipe is a kernel pipe that splice goes through.
+type pipe struct{ r, w int }
+
+// pipe is an empty pipe, or nil if the process may open no more files.
+func (p *pools) pipe() *pipe {
+	select {
+	case q := <-p.pipes:
+		return q
+	default:
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil
+	}
+	// A refusal leaves the pipe at 64 KiB, which only costs system calls.
+	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
+	return &pipe{fds[0], fds[1]}
+}
+
+// put gives an empty pipe back.
+func (p *pools) put(q *pipe) {
+	select {
+	case p.pipes <- q:
+	default:
+		q.close()
+	}
+}
+
+func (q *pipe) close() {
+	unix.Close(q.r)
+	unix.Close(q.w)
+}
+
+// close closes the pipes that wait to be used again.
+func (p *pools) close() {
+	for {
+		select {
+		case q := <-p.pipes:
+			q.close()
+		default:
+			return
+		}
+	}
+}
+
+// flow is one direction of a connection.
+type flow struct {
+	held  *held // at most one of these two has bytes in it
+	pipe  *pipe
+	piped int
+	bulk  int16 // full reads in a row; far below zero while there is no pipe
+	ended bool  // the source has said its last word
+	done  bool  // and the destination has been told
+}
+
+// moved is what a turn of a flow has come to.
+type moved struct {
+	n      int
+	more   bool // there is more to move, but it is the turn of others
+	failed bool // one side was reset
+}
+
+// move moves what can be moved now. last says that the other direction is
+// done, so that the end of this one is that of the connection.
+func (f *flow) move(l *loop, src, dst *end, last bool) (m moved) {
+	if f.done {
+		return m
+	}
+	for m.n < turn {
+		if f.held != nil || f.piped > 0 {
+			if !dst.writable {
+				return m
+			}
+			if !f.flush(l.f.pools, dst) {
+				m.failed = true
+				return m
+			}
+			if !dst.writable {
+				return m
+			}
+			continue
+		}
+		if f.ended {
+			// Where the whole connection ends, closing says it cheaper.
+			m.failed = !last && sysShutdown(dst.fd) != 0
+			f.done = true
+			f.drop(l.f.pools)
+			return m
+		}
+		if !src.readable {
+			f.rest(l.f.pools)
+			return m
+		}
+		var n int
+		var errno unix.Errno
+		if f.bulk >= bulkAfter {
+			n, errno = f.splice(l, src, dst)
+		} else {
+			n, errno = f.copy(l, src, dst)
+		}
+		if errno != 0 {
+			m.failed = true
+			return m
+		}
+		m.n += n
+	}
+	m.more = true
+	return m
+}
+
+// copy moves one buffer.
+func (f *flow) copy(l *loop, src, dst *end) (int, unix.Errno) {
+	n, errno := sysRead(src.fd, l.buf)
+	switch {
+	case errno == unix.EAGAIN:
+		src.readable = false
+		return 0, 0
+	case errno != 0:
+		return 0, errno
+	case n == 0:
+		f.ended = true
+		return 0, 0
+	}
+	flags := 0
+	switch {
+	case n == len(l.buf):
+		f.bulk++
+	default:
+		f.bulk = 0
+		switch {
+		case src.broken:
+		case src.fin:
+			// These were the last bytes. They leave in one packet with the
+			// end that move sends behind them.
+			f.ended = true
+			flags = unix.MSG_MORE
+		default:
+			src.readable = false // epoll tells of what comes now; see epoll(7), "short"
+		}
+	}
+	dst.prompt()
+	sent, errno := sysSend(dst.fd, l.buf[:n], flags)
+	if errno == unix.EAGAIN {
+		sent, errno = 0, 0
+	}
+	if errno != 0 {
+		return n, errno
+	}
+	if sent < n {
+		dst.writable = false
+		f.hold(l.f.pools, l.buf[sent:n])
+	}
+	return n, 0
+}
+
+// hold keeps bytes for later; there are none held yet.
+func (f *flow) hold(p *pools, b []byte) {
+	f.held = p.hold(0, b)
+}
+
+// lead has b written before anything else. It reports whether it fits.
+func (f *flow) lead(p *pools, b []byte) bool {
+	var rest []byte
+	old := f.held
+	if old != nil {
+		rest = old.buf[old.from:old.to]
+	}
+	if len(b)+len(rest) > bufferSize {
+		return false
+	}
+	f.held = p.hold(len(b), rest)
+	f.held.from = 0
+	copy(f.held.buf, b)
+	if old != nil {
+		p.letGo(old)
+	}
+	return true
+}
+
+// splice moves what fits a pipe without copying it through this process.
+func (f *flow) splice(l *loop, src, dst *end) (int, unix.Errno) {
+	if f.pipe == nil {
+		if f.pipe = l.f.pools.pipe(); f.pipe == nil {
+			f.bulk = -1000 // then the buffer does, for a while
+			return 0, 0
+		}
+	}
+	dst.prompt()
+	n, errno := sysSplice(src.fd, f.pipe.w, pipeSize)
+	switch {
+	case errno == unix.EAGAIN:
+		src.readable = false
+		return 0, 0
+	case errno != 0:
+		return 0, errno
+	case n == 0:
+		f.ended = true
+		return 0, 0
+	}
+	if n < bufferSize { // no bulk any more
+		f.bulk = 0
+	}
+	f.piped = n
+	l.f.pools.spliced.Add(uint64(n))
+	return n, 0
+}
+
+// flush writes what is held or in the pipe, as far as dst takes it. It reports
+// whether dst is still there.
+func (f *flow) flush(p *pools, dst *end) bool {
+	for f.piped > 0 {
+		n, errno := sysSplice(f.pipe.r, dst.fd, f.piped)
+		if errno == unix.EAGAIN {
+			dst.writable = false
+			return true
+		}
+		if errno != 0 || n == 0 {
+			return false
+		}
+		f.piped -= n
+	}
+	if h := f.held; h != nil {
+		dst.prompt()
+		n, errno := sysSend(dst.fd, h.buf[h.from:h.to], 0)
+		switch {
+		case errno == unix.EAGAIN:
+			dst.writable = false
+			return true
+		case errno != 0:
+			return false
+		}
+		if h.from += n; h.from < h.to {
+			dst.writable = false
+			return true
+		}
+		f.held = nil
+		p.letGo(h)
+	}
+	return true
+}
+
+// rest gives an empty pipe back while there is nothing to move.
+func (f *flow) rest(p *pools) {
+	if f.pipe != nil && f.piped == 0 {
+		p.put(f.pipe)
+		f.pipe = nil
+	}
+}
+
+// drop gives back what the flow has borrowed. A pipe with bytes of this
+// connection in it goes with it.
+func (f *flow) drop(p *pools) {
+	f.rest(p)
+	if f.pipe != nil {
+		f.pipe.close()
+		f.pipe = nil
+	}
+	if f.held != nil {
+		p.letGo(f.held)
+		f.held = nil
+	}
+}

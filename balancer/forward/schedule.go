@@ -1,0 +1,174 @@
+package forward
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+
+	"appliance/balancer"
+)
+
+// candidate is what a scheduler may know of a backend.
+type candidate struct {
+	addr   netip.AddrPort
+	weight int    // above 0
+	share  int    // of its weight, of fullShare: less while it starts slowly
+	open   uint64 // connections now
+}
+
+// weighs is the weight in parts of fullShare; level takes all weights for 1.
+func (c candidate) weighs(level bool) int {
+	if level {
+		return c.share
+	}
+	return c.weight * c.share
+}
+
+// A scheduler chooses the index of the candidate that gets a connection from
+// client. There is at least one candidate. Schedulers are safe for concurrent
+// use; the candidates may be others at each call.
+type scheduler interface {
+	pick(cs []candidate, client netip.Addr) int
+}
+
+// newScheduler is the scheduler of that name; the empty name is rr.
+func newScheduler(name balancer.Scheduler) (scheduler, error) {
+	switch name {
+	case balancer.RoundRobin, "":
+		return &smooth{level: true}, nil
+	case balancer.WeightedRoundRobin:
+		return &smooth{}, nil
+	case balancer.LeastConn:
+		return &least{level: true}, nil
+	case balancer.WeightedLeastConn:
+		return &least{}, nil
+	case balancer.SourceHash:
+		return sourceHash{}, nil
+	case balancer.Random:
+		return random{}, nil
+	case balancer.First:
+		return first{}, nil
+	}
+	return nil, fmt.Errorf("scheduler %q is unknown in user space: use rr, wrr, lc, wlc, sh, random or first", name)
+}
+
+// smooth is weighted round robin that never gives one backend two turns while
+// another waits for its share: each turn adds every weight to its backend's
+// credit, takes the richest, and subtracts the sum from it.
+type smooth struct {
+	level bool // all weights count as 1
+
+	mu     sync.Mutex
+	credit map[netip.AddrPort]int
+}
+
+func (s *smooth) pick(cs []candidate, _ netip.Addr) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.credit == nil || len(s.credit) > 2*len(cs)+64 { // many have gone
+		s.credit = make(map[netip.AddrPort]int, len(cs))
+	}
+	best, most, sum := 0, math.MinInt, 0
+	for i, c := range cs {
+		w := c.weighs(s.level)
+		sum += w
+		n := s.credit[c.addr] + w
+		s.credit[c.addr] = n
+		if n > most {
+			best, most = i, n
+		}
+	}
+	s.credit[cs[best].addr] -= sum
+	return best
+}
+
+// least takes the backend with the fewest open connections for its weight.
+// Equals take turns, so that an idle set does not load its first backend only.
+type least struct {
+	level bool
+	ties  smooth
+}
+
+func (l *least) pick(cs []candidate, client netip.Addr) int {
+	weight := func(c candidate) uint64 { return uint64(c.weighs(l.level)) }
+	// less compares (open+1)/weight without dividing.
+	less := func(a, b candidate) bool {
+		return (a.open+1)*weight(b) < (b.open+1)*weight(a)
+	}
+	best, alone := 0, true
+	for i, c := range cs[1:] {
+		switch {
+		case less(c, cs[best]):
+			best, alone = i+1, true
+		case !less(cs[best], c):
+			alone = false
+		}
+	}
+	if alone {
+		return best
+	}
+	var equals []candidate
+	var at []int
+	for i, c := range cs {
+		if !less(cs[best], c) {
+			equals, at = append(equals, c), append(at, i)
+		}
+	}
+	return at[l.ties.pick(equals, client)]
+}
+
+// sourceHash keeps a client address on one backend by weighted rendezvous
+// hashing: a backend that leaves or comes moves only its own clients, and
+// every node chooses the same.
+type sourceHash struct{}
+
+func (sourceHash) pick(cs []candidate, client netip.Addr) int {
+	best, most := 0, math.Inf(-1)
+	source := hash(0, client.As16(), 0)
+	for i, c := range cs {
+		h := hash(source, c.addr.Addr().As16(), c.addr.Port())
+		// A uniform u in (0,1] raised to 1/weight is greatest with a
+		// probability in proportion to weight; its logarithm orders the same.
+		u := (float64(h>>11) + 1) / (1 << 53)
+		if score := math.Log(u) / float64(c.weighs(false)); score > most {
+			best, most = i, score
+		}
+	}
+	return best
+}
+
+// hash mixes an address into seed with the finalizer of SplitMix64.
+func hash(seed uint64, addr [16]byte, port uint16) uint64 {
+	for _, w := range [...]uint64{binary.BigEndian.Uint64(addr[:8]), binary.BigEndian.Uint64(addr[8:]), uint64(port)} {
+		seed += w + 0x9e3779b97f4a7c15
+		seed = (seed ^ seed>>30) * 0xbf58476d1ce4e5b9
+		seed = (seed ^ seed>>27) * 0x94d049bb133111eb
+		seed ^= seed >> 31
+	}
+	return seed
+}
+
+// random takes any, in proportion to weight.
+type random struct{}
+
+func (random) pick(cs []candidate, _ netip.Addr) int {
+	sum := 0
+	for _, c := range cs {
+		sum += c.weighs(false)
+	}
+	n := rand.IntN(sum)
+	for i, c := range cs {
+		if n -= c.weighs(false); n < 0 {
+			return i
+		}
+	}
+	return len(cs) - 1
+}
+
+// first takes the first.
+type first struct{}
+
+func (first) pick([]candidate, netip.Addr) int { return 0 }

@@ -1,0 +1,234 @@
+package balancer
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// httpChecker asks for a page over a connection of its own: a connection that
+// is kept would not notice that the server takes no new ones. Redirects are not
+// followed, because the page at their end is another server's health.
+type httpChecker struct {
+	check   Check
+	secure  *secure // nil: in clear
+	token   *fresh[string]
+	matches *regexp.Regexp // nil: any body
+}
+
+func newHTTPChecker(c Check) (h *httpChecker, err error) {
+	h = &httpChecker{check: c}
+	if c.Type == CheckHTTPS {
+		if h.secure, err = newSecure(c.TLS); err != nil {
+			return nil, err
+		}
+	}
+	if c.BearerTokenFile != "" {
+		if h.token, err = newFresh(parseToken, c.BearerTokenFile); err != nil {
+			return nil, err
+		}
+	}
+	if c.Expect.Matches != "" {
+		if h.matches, err = regexp.Compile(c.Expect.Matches); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := h.request(context.Background(), "backend", c.Path); err != nil {
+		return nil, fmt.Errorf("check path %q: %w", c.Path, err)
+	}
+	return h, nil
+}
+
+// maxBody is how much of an answer's body is read: /readyz?verbose of an
+// apiserver with many hooks is some 5 KiB. maxHead bounds what stands before.
+const (
+	maxBody = 64 << 10
+	maxHead = 64 << 10
+)
+
+// Check implements Checker.
+func (h *httpChecker) Check(ctx context.Context, b Backend) error {
+	a, err := h.ask(ctx, b, h.check.Path)
+	if err != nil {
+		return err
+	}
+	verdict := h.judge(a)
+	// A kube-apiserver that was told to stop says so in /readyz, while /livez
+	// stays well until it ends.
+	base, ready := strings.CutSuffix(h.check.Path, "/readyz")
+	if verdict == nil || !ready || a.code < 500 {
+		return verdict
+	}
+	if live, err := h.ask(ctx, b, base+"/livez"); err == nil && live.code == http.StatusOK {
+		return fmt.Errorf("%s answers %s and %s answers 200: %w", h.check.Path, a.status, base+"/livez", ErrDraining)
+	}
+	return verdict
+}
+
+// answer is what a server said to one request.
+type answer struct {
+	code   int
+	status string // with its text
+	goTo   string // Location
+	body   []byte
+}
+
+// judge holds an answer against what is expected.
+func (h *httpChecker) judge(a answer) error {
+	c := h.check
+	asked := c.Method + " " + c.Path
+	switch {
+	case c.Expect.expects(a.code):
+	case h.secure == nil && a.code == http.StatusBadRequest && bytes.Contains(bytes.ToLower(a.body), []byte("https")):
+		return &Mismatch{"wants TLS (" + firstLine(a.body) + ")", "check: {type: https}"}
+	case a.code == http.StatusNotFound:
+		return &Mismatch{fmt.Sprintf("answers %s to %s", a.status, asked), "check: {path: a page that it has}, or " + h.without()}
+	case a.code == http.StatusUnauthorized, a.code == http.StatusForbidden:
+		return &Mismatch{fmt.Sprintf("answers %s to %s", a.status, asked),
+			fmt.Sprintf("check: {expect: {status: [200, %d]}}, or say who asks by bearerTokenFile or tls.certFile", a.code)}
+	case a.code >= 300 && a.code < 400:
+		return &Mismatch{fmt.Sprintf("answers %s to %s and points to %q, and redirects are not followed", a.status, asked, a.goTo),
+			fmt.Sprintf("check: {expect: {status: [200, %d]}}, or the right path", a.code)}
+	case a.code == http.StatusMethodNotAllowed, a.code == http.StatusNotImplemented:
+		return &Mismatch{fmt.Sprintf("answers %s to %s", a.status, asked), "check: {method: HEAD or GET or OPTIONS}"}
+	default:
+		return fmt.Errorf("answers %s to %s", a.status, asked)
+	}
+	if c.Expect.Contains != "" && !bytes.Contains(a.body, []byte(c.Expect.Contains)) {
+		return fmt.Errorf("answers %q to %s, which does not contain %q", firstLine(a.body), asked, c.Expect.Contains)
+	}
+	if h.matches != nil && !h.matches.Match(a.body) {
+		return fmt.Errorf("answers %q to %s, which does not match %q", firstLine(a.body), asked, c.Expect.Matches)
+	}
+	return nil
+}
+
+// without is the check for a server that has no page to ask for.
+func (h *httpChecker) without() string {
+	if h.secure != nil {
+		return "check: {type: tls}"
+	}
+	return "check: {type: tcp}"
+}
+
+// firstLine is the beginning of a body, for people.
+func firstLine(body []byte) string {
+	line, _, _ := bytes.Cut(bytes.TrimSpace(body), []byte("\n"))
+	if len(line) > 80 {
+		line = append(bytes.Clone(line[:80]), "..."...)
+	}
+	return string(line)
+}
+
+// ask makes one request.
+func (h *httpChecker) ask(ctx context.Context, b Backend, path string) (answer, error) {
+	conn, err := h.connect(ctx, b)
+	if err != nil {
+		return answer{}, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	req, err := h.request(ctx, h.check.at(b).String(), path)
+	if err != nil {
+		return answer{}, err
+	}
+	if err := req.Write(conn); err != nil {
+		return answer{}, h.broken(ctx, nil, err)
+	}
+	in := bufio.NewReader(io.LimitReader(conn, maxHead+2*maxBody))
+	resp, err := read(in, req)
+	if err != nil {
+		return answer{}, h.broken(ctx, in, err)
+	}
+	defer resp.Body.Close()
+	a := answer{code: resp.StatusCode, status: resp.Status, goTo: resp.Header.Get("Location")}
+	if a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody)); err != nil {
+		return answer{}, h.broken(ctx, nil, fmt.Errorf("breaks off in the middle of its answer: %w", err))
+	}
+	return a, nil
+}
+
+// connect opens the connection and has its TLS handshake done.
+func (h *httpChecker) connect(ctx context.Context, b Backend) (net.Conn, error) {
+	ctx, cancel := within(ctx, h.check.Inter)
+	defer cancel()
+	at := h.check.at(b)
+	conn, err := dial(ctx, at)
+	if err != nil || h.secure == nil {
+		return conn, err
+	}
+	client, err := h.secure.handshake(ctx, conn, at)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+func (h *httpChecker) request(ctx context.Context, host, path string) (*http.Request, error) {
+	// An IPv6 zone is for the connection, and no part of a URL's host here.
+	if i := strings.IndexByte(host, '%'); i >= 0 {
+		host = host[:i] + host[strings.LastIndexByte(host, ']'):]
+	}
+	req, err := http.NewRequestWithContext(ctx, h.check.Method, h.check.Type+"://"+host+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Close = true
+	req.Header.Set("User-Agent", "appliance")
+	for _, header := range h.check.Headers {
+		req.Header.Add(header.Name, header.Value)
+	}
+	if h.check.Host != "" {
+		req.Host = h.check.Host
+	}
+	if h.token != nil {
+		req.Header.Set("Authorization", "Bearer "+h.token.get())
+	}
+	return req, nil
+}
+
+// read reads an answer, past the interim ones (RFC 9110, section 15.2).
+func read(in *bufio.Reader, req *http.Request) (*http.Response, error) {
+	for range 5 {
+		resp, err := http.ReadResponse(in, req)
+		if err != nil || resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, err
+		}
+	}
+	return nil, errors.New("answers again and again that an answer will come")
+}
+
+// broken says what an answer that did not come, or not whole, amounts to. It
+// ends with what to write where the check may be the wrong one.
+func (h *httpChecker) broken(ctx context.Context, in *bufio.Reader, err error) error {
+	var op *net.OpError
+	switch {
+	case ctx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("takes the connection, but does not answer %s %s in time: %w", h.check.Method, h.check.Path, context.DeadlineExceeded)
+	case h.secure != nil && errors.As(err, &op) && op.Op == "remote error":
+		return &Mismatch{"refuses the TLS connection (" + op.Err.Error() + ")",
+			"check: {tls: {certFile: ..., keyFile: ...}} if it wants a client certificate, or check: {type: tcp}"}
+	case errors.Is(err, io.ErrUnexpectedEOF) && in != nil, errors.Is(err, io.EOF):
+		return errors.New("closes the connection without an answer")
+	case strings.Contains(err.Error(), "malformed HTTP"):
+		// A record of TLS begins with its type, 21 for an alert (RFC 8446, section 5.1).
+		if strings.Contains(err.Error(), `"\x15\x03`) {
+			return &Mismatch{"answers in TLS", "check: {type: https}"}
+		}
+		return &Mismatch{"does not answer in HTTP", h.without()}
+	case in != nil:
+		return fmt.Errorf("answers with a broken header: %w", err)
+	}
+	return err
+}

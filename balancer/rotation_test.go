@@ -1,0 +1,207 @@
+package balancer
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Which backends get new connections, and which keep their open ones.
+func TestRotation(t *testing.T) {
+	weight := 0
+	for _, tt := range []struct {
+		name    string
+		backups []int  // of five
+		states  string // u up, d down, r draining (asks for it), x barred
+		change  func(*LoadBalancer)
+		orders  map[int]Order
+		want    string
+	}{
+		{name: "all up", states: "uuuuu", want: "[1,2,3,4,5|]"},
+		{name: "some down", states: "uudud", want: "[1,2,4|]"},
+		{name: "backups wait", backups: []int{4, 5}, states: "uuduu", want: "[1,2|4,5]"},
+		{name: "backups serve", backups: []int{4, 5}, states: "ddduu", want: "[4,5|]"},
+		{name: "backups are ended", backups: []int{4, 5}, states: "uuuuu", change: func(lb *LoadBalancer) { lb.Handling.EndBackup = true }, want: "[1,2,3|]"},
+		{name: "draining", states: "uruuu", want: "[1,3,4,5|2]"},
+		{name: "backups before draining ones", backups: []int{5}, states: "rrddu", want: "[5|1,2]"},
+		{name: "all draining", states: "rrddd", want: "[1,2|]"},
+		{name: "barred", states: "xuuuu", want: "[2,3,4,5|1]"},
+		{name: "never bar the last", states: "xdddd", want: "[1|]"},
+		{name: "all down", states: "ddddd", want: "[|]"},
+		{name: "all down, try", states: "ddddd", change: func(lb *LoadBalancer) { lb.TryDown = true }, want: "[1,2,3,4,5|]"},
+		{name: "try is for all only", states: "ddddu", change: func(lb *LoadBalancer) { lb.TryDown = true }, want: "[5|]"},
+		{name: "keep those of the dead", states: "udddd", change: func(lb *LoadBalancer) { lb.Handling.KeepDown = true }, want: "[1|2,3,4,5]"},
+		{name: "drained", states: "uuuuu", orders: map[int]Order{2: {Out: Drain}}, want: "[1,3,4,5|2]"},
+		{name: "disabled", states: "uuuuu", orders: map[int]Order{2: {Out: Disable}}, want: "[1,3,4,5|]"},
+		{name: "weight 0", states: "uuuuu", orders: map[int]Order{2: {Weight: &weight}}, want: "[1,3,4,5|2]"},
+		{name: "drained are not a last resort", states: "uuddd", orders: map[int]Order{1: {Out: Drain}, 2: {Out: Drain}}, want: "[|1,2]"},
+		{name: "disabled are not tried", states: "ddddd", orders: map[int]Order{1: {Out: Disable}},
+			change: func(lb *LoadBalancer) { lb.TryDown = true }, want: "[2,3,4,5|]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			lb := lbOf("api", 5)
+			lb.MaxFails, lb.FailTimeout = 3, time.Hour
+			for _, n := range tt.backups {
+				lb.Backends[n-1].Backup = true
+			}
+			if tt.change != nil {
+				tt.change(&lb)
+			}
+			run(t, []LoadBalancer{lb}, func(b *bench) {
+				orders := make(map[Target]Order)
+				for n, o := range tt.orders {
+					orders[Target{"api", addr(n)}] = o
+				}
+				b.b.Order(orders)
+				for i, c := range tt.states {
+					switch c {
+					case 'd':
+						b.s.set(addr(i+1), errRefused)
+					case 'r':
+						b.s.set(addr(i+1), ErrDraining)
+					}
+				}
+			}, func(b *bench) {
+				for i, c := range tt.states {
+					for range 3 {
+						if c == 'x' {
+							b.b.Report(Target{"api", addr(i + 1)}, errRefused)
+						}
+					}
+				}
+				if got := b.planes[Direct].serves(); got != "api"+tt.want {
+					t.Errorf("served %s, want %s", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// nginx's max_fails and fail_timeout: so many failures within the time, and no
+// new connections for as long, whatever the checks say.
+func TestPassive(t *testing.T) {
+	lb := lbOf("api", 2)
+	lb.MaxFails, lb.FailTimeout = 3, 10*time.Second
+	run(t, []LoadBalancer{lb}, nil, func(b *bench) {
+		fail := func() { b.b.Report(Target{"api", addr(1)}, errors.New("timeout")) }
+		for range 5 {
+			b.b.Report(Target{"api", addr(1)}, ErrSlow) // no failure
+		}
+		fail()
+		fail()
+		time.Sleep(10 * time.Second) // the two are forgotten
+		fail()
+		fail()
+		if got := b.planes[Direct].serves(); got != "api[1,2|]" {
+			t.Errorf("two failures: %s", got)
+		}
+		fail()
+		if got := b.planes[Direct].serves(); got != "api[2|1]" {
+			t.Errorf("three failures: %s", got)
+		}
+		if s := b.b.Status().LoadBalancers[0].Backends[0]; s.State != Draining || s.Reason == "" {
+			t.Errorf("shown as %+v", s)
+		}
+		time.Sleep(9900 * time.Millisecond)
+		if got := b.planes[Direct].serves(); got != "api[2|1]" {
+			t.Errorf("before the time is over: %s", got)
+		}
+		time.Sleep(200 * time.Millisecond)
+		if got := b.planes[Direct].serves(); got != "api[1,2|]" {
+			t.Errorf("after it: %s", got)
+		}
+		if n := b.logged("backend is draining"); n != 1 {
+			t.Errorf("logged %d times", n)
+		}
+		// Down is down, and stays so when the time is over.
+		b.s.set(addr(1), errRefused)
+		for range 3 {
+			fail()
+		}
+		time.Sleep(30 * time.Second)
+		if got := b.planes[Direct].serves(); got != "api[2|]" {
+			t.Errorf("dead: %s", got)
+		}
+	})
+}
+
+// A server without a check is known by its clients alone.
+func TestPassiveAlone(t *testing.T) {
+	lb := lbOf("api", 2)
+	lb.Check = Check{Type: CheckNone}
+	lb.MaxFails, lb.FailTimeout = 1, 10*time.Second
+	run(t, []LoadBalancer{lb}, nil, func(b *bench) {
+		b.b.Report(Target{"api", addr(1)}, errRefused)
+		if got := b.planes[Direct].serves(); got != "api[2|1]" {
+			t.Errorf("a failure: %s", got)
+		}
+		time.Sleep(11 * time.Second)
+		if got := b.planes[Direct].serves(); got != "api[1,2|]" {
+			t.Errorf("later: %s", got)
+		}
+	})
+}
+
+func TestOrdersAreShownAndEnd(t *testing.T) {
+	lb := lbOf("api", 2)
+	run(t, []LoadBalancer{lb}, nil, func(b *bench) {
+		five := 5
+		b.b.Order(map[Target]Order{{"api", addr(1)}: {Out: Drain}, {"api", addr(2)}: {Weight: &five}, {"etcd", addr(2)}: {Out: Disable}})
+		synctest.Wait()
+		s := b.b.Status().LoadBalancers[0].Backends
+		if s[0].State != Draining || s[0].Order != "drain" || s[1].State != Up || s[1].Weight != 5 || s[1].Order != "weight 5" {
+			t.Errorf("shown as %+v", s)
+		}
+		b.b.Order(nil)
+		if got := b.planes[Direct].serves(); got != "api[1,2|]" {
+			t.Errorf("after the end: %s", got)
+		}
+		if n := b.logged("the operator's order"); n != 4 {
+			t.Errorf("logged %d times, want 4\n%s", n, b.out.String())
+		}
+	})
+}
+
+// downinter is for those that are down, inter for the others, fastinter for
+// what is in doubt.
+func TestIntervals(t *testing.T) {
+	c := usual
+	c.DownInter = 20 * time.Second
+	s := newServers()
+	watch(t, s, c, 1, func(m *monitor, _ func() []string) {
+		time.Sleep(20 * time.Second)
+		if n := s.asked(addr(1)); n < 9 || n > 12 {
+			t.Errorf("checked %d times in 20 s, want about 10", n)
+		}
+		s.set(addr(1), errRefused)
+		time.Sleep(10 * time.Second)
+		if h := state(t, m, 1); h.State != Down {
+			t.Fatalf("%+v", h)
+		}
+		n := s.asked(addr(1))
+		time.Sleep(100 * time.Second)
+		if n = s.asked(addr(1)) - n; n < 4 || n > 6 {
+			t.Errorf("a dead one was checked %d times in 100 s, want about 5", n)
+		}
+		s.set(addr(1), nil)
+		time.Sleep(23 * time.Second) // one slow, one fast
+		if h := state(t, m, 1); h.State != Up {
+			t.Errorf("%+v", h)
+		}
+	})
+}
+
+// A server that was first refused, and then is found to speak something else,
+// is one more line in the log, with what to write.
+func TestMismatchIsLogged(t *testing.T) {
+	lb := lbOf("api", 1)
+	run(t, []LoadBalancer{lb}, func(b *bench) { b.s.set(addr(1), errRefused) }, func(b *bench) {
+		time.Sleep(10 * time.Second)
+		b.s.set(addr(1), &Mismatch{"answers in plain HTTP", "check: {type: http}"})
+		time.Sleep(20 * time.Second)
+		if n := b.logged("check: {type: http}"); n != 1 {
+			t.Errorf("logged %d times\n%s", n, b.out.String())
+		}
+	})
+}

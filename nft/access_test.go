@@ -1,0 +1,113 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+)
+
+// plain is a plane that serves nothing: what stands behind is the world's.
+type plain struct{ applied int }
+
+func (*plain) Name() balancer.PlaneName                            { return balancer.Direct }
+func (*plain) Usable(context.Context, balancer.LoadBalancer) error { return nil }
+func (*plain) Close() error                                        { return nil }
+func (p *plain) Apply(context.Context, []balancer.Service) (int, error) {
+	p.applied++
+	return 0, nil
+}
+
+func TestAccess(t *testing.T) {
+	w := newWorld(t)
+	w.node.serve("node", ":6443")
+	var a Access
+	p := a.Guard(&plain{})
+	apply := func(h balancer.Handling) (repaired int) {
+		t.Helper()
+		w.node.in(func() {
+			var services []balancer.Service
+			for _, f := range families() {
+				services = append(services, balancer.Service{LoadBalancer: "lb", Frontend: vip(f, 6443), Handling: h})
+			}
+			var err error
+			if repaired, err = p.Apply(context.Background(), services); err != nil {
+				t.Fatal(err)
+			}
+		})
+		return repaired
+	}
+	want := func(c *machine, f ipFamily, welcome bool) {
+		t.Helper()
+		s, err := c.dial(vip(f, 6443))
+		if err == nil {
+			s.Close()
+		}
+		if welcome && err != nil || !welcome && !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("%s over IPv%s: %v, want it welcome: %v", c.name, f.name, err, welcome)
+		}
+	}
+	for _, f := range families() {
+		own := w.client.addr(f)
+		single, err := own.Prefix(own.BitLen())
+		if err != nil {
+			t.Fatal(err)
+		}
+		around, _ := own.Prefix(own.BitLen() - 8)
+		apply(balancer.Handling{})
+		open, err := w.client.dial(vip(f, 6443))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer open.Close()
+		for _, tt := range []struct {
+			h       balancer.Handling
+			welcome bool
+		}{
+			{balancer.Handling{}, true},
+			{balancer.Handling{Deny: []netip.Prefix{single}}, false},
+			{balancer.Handling{Allow: []netip.Prefix{around}}, true},
+			{balancer.Handling{Allow: []netip.Prefix{around}, Deny: []netip.Prefix{single}}, false},
+			{balancer.Handling{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:ffff::/48")}}, false},
+		} {
+			apply(tt.h)
+			want(w.client, f, tt.welcome)
+		}
+		if err := open.echo(); err != nil {
+			t.Errorf("a connection that was open before: %v", err)
+		}
+	}
+	w.node.run("nft", "flush", "ruleset")
+	if n := apply(balancer.Handling{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}); n != 1 {
+		t.Errorf("after a flush: %d repaired, want 1", n)
+	}
+	// The node's own clients come by the output hook, as the node itself.
+	want(w.node, ipv4(), false)
+	w.node.in(func() {
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if rules := w.node.ruleset(); rules != "" {
+		t.Errorf("after close there is\n%s", rules)
+	}
+}
+
+func TestGuardRefusesWhatUserSpaceDoes(t *testing.T) {
+	needRoot(t)
+	var a Access
+	lb := balancer.LoadBalancer{Name: "lb", Handling: balancer.Handling{RequireTLS: time.Second, Persistence: time.Minute}}
+	err := a.Guard(&plain{}).Usable(context.Background(), lb)
+	if err == nil || !strings.Contains(err.Error(), "needs user space: persistence, requireTLS; set dataPlane") {
+		t.Errorf("error is %v", err)
+	}
+	lb.Handling.RequireTLS = 0
+	if err := a.Guard(&plain{}, "persistence").Usable(context.Background(), lb); err != nil {
+		t.Errorf("a plane that can persist: %v", err)
+	}
+}

@@ -1,0 +1,193 @@
+package nft
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// neighbours knows our links, and the MAC addresses of the other nodes on
+// them, from the kernel's tables.
+type neighbours struct {
+	links []string
+	nodes []netip.Addr   // of the other nodes
+	same  [][]netip.Addr // the same, those of one node together
+
+	mu   sync.Mutex
+	seen surroundings
+	held map[place]bool // those that the kernel's table holds now
+}
+
+// surroundings are what neighbours saw at one moment. They are not changed
+// after they have been handed out.
+type surroundings struct {
+	links map[string]link
+	macs  map[place][6]byte
+	// off are nodes that are not on a link, and why.
+	off map[place]string
+}
+
+// A place is an address on a link.
+type place struct {
+	link string
+	addr netip.Addr
+}
+
+func (s surroundings) equal(o surroundings) bool {
+	return maps.Equal(s.links, o.links) && maps.Equal(s.macs, o.macs) && maps.Equal(s.off, o.off)
+}
+
+// fellows are the MAC addresses of all other nodes.
+func (s surroundings) fellows() [][6]byte {
+	macs := slices.Collect(maps.Values(s.macs))
+	slices.SortFunc(macs, func(a, b [6]byte) int { return bytes.Compare(a[:], b[:]) })
+	return slices.Compact(macs)
+}
+
+// look reads the kernel's tables and tells whether anything differs from the
+// last time. A neighbour that the kernel no longer knows keeps the MAC address
+// that it had: whether a server is alive is for health checks to say.
+func (n *neighbours) look() (now surroundings, changed bool, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now = surroundings{
+		links: make(map[string]link),
+		macs:  maps.Clone(n.seen.macs),
+		off:   make(map[place]string),
+	}
+	if now.macs == nil {
+		now.macs = make(map[place][6]byte)
+	}
+	n.held = make(map[place]bool)
+	for _, name := range n.links {
+		l, err := readLink(name)
+		if err != nil {
+			if errors.As(err, &netlink.LinkNotFoundError{}) {
+				continue
+			}
+			return n.seen, false, err
+		}
+		now.links[name] = l
+		for _, addr := range n.nodes {
+			if why := offLink(l, addr); why != "" {
+				now.off[place{name, addr}] = why
+			}
+		}
+		heard, err := netlink.NeighList(int(l.index), netlink.FAMILY_ALL)
+		if err != nil {
+			return n.seen, false, fmt.Errorf("reading the neighbours on %s: %w", name, err)
+		}
+		for _, h := range heard {
+			addr, ok := netip.AddrFromSlice(h.IP)
+			if !ok || len(h.HardwareAddr) != 6 || h.State&(unix.NUD_FAILED|unix.NUD_INCOMPLETE|unix.NUD_NOARP) != 0 {
+				continue
+			}
+			at := place{name, addr.Unmap()}
+			if slices.Contains(n.nodes, at.addr) && now.off[at] == "" {
+				now.macs[at] = [6]byte(h.HardwareAddr)
+				n.held[at] = true
+			}
+		}
+	}
+	changed = !now.equal(n.seen)
+	n.seen = now
+	return now, changed, nil
+}
+
+// resolve asks the kernel to find out, or to confirm, the MAC address of every
+// other node, as sending to it would. The answers show in look, and as events.
+func (n *neighbours) resolve() {
+	n.mu.Lock()
+	now, held := n.seen, n.held // look makes new ones
+	n.mu.Unlock()
+	for name, l := range now.links {
+		for _, addr := range n.nodes {
+			if now.off[place{name, addr}] != "" {
+				continue
+			}
+			family := netlink.FAMILY_V6
+			if addr.Is4() {
+				family = netlink.FAMILY_V4
+			}
+			ask := netlink.Neigh{
+				LinkIndex: int(l.index),
+				Family:    family,
+				Flags:     netlink.NTF_USE,
+				IP:        addr.AsSlice(),
+			}
+			if at := (place{name, addr}); held[at] && n.doubtful(now, name, addr) {
+				mac := now.macs[at]
+				ask.Flags, ask.State, ask.HardwareAddr = 0, unix.NUD_PROBE, mac[:]
+			}
+			// An error means that the link is down or gone, of which an event tells.
+			_ = netlink.NeighSet(&ask)
+		}
+	}
+}
+
+// doubtful tells whether the addresses of a node are said to be at different
+// cards: it has got another one, which not all entries have followed. One that
+// was confirmed lately would be believed for up to 45 s more
+// (base_reachable_time).
+func (n *neighbours) doubtful(now surroundings, link string, addr netip.Addr) bool {
+	for _, addrs := range n.same {
+		if !slices.Contains(addrs, addr) {
+			continue
+		}
+		for _, other := range addrs {
+			if mac, ok := now.macs[place{link, other}]; ok && mac != now.macs[place{link, addr}] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func readLink(name string) (link, error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return link{}, fmt.Errorf("interface %s: %w", name, err)
+	}
+	a := l.Attrs()
+	if a.EncapType != "ether" || len(a.HardwareAddr) != 6 {
+		return link{}, fmt.Errorf("interface %s is %q and not Ethernet, so packets cannot be sent on by MAC address: use another data plane", name, a.EncapType)
+	}
+	return link{name: name, index: uint32(a.Index), mac: [6]byte(a.HardwareAddr)}, nil
+}
+
+// offLink says why a node is not reached directly over a link, or "".
+func offLink(l link, addr netip.Addr) string {
+	routes, err := netlink.RouteGetWithOptions(net.IP(addr.AsSlice()), &netlink.RouteGetOptions{OifIndex: int(l.index)})
+	if err != nil {
+		return fmt.Sprintf("there is no route (%v)", err)
+	}
+	for _, r := range routes {
+		if r.LinkIndex == int(l.index) && r.Gw == nil && r.Via == nil {
+			return ""
+		}
+	}
+	return "it is behind a router"
+}
+
+// neighbour is the MAC address of one neighbour, if the kernel knows it.
+func neighbour(l link, addr netip.Addr) (mac [6]byte, ok bool) {
+	heard, err := netlink.NeighList(int(l.index), netlink.FAMILY_ALL)
+	if err != nil {
+		return mac, false
+	}
+	for _, h := range heard {
+		a, ok := netip.AddrFromSlice(h.IP)
+		if ok && a.Unmap() == addr && len(h.HardwareAddr) == 6 && h.State&(unix.NUD_FAILED|unix.NUD_INCOMPLETE|unix.NUD_NOARP) == 0 {
+			return [6]byte(h.HardwareAddr), true
+		}
+	}
+	return mac, false
+}

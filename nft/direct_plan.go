@@ -1,0 +1,127 @@
+package nft
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"appliance/balancer"
+)
+
+// tables are the plan's tables, in the order in which they are put in force:
+// who hands on comes before who sends.
+func (p directPlan) tables() [3]table {
+	return [3]table{p.arrival(ipv4()), p.arrival(ipv6()), p.ingress()}
+}
+
+// plan makes the plan of services in these surroundings.
+func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan {
+	p := directPlan{fellows: now.fellows()}
+	for _, name := range d.neighbours.links {
+		if l, ok := now.links[name]; ok {
+			p.links = append(p.links, l)
+		}
+	}
+	used := make(map[string]preference)
+	for _, s := range services {
+		l, ok := now.links[d.cfg.Interfaces[s.Frontend.Addr()]]
+		if !ok {
+			continue // an event will tell when the interface is back
+		}
+		ds := directService{frontend: s.Frontend, link: l, hops: make(map[netip.AddrPort]hop)}
+		rotation := make(map[netip.AddrPort]bool)
+		add := func(b balancer.Backend, inRotation bool) {
+			n, ok := d.node(b.Addr.Addr())
+			if !ok || b.Addr.Addr().Is4() != s.Frontend.Addr().Is4() {
+				return
+			}
+			h := hop{addr: b.Addr, self: n.ID == d.cfg.Self}
+			if !h.self {
+				if h.mac, ok = mac(now, l.name, n, b.Addr.Addr()); !ok {
+					return
+				}
+				// A node that has stopped answering may keep its open
+				// connections: its process restarts, or the probes got lost.
+				inRotation = inRotation && d.path(s.Frontend, n.ID) == PathProved
+			}
+			ds.hops[b.Addr] = h
+			rotation[b.Addr] = inRotation && b.Weight > 0
+		}
+		for _, b := range s.Draining {
+			add(b, false)
+		}
+		for _, b := range s.Backends {
+			add(b, true)
+		}
+		members := d.membersOf(s)
+		key := fmt.Sprint(members)
+		pref, ok := d.preferred[key]
+		if !ok {
+			pref = prefer(members)
+		}
+		used[key] = pref
+		ds.slots = pref.table(
+			func(a netip.AddrPort) bool { return rotation[a] },
+			func(a netip.AddrPort) bool { _, ok := ds.hops[a]; return ok },
+		)
+		ds.refuse = !slices.ContainsFunc(ds.slots, func(s slot) bool { return s.owner.IsValid() })
+		p.services = append(p.services, ds)
+	}
+	d.preferred = used
+	slices.SortFunc(p.services, func(a, b directService) int { return a.frontend.Compare(b.frontend) })
+	return p
+}
+
+// membersOf are the service's backends, those that are away too, of the
+// frontend's family and sorted by address.
+func (d *Direct) membersOf(s balancer.Service) []member {
+	weights := make(map[netip.AddrPort]int)
+	for _, bs := range [][]balancer.Backend{d.configured[s.LoadBalancer], s.Draining, s.Backends} {
+		for _, b := range bs {
+			if b.Addr.Addr().Is4() == s.Frontend.Addr().Is4() {
+				// Weight 0 takes a backend out of rotation; its place in the
+				// table stays, as for one that is down.
+				weights[b.Addr] = cmp.Or(b.Weight, weights[b.Addr])
+			}
+		}
+	}
+	members := make([]member, 0, len(weights))
+	for a, w := range weights {
+		members = append(members, member{a, w})
+	}
+	slices.SortFunc(members, func(a, b member) int { return a.addr.Compare(b.addr) })
+	return members
+}
+
+func (d *Direct) node(addr netip.Addr) (Node, bool) {
+	i := slices.IndexFunc(d.cfg.Nodes, func(n Node) bool { return slices.Contains(n.Addrs, addr) })
+	if i < 0 {
+		return Node{}, false
+	}
+	return d.cfg.Nodes[i], true
+}
+
+func (d *Direct) hasBackend(n Node, f netip.AddrPort, lb balancer.LoadBalancer) bool {
+	return slices.ContainsFunc(lb.Backends, func(b balancer.Backend) bool {
+		return b.Addr.Addr().Is4() == f.Addr().Is4() && slices.Contains(n.Addrs, b.Addr.Addr())
+	})
+}
+
+// mac is a node's MAC address on a link: that of addr, or, while the kernel
+// does not know it, that of an address of the other family.
+func mac(now surroundings, link string, n Node, addr netip.Addr) (mac [6]byte, ok bool) {
+	for _, a := range append([]netip.Addr{addr}, n.Addrs...) {
+		if mac, ok = now.macs[place{link, a}]; ok {
+			return mac, true
+		}
+	}
+	return mac, false
+}
+
+func (d *Direct) path(f netip.AddrPort, node string) Path {
+	if d.cfg.Prober == nil {
+		return PathProved
+	}
+	return d.cfg.Prober.Path(f, node)
+}

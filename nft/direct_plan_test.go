@@ -1,0 +1,134 @@
+package nft
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"appliance/balancer"
+)
+
+func testPlane() *Direct {
+	return NewDirect(DirectConfig{
+		Interfaces: map[netip.Addr]string{netip.MustParseAddr("10.77.0.10"): "eth0", netip.MustParseAddr("fd77::10"): "eth0"},
+		Nodes: []Node{
+			{"a", []netip.Addr{netip.MustParseAddr("10.77.0.11"), netip.MustParseAddr("fd77::11")}},
+			{"b", []netip.Addr{netip.MustParseAddr("10.77.0.12"), netip.MustParseAddr("fd77::12")}},
+		},
+		Self: "a",
+	})
+}
+
+func backends(addrs ...string) (bs []balancer.Backend) {
+	for _, a := range addrs {
+		bs = append(bs, balancer.Backend{Addr: netip.MustParseAddrPort(a), Weight: 1})
+	}
+	return bs
+}
+
+// What a load balancer may not ask for is refused with what is missing.
+func TestDirectSuits(t *testing.T) {
+	for _, c := range []struct {
+		name, frontend, want string
+		scheduler            balancer.Scheduler
+		backends             []balancer.Backend
+	}{
+		{"fits", "10.77.0.10:6443", "", balancer.RoundRobin, backends("10.77.0.11:6443", "10.77.0.12:6443")},
+		{"both families", "[fd77::10]:6443", "", "", backends("10.77.0.11:6443", "[fd77::12]:6443")},
+		{"another port", "10.77.0.10:443", "another port", "", backends("10.77.0.11:6443")},
+		{"no node", "10.77.0.10:6443", "none of the peers", "", backends("10.77.0.99:6443")},
+		{"no VIP", "127.0.0.1:6443", "not a VIP", "", backends("10.77.0.11:6443")},
+		{"another family", "[fd77::10]:6443", "own family", "", backends("10.77.0.11:6443")},
+		{"no backend", "[fd77::10]:6443", "own family", "", nil},
+		{"counting scheduler", "10.77.0.10:6443", "scheduler lc", balancer.LeastConn, backends("10.77.0.11:6443")},
+	} {
+		err := testPlane().suits(balancer.LoadBalancer{
+			Frontends: []netip.AddrPort{netip.MustParseAddrPort(c.frontend)},
+			Backends:  c.backends, Scheduler: c.scheduler,
+		})
+		switch {
+		case c.want == "" && err != nil:
+			t.Errorf("%s: %v", c.name, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+			t.Errorf("%s: %v, want %q in it", c.name, err, c.want)
+		}
+	}
+}
+
+var testSurroundings = surroundings{
+	links: map[string]link{"eth0": {name: "eth0", index: 7, mac: [6]byte{2, 0, 0, 0, 0, 1}}},
+	macs: map[place][6]byte{
+		{"eth0", netip.MustParseAddr("10.77.0.12")}: {2, 0, 0, 0, 0, 2},
+	},
+}
+
+// Two nodes in the same situation must come to the same table, whatever they
+// went through, and in whatever order they were told.
+func TestDirectPlanHasNoHistory(t *testing.T) {
+	service := balancer.Service{
+		LoadBalancer: "api", Frontend: netip.MustParseAddrPort("10.77.0.10:6443"),
+		Backends: backends("10.77.0.11:6443", "10.77.0.12:6443"),
+	}
+	reversed := service
+	reversed.Backends = backends("10.77.0.12:6443", "10.77.0.11:6443")
+	away := service
+	away.Backends = backends("10.77.0.11:6443")
+
+	young, old := testPlane(), testPlane()
+	for _, d := range []*Direct{young, old} {
+		d.configured["api"] = service.Backends
+	}
+	old.plan([]balancer.Service{away}, testSurroundings)
+	old.plan(nil, testSurroundings)
+	want := young.plan([]balancer.Service{service}, testSurroundings).tables()
+	for i, got := range old.plan([]balancer.Service{reversed}, testSurroundings).tables() {
+		a, err := got.digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := want[i].digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a != b {
+			t.Errorf("%v differs", got)
+		}
+	}
+}
+
+// A backend of weight 0 keeps its place, as one that drains: setting the
+// weight moves its own slots only.
+func TestDirectPlanWeightZero(t *testing.T) {
+	d := testPlane()
+	d.configured["api"] = backends("10.77.0.11:6443", "10.77.0.12:6443")
+	s := balancer.Service{
+		LoadBalancer: "api", Frontend: netip.MustParseAddrPort("10.77.0.10:6443"),
+		Backends: backends("10.77.0.11:6443", "10.77.0.12:6443"),
+	}
+	before := d.plan([]balancer.Service{s}, testSurroundings).services[0]
+	s.Backends[1].Weight = 0
+	after := d.plan([]balancer.Service{s}, testSurroundings).services[0]
+	for i := range after.slots {
+		if after.slots[i].owner != s.Backends[0].Addr || len(after.slots[i].ring) != 2 {
+			t.Fatalf("slot %d: %+v", i, after.slots[i])
+		}
+		if before.slots[i].ring[0] != after.slots[i].ring[0] {
+			t.Fatalf("slot %d has another order", i)
+		}
+	}
+}
+
+// A node whose MAC address is not known gets nothing.
+func TestDirectPlanUnknownNeighbour(t *testing.T) {
+	d := testPlane()
+	p := d.plan([]balancer.Service{{
+		Frontend: netip.MustParseAddrPort("[fd77::10]:6443"), Backends: backends("[fd77::12]:6443"),
+	}, {
+		Frontend: netip.MustParseAddrPort("10.77.0.10:6443"), Backends: backends("10.77.0.12:6443"),
+	}}, surroundings{links: testSurroundings.links})
+	for _, s := range p.services {
+		if !s.refuse || len(s.hops) != 0 {
+			t.Errorf("%v: %+v", s.frontend, s.hops)
+		}
+	}
+}

@@ -1,0 +1,449 @@
+package nft
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// ProberConfig is what NewProber needs to know.
+type ProberConfig struct {
+	// Interfaces, Nodes and Self are those of DirectConfig.
+	Interfaces map[netip.Addr]string
+	Nodes      []Node
+	Self       string
+	// Key is the secret of the group. It keeps strangers from answering.
+	Key []byte
+	// Every is the time between two probes of a path. Zero means 2 s.
+	Every time.Duration
+	// Log gets one line for each change. Nil means slog.Default().
+	Log *slog.Logger
+}
+
+const (
+	// probeEvery is so short because the probes also tell that a node's
+	// appliance is gone, whose VIP goes with it while its server may live.
+	probeEvery = 2 * time.Second
+	// probeFall lost probes in a row end a proof: one may get lost.
+	probeFall = 3
+)
+
+// EthernetProber is the Prober for real networks. It sends each node, in turn,
+// a packet as a forwarded client's would be: a TCP segment from a foreign
+// address to the frontend, with the node's MAC address. The node answers in
+// the frontend's name, as it would answer a client. A second probe, between
+// the nodes' own addresses, tells a network that filters from a node that is
+// down.
+//
+// Probes are resets with a payload (RFC 9293 section 3.5.3 lets them have
+// one): no kernel answers a reset, and a packet socket sees what no firewall
+// of the host does.
+//
+//	goroutine   owns
+//	Run         the sockets, the round
+//	receive     one socket's reading, one per interface
+type EthernetProber struct {
+	cfg ProberConfig
+	// key is derived from the group's, so that nothing signed here means
+	// anything elsewhere.
+	key  []byte
+	kick chan struct{}
+	// moved carries what probes tell of their senders' cards to Run.
+	moved chan sender
+
+	mu     sync.Mutex
+	wanted map[netip.AddrPort]bool
+	paths  map[pathID]*pathState
+}
+
+type pathID struct {
+	frontend netip.AddrPort
+	node     string
+}
+
+// A sender is where a signed probe came from.
+type sender struct {
+	link link
+	addr netip.Addr
+	mac  [6]byte
+}
+
+type pathState struct {
+	path Path
+	// nonces are those of the last round, heard says which came back.
+	nonces [2]nonce // control, path
+	heard  [2]bool
+	sent   bool
+	lost   int // rounds in a row in which the path answered nothing
+	silent int // rounds in a row in which the node answered nothing
+}
+
+// NewProber returns a prober that begins with Run.
+func NewProber(cfg ProberConfig) *EthernetProber {
+	if cfg.Every == 0 {
+		cfg.Every = probeEvery
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	key := sha256.Sum256(append([]byte("appliance path probe\x00"), cfg.Key...))
+	return &EthernetProber{
+		cfg:    cfg,
+		key:    key[:],
+		kick:   make(chan struct{}, 1),
+		moved:  make(chan sender, 16),
+		wanted: make(map[netip.AddrPort]bool),
+		paths:  make(map[pathID]*pathState),
+	}
+}
+
+// Want implements Prober.
+func (p *EthernetProber) Want(frontends []netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range frontends {
+		if p.wanted[f] {
+			continue
+		}
+		p.wanted[f] = true
+		select {
+		case p.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Path implements Prober.
+func (p *EthernetProber) Path(frontend netip.AddrPort, node string) Path {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s, ok := p.paths[pathID{frontend, node}]; ok {
+		return s.path
+	}
+	return PathSilent
+}
+
+// A probeSocket hears the probes of one interface, as long as that lives.
+type probeSocket struct {
+	link link
+	conn *packet.Conn
+}
+
+// Run implements Prober.
+func (p *EthernetProber) Run(ctx context.Context, changed func()) error {
+	var g errgroup.Group
+	sockets := make(map[string]probeSocket)
+	defer func() {
+		p.farewell(sockets)
+		for _, s := range sockets {
+			s.conn.Close() // ends its receiver
+		}
+		g.Wait()
+	}()
+	tick := time.NewTicker(p.cfg.Every)
+	defer tick.Stop()
+	complained := false
+	for {
+		err := p.listen(sockets, &g, changed)
+		if err != nil && !complained {
+			p.cfg.Log.Warn("cannot prove the paths of data plane direct", "err", err)
+		}
+		complained = err != nil
+		if p.judge() {
+			changed()
+		}
+		p.send(sockets)
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case s := <-p.moved:
+				s.believe()
+				continue
+			case <-p.kick:
+			case <-tick.C:
+			}
+			waiting = false
+		}
+	}
+}
+
+// believe corrects the kernel's neighbour table if it has another MAC address.
+// The probe is signed, so it is better founded than any ARP.
+func (s sender) believe() {
+	if mac, ok := neighbour(s.link, s.addr); !ok || mac == s.mac {
+		return
+	}
+	family := unix.AF_INET6
+	if s.addr.Is4() {
+		family = unix.AF_INET
+	}
+	// An error means that the link is gone, and the entry with it.
+	_ = netlink.NeighSet(&netlink.Neigh{
+		LinkIndex: int(s.link.index), Family: family, State: unix.NUD_STALE,
+		IP: s.addr.AsSlice(), HardwareAddr: s.mac[:],
+	})
+}
+
+// listen opens a socket on every interface that has none, or that has become
+// another since.
+func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Group, changed func()) error {
+	var errs []error
+	for _, name := range slices.Compact(slices.Sorted(maps.Values(p.cfg.Interfaces))) {
+		l, err := readLink(name)
+		have, open := sockets[name]
+		if open && (err != nil || have.link != l) {
+			have.conn.Close()
+			delete(sockets, name)
+			open = false
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if open {
+			continue
+		}
+		filter, err := probeFilter()
+		if err != nil {
+			return err
+		}
+		conn, err := packet.Listen(&net.Interface{Index: int(l.index), Name: name, MTU: 1500, HardwareAddr: l.mac[:]},
+			packet.Raw, unix.ETH_P_ALL, &packet.Config{Filter: filter})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("packet socket on %s: %w; give the container the capability NET_RAW", name, err))
+			continue
+		}
+		s := probeSocket{l, conn}
+		sockets[name] = s
+		g.Go(func() error {
+			p.receive(s, changed)
+			return nil
+		})
+	}
+	return errors.Join(errs...)
+}
+
+// judge closes the last round: it draws conclusions from what was heard.
+func (p *EthernetProber) judge() (changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, s := range p.paths {
+		if !s.sent {
+			continue
+		}
+		s.sent = false
+		was := s.path
+		control, path := s.heard[kindControl], s.heard[kindPath]
+		switch {
+		case path:
+			s.lost, s.silent = 0, 0 // hear has set it proved
+		case control:
+			s.silent = 0
+			if s.lost++; s.lost >= probeFall || was == PathSilent && s.lost > 1 {
+				s.path = PathFiltered
+			}
+		default:
+			if s.silent++; s.silent >= probeFall {
+				// What was filtered is taken for filtered until the node is back.
+				if was == PathProved {
+					s.path = PathSilent
+				}
+				s.lost = 0
+			}
+		}
+		if s.path != was {
+			changed = true
+			p.report(id, s.path)
+		}
+	}
+	return changed
+}
+
+func (p *EthernetProber) report(id pathID, path Path) {
+	switch path {
+	case PathProved:
+		p.cfg.Log.Info("the network carries clients' packets", "frontend", id.frontend, "node", id.node)
+	case PathFiltered:
+		p.cfg.Log.Warn("the network filters clients' packets", "frontend", id.frontend, "node", id.node)
+	case PathSilent:
+		p.cfg.Log.Warn("a node does not answer path probes", "frontend", id.frontend, "node", id.node)
+	}
+}
+
+// A target is a node as it is probed for one frontend.
+type target struct {
+	pathID
+	sock     probeSocket
+	own, its netip.Addr
+	mac      [6]byte
+}
+
+// targets are those that can be reached now.
+func (p *EthernetProber) targets(sockets map[string]probeSocket) (ts []target) {
+	p.mu.Lock()
+	wanted := slices.SortedFunc(maps.Keys(p.wanted), netip.AddrPort.Compare)
+	p.mu.Unlock()
+	for _, f := range wanted {
+		sock, open := sockets[p.cfg.Interfaces[f.Addr()]]
+		own, ok := p.addrOf(p.cfg.Self, f.Addr())
+		if !open || !ok {
+			continue
+		}
+		for _, n := range p.cfg.Nodes {
+			its, ok := p.addrOf(n.ID, f.Addr())
+			if !ok || n.ID == p.cfg.Self {
+				continue
+			}
+			if mac, ok := neighbour(sock.link, its); ok {
+				ts = append(ts, target{pathID{f, n.ID}, sock, own, its, mac})
+			}
+		}
+	}
+	return ts
+}
+
+// tell sends a probe of the kind to the target.
+func (p *EthernetProber) tell(t target, kind probeKind, n nonce) {
+	m := probe{
+		kind: kind, nonce: n, from: t.own, to: t.its, frontend: t.frontend,
+		src: netip.AddrPortFrom(t.own, probePort), dst: netip.AddrPortFrom(t.its, probePort),
+	}
+	if kind == kindPath {
+		m.src, m.dst = madeUpClient(t.frontend.Addr(), n), t.frontend
+	}
+	// What is not sent is not heard.
+	_, _ = t.sock.conn.WriteTo(m.frame(t.sock.link.mac, t.mac, p.key), &packet.Addr{HardwareAddr: t.mac[:]})
+}
+
+// send begins a round.
+func (p *EthernetProber) send(sockets map[string]probeSocket) {
+	for _, t := range p.targets(sockets) {
+		var nonces [2]nonce
+		for i := range nonces {
+			rand.Read(nonces[i][:])
+		}
+		p.mu.Lock()
+		s := p.paths[t.pathID]
+		if s == nil {
+			s = &pathState{}
+			p.paths[t.pathID] = s
+		}
+		s.nonces, s.heard, s.sent = nonces, [2]bool{}, true
+		p.mu.Unlock()
+		p.tell(t, kindControl, nonces[kindControl])
+		p.tell(t, kindPath, nonces[kindPath])
+	}
+}
+
+// farewell tells everybody that this node no longer has the VIP, so that they
+// need not find out by silence.
+func (p *EthernetProber) farewell(sockets map[string]probeSocket) {
+	for _, t := range p.targets(sockets) {
+		p.tell(t, kindFarewell, nonce{})
+	}
+}
+
+// receive answers and hears probes until the socket is closed or its
+// interface is gone.
+func (p *EthernetProber) receive(s probeSocket, changed func()) {
+	buf := make([]byte, 2048)
+	cards := make(map[netip.Addr][6]byte)
+	for {
+		n, _, err := s.conn.ReadFrom(buf)
+		if errors.Is(err, unix.ENETDOWN) {
+			continue // once, when the link goes down; it may come up again
+		}
+		if err != nil {
+			return
+		}
+		m, mac, ok := parseProbe(buf[:n], p.key)
+		if !ok {
+			continue
+		}
+		if own, is := p.addrOf(p.cfg.Self, m.frontend.Addr()); !is || own != m.to {
+			continue // ours, on its way out, or handed on
+		}
+		if m.kind == kindControl && cards[m.from] != mac {
+			select {
+			case p.moved <- sender{s.link, m.from, mac}:
+				cards[m.from] = mac
+			default: // the next one will do
+			}
+		}
+		switch m.kind {
+		case kindControl, kindPath:
+			answer := probe{
+				kind: m.kind + kindAnswer, nonce: m.nonce,
+				from: m.to, to: m.from, frontend: m.frontend,
+				src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
+			}
+			_, _ = s.conn.WriteTo(answer.frame(s.link.mac, mac, p.key), &packet.Addr{HardwareAddr: mac[:]})
+		default:
+			if p.hear(m) {
+				changed()
+			}
+		}
+	}
+}
+
+// hear notes an answer or a farewell.
+func (p *EthernetProber) hear(m probe) (changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.IndexFunc(p.cfg.Nodes, func(n Node) bool { return slices.Contains(n.Addrs, m.from) })
+	if i < 0 {
+		return false
+	}
+	id := pathID{m.frontend, p.cfg.Nodes[i].ID}
+	s := p.paths[id]
+	if s == nil {
+		return false
+	}
+	was := s.path
+	switch {
+	case m.kind == kindFarewell:
+		if was == PathProved {
+			s.path = PathSilent
+			s.sent = false
+		}
+	case m.nonce == s.nonces[m.kind-kindAnswer]:
+		s.heard[m.kind-kindAnswer] = true
+		if m.kind == kindPath+kindAnswer {
+			s.path = PathProved
+		}
+	}
+	if s.path != was {
+		p.report(id, s.path)
+	}
+	return s.path != was
+}
+
+// addrOf is a node's address of the family of the frontend's.
+func (p *EthernetProber) addrOf(node string, frontend netip.Addr) (netip.Addr, bool) {
+	for _, n := range p.cfg.Nodes {
+		if n.ID != node {
+			continue
+		}
+		for _, a := range n.Addrs {
+			if a.Is4() == frontend.Is4() {
+				return a, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}

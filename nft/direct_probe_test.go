@@ -1,0 +1,246 @@
+package nft
+
+import (
+	"bytes"
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+func testProbe(f netip.AddrPort) probe {
+	m := probe{
+		kind: kindPath, nonce: nonce{1, 2, 3, 4, 5}, frontend: f,
+		from: netip.MustParseAddr("10.77.0.11"), to: netip.MustParseAddr("10.77.0.12"),
+		dst: f,
+	}
+	m.src = madeUpClient(f.Addr(), m.nonce)
+	return m
+}
+
+func TestProbeFrame(t *testing.T) {
+	key := []byte("key")
+	src, dst := [6]byte{2, 0, 0, 0, 0, 1}, [6]byte{2, 0, 0, 0, 0, 2}
+	filter := probeVM(t)
+	eachFrontend(t, func(t *testing.T, f netip.AddrPort) {
+		want := testProbe(f)
+		frame := want.frame(src, dst, key)
+		got, mac, ok := parseProbe(frame, key)
+		if !ok || got != want || mac != src {
+			t.Fatalf("got %+v from %x (%v), want %+v", got, mac, ok, want)
+		}
+		if n, err := filter.Run(frame); err != nil || n < len(frame) {
+			t.Errorf("the socket's filter takes %d of %d bytes: %v", n, len(frame), err)
+		}
+		if _, _, ok := parseProbe(frame, []byte("another")); ok {
+			t.Error("a probe of another group was taken")
+		}
+		// Whatever is altered on the way, the probe is no more.
+		for i := etherLen; i < len(frame); i++ {
+			bad := bytes.Clone(frame)
+			bad[i] ^= 1
+			if m, _, ok := parseProbe(bad, key); ok && m != want {
+				t.Errorf("byte %d altered: taken as %+v", i, m)
+			}
+		}
+		for n := range frame {
+			if _, _, ok := parseProbe(frame[:n], key); ok {
+				t.Errorf("taken though cut after %d bytes", n)
+			}
+		}
+	})
+}
+
+func probeVM(t *testing.T) *bpf.VM {
+	t.Helper()
+	raw, err := probeFilter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ins, ok := bpf.Disassemble(raw)
+	if !ok {
+		t.Fatal("the filter does not disassemble")
+	}
+	vm, err := bpf.NewVM(ins)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
+func TestProbeFilterDropsOthers(t *testing.T) {
+	vm := probeVM(t)
+	frame := testProbe(directFrontends[0]).frame([6]byte{}, [6]byte{}, nil)
+	for what, b := range map[string][]byte{
+		"ARP":           append([]byte{12: 0x08, 13: 0x06}, frame[14:]...),
+		"short":         frame[:40],
+		"another magic": bytes.Replace(frame, []byte(probeMagic), []byte("GET / HT"), 1),
+	} {
+		if n, err := vm.Run(b); err != nil || n != 0 {
+			t.Errorf("%s: the filter takes %d bytes (%v)", what, n, err)
+		}
+	}
+}
+
+func FuzzParseProbe(f *testing.F) {
+	for _, front := range directFrontends {
+		f.Add(testProbe(front).frame([6]byte{}, [6]byte{}, []byte("key")))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, _, ok := parseProbe(b, []byte("key"))
+		if ok && (!m.src.IsValid() || !m.dst.IsValid()) {
+			t.Errorf("a probe without addresses: %+v", m)
+		}
+	})
+}
+
+// probing makes planes with probers, which run until stop is called.
+func (l *directLab) probing() (probers []*EthernetProber, stop []func()) {
+	l.t.Helper()
+	for i, n := range l.nodes {
+		cfg := l.planes[i].cfg
+		p := NewProber(ProberConfig{
+			Interfaces: cfg.Interfaces, Nodes: cfg.Nodes, Self: n.name,
+			Key: []byte("group"), Every: 50 * time.Millisecond, Log: cfg.Log,
+		})
+		probers = append(probers, p)
+		l.planes[i] = l.plane(n, p)
+		// The plane's Run would start it on a thread outside the namespace.
+		l.planes[i].cfg.Prober = p
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() {
+			done <- n.inside(func() error { return p.Run(ctx, l.planes[i].notify) })
+		}()
+		ended := false
+		end := func() {
+			if ended {
+				return
+			}
+			ended = true
+			cancel()
+			if err := <-done; err != nil {
+				l.t.Errorf("prober on %s: %v", n.name, err)
+			}
+		}
+		stop = append(stop, end)
+		l.t.Cleanup(end)
+	}
+	return probers, stop
+}
+
+// becomes waits until the path from a prober is as wanted.
+func becomes(t *testing.T, p *EthernetProber, node string, want Path) {
+	t.Helper()
+	for deadline := time.Now().Add(directPatience); ; {
+		done := true
+		for _, f := range directFrontends {
+			done = done && p.Path(f, node) == want
+		}
+		if done {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the path from %s to %s is %v and %v, want %v", p.cfg.Self, node,
+				p.Path(directFrontends[0], node), p.Path(directFrontends[1], node), want)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func TestProberProvesAndFindsFilters(t *testing.T) {
+	l := newDirectLab(t)
+	probers, stop := l.probing()
+	l.usable()
+	l.apply([]int{0, 1, 2}, nil)
+	for _, p := range probers {
+		for _, n := range l.nodes {
+			if n.name != p.cfg.Self {
+				becomes(t, p, n.name, PathProved)
+			}
+		}
+	}
+	if n := l.nodes[1].counter("Tcp", "OutRsts"); n != "0" {
+		t.Errorf("node2 has answered probes with %s resets", n)
+	}
+
+	// A hypervisor that lets a port send from its own addresses only.
+	l.antispoof("p1", true)
+	becomes(t, probers[0], "node2", PathFiltered)
+	becomes(t, probers[0], "node3", PathFiltered)
+	err := l.nodes[0].try(func() error { return l.planes[0].Usable(context.Background(), l.loadBalancer()) })
+	if err == nil {
+		t.Error("the plane is usable on a network that filters")
+	} else {
+		t.Log(err)
+	}
+	l.antispoof("p1", false)
+	becomes(t, probers[0], "node2", PathProved)
+	l.nodes[0].do(func() error { return l.planes[0].Usable(context.Background(), l.loadBalancer()) })
+
+	// A node whose appliance ends says so: it gets no new connections, though
+	// its server is well, and keeps those that it has.
+	for i := range l.nodes {
+		becomes(t, probers[i], l.nodes[(i+1)%3].name, PathProved)
+		becomes(t, probers[i], l.nodes[(i+2)%3].name, PathProved)
+	}
+	l.apply([]int{0, 1, 2}, nil)
+	s := l.open(20)
+	stop[1]()
+	becomes(t, probers[0], "node2", PathSilent)
+	becomes(t, probers[2], "node2", PathSilent)
+	l.applyAt(0, []int{0, 1, 2}, nil)
+	l.applyAt(2, []int{0, 1, 2}, nil)
+	for _, f := range directFrontends {
+		for range 30 {
+			if c := l.dial(f); c.server == "node2" {
+				t.Fatal("a node without appliance got a new connection")
+			}
+		}
+	}
+	s.flow(t)
+	s.end(t)
+	// It is no reason to leave the plane either.
+	l.nodes[0].do(func() error { return l.planes[0].Usable(context.Background(), l.loadBalancer()) })
+}
+
+// antispoof drops frames from a port of the switch whose source is a made-up client.
+func (l *directLab) antispoof(port string, on bool) {
+	l.t.Helper()
+	l.sw.do(func() error {
+		conn, err := dial()
+		if err != nil {
+			return err
+		}
+		table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyBridge, Name: "antispoof"})
+		if !on {
+			conn.DelTable(table)
+			return conn.Flush()
+		}
+		accept := nftables.ChainPolicyAccept
+		c := conn.AddChain(&nftables.Chain{
+			Table: table, Name: "forward", Type: nftables.ChainTypeFilter, Policy: &accept,
+			Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+		})
+		for _, match := range [][]expr.Any{
+			concat(ipv4().ethertype(), []expr.Any{
+				&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 2}, equal(reg1, 198, 18),
+			}),
+			concat(ipv6().ethertype(), []expr.Any{
+				&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 8, Len: 4}, equal(reg1, 0x20, 0x01, 0, 2),
+			}),
+		} {
+			name := make([]byte, unix.IFNAMSIZ)
+			copy(name, port)
+			conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: concat([]expr.Any{
+				&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg1}, equal(reg1, name...),
+			}, match, verdict(expr.VerdictDrop))})
+		}
+		return conn.Flush()
+	})
+}

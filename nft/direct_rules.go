@@ -1,0 +1,376 @@
+package nft
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// directIngressPriority is before the filters that others hang on an
+	// interface (0): what they drop or change, they do at the chosen server.
+	directIngressPriority nftables.ChainPriority = -300
+	// directArrivalPriority is raw: before conntrack (-200), which must not
+	// come to know connections that are another node's.
+	directArrivalPriority nftables.ChainPriority = -300
+
+	// directSteps is how many priorities the chains of direct go through when
+	// they are replaced. The last one still is before conntrack.
+	directSteps nftables.ChainPriority = 64
+
+	// slotSeed is part of what all nodes agree on.
+	slotSeed = 0x61706c31
+
+	fellowsSet = "fellows"
+)
+
+// A link is an interface of this node that a VIP is answered on.
+type link struct {
+	name  string
+	index uint32
+	mac   [6]byte
+}
+
+// A hop is a backend as this node reaches it.
+type hop struct {
+	addr netip.AddrPort
+	mac  [6]byte
+	self bool
+}
+
+// A directService is one service with everything that its rules need.
+type directService struct {
+	frontend netip.AddrPort
+	link     link
+	slots    []slot
+	// refuse says that nobody gets new connections.
+	refuse bool
+	hops   map[netip.AddrPort]hop
+}
+
+// A directPlan is all that direct puts into the kernel.
+type directPlan struct {
+	links    []link
+	fellows  [][6]byte
+	services []directService
+}
+
+func (s directService) family() ipFamily {
+	if s.frontend.Addr().Is4() {
+		return ipv4()
+	}
+	return ipv6()
+}
+
+// self is the service's backend on this node, if there is one.
+func (s directService) self() (hop, bool) {
+	for _, h := range s.hops {
+		if h.self {
+			return h, true
+		}
+	}
+	return hop{}, false
+}
+
+// others are the backends on other nodes in a fixed order.
+func (s directService) others() []hop {
+	var hs []hop
+	for _, h := range s.hops {
+		if !h.self {
+			hs = append(hs, h)
+		}
+	}
+	slices.SortFunc(hs, func(a, b hop) int { return a.addr.Compare(b.addr) })
+	return hs
+}
+
+// ingress is the table of the netdev family. It moves a client's packet to the
+// node that owns its slot, without a look at any state.
+func (p directPlan) ingress() table {
+	t := table{family: nftables.TableFamilyNetdev, name: directTable}
+	t.sets = append(t.sets, p.fellowSet())
+	for _, l := range p.links {
+		c := chain{name: "ingress_" + chainName(l.name), hook: &hook{
+			kind:     nftables.ChainTypeFilter,
+			num:      *nftables.ChainHookIngress,
+			priority: directIngressPriority, steps: directSteps,
+			device: l.name,
+		}}
+		c.rules = append(c.rules,
+			rule{"flooded or tapped, for another host", concat(notToThisHost(), verdict(expr.VerdictAccept))},
+			rule{"a path probe has been seen by its socket", concat(pathProbe(), verdict(expr.VerdictDrop))},
+			rule{"forwarded by a fellow node already", concat(fromFellow(false), verdict(expr.VerdictAccept))},
+		)
+		for _, s := range p.services {
+			if s.link.name != l.name {
+				continue
+			}
+			c.rules = append(c.rules,
+				rule{"clients of " + s.frontend.String(), concat(s.whole(), s.toFrontend(), gotoChain("slot_"+name(s.frontend)))},
+				rule{"path MTU of clients of " + s.frontend.String(), concat(s.errorAbout(), gotoChain("error_"+name(s.frontend)))},
+			)
+		}
+		t.chains = append(t.chains, c)
+	}
+	for _, s := range p.services {
+		s.addIngress(&t)
+	}
+	return t
+}
+
+func (s directService) addIngress(t *table) {
+	f, n := s.family(), name(s.frontend)
+	slots := chain{name: "slot_" + n}
+	if s.refuse {
+		slots.rules = append(slots.rules, rule{"no backend takes new connections", concat(tcpSYN(), []expr.Any{resetTCP()})})
+	}
+	if len(s.hops) == 0 {
+		slots.rules = append(slots.rules, rule{"no backend has open connections", []expr.Any{resetTCP()}})
+	}
+	errs := chain{name: "error_" + n}
+	if len(s.hops) > 0 {
+		slots.rules = append(slots.rules, rule{"to the owner of the slot", concat(f.client(), s.lookup("slots_"+n))})
+		errs.rules = append(errs.rules, rule{"to the owner of the slot", concat(f.embeddedClient(), s.lookup("slots_"+n))})
+		t.sets = append(t.sets, s.slotMap("slots_"+n, func(slot slot) (expr.Verdict, bool) {
+			h := s.hops[slot.target()]
+			if h.self {
+				return expr.Verdict{Kind: expr.VerdictAccept}, true
+			}
+			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "to_" + n + "_" + name(h.addr)}, true
+		}))
+	}
+	// Whatever ends here has met a table that was replaced under its feet. A
+	// lost packet is sent again; one that reaches the wrong server is reset.
+	slots.rules = append(slots.rules, rule{"never to the wrong server", verdict(expr.VerdictDrop)})
+	t.chains = append(t.chains, slots, errs)
+	for _, h := range s.others() {
+		t.chains = append(t.chains, chain{name: "to_" + n + "_" + name(h.addr), rules: []rule{{
+			// The source becomes ours: switches keep seeing the client where it
+			// is, and the receiver sees that the packet has been forwarded.
+			"out again, to " + net.HardwareAddr(h.mac[:]).String(),
+			[]expr.Any{
+				&expr.Immediate{Register: reg1, Data: append(slices.Clone(h.mac[:]), s.link.mac[:]...)},
+				&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 12},
+				&expr.Immediate{Register: reg1, Data: native(s.link.index)},
+				&expr.Dup{RegDev: reg1, IsRegDevSet: true},
+				&expr.Verdict{Kind: expr.VerdictDrop},
+			},
+		}}})
+	}
+}
+
+// arrival is the table of one IP family. A packet of a connection that this
+// node does not have goes on to the next in the ring of its slot, so that a
+// change of the set of backends breaks no connection of those who stay. The
+// table also serves clients on this node itself.
+func (p directPlan) arrival(f ipFamily) table {
+	t := table{family: nftables.TableFamilyIPv4, name: directTable}
+	if f.proto == unix.NFPROTO_IPV6 {
+		t.family = nftables.TableFamilyIPv6
+	}
+	t.sets = append(t.sets, p.fellowSet())
+	arrive := chain{name: "arrive", hook: &hook{
+		kind: nftables.ChainTypeFilter, num: *nftables.ChainHookPrerouting, priority: directArrivalPriority, steps: directSteps,
+	}}
+	var services []directService
+	for _, s := range p.services {
+		if f.has(s.frontend.Addr()) {
+			services = append(services, s)
+		}
+	}
+	for _, s := range services {
+		arrive.rules = append(arrive.rules, rule{"arrived for " + s.frontend.String(),
+			concat(s.fromLink(expr.CmpOpEq), s.toFrontend(), gotoChain("have_"+name(s.frontend)))})
+	}
+	t.chains = append(t.chains, arrive)
+	for _, s := range services {
+		s.addArrival(&t)
+	}
+	addLocal(&t, f, services)
+	return t
+}
+
+func (s directService) addArrival(t *table) {
+	f, n := s.family(), name(s.frontend)
+	have := chain{name: "have_" + n, rules: []rule{
+		// A listener of this address and no other hides whether the
+		// connection exists; then this node keeps what it gets.
+		{"the connection is open here", concat(socket(expr.SocketKeyWildcard), equals(0), verdict(expr.VerdictAccept))},
+		{"only the listener is here", concat(socket(expr.SocketKeyWildcard), equals(1), gotoChain("lack_"+n))},
+		// Neither question has an answer for a handshake or a closed
+		// connection that still has its place (RFC 9293, TIME-WAIT).
+		{"the connection begins or ends here", concat(socket(expr.SocketKeyTransparent), verdict(expr.VerdictAccept))},
+		{"nobody is here", gotoChain("lack_" + n)},
+	}}
+	self, _ := s.self()
+	lack := chain{name: "lack_" + n}
+	toOther := func(h hop) (expr.Verdict, bool) {
+		return expr.Verdict{Kind: expr.VerdictGoto, Chain: "hand_" + n + "_" + name(h.addr)}, !h.self
+	}
+	// A packet that comes straight from a client should have met the ingress
+	// hook. For a moment it does not, while that table is replaced.
+	owners := s.slotMap("owner_"+n, func(slot slot) (expr.Verdict, bool) {
+		return toOther(s.hops[slot.target()])
+	})
+	next := s.slotMap("next_"+n, func(slot slot) (expr.Verdict, bool) {
+		next, ok := slot.after(self.addr)
+		if !ok {
+			return expr.Verdict{}, false
+		}
+		return toOther(s.hops[next])
+	})
+	if len(owners.elements) > 0 {
+		t.sets = append(t.sets, owners)
+		lack.rules = append(lack.rules, rule{"straight from a client, past a missing ingress hook",
+			concat(fromFellow(true), f.client(), s.lookup(owners.name))})
+	}
+	lack.rules = append(lack.rules,
+		rule{"a new connection is for this node", concat(tcpSYN(), verdict(expr.VerdictAccept))},
+	)
+	// A node with another idea of the backends may have counted further.
+	for n := s.mostHops(); n <= ringMost; n++ {
+		lack.rules = append(lack.rules, rule{"everybody has been asked", concat(f.handedOn(n), verdict(expr.VerdictAccept))})
+	}
+	if len(next.elements) > 0 {
+		t.sets = append(t.sets, next)
+		lack.rules = append(lack.rules, rule{"perhaps it is open on the next", concat(f.client(), s.lookup(next.name))})
+	}
+	t.chains = append(t.chains, have, lack)
+	for _, h := range s.others() {
+		t.chains = append(t.chains, s.hand(h))
+	}
+}
+
+// mostHops is how often one packet is handed on: once round the ring, until it
+// is back where it began. Its listener there answers it: with a reset, or,
+// after a handshake by SYN cookie, which leaves no socket (RFC 4987 section
+// 3.6), with the connection.
+func (s directService) mostHops() int { return min(len(s.hops), ringMost) }
+
+// hand is the chain that hands a packet on to a backend and counts how often
+// that has happened to it. Some other end is needed than the kernel's lowering
+// of the TTL: the ring has none.
+func (s directService) hand(to hop) chain {
+	f := s.family()
+	c := chain{name: "hand_" + name(s.frontend) + "_" + name(to.addr)}
+	for n := s.mostHops(); n > 0; n-- {
+		before := []expr.Any(nil)
+		if n > 1 {
+			before = f.handedOn(n - 1)
+		}
+		c.rules = append(c.rules, rule{
+			fmt.Sprintf("hand on to %v, number %d", to.addr.Addr(), n),
+			concat(before, f.markHandedOn(n), []expr.Any{
+				&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
+				&expr.Immediate{Register: reg2, Data: native(s.link.index)},
+				&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},
+				&expr.Verdict{Kind: expr.VerdictDrop},
+			}),
+		})
+	}
+	return c
+}
+
+// target is where a packet of the slot goes first.
+func (s slot) target() netip.AddrPort {
+	if !s.owner.IsValid() && len(s.ring) > 0 {
+		return s.ring[0]
+	}
+	return s.owner
+}
+
+// The number of times that a packet was handed on stands in its DSCP, in code
+// points for local use: pool 2, xxxx11 (RFC 2474 section 6). A client that
+// sends such ones itself is asked for less often. The DSCP is in bits 8 to 13
+// of IPv4 (RFC 2474 section 3), and in bits 4 to 9 of IPv6 (RFC 8200 section 7).
+
+func (f ipFamily) dscp(n int) (mask, value []byte) {
+	shift := 2
+	if f.proto == unix.NFPROTO_IPV6 {
+		shift = 6
+	}
+	return binaryutil.BigEndian.PutUint16(0x3f << shift), binaryutil.BigEndian.PutUint16(uint16(n<<2|3) << shift)
+}
+
+// handedOn matches packets that were handed on n times.
+func (f ipFamily) handedOn(n int) []expr.Any {
+	mask, value := f.dscp(n)
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 2},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 2, Mask: mask, Xor: []byte{0, 0}},
+		equal(reg1, value...),
+	}
+}
+
+func (f ipFamily) markHandedOn(n int) []expr.Any {
+	mask, value := f.dscp(n)
+	for i := range mask {
+		mask[i] = ^mask[i]
+	}
+	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 2}
+	if f.proto == unix.NFPROTO_IPV4 {
+		write.CsumType, write.CsumOffset = expr.CsumTypeInet, 10 // RFC 791 section 3.1
+	}
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 2},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 2, Mask: mask, Xor: value},
+		write,
+	}
+}
+
+// slotMap is a map from slot to verdict. It leaves out the slots for which
+// choose has none.
+func (s directService) slotMap(name string, choose func(slot) (expr.Verdict, bool)) set {
+	m := set{name: name, key: nftables.TypeMark, data: nftables.TypeVerdict}
+	if len(s.hops) == 0 {
+		return m
+	}
+	for i, slot := range s.slots {
+		if v, ok := choose(slot); ok {
+			m.elements = append(m.elements, nftables.SetElement{Key: native(uint32(i)), VerdictData: &v})
+		}
+	}
+	return m
+}
+
+// lookup goes where the map says for the slot of the client in reg1 and
+// portReg.
+func (s directService) lookup(slotMap string) []expr.Any {
+	return []expr.Any{
+		&expr.Hash{
+			SourceRegister: reg1, DestRegister: reg1,
+			// The address and the word that the port is padded to.
+			Length:  s.family().addrLen + 4,
+			Modulus: uint32(len(s.slots)),
+			Seed:    slotSeed,
+			Type:    expr.HashTypeJenkins,
+		},
+		inMap(slotMap, regVerdict),
+	}
+}
+
+func (p directPlan) fellowSet() set {
+	s := set{name: fellowsSet, key: nftables.TypeEtherAddr}
+	for _, mac := range p.fellows {
+		s.elements = append(s.elements, nftables.SetElement{Key: slices.Clone(mac[:])})
+	}
+	return s
+}
+
+// chainName is an interface's name as part of a chain's. Only VLANs (eth0.5)
+// and aliases bring characters that nft would not take back.
+func chainName(ifname string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '_'
+	}, ifname)
+}

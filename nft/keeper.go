@@ -1,0 +1,233 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"golang.org/x/sys/unix"
+)
+
+// A keeper keeps one table of the kernel equal to what is wanted. The zero
+// keeper is ready; it is safe for concurrent use.
+type keeper struct {
+	mu sync.Mutex
+	// applied is the digest that we wrote or found last. It tells a repair
+	// (we had it, it is gone) from a change of mind.
+	applied string
+}
+
+// apply makes the kernel's table equal to want, in one transaction, and sends
+// nothing if it is so already. repaired is 1 if a table that we had written
+// was found damaged or missing. A table without chains is none: it is removed.
+func (k *keeper) apply(want table) (repaired int, err error) {
+	if len(want.chains) == 0 {
+		_, err := k.remove(want)
+		return 0, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	digest, err := want.digest()
+	if err != nil {
+		return 0, err
+	}
+	conn, err := dial()
+	if err != nil {
+		return 0, explain(err, want)
+	}
+	// The kernel answers in several parts, between which others may change
+	// tables of theirs and shift what comes next. A difference that is real
+	// is seen twice.
+	var have found
+	for range 2 {
+		if have, err = read(conn, want); err != nil {
+			return 0, explain(err, want)
+		}
+		if diff(have, want, digest) == "" {
+			k.applied = digest
+			return 0, nil
+		}
+	}
+	// What is there is not what we want. It is a repair if it is not what we
+	// wrote last either.
+	damaged := k.applied != "" && !(have.exists && have.allCarry(k.applied))
+	if k.applied == digest {
+		damaged = true
+	}
+	if err := replace(conn, want.stagger(have), digest, have.counters); err != nil {
+		return 0, explain(err, want)
+	}
+	k.applied = digest
+	if damaged {
+		repaired = 1
+	}
+	return repaired, nil
+}
+
+// stagger hooks each chain that may move one step behind the one it replaces.
+//
+// A transaction switches the rules of all chains at once, but a packet passes
+// the hooks one by one, and at equal priority the kernel puts the new hook
+// before the old. A packet between the two at that moment has met the new
+// chain before its rules were in force, and meets the old one when its rules
+// are not any more. With the old hook first it meets one of them. Only at the
+// wrap, once in steps replacements, the order is the other one.
+func (t table) stagger(have found) table {
+	t.chains = slices.Clone(t.chains)
+	for i, c := range t.chains {
+		old, ok := have.chains[c.name]
+		if c.hook == nil || c.hook.steps == 0 || !ok || !c.hook.admits(old.priority) {
+			continue
+		}
+		moved := *c.hook
+		moved.priority += (old.priority - c.hook.priority + 1) % c.hook.steps
+		t.chains[i].hook = &moved
+	}
+	return t
+}
+
+// admits says whether the hook may have priority p.
+func (h *hook) admits(p nftables.ChainPriority) bool {
+	return p >= h.priority && p < h.priority+max(h.steps, 1)
+}
+
+// remove takes the table away if it is there.
+func (k *keeper) remove(t table) (removed bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.applied = ""
+	return remove(t)
+}
+
+func remove(t table) (removed bool, err error) {
+	conn, err := dial()
+	if err != nil {
+		return false, explain(err, t)
+	}
+	exists, err := has(conn, t)
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
+		return false, nil // a kernel without nf_tables has no table of ours
+	}
+	if err != nil {
+		return false, explain(err, t)
+	}
+	if !exists {
+		return false, nil
+	}
+	conn.DelTable(t.kernel())
+	if err := conn.Flush(); err != nil {
+		return false, explain(err, t)
+	}
+	return true, nil
+}
+
+func has(conn *nftables.Conn, t table) (bool, error) {
+	tables, err := conn.ListTablesOfFamily(t.family)
+	if err != nil {
+		return false, err
+	}
+	for _, have := range tables {
+		if have.Name == t.name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// try asks the kernel whether it takes the table: the table is made and
+// removed in one transaction, so nobody ever sees it and no packet passes it.
+func try(t table) error {
+	if len(t.chains) == 0 {
+		return nil
+	}
+	conn, err := dial()
+	if err != nil {
+		return explain(err, t)
+	}
+	digest, err := t.digest()
+	if err != nil {
+		return err
+	}
+	// A name of its own: the real table must stay.
+	t.name += "_probe"
+	if err := add(conn, t, digest, nil); err != nil {
+		return err
+	}
+	conn.DelTable(t.kernel())
+	if err := conn.Flush(); err != nil {
+		return explain(err, t)
+	}
+	return nil
+}
+
+// replace puts want where the old table was, in one transaction: no packet
+// sees the moment between the two.
+func replace(conn *nftables.Conn, want table, digest string, counted map[string]uint64) error {
+	// The deletion needs a table that exists, so one is made (or found) first.
+	conn.AddTable(want.kernel())
+	conn.DelTable(want.kernel())
+	if err := add(conn, want, digest, counted); err != nil {
+		return err
+	}
+	return conn.Flush()
+}
+
+// add queues the messages that make the table. The order matters: chains
+// before the maps whose verdicts name them, maps before the rules that look
+// things up in them.
+func add(conn *nftables.Conn, t table, digest string, counted map[string]uint64) error {
+	kt := conn.AddTable(t.kernel())
+	for _, name := range t.counters {
+		conn.AddObj(&nftables.CounterObj{Table: kt, Name: name, Packets: counted[name]})
+	}
+	accept := nftables.ChainPolicyAccept
+	chains := make([]*nftables.Chain, len(t.chains))
+	for i, c := range t.chains {
+		kc := &nftables.Chain{Table: kt, Name: c.name}
+		if c.hook != nil {
+			kc.Type, kc.Hooknum, kc.Priority, kc.Device = c.hook.kind, &c.hook.num, &c.hook.priority, c.hook.device
+			kc.Policy = &accept
+		}
+		chains[i] = conn.AddChain(kc)
+	}
+	for i, s := range t.sets {
+		ks := &nftables.Set{
+			Table: kt,
+			Name:  s.name,
+			// Without an ID the library takes one from a counter that all
+			// connections of the process share without a lock.
+			ID:         uint32(i + 1),
+			KeyType:    s.key,
+			DataType:   s.data,
+			IsMap:      s.isMap(),
+			Dynamic:    s.dynamic,
+			HasTimeout: s.timeout > 0,
+			Timeout:    s.timeout,
+			// The size lets the kernel take a fixed hash table.
+			Size: max(s.size, uint32(len(s.elements))),
+		}
+		if s.key.Name == nftables.TypeInteger.Name {
+			ks.KeyByteOrder = binaryutil.NativeEndian // for nft to show
+		}
+		if err := conn.AddSet(ks, nil); err != nil {
+			return fmt.Errorf("encoding set %s of %v: %w", s.name, t, err)
+		}
+		// A message holds a limited number of elements: the length of a
+		// netlink attribute is 16 bits.
+		const most = 256
+		for rest := s.elements; len(rest) > 0; rest = rest[min(most, len(rest)):] {
+			if err := conn.SetAddElements(ks, rest[:min(most, len(rest))]); err != nil {
+				return fmt.Errorf("encoding elements of set %s of %v: %w", s.name, t, err)
+			}
+		}
+	}
+	for i, c := range t.chains {
+		for _, r := range c.rules {
+			conn.AddRule(&nftables.Rule{Table: kt, Chain: chains[i], Exprs: r.exprs, UserData: r.comment(digest)})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,428 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"appliance/balancer"
+)
+
+// service balances port 6443 of the VIP over the world's backends.
+func (w *world) service(f ipFamily, backends ...*machine) balancer.Service {
+	s := balancer.Service{LoadBalancer: "api", Frontend: vip(f, 6443), Scheduler: balancer.RoundRobin}
+	for _, b := range backends {
+		s.Backends = append(s.Backends, balancer.Backend{Name: b.name, Addr: netip.AddrPortFrom(b.addr(f), 6443), Weight: 1})
+	}
+	return s
+}
+
+func (w *world) clients() []*machine { return []*machine{w.client, w.far, w.node} }
+
+func TestNATWithoutBackendsRefuses(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNAT()
+	// It must not reach the listener of the node either.
+	w.node.serve("node", ":6443")
+	w.apply(n, w.service(ipv4()), w.service(ipv6()))
+	for _, f := range families() {
+		for _, c := range w.clients() {
+			best := patience
+			for range 3 {
+				start := time.Now()
+				_, err := c.dial(vip(f, 6443))
+				if !errors.Is(err, syscall.ECONNREFUSED) {
+					t.Errorf("%s dials %v: got %v, want connection refused", c.name, vip(f, 6443), err)
+				}
+				best = min(best, time.Since(start))
+			}
+			// A dropped packet costs at least the first retransmission, 1 s
+			// (RFC 6298 section 2.1).
+			if best > 900*time.Millisecond {
+				t.Errorf("%s was refused after %v at best: not at once", c.name, best)
+			}
+		}
+	}
+	w.node.in(func() {
+		s, err := n.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := uint64(2 * 3 * len(w.clients())); s.Refused < want {
+			t.Errorf("refused counts %d, want at least %d", s.Refused, want)
+		}
+	})
+}
+
+func TestNATBackendLeaves(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNAT()
+	for _, b := range w.backends {
+		b.serve(b.name, ":6443")
+	}
+	other := func(f ipFamily) balancer.Service {
+		s := w.service(f, w.backends[2])
+		s.Frontend = vip(f, 7443)
+		return s
+	}
+	w.apply(n, w.service(ipv4(), w.backends...), w.service(ipv6(), w.backends...))
+	open := make(map[string][]*session) // by server
+	for _, f := range families() {
+		for _, c := range w.clients() {
+			for range w.backends {
+				s, err := c.dial(vip(f, 6443))
+				if err != nil {
+					t.Fatalf("%s: %v", c.name, err)
+				}
+				defer s.Close()
+				open[s.server] = append(open[s.server], s)
+			}
+		}
+	}
+	for _, b := range w.backends {
+		if len(open[b.name]) != 2*len(w.clients()) {
+			t.Fatalf("%s has %d sessions, want %d", b.name, len(open[b.name]), 2*len(w.clients()))
+		}
+	}
+
+	// b1 leaves, b2 drains, b3 stays.
+	drain := func(f ipFamily) balancer.Service {
+		s := w.service(f, w.backends[1:]...)
+		s.Draining, s.Backends = s.Backends[:1], s.Backends[1:]
+		return s
+	}
+	start := time.Now()
+	w.apply(n, drain(ipv4()), drain(ipv6()))
+
+	// Nobody says a word: the clients of b1 are reset none the less.
+	for _, s := range open["b1"] {
+		s.SetDeadline(time.Now().Add(patience))
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("idle client %v of the backend that left: got %v, want a reset", s.LocalAddr(), err)
+		}
+	}
+	t.Logf("%d idle clients were reset after %v", len(open["b1"]), time.Since(start))
+	for _, name := range []string{"b2", "b3"} {
+		for _, s := range open[name] {
+			if err := s.echo(); err != nil {
+				t.Errorf("client %v of %s: %v", s.LocalAddr(), name, err)
+			}
+		}
+	}
+	for _, f := range families() {
+		for range 4 {
+			if got := w.client.ask(vip(f, 6443)); got != "b3" {
+				t.Errorf("new connection went to %s, want b3 alone", got)
+			}
+		}
+	}
+
+	// The last drained one goes, too.
+	w.apply(n, w.service(ipv4(), w.backends[2]), w.service(ipv6(), w.backends[2]))
+	for _, s := range open["b2"] {
+		s.SetDeadline(time.Now().Add(patience))
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("client %v of the backend that was drained: got %v, want a reset", s.LocalAddr(), err)
+		}
+	}
+	// A service that is dropped leaves its open connections alone: another
+	// plane or life of ours may go on with it.
+	w.apply(n, other(ipv4()), other(ipv6()))
+	for _, s := range open["b3"] {
+		if err := s.echo(); err != nil {
+			t.Errorf("client %v after its service was dropped: %v", s.LocalAddr(), err)
+		}
+	}
+}
+
+// A client that speaks is reset by the answer to what it says, poke or not.
+func TestNATClientOfGoneBackendIsResetWhenItSpeaks(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNAT()
+	w.backends[0].serve("b1", ":6443")
+	w.backends[1].serve("b2", ":6443")
+	for _, f := range families() {
+		w.apply(n, w.service(f, w.backends[0]))
+		s, err := w.client.dial(vip(f, 6443))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		// Nothing gets out to the client while the backend goes.
+		w.client.run("nft", "add table inet deaf; add chain inet deaf in { type filter hook prerouting priority -300; }; add rule inet deaf in iif eth0 meta l4proto tcp drop")
+		w.apply(n, w.service(f, w.backends[1]))
+		w.node.in(func() {
+			for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+				flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range flows {
+					if addrPort(f.Forward.SrcIP, f.Forward.SrcPort) == vip(ipv4(), 6443) || addrPort(f.Forward.SrcIP, f.Forward.SrcPort) == vip(ipv6(), 6443) {
+						t.Errorf("conntrack takes the poke for a connection: %v", f)
+					}
+				}
+			}
+		})
+		w.client.run("nft", "delete table inet deaf")
+		if _, err := s.Write([]byte("hello\n")); err != nil {
+			t.Fatal(err)
+		}
+		s.SetDeadline(time.Now().Add(patience))
+		if _, err := io.ReadAll(s); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("IPv%s: got %v, want a reset", f.name, err)
+		}
+	}
+}
+
+// A client that is still waiting for a backend that vanished gets to another.
+func TestNATClientOfVanishedBackendConnectsToAnother(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNAT()
+	w.backends[1].serve("b2", ":6443")
+	w.backends[0].run("nft", "add table inet gone; add chain inet gone in { type filter hook prerouting priority -300; }; add rule inet gone in meta l4proto tcp counter drop")
+	for _, f := range families() {
+		w.apply(n, w.service(f, w.backends[0]))
+		type result struct {
+			s   *session
+			err error
+		}
+		done := make(chan result, 1)
+		go func() {
+			s, err := w.client.dial(vip(f, 6443))
+			done <- result{s, err}
+		}()
+		for end := time.Now().Add(patience); strings.Contains(w.backends[0].ruleset(), "packets 0"); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("no SYN reaches the backend")
+			}
+		}
+		start := time.Now()
+		w.apply(n, w.service(f, w.backends[1]))
+		r := <-done
+		if r.err != nil {
+			t.Fatalf("IPv%s: %v", f.name, r.err)
+		}
+		t.Logf("IPv%s: connected %v after the backend had left", f.name, time.Since(start))
+		if r.s.server != "b2" {
+			t.Errorf("IPv%s: connected to %s, want b2", f.name, r.s.server)
+		}
+		r.s.Close()
+		w.backends[0].run("nft", "flush chain inet gone in; add rule inet gone in meta l4proto tcp counter drop")
+	}
+}
+
+func TestNATSchedulers(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNAT()
+	for _, b := range w.backends {
+		b.serve(b.name, ":6443")
+	}
+	for _, f := range families() {
+		s := w.service(f, w.backends...)
+		s.Backends[0].Weight, s.Backends[1].Weight, s.Backends[2].Weight = 3, 1, 0
+		count := func(scheduler balancer.Scheduler, from *machine, times int) map[string]int {
+			s.Scheduler = scheduler
+			w.apply(n, s)
+			got := make(map[string]int)
+			for range times {
+				got[from.ask(s.Frontend)]++
+			}
+			return got
+		}
+		if got := count(balancer.RoundRobin, w.client, 8); got["b1"] != 4 || got["b2"] != 4 {
+			t.Errorf("rr: %v, want 4 each of b1 and b2, whose weights are not zero", got)
+		}
+		if got := count(balancer.WeightedRoundRobin, w.client, 8); got["b1"] != 6 || got["b2"] != 2 {
+			t.Errorf("wrr: %v, want 6 and 2", got)
+		}
+		// 200 draws with probability 3/4: mean 150, deviation 6; six of them aside.
+		if got := count(balancer.Random, w.client, 200); got["b1"] < 114 || got["b1"] > 186 || got["b1"]+got["b2"] != 200 {
+			t.Errorf("random: %v, want about 150 and 50", got)
+		}
+		for _, c := range w.clients() {
+			if got := count(balancer.SourceHash, c, 6); len(got) != 1 {
+				t.Errorf("sh: %s reached %v, want one server only", c.name, got)
+			}
+		}
+		w.node.in(func() {
+			st, err := n.Stats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What the earlier schedulers counted is carried along.
+			var sum uint64
+			for _, c := range st.Counts {
+				if c.LoadBalancer != "api" || c.Frontend != s.Frontend {
+					t.Errorf("count of %v", c)
+				}
+				sum += c.Connections
+			}
+			if want := uint64(8 + 8 + 200 + 18); sum != want {
+				t.Errorf("counters say %d connections, want %d: %v", sum, want, st.Counts)
+			}
+		})
+	}
+}
+
+func TestNATRepair(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNAT()
+	w.backends[0].serve("b1", ":6443")
+	services := []balancer.Service{w.service(ipv4(), w.backends[0]), w.service(ipv6(), w.backends[0])}
+	if r := w.apply(n, services...); r != 0 {
+		t.Errorf("first Apply repaired %d", r)
+	}
+	var open []*session
+	for _, f := range families() {
+		for _, c := range w.clients() {
+			s, err := c.dial(vip(f, 6443))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			open = append(open, s)
+		}
+	}
+	for _, damage := range [][]string{
+		{"nft", "flush", "ruleset"},
+		{"nft", "delete", "table", "ip", "appliance_nat"},
+		{"nft", "flush", "table", "ip", "appliance_nat"},
+		{"nft", "flush", "chain", "ip", "appliance_nat", "postrouting"},
+		{"nft", "flush", "map", "ip", "appliance_nat", "services"},
+		{"nft", "add", "rule", "ip", "appliance_nat", "prerouting", "drop"},
+		{"sysctl", "-qw", "net.ipv4.ip_forward=0"},
+	} {
+		what := strings.Join(damage, " ")
+		w.node.run(damage...)
+		if r := w.apply(n, services...); r == 0 {
+			t.Errorf("%s: no repair counted", what)
+		}
+		for _, f := range families() {
+			if got := w.client.ask(vip(f, 6443)); got != "b1" {
+				t.Errorf("%s: then %s answers", what, got)
+			}
+		}
+		// Open connections go on, as conntrack remembers them.
+		for _, s := range open {
+			if err := s.echo(); err != nil {
+				t.Fatalf("%s: open connection of %v: %v", what, s.LocalAddr(), err)
+			}
+		}
+		if r := w.apply(n, services...); r != 0 {
+			t.Errorf("%s: repaired twice", what)
+		}
+	}
+	// A change of mind is no repair.
+	if r := w.apply(n, services[0]); r != 0 {
+		t.Errorf("change counted as %d repairs", r)
+	}
+}
+
+// Nothing is sent when all is well, also by a new life that finds the rules of the last.
+func TestApplyTwiceSendsNothing(t *testing.T) {
+	w := newWorld(t)
+	n := w.newNAT()
+	services := []balancer.Service{w.service(ipv4(), w.backends...), w.service(ipv6())}
+	w.apply(n, services...)
+	generation := w.node.generation()
+	slices.Reverse(services)
+	slices.Reverse(services[1].Backends)
+	w.apply(n, services...)
+	w.apply(NewNAT(""), services...)
+	if got := w.node.generation(); got != generation {
+		t.Errorf("generation of nf_tables went from %d to %d", generation, got)
+	}
+}
+
+func TestNATForwardingIsPutBack(t *testing.T) {
+	w := newWorld(t)
+	setting := func(path string) (v string) {
+		w.node.in(func() {
+			var err error
+			if v, err = readSetting(path); err != nil {
+				t.Fatal(err)
+			}
+		})
+		return v
+	}
+	const ra = "net/ipv6/conf/eth0/accept_ra"
+	n := NewNAT("")
+	node := w.service(ipv4(), w.node)
+	w.apply(n, node)
+	if v := setting(ipv4Forward); v != "0" {
+		t.Errorf("ip_forward is %s for a backend on the node itself, want 0", v)
+	}
+	before := setting(ra)
+	w.apply(n, w.service(ipv4(), w.backends...), w.service(ipv6(), w.backends...))
+	if v4, v6, r := setting(ipv4Forward), setting(ipv6Forward), setting(ra); v4 != "1" || v6 != "1" || r != "2" {
+		t.Errorf("ip_forward %s, forwarding %s, accept_ra %s; want 1, 1, 2", v4, v6, r)
+	}
+	w.node.in(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if v4, v6, r := setting(ipv4Forward), setting(ipv6Forward), setting(ra); v4 != "0" || v6 != "0" || r != before {
+		t.Errorf("after Close: ip_forward %s, forwarding %s, accept_ra %s; want 0, 0, %s", v4, v6, r, before)
+	}
+	if rules := w.node.ruleset(); rules != "" {
+		t.Errorf("after Close there is\n%s", rules)
+	}
+}
+
+func TestNATUsable(t *testing.T) {
+	w := newWorld(t)
+	good := func() balancer.LoadBalancer {
+		s := w.service(ipv4(), w.backends...)
+		return balancer.LoadBalancer{Name: "api", Frontends: []netip.AddrPort{s.Frontend}, Scheduler: s.Scheduler, Backends: s.Backends}
+	}
+	ap := netip.MustParseAddrPort
+	for what, c := range map[string]struct {
+		change func(*balancer.LoadBalancer)
+		want   string // part of the error
+	}{
+		"good":                {func(*balancer.LoadBalancer) {}, ""},
+		"no backends":         {func(lb *balancer.LoadBalancer) { lb.Backends = nil }, ""},
+		"least connections":   {func(lb *balancer.LoadBalancer) { lb.Scheduler = balancer.LeastConn }, "rr, wrr, sh or random"},
+		"cross family":        {func(lb *balancer.LoadBalancer) { lb.Frontends = []netip.AddrPort{vip(ipv6(), 6443)} }, "translate between families"},
+		"second family":       {func(lb *balancer.LoadBalancer) { lb.Frontends = append(lb.Frontends, vip(ipv6(), 6443)) }, "no backend has the address family"},
+		"loopback frontend":   {func(lb *balancer.LoadBalancer) { lb.Frontends[0] = ap("127.0.0.1:6443") }, "dataPlane: userspace"},
+		"unspecified":         {func(lb *balancer.LoadBalancer) { lb.Frontends[0] = ap("0.0.0.0:6443") }, "name the addresses"},
+		"loopback backend":    {func(lb *balancer.LoadBalancer) { lb.Backends[0].Addr = ap("127.0.0.1:6443") }, "address of the node"},
+		"backend is frontend": {func(lb *balancer.LoadBalancer) { lb.Backends[0].Addr = lb.Frontends[0] }, "server's own address"},
+		"listed twice":        {func(lb *balancer.LoadBalancer) { lb.Frontends = append(lb.Frontends, lb.Frontends[0]) }, "two load balancers"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			lb := good()
+			c.change(&lb)
+			var err error
+			w.node.in(func() { err = NewNAT("").Usable(context.Background(), lb) })
+			switch {
+			case c.want == "" && err != nil:
+				t.Errorf("got %v, want none", err)
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("got %v, want an error with %q", err, c.want)
+			}
+		})
+	}
+	if rules := w.node.ruleset(); rules != "" {
+		t.Errorf("Usable left\n%s", rules)
+	}
+	w.node.in(func() {
+		for _, path := range []string{ipv4Forward, ipv6Forward} {
+			if v, err := readSetting(path); err != nil || v != "0" {
+				t.Errorf("Usable changed %s to %s (%v)", path, v, err)
+			}
+		}
+	})
+}

@@ -1,0 +1,25 @@
+package nft
+
+import "github.com/google/nftables"
+
+// Where our chains sit among those of others. Several chains may hang in one
+// hook; the lower number comes first.
+const (
+	// dnatPriority is just before dstnat (-100), where kube-proxy (iptables
+	// and nftables mode), docker and iptables have theirs: the first NAT rule
+	// that matches a connection decides, and no other program has a claim on
+	// our frontends. It is after conntrack (-200), without which there is no
+	// NAT, and after mangle (-150), so that marks for policy routing are set.
+	dnatPriority nftables.ChainPriority = -110
+	// snatPriority is just before srcnat (100), for the same reason: docker
+	// and kube-proxy masquerade there what they know; what we match is ours.
+	snatPriority nftables.ChainPriority = 90
+	// manglePriority is that of mangle itself: marks are set before the
+	// decisions that look at them, NAT at -110 and IPVS in the input hook.
+	manglePriority nftables.ChainPriority = -150
+	// rejectPriority is before the filters of iptables (0), firewalld (10)
+	// and kube-proxy (0): a client of a service without backends is to be
+	// refused at once, not dropped. An accept here is no promise: their
+	// chains are run, too, and a drop there is final.
+	rejectPriority nftables.ChainPriority = -10
+)

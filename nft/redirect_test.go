@@ -1,0 +1,96 @@
+package nft
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"syscall"
+	"testing"
+)
+
+func TestRedirect(t *testing.T) {
+	w := newWorld(t)
+	// The node's own server has the port on every address; the forwarder
+	// listens on another port of the VIPs.
+	w.node.serve("apiserver", ":6443")
+	ports := make(map[netip.AddrPort]netip.AddrPort)
+	for _, f := range families() {
+		w.node.serve("forwarder", vip(f, 16443).String())
+		ports[vip(f, 6443)] = vip(f, 16443)
+	}
+	var r Redirector
+	redirect := func(ports map[netip.AddrPort]netip.AddrPort) int {
+		t.Helper()
+		var repaired int
+		w.node.in(func() {
+			var err error
+			if repaired, err = r.Redirect(context.Background(), ports); err != nil {
+				t.Fatal(err)
+			}
+		})
+		return repaired
+	}
+	redirect(ports)
+	rules := w.node.ruleset()
+	for _, f := range families() {
+		for _, c := range w.clients() {
+			s, err := c.dial(vip(f, 6443))
+			if err != nil {
+				t.Fatalf("%s: %v\n%s", c.name, err, rules)
+			}
+			if s.server != "forwarder" {
+				t.Errorf("%s: %s answers %v, want forwarder", c.name, s.server, vip(f, 6443))
+			}
+			// The forwarder sees who the client is.
+			if s.seenAs != s.LocalAddr().String() {
+				t.Errorf("%s: the forwarder sees %s, want %s", c.name, s.seenAs, s.LocalAddr())
+			}
+			if err := s.echo(); err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			s.Close()
+
+			// The other addresses of the node are as they were.
+			if got := c.ask(netip.AddrPortFrom(w.node.addr(f), 6443)); got != "apiserver" {
+				t.Errorf("%s: %s answers the node's own address, want apiserver", c.name, got)
+			}
+			_, err = c.dial(vip(f, 16443))
+			if c != w.node && !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%s reaches the forwarder's own port: %v, want connection refused", c.name, err)
+			}
+		}
+	}
+
+	before := w.node.generation()
+	if n := redirect(ports); n != 0 || w.node.generation() != before {
+		t.Errorf("the same again: %d repaired, and generation %d became %d", n, before, w.node.generation())
+	}
+	w.node.run("nft", "flush", "ruleset")
+	if n := redirect(ports); n != 1 {
+		t.Errorf("after a flush: %d repaired, want 1", n)
+	}
+	if got := w.client.ask(vip(ipv4(), 6443)); got != "forwarder" {
+		t.Errorf("after a flush: %s answers, want forwarder", got)
+	}
+	redirect(nil)
+	if got := w.client.ask(vip(ipv4(), 6443)); got != "apiserver" {
+		t.Errorf("without redirects: %s answers, want apiserver", got)
+	}
+	if rules := w.node.ruleset(); rules != "" {
+		t.Errorf("without redirects there is\n%s", rules)
+	}
+}
+
+func TestRedirectRefusals(t *testing.T) {
+	ap := netip.MustParseAddrPort
+	for _, c := range []struct{ from, to string }{
+		{"192.0.2.1:6443", "[2001:db8::1]:16443"},
+		{"[2001:db8::1]:6443", "192.0.2.1:16443"},
+		{"0.0.0.0:6443", "192.0.2.1:16443"},
+		{"192.0.2.1:6443", "0.0.0.0:16443"},
+	} {
+		if _, err := redirect(map[netip.AddrPort]netip.AddrPort{ap(c.from): ap(c.to)}); err == nil {
+			t.Errorf("%s to %s: no error", c.from, c.to)
+		}
+	}
+}

@@ -1,0 +1,132 @@
+package nft
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func TestWatch(t *testing.T) {
+	needRoot(t)
+	m := newMachine(t, "m")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	fired := make(chan struct{}, 1)
+	ended := make(chan error, 1)
+	go func() {
+		m.in(func() {
+			ended <- Watch(ctx, func() {
+				select {
+				case fired <- struct{}{}:
+				default:
+				}
+			})
+		})
+	}()
+	// Until the listener is in place, events are lost.
+	for end := time.Now().Add(patience); len(fired) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("Watch sees nothing")
+		}
+		m.in(func() {
+			if _, err := new(Silencer).Silence(ctx, []Silenced{{VIP: vip4}}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		m.run("nft", "flush", "ruleset")
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("Watch does not end with its context")
+	}
+}
+
+// Each step is one transaction of a real kernel, seen by a listener that is
+// there from the beginning.
+func TestTransaction(t *testing.T) {
+	needRoot(t)
+	m := newMachine(t, "m")
+	var conn *netlink.Conn
+	m.in(func() {
+		var err error
+		if conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer conn.Close()
+	var s Silencer
+	silence := func(addrs ...Silenced) func() {
+		return func() {
+			m.in(func() {
+				if _, err := s.Silence(context.Background(), addrs); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+	nft := func(command string) func() { return func() { m.run("nft", command) } }
+	ours := silence(Silenced{VIP: vip4})
+	steps := []struct {
+		what   string
+		do     func()
+		harmed bool
+	}{
+		{"we make a table", ours, false},
+		{"we replace it", silence(Silenced{VIP: vip4, NodeAddr: vip4.Next()}), false},
+		{"others make and remove theirs", nft("add table inet other; add chain inet other c; delete table inet other"), false},
+		{"others have a table of our name in another family", nft("add table inet appliance_silence; delete table inet appliance_silence"), false},
+		{"a rule is added", nft("add rule arp appliance_silence input accept"), false},
+		{"a chain is flushed", nft("flush chain arp appliance_silence input"), true},
+		{"we repair it", ours, false},
+		{"the table is flushed", nft("flush table arp appliance_silence"), true},
+		{"we repair it", ours, false},
+		{"all is flushed", nft("flush ruleset"), true},
+		{"we repair it", ours, false},
+		{"the table is deleted", nft("delete table arp appliance_silence"), true},
+	}
+	var got, want []bool
+	var tr transaction
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range steps {
+		step.do()
+		want = append(want, step.harmed)
+		for seen := len(got); len(got) == seen; {
+			messages, err := conn.Receive()
+			if err != nil {
+				t.Fatalf("%s: %v", step.what, err)
+			}
+			for _, msg := range messages {
+				harmed := tr.add(msg)
+				if msg.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+					got = append(got, harmed)
+				}
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("%s: harmed is %v, want %v", step.what, got, want)
+		}
+	}
+}
+
+func TestOurTableTakesGarbage(t *testing.T) {
+	for _, data := range [][]byte{nil, {3}, {3, 0, 0, 0}, {3, 0, 0, 0, 1}, {3, 0, 0, 0, 0xff, 0xff, 1, 0, 'x'}} {
+		m := netlink.Message{Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE}, Data: data}
+		if name, ok := ourTable(m); ok {
+			t.Errorf("% x is taken for table %s", data, name)
+		}
+	}
+}

@@ -1,0 +1,346 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cloudflare/ipvs"
+	"golang.org/x/sys/unix"
+
+	"appliance/balancer"
+)
+
+// A Masquerader makes connections to frontends leave this host in its own
+// name, so that the backends' answers come back through it. Frontends are the
+// whole set; an empty one removes every rule.
+type Masquerader interface {
+	Masquerade(ctx context.Context, frontends []netip.AddrPort) (repaired int, err error)
+}
+
+// A Refuser makes new connections to frontends end at once with a reset.
+// Frontends are the whole set; an empty one removes every rule. IPVS itself
+// answers for a service without backends by an ICMP error, about once per
+// second to one client, and IPv6 clients heed only the second one: the others
+// would wait. A rule for local clients has to come before the output hook of
+// IPVS, whose priority is -99 (NF_IP_PRI_NAT_DST + 1).
+type Refuser interface {
+	Refuse(ctx context.Context, frontends []netip.AddrPort) (repaired int, err error)
+}
+
+// Config is what the plane needs of its host.
+type Config struct {
+	// Masquerader is needed.
+	Masquerader Masquerader
+	// Refuser may be nil; clients of a load balancer without backends are
+	// then refused by ICMP, at the rate that the kernel allows.
+	Refuser Refuser
+	// Tuning tells what a load balancer wants of IPVS in particular. It is
+	// asked in every Apply. Nil means nothing for all of them.
+	Tuning func(loadBalancer string) Tuning
+	// Sysctls is where the kernel's settings are; empty means /proc/sys.
+	Sysctls string
+	// Log gets what the operator should do about neighbours; nil means
+	// slog.Default().
+	Log *slog.Logger
+}
+
+// Plane is the data plane "ipvs". It works in the network namespace of the
+// thread that calls it. Apply and Close belong to one goroutine; Usable and
+// Stats may be called by any. One host (network namespace) has room for one
+// Plane: it takes every service that bears its label for its own, and so a
+// new life goes on with what a killed one left, and cuts no connection.
+type Plane struct {
+	config Config
+	dial   func() (kernel, error)
+	loaded func() bool
+
+	cutsAtOnce bool // see the function
+	sysctls    sysctls
+	routes     string // the kernel's IPv6 routes
+
+	last      []virtual // what the last Apply wanted of the kernel
+	known     bool      // and got in full, so that what differs is damage
+	lastCut   time.Time // when the kernel was last told to cut connections
+	neighbour bool      // kube-proxy in ipvs mode has been spoken of
+}
+
+var _ balancer.Plane = (*Plane)(nil)
+
+// New is a plane that has not touched anything yet.
+func New(c Config) (*Plane, error) {
+	if c.Masquerader == nil {
+		return nil, errors.New("ipvs: Config.Masquerader is nil; pass the one of package nft")
+	}
+	if c.Tuning == nil {
+		c.Tuning = func(string) Tuning { return Tuning{} }
+	}
+	if c.Sysctls == "" {
+		c.Sysctls = procSys
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return &Plane{
+		config:  c,
+		dial:    dial,
+		loaded:  loaded,
+		sysctls: sysctls{root: c.Sysctls},
+		routes:  "/proc/thread-self/net/ipv6_route",
+
+		cutsAtOnce: cutsAtOnce(),
+	}, nil
+}
+
+const procSys = "/proc/sys"
+
+// Name implements balancer.Plane.
+func (p *Plane) Name() balancer.PlaneName { return balancer.IPVS }
+
+// Apply makes the kernel serve exactly services. Rules and settings are there
+// before the first service, so that no connection begins without them.
+func (p *Plane) Apply(ctx context.Context, list []balancer.Service) (repaired int, err error) {
+	if len(list) == 0 && !p.loaded() {
+		return 0, nil
+	}
+	k, err := p.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer hangUp(k)
+	have, foreign, err := read(k, p.last)
+	if err != nil {
+		return 0, err
+	}
+
+	want, errs := p.want(list, foreign)
+	var ready error // the host is as the services need it
+	if len(want) > 0 {
+		p.speakOfNeighbours(want)
+		need := slices.DeleteFunc(p.settings(want), func(n setting) bool { return n == expireNodest && p.cutsAtOnce })
+		repaired, ready = p.sysctls.set(need)
+	}
+	// Connections that are still open to a service that goes keep their rules
+	// until it is gone.
+	n, err := p.rules(ctx, slices.Concat(want, have))
+	repaired += n
+	if ready = errors.Join(ready, err); ready != nil {
+		errs = append(errs, ready)
+		// What cannot work is not begun; what is there keeps following its
+		// backends.
+		want = slices.DeleteFunc(want, func(w virtual) bool {
+			return !slices.ContainsFunc(have, func(h virtual) bool { return key(h.service) == key(w.service) })
+		})
+	}
+
+	if p.known {
+		repaired += deviations(have, p.last, want)
+	}
+	ops := diff(have, want)
+	errs = append(errs, p.cut(ops))
+	missing, err := perform(k, ops)
+	p.last, p.known = slices.DeleteFunc(want, func(w virtual) bool { return missing[key(w.service)] }), err == nil
+	errs = append(errs, err)
+	if slices.ContainsFunc(ops, func(o op) bool { return o.verb == removeService }) {
+		_, err := p.rules(ctx, p.last)
+		errs = append(errs, err)
+	}
+	return repaired, errors.Join(errs...)
+}
+
+// settle is more than the kernel takes to cut the connections of a backend
+// (one tick, and its walk over the table).
+const settle = 2 * time.Second
+
+// cut lets the kernel cut connections for the time in which we take backends
+// out ourselves, so that those of backends that others flush go on.
+func (p *Plane) cut(ops []op) error {
+	switch {
+	case !p.cutsAtOnce:
+		return nil // it is on all the time
+	case slices.ContainsFunc(ops, func(o op) bool { return rank(o.verb) > 0 }):
+		p.lastCut = time.Now()
+		_, err := p.sysctls.set([]setting{expireNodest})
+		return err
+	case !p.lastCut.IsZero() && time.Since(p.lastCut) > settle:
+		p.lastCut = time.Time{}
+		return p.sysctls.unset(expireNodest)
+	}
+	return nil
+}
+
+// cutsAtOnce tells whether the kernel cuts connections when their backend is
+// taken out. Before Linux 5.9 it waits for their next packet, and looks at the
+// setting then.
+func cutsAtOnce() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 5 || major == 5 && minor >= 9
+}
+
+// want is what can be had of list, and an error for each of the others.
+func (p *Plane) want(list []balancer.Service, foreign []ipvs.Service) (want []virtual, errs []error) {
+	taken := make(map[ipvs.Service]ipvs.Service, len(foreign))
+	for _, f := range foreign {
+		taken[key(f)] = f
+	}
+	owner := make(map[ipvs.Service]string, len(list))
+	for _, s := range list {
+		v, err := translate(s, p.config.Tuning(s.LoadBalancer))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("ipvs: load balancer %s: %w", s.LoadBalancer, err))
+			continue
+		}
+		id := key(v.service)
+		if f, is := taken[id]; is {
+			errs = append(errs, fmt.Errorf("ipvs: load balancer %s: %w", s.LoadBalancer, occupied(f)))
+			continue
+		}
+		if other, is := owner[id]; is {
+			errs = append(errs, fmt.Errorf("ipvs: load balancers %s and %s both want %s; give one of them another port", other, s.LoadBalancer, name(id)))
+			continue
+		}
+		owner[id] = s.LoadBalancer
+		want = append(want, v)
+	}
+	return want, errs
+}
+
+func occupied(f ipvs.Service) error {
+	return fmt.Errorf("the kernel's IPVS has a service %s (scheduler %s) that somebody else made, such as keepalived, lvscare, kube-vip or kube-proxy; "+
+		"stop that program and run ipvsadm -D -t %s, or take another port, or set dataPlane: nftables", name(f), f.Scheduler, name(f))
+}
+
+func (p *Plane) settings(want []virtual) []setting {
+	var ip4, ip6, persistent bool
+	for _, v := range want {
+		ip4 = ip4 || v.service.Family == ipvs.INET
+		ip6 = ip6 || v.service.Family == ipvs.INET6
+		persistent = persistent || v.service.Flags&ipvs.ServicePersistent != 0
+	}
+	var routersOn []string
+	if ip6 {
+		// A host without IPv6 has no such file, and no such route.
+		if b, err := os.ReadFile(p.routes); err == nil {
+			routersOn = advertised(b)
+		}
+	}
+	return settings(ip4, ip6, persistent, routersOn)
+}
+
+// rules hands over what the services in all need of the packet filter.
+func (p *Plane) rules(ctx context.Context, all []virtual) (repaired int, err error) {
+	var served, refused []netip.AddrPort
+	for _, v := range all {
+		at := netip.AddrPortFrom(v.service.Address, v.service.Port)
+		if v.service.FWMark != 0 || slices.Contains(served, at) {
+			continue // a probe that an earlier life left has no address
+		}
+		served = append(served, at)
+		if !slices.ContainsFunc(v.destinations, func(d ipvs.Destination) bool { return d.Weight > 0 }) {
+			refused = append(refused, at)
+		}
+	}
+	repaired, err = p.config.Masquerader.Masquerade(ctx, served)
+	if err != nil {
+		return repaired, fmt.Errorf("ipvs: masquerade: %w", err)
+	}
+	if p.config.Refuser == nil {
+		return repaired, nil
+	}
+	n, err := p.config.Refuser.Refuse(ctx, refused)
+	if err != nil {
+		return repaired + n, fmt.Errorf("ipvs: refuse connections: %w", err)
+	}
+	return repaired + n, nil
+}
+
+// speakOfNeighbours tells once what kube-proxy must be told: in its ipvs mode
+// it removes every service that it does not know.
+func (p *Plane) speakOfNeighbours(want []virtual) {
+	if p.neighbour {
+		return
+	}
+	if _, err := net.InterfaceByName("kube-ipvs0"); err != nil {
+		return
+	}
+	p.neighbour = true
+	var prefixes []string
+	for _, v := range want {
+		s := strconv.Quote(netip.PrefixFrom(v.service.Address, v.service.Address.BitLen()).String())
+		if !slices.Contains(prefixes, s) {
+			prefixes = append(prefixes, s)
+		}
+	}
+	p.config.Log.Warn("kube-proxy runs here in ipvs mode and removes services that it does not know; they come back, but connections break",
+		"remedy", "in ConfigMap kube-system/kube-proxy, write into config.conf the line below, and restart kube-proxy",
+		"line", "ipvs: {excludeCIDRs: ["+strings.Join(prefixes, ", ")+"], strictARP: true}")
+}
+
+// Close removes the services, then the rules, and puts the settings back. The
+// kernel cuts the connections with their service. A process that is to be
+// followed by another one at once had better not call it: what it leaves goes
+// on without it, and the next one takes it over.
+func (p *Plane) Close() error {
+	var errs []error
+	if p.loaded() {
+		_, err := cleanup(p.dial, &p.sysctls, p.last)
+		errs = append(errs, err)
+	}
+	_, err := p.rules(context.Background(), nil)
+	errs = append(errs, err, p.sysctls.restore())
+	p.last, p.known, p.lastCut = nil, false, time.Time{}
+	return errors.Join(errs...)
+}
+
+// Cleanup removes the services that an earlier life left, and tells them.
+// Services of others stay. The rules of the packet filter are not its own.
+func Cleanup() (removed []string, err error) {
+	if !loaded() {
+		return nil, nil
+	}
+	s := sysctls{root: procSys}
+	removed, err = cleanup(dial, &s, nil)
+	return removed, errors.Join(err, s.restore())
+}
+
+func cleanup(dial func() (kernel, error), s *sysctls, made []virtual) (removed []string, err error) {
+	k, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	defer hangUp(k)
+	have, _, err := read(k, made)
+	if err != nil {
+		return nil, err
+	}
+	if len(have) > 0 {
+		// Else the packets of open connections are dropped until these time
+		// out, also when another data plane serves the same address. Where it
+		// cannot be set, the services still have to go.
+		_, _ = s.set([]setting{expireNodest})
+	}
+	var errs []error
+	for _, o := range diff(have, nil) {
+		if err := o.call(k); err != nil {
+			errs = append(errs, explain(o, err))
+			continue
+		}
+		removed = append(removed, "ipvs service "+name(o.service))
+	}
+	return removed, errors.Join(errs...)
+}

@@ -1,0 +1,87 @@
+package ipvs
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/cloudflare/ipvs"
+)
+
+// Counters is what passed since the service or backend was made.
+type Counters struct {
+	Connections           uint64
+	PacketsIn, PacketsOut uint64
+	BytesIn, BytesOut     uint64
+}
+
+// ServiceStats is what the kernel counted for one frontend.
+type ServiceStats struct {
+	Frontend  netip.AddrPort
+	Scheduler string
+	Counters
+	Backends []BackendStats
+}
+
+// BackendStats is what the kernel counted for one backend of a frontend.
+type BackendStats struct {
+	Addr   netip.AddrPort
+	Weight int
+	// Active connections are open; Inactive ones are being closed or opened.
+	// Persistent is the number of clients that are bound to this backend.
+	Active, Inactive, Persistent int
+	Counters
+}
+
+// Stats reads the counters of our services, sorted by frontend.
+func (p *Plane) Stats() ([]ServiceStats, error) {
+	k, err := p.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer hangUp(k)
+	all, err := services(k)
+	if err != nil {
+		return nil, err
+	}
+	var stats []ServiceStats
+	for _, s := range all {
+		if s.Flags&ours == 0 || s.FWMark != 0 {
+			continue
+		}
+		ds, err := destinations(k, s.Service)
+		if err != nil {
+			return nil, err
+		}
+		st := ServiceStats{
+			Frontend:  netip.AddrPortFrom(s.Address, s.Port),
+			Scheduler: s.Scheduler,
+			Counters:  counters(s.Stats, s.Stats64),
+		}
+		for _, d := range ds {
+			st.Backends = append(st.Backends, BackendStats{
+				Addr:       destinationKey(d.Destination),
+				Weight:     int(d.Weight),
+				Active:     int(d.ActiveConnections),
+				Inactive:   int(d.InactiveConnections),
+				Persistent: int(d.PersistentConnections),
+				Counters:   counters(d.Stats, d.Stats64),
+			})
+		}
+		slices.SortFunc(st.Backends, func(a, b BackendStats) int { return a.Addr.Compare(b.Addr) })
+		stats = append(stats, st)
+	}
+	slices.SortFunc(stats, func(a, b ServiceStats) int { return a.Frontend.Compare(b.Frontend) })
+	return stats, nil
+}
+
+// counters takes the 64-bit ones where the kernel has them (since 4.1).
+func counters(s, s64 ipvs.Stats) Counters {
+	if s64 != (ipvs.Stats{}) {
+		s = s64
+	}
+	return Counters{
+		Connections: s.Connections,
+		PacketsIn:   s.IncomingPackets, PacketsOut: s.OutgoingPackets,
+		BytesIn: s.IncomingBytes, BytesOut: s.OutgoingBytes,
+	}
+}

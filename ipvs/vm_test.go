@@ -1,0 +1,44 @@
+package ipvs_test
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"appliance/integration/vm"
+)
+
+// guest tells the test binary that it runs in the machine.
+const guest = "APPLIANCE_IPVS_GUEST"
+
+// TestVM runs this test binary again, its TestGuest, in a virtual machine
+// whose kernel has ip_vs.
+func TestVM(t *testing.T) {
+	if os.Getenv(guest) != "" {
+		t.Skip("this is the machine")
+	}
+	if testing.Short() {
+		t.Skip("boots a virtual machine; run without -short")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{self, "-test.run=^TestGuest$", "-test.timeout=8m"}
+	if testing.Verbose() {
+		args = append(args, "-test.v")
+	}
+	out := t.Output()
+	code, err := vm.Run(t.Context(), vm.Options{
+		Env: []string{guest + "=1"}, Timeout: 9 * time.Minute, Stdout: out, Stderr: out,
+	}, args...)
+	switch {
+	case errors.Is(err, vm.ErrUnavailable):
+		t.Skip(err)
+	case err != nil:
+		t.Fatal(err)
+	case code != 0:
+		t.Fatalf("the tests in the machine failed with exit code %d", code)
+	}
+}

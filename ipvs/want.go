@@ -1,0 +1,155 @@
+package ipvs
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cloudflare/ipvs"
+	"github.com/cloudflare/ipvs/netmask"
+
+	"appliance/balancer"
+)
+
+// Tuning is what IPVS can do for a load balancer beyond what every data plane
+// can. The zero value asks for nothing.
+type Tuning struct {
+	// Persistence keeps a client with its backend for this long after its
+	// last connection; zero spreads each connection anew. Parts of a second
+	// are rounded up.
+	Persistence time.Duration
+	// PersistencePrefix4 and PersistencePrefix6 take clients of the same
+	// network for one; zero means each address (32 and 128).
+	PersistencePrefix4, PersistencePrefix6 int
+	// MaxConns is the number of connections, closing ones counted, at which a
+	// backend gets no more; zero means no limit. MinConns is where it gets
+	// connections again;
+	// zero means three quarters of MaxConns, as the kernel has it.
+	MaxConns, MinConns int
+}
+
+func (t Tuning) validate() error {
+	switch {
+	case t.Persistence < 0 || t.Persistence > maxPersistence:
+		return fmt.Errorf("persistence %v is not between 0 and %v; write one that is", t.Persistence, maxPersistence)
+	case t.PersistencePrefix4 < 0 || t.PersistencePrefix4 > 32:
+		return fmt.Errorf("persistence prefix /%d is not an IPv4 prefix; write 1 to 32", t.PersistencePrefix4)
+	case t.PersistencePrefix6 < 0 || t.PersistencePrefix6 > 128:
+		return fmt.Errorf("persistence prefix /%d is not an IPv6 prefix; write 1 to 128", t.PersistencePrefix6)
+	case t.MaxConns < 0 || t.MinConns < 0:
+		return fmt.Errorf("connection thresholds %d and %d are negative; write 0 for no limit", t.MaxConns, t.MinConns)
+	case t.MinConns > t.MaxConns:
+		return fmt.Errorf("the lower connection threshold %d is above the upper one %d; write a smaller one", t.MinConns, t.MaxConns)
+	}
+	return nil
+}
+
+// with is t with what every data plane is asked for.
+func (t Tuning) with(h balancer.Handling) Tuning {
+	if h.Persistence > 0 {
+		t.Persistence = h.Persistence
+	}
+	return t
+}
+
+// maxPersistence is the kernel's own limit (MAX_PERSISTENT_TIMEOUT in
+// ipvsadm): 31 days.
+const maxPersistence = 31 * 24 * time.Hour
+
+// translate is what the kernel should have for s.
+func translate(s balancer.Service, t Tuning) (virtual, error) {
+	if err := servable(s.Frontend); err != nil {
+		return virtual{}, err
+	}
+	t = t.with(s.Handling)
+	if err := t.validate(); err != nil {
+		return virtual{}, err
+	}
+	v := virtual{service: ipvs.Service{
+		Address:   s.Frontend.Addr(),
+		Port:      s.Frontend.Port(),
+		Family:    family(s.Frontend.Addr()),
+		Protocol:  ipvs.TCP,
+		Scheduler: string(s.Scheduler),
+		Flags:     ours | schedulerFlags(s.Scheduler),
+		Netmask:   netmask.MaskFrom(s.Frontend.Addr().BitLen(), s.Frontend.Addr().BitLen()),
+	}}
+	if t.Persistence > 0 {
+		v.service.Flags |= ipvs.ServicePersistent
+		v.service.Timeout = uint32((t.Persistence + time.Second - 1) / time.Second)
+		if bits := t.prefix(s.Frontend.Addr()); bits > 0 {
+			v.service.Netmask = netmask.MaskFrom(bits, s.Frontend.Addr().BitLen())
+		}
+	}
+	for _, b := range s.Backends {
+		v.add(b.Addr, b.Weight, t)
+	}
+	for _, b := range s.Draining {
+		v.add(b.Addr, 0, t)
+	}
+	slices.SortFunc(v.destinations, order)
+	v.destinations = slices.CompactFunc(v.destinations, func(a, b ipvs.Destination) bool { return order(a, b) == 0 })
+	return v, nil
+}
+
+func (t Tuning) prefix(a netip.Addr) int {
+	if a.Is4() {
+		return t.PersistencePrefix4
+	}
+	return t.PersistencePrefix6
+}
+
+// add takes in a backend of the service's own family. A dual-stack load
+// balancer has backends of both, and each frontend takes its own.
+func (v *virtual) add(at netip.AddrPort, weight int, t Tuning) {
+	if family(at.Addr()) != v.service.Family {
+		return
+	}
+	v.destinations = append(v.destinations, ipvs.Destination{
+		Address:        at.Addr(),
+		Port:           at.Port(),
+		Family:         family(at.Addr()),
+		FwdMethod:      ipvs.Masquerade,
+		Weight:         uint32(max(weight, 0)),
+		UpperThreshold: uint32(t.MaxConns),
+		LowerThreshold: uint32(t.MinConns),
+	})
+}
+
+// servable says why IPVS cannot serve an address.
+func servable(at netip.AddrPort) error {
+	const other = "give the load balancer an address of its own, or set dataPlane: userspace"
+	a := at.Addr()
+	switch {
+	case !at.IsValid() || at.Port() == 0:
+		return fmt.Errorf("%v is not an address with a port; write address:port", at)
+	case a.Is4In6():
+		return fmt.Errorf("%v is an IPv4 address written as IPv6; write %v", at, netip.AddrPortFrom(a.Unmap(), at.Port()))
+	case a.IsUnspecified():
+		return fmt.Errorf("ipvs serves single addresses, not every address of the host (%v); %s", at, other)
+	case a.IsLoopback():
+		// The kernel drops what goes from a loopback address to another host.
+		return fmt.Errorf("ipvs cannot bring %v to another host, for it is a loopback address; %s", at, other)
+	case a.IsLinkLocalUnicast() && a.Is6():
+		return fmt.Errorf("ipvs knows no zones and cannot serve the link-local %v; %s", at, other)
+	}
+	return nil
+}
+
+// schedulerFlags makes the hashing schedulers go on to another backend when
+// the hashed one has weight 0 or is full; without it they refuse the client
+// (sh-fallback and mh-fallback in ipvsadm).
+func schedulerFlags(s balancer.Scheduler) ipvs.Flags {
+	if s == balancer.SourceHash || s == "mh" {
+		return ipvs.ServiceSchedulerOpt1
+	}
+	return 0
+}
+
+func family(a netip.Addr) ipvs.AddressFamily {
+	if a.Is4() {
+		return ipvs.INET
+	}
+	return ipvs.INET6
+}

@@ -1,0 +1,2 @@
+// Package script runs an operator's program within limits.
+package script

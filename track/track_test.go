@@ -1,0 +1,166 @@
+package track
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// world is a Tracker in a bubble, with probes that answer as the test says.
+type world struct {
+	*Tracker
+	mu     sync.Mutex
+	err    map[string]error
+	asked  map[string]int
+	claims []Claim
+	log    strings.Builder
+}
+
+func (w *world) set(name string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.err[name] = err
+}
+
+func (w *world) count(name string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked[name]
+}
+
+func (w *world) track(name string, weight int) Track {
+	return Track{Name: name, Inter: time.Second, Timeout: time.Second, Rise: 2, Fall: 3, Weight: weight, Probe: func(ctx context.Context) error {
+		w.mu.Lock()
+		w.asked[name]++
+		err := w.err[name]
+		w.mu.Unlock()
+		if err == errHangs {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return err
+	}}
+}
+
+var (
+	errHangs = errors.New("hangs")
+	errNo    = errors.New("no route")
+)
+
+// last is the newest claim, and how many there were.
+func (w *world) last() string {
+	synctest.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.claims) == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%d: %+v", len(w.claims), w.claims[len(w.claims)-1])
+}
+
+func run(t *testing.T, test func(w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{err: make(map[string]error), asked: make(map[string]int)}
+		w.Tracker = New(Config{Log: slog.New(slog.NewTextHandler(&w.log, nil)), Changed: func(c Claim) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.claims = append(w.claims, c)
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx) }()
+		synctest.Wait()
+		test(w)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestClaim(t *testing.T) {
+	run(t, func(w *world) {
+		w.set("uplink", errNo) // the first answer decides alone
+		w.Set([]Track{w.track("uplink", 0), w.track("load", 20), w.track("disk", 5)})
+		if got := w.last(); got != "1: {Barred:failed tracks: uplink Lowered:0}" {
+			t.Error(got)
+		}
+		w.set("uplink", nil)
+		time.Sleep(3500 * time.Millisecond) // rise 2
+		if got := w.last(); got != "2: {Barred: Lowered:0}" {
+			t.Error(got)
+		}
+		w.set("load", errNo)
+		time.Sleep(1500 * time.Millisecond) // one or two failures of three
+		if got := w.last(); got != "2: {Barred: Lowered:0}" {
+			t.Error(got)
+		}
+		time.Sleep(3 * time.Second)
+		w.set("disk", errNo)
+		time.Sleep(5 * time.Second)
+		if got := w.last(); got != "4: {Barred: Lowered:25}" {
+			t.Error(got)
+		}
+		if n := strings.Count(w.log.String(), "\n"); n != 4 {
+			t.Errorf("%d lines for 4 changes:\n%s", n, w.log.String())
+		}
+		for _, s := range w.Status() {
+			if s.OK != (s.Name == "uplink") || s.Checked == nil {
+				t.Errorf("%+v", s)
+			}
+		}
+		w.Set(nil)
+		if got := w.last(); got != "5: {Barred: Lowered:0}" {
+			t.Error(got)
+		}
+	})
+}
+
+// One that hangs ends with its time, and delays nobody.
+func TestHanging(t *testing.T) {
+	run(t, func(w *world) {
+		w.set("a", errHangs)
+		w.Set([]Track{w.track("a", 0), w.track("b", 0)})
+		time.Sleep(900 * time.Millisecond)
+		if got := w.last(); got != "none" || w.count("b") != 1 {
+			t.Errorf("%s, b asked %d times", got, w.count("b"))
+		}
+		time.Sleep(10 * time.Second)
+		if got := w.last(); got != "1: {Barred:failed tracks: a Lowered:0}" || w.count("b") < 9 {
+			t.Errorf("%s, b asked %d times", got, w.count("b"))
+		}
+		if s := w.Status()[0]; s.Reason != "no answer within 1s" {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// A reload asks the unchanged ones no sooner, and keeps what is believed of
+// the changed ones until they have been asked.
+func TestSet(t *testing.T) {
+	run(t, func(w *world) {
+		w.set("b", errNo)
+		w.Set([]Track{w.track("a", 0), w.track("b", 0)})
+		synctest.Wait()
+		a, b := w.track("a", 0), w.track("b", 0)
+		b.Is = "another"
+		w.Set([]Track{a, b})
+		synctest.Wait()
+		if w.count("a") != 1 || w.count("b") != 2 {
+			t.Errorf("asked %d and %d times, want 1 and 2", w.count("a"), w.count("b"))
+		}
+		if got := w.last(); got != "1: {Barred:failed tracks: b Lowered:0}" {
+			t.Error(got)
+		}
+		time.Sleep(20 * time.Second)
+		if n := w.count("b"); n > 25 {
+			t.Errorf("b was asked %d times in 20 s: the old loop goes on", n)
+		}
+	})
+}

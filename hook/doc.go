@@ -1,0 +1,2 @@
+// Package hook tells the operator's programs what has happened.
+package hook

@@ -1,0 +1,136 @@
+package status
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+)
+
+// A cast is a made-up group of three, for tests of what is shown.
+type cast struct {
+	at    time.Time
+	lbs   int
+	each  int // backends of a load balancer
+	snaps map[string]Snapshot
+	logs  map[string]*Journal
+	past  map[string]*Samples
+}
+
+// newCast makes n1, n2 (the holder) and n3, with lbs load balancers of each
+// backends, of which the last is down.
+func newCast(t testing.TB, at time.Time, lbs, each int) *cast {
+	c := &cast{at: at, lbs: lbs, each: each, snaps: map[string]Snapshot{}, logs: map[string]*Journal{}, past: map[string]*Samples{}}
+	for i, id := range []string{"n1", "n2", "n3"} {
+		c.snaps[id] = c.snapshot(id, i)
+		c.logs[id] = OpenJournal(t.TempDir(), id, slog.New(slog.DiscardHandler))
+		c.past[id] = NewSamples()
+	}
+	for _, id := range []string{"n1", "n2", "n3"} {
+		j := c.logs[id]
+		j.Add(Event{Time: at.Add(-50 * time.Hour), Kind: OfProcess, What: "started", Reason: "version v0.1.0"})
+		j.Add(Event{Time: at.Add(-49 * time.Hour), Kind: OfHolder, Subject: "n3", What: "holds", To: "n3", Reason: "the first that this node knows of in this life", Term: 2})
+		j.Add(Event{Time: at.Add(-26 * time.Hour), Kind: OfHolder, Subject: "n1", What: "holds", From: "n3", To: "n1", Reason: "handed over by n3", Took: 11 * time.Millisecond, Term: 3})
+		j.Add(Event{Time: at.Add(-90 * time.Minute), Kind: OfHolder, Bad: true, Subject: "n2", What: "holds", From: "n1", To: "n2", Reason: "the process of n1 ended", Took: 14 * time.Millisecond, Term: 4})
+		if id == "n2" {
+			j.Add(Event{Time: at.Add(-4 * time.Minute), Kind: OfBackend, Bad: true, Subject: "kube-apiserver / 10.77.0.13:6443", What: "is down", Reason: "connection refused", From: "up", To: "down"})
+		}
+	}
+	return c
+}
+
+func (c *cast) snapshot(id string, i int) Snapshot {
+	s := Snapshot{
+		Version: "v0.1.0", Time: c.at, Started: c.at.Add(-50 * time.Hour), ID: id, Role: "peer", Holder: "n2", Term: 4,
+		Group: Group{State: "follower", Elections: 1, TenuresEnded: map[string]uint64{"handover": 1}},
+	}
+	if id == "n2" {
+		s.Group.State, s.Group.Holding, s.Group.Since, s.Group.Tenures = "leader", true, c.at.Add(-90*time.Minute), 1
+	}
+	for k, other := range []string{"n1", "n2", "n3"} {
+		s.Group.Peers = append(s.Group.Peers, Peer{
+			ID: other, Address: netip.MustParseAddrPort(fmt.Sprintf("10.77.0.%d:10000", 11+k)), Version: "v0.1.0", Role: "voter",
+			Holder: other == "n2", Self: other == id, Connected: true, ConnectedSince: c.at.Add(-49 * time.Hour),
+			LastContact: 9 * time.Millisecond, RoundTrip: 180 * time.Microsecond,
+		})
+	}
+	for _, vip := range []string{"10.77.0.10", "fd77::10"} {
+		s.VIPs = append(s.VIPs, VIP{
+			Address: netip.MustParseAddr(vip), Interface: "eth0", MAC: fmt.Sprintf("02:00:00:00:00:1%d", i+1), Bound: true,
+			Answering: id == "n2", Carrier: true, Answers: 1200 * uint64(i), Announcements: 182 * uint64(i),
+		})
+	}
+	names := []string{"kube-apiserver", "ingress", "etcd"}
+	for l := range c.lbs {
+		name := fmt.Sprintf("lb-%d", l)
+		if l < len(names) {
+			name = names[l]
+		}
+		lb := balancer.LoadBalancerStatus{
+			Name: name, Frontends: []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("10.77.0.10"), uint16(6443+l))},
+			Scheduler: "rr", Plane: balancer.IPVS, Reason: "the first that can serve it",
+			Refused: []balancer.Refusal{{Plane: balancer.Direct, Reason: "10.77.0.21:6443 is no node of the group"}},
+		}
+		for b := range c.each {
+			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 77, byte(l), byte(11 + b)}), uint16(6443+l))
+			checked := c.at.Add(-200 * time.Millisecond)
+			be := balancer.BackendStatus{
+				Name: at.String(), Address: at, Weight: 1, State: balancer.Up, Since: c.at.Add(-49 * time.Hour), Reason: "the check succeeds",
+				LastCheck: &checked, LatencyMS: 0.4 + float64(b)/5,
+				Traffic: &balancer.Traffic{Open: 12, Total: 90_000, Failed: 3, In: 7 << 30, Out: 31 << 30},
+			}
+			if l == 0 && b == c.each-1 {
+				be.State, be.Since, be.Reason = balancer.Down, c.at.Add(-4*time.Minute), "connection refused"
+			}
+			lb.Backends = append(lb.Backends, be)
+		}
+		s.LoadBalancers = append(s.LoadBalancers, lb)
+	}
+	applied := c.at.Add(-time.Second)
+	s.Planes = []balancer.PlaneStatus{{Name: balancer.IPVS, Services: c.lbs, Applied: &applied}}
+	return s
+}
+
+// fill gives every node a quarter of an hour of samples.
+func (c *cast) fill(seed uint64) {
+	dice := rand.New(rand.NewPCG(seed, 1))
+	for id, s := range c.snaps {
+		for i := range points {
+			s.Time = c.at.Add(-time.Duration(points-1-i) * sampleEvery)
+			for l := range s.LoadBalancers {
+				for b := range s.LoadBalancers[l].Backends {
+					be := &s.LoadBalancers[l].Backends[b]
+					t := *be.Traffic
+					if id == "n2" {
+						t.Total += uint64(40 + dice.IntN(50) + 30*b)
+					}
+					be.Traffic = &t
+					be.LatencyMS = 0.4 + float64(b)/5 + dice.Float64()/4
+				}
+			}
+			c.past[id].Add(s)
+		}
+	}
+}
+
+// report is what a node would tell, packed.
+func (c *cast) report(id string) ([]byte, error) {
+	s := c.snaps[id]
+	s.Time = time.Now()
+	return MakeReport(s, c.logs[id], c.past[id]).Pack()
+}
+
+// page is n1's.
+func (c *cast) page(t testing.TB) *Page {
+	return NewPage(PageConfig{
+		Snapshot: func() Snapshot { s := c.snaps["n1"]; s.Time = time.Now(); return s },
+		Journal:  c.logs["n1"], Samples: c.past["n1"],
+		Ask: func(_ context.Context, id string) ([]byte, error) { return c.report(id) },
+		Log: slog.New(slog.DiscardHandler),
+	})
+}

@@ -1,0 +1,114 @@
+package status
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+
+	"appliance/balancer"
+)
+
+// Metrics is what Prometheus gets: the snapshot in its words, and what a snapshot
+// cannot tell, the distributions. Labels are names from the configuration, so
+// their number is the operator's: no label holds an address of a client, an
+// error or anything else from outside.
+type Metrics struct {
+	registry *prometheus.Registry
+	gather   func() []*dto.MetricFamily
+	checks   *prometheus.HistogramVec
+	takeover prometheus.Histogram
+	events   *prometheus.CounterVec
+
+	mu  sync.Mutex
+	lbs map[string]bool // that have a histogram
+}
+
+// NewMetrics registers everything. version is left out if it is empty.
+func NewMetrics(snapshot func() Snapshot, version string) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		checks: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "appliance_check_duration_seconds",
+			Help: "Time that checks of backends took, by load balancer and result (ok, failed).",
+			// A local connection takes 0.1 ms, a TLS handshake some 5, and the
+			// default timeout is 500.
+			Buckets: []float64{.0002, .0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+		}, []string{"loadbalancer", "result"}),
+		takeover: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "appliance_takeover_duration_seconds",
+			Help:    "Time from the last sign of the old holder to the tenure of this node, for each tenure that followed another.",
+			Buckets: []float64{.005, .01, .02, .05, .1, .15, .25, .5, 1, 2.5, 5, 10, 30},
+		}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "appliance_events_total",
+			Help: "Entries of the journal of events, by kind.",
+		}, []string{"kind"}),
+		lbs: make(map[string]bool),
+	}
+	for _, k := range []Kind{OfProcess, OfHolder, OfTenure, OfPeer, OfBackend, OfService, OfClaim} {
+		m.events.WithLabelValues(string(k))
+	}
+	m.registry.MustRegister(m.checks, m.takeover, m.events,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.gather = func() []*dto.MetricFamily { return families(snapshot(), version) }
+	return m
+}
+
+// Handler answers scrapes. One metric that fails does not take the others along.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError,
+		// To compress takes longer than all the rest.
+		DisableCompression:  true,
+		MaxRequestsInFlight: 4,
+	})
+}
+
+// Gather implements prometheus.Gatherer. The snapshot's metrics do not pass
+// through a Collector and the registry's checks: with a thousand backends that
+// takes several times as long as everything else.
+func (m *Metrics) Gather() ([]*dto.MetricFamily, error) {
+	all, err := m.registry.Gather()
+	all = append(all, m.gather()...)
+	slices.SortFunc(all, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return all, err
+}
+
+// Checked takes the length and the result of a check.
+func (m *Metrics) Checked(t balancer.Target, took time.Duration, err error) {
+	m.mu.Lock()
+	m.lbs[t.LoadBalancer] = true
+	m.mu.Unlock()
+	result := "ok"
+	if err != nil {
+		result = "failed"
+	}
+	m.checks.WithLabelValues(t.LoadBalancer, result).Observe(took.Seconds())
+}
+
+// Keep forgets load balancers that are no longer among names.
+func (m *Metrics) Keep(names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name := range m.lbs {
+		if !slices.Contains(names, name) {
+			m.checks.DeletePartialMatch(prometheus.Labels{"loadbalancer": name})
+			delete(m.lbs, name)
+		}
+	}
+}
+
+// Noted counts an event of the journal.
+func (m *Metrics) Noted(e Event) {
+	m.events.WithLabelValues(string(e.Kind)).Inc()
+}
+
+// TookOver takes the measured length of a failover to this node.
+func (m *Metrics) TookOver(d time.Duration) { m.takeover.Observe(d.Seconds()) }

@@ -1,0 +1,150 @@
+package status
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"appliance/balancer"
+)
+
+func scrape(t testing.TB, m *Metrics) string {
+	t.Helper()
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != http.StatusOK {
+		t.Fatalf("%d: %s", w.Code, w.Body)
+	}
+	return w.Body.String()
+}
+
+// everything is Metrics that have met all there is to meet.
+func everything(t testing.TB, c *cast) *Metrics {
+	m := NewMetrics(func() Snapshot { return c.snaps["n2"] }, "v0.1.0")
+	to := balancer.Target{LoadBalancer: "kube-apiserver"}
+	m.Checked(to, 300*time.Microsecond, nil)
+	m.Checked(to, 500*time.Millisecond, errors.New("no"))
+	m.TookOver(12 * time.Millisecond)
+	m.Noted(Event{Kind: OfBackend})
+	return m
+}
+
+// ours are the names of the metrics that are this program's own.
+func ours(text string) []string {
+	var names []string
+	for line := range strings.Lines(text) {
+		if name, ok := strings.CutPrefix(line, "# TYPE appliance_"); ok {
+			name, _, _ = strings.Cut(name, " ")
+			names = append(names, "appliance_"+name)
+		}
+	}
+	return names
+}
+
+func TestMetricsAreClean(t *testing.T) {
+	text := scrape(t, everything(t, newCast(t, time.Now(), 2, 3)))
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		if strings.HasPrefix(p.Metric, "appliance_") {
+			t.Errorf("%s: %s", p.Metric, p.Text)
+		}
+	}
+	if n := len(ours(text)); n < 40 {
+		t.Errorf("only %d metrics", n)
+	}
+}
+
+func TestMetricsSay(t *testing.T) {
+	text := scrape(t, everything(t, newCast(t, time.Now(), 2, 3)))
+	for _, line := range []string{
+		`appliance_holding 1`,
+		`appliance_ready 1`,
+		`appliance_raft_term 4`,
+		`appliance_raft_state{state="leader"} 1`,
+		`appliance_raft_state{state="follower"} 0`,
+		`appliance_tenures_ended_total{cause="handover"} 1`,
+		`appliance_vip_answering{vip="10.77.0.10"} 1`,
+		`appliance_vip_answers_total{vip="fd77::10"} 1200`,
+		`appliance_peer_connected{peer="n1"} 1`,
+		`appliance_peer_round_trip_seconds{peer="n3"} 0.00018`,
+		`appliance_loadbalancer_plane{loadbalancer="kube-apiserver",plane="ipvs"} 1`,
+		`appliance_loadbalancer_plane{loadbalancer="kube-apiserver",plane="direct"} 0`,
+		`appliance_backend_up{backend="10.77.0.13:6443",loadbalancer="kube-apiserver"} 0`,
+		`appliance_backend_up{backend="10.77.0.11:6443",loadbalancer="kube-apiserver"} 1`,
+		`appliance_backend_connections{backend="10.77.1.11:6444",loadbalancer="ingress"} 12`,
+		`appliance_check_duration_seconds_count{loadbalancer="kube-apiserver",result="failed"} 1`,
+		`appliance_takeover_duration_seconds_bucket{le="0.02"} 1`,
+		`appliance_takeover_duration_seconds_bucket{le="0.01"} 0`,
+		`appliance_events_total{kind="backend"} 1`,
+		`appliance_plane_failing{plane="ipvs"} 0`,
+	} {
+		if !strings.Contains(text, "\n"+line+"\n") {
+			t.Errorf("there is no %s", line)
+		}
+	}
+	if strings.Contains(text, `peer="n2"`) {
+		t.Error("the node is a peer of its own")
+	}
+}
+
+// Load balancers that are gone leave nothing behind.
+func TestMetricsForget(t *testing.T) {
+	m := everything(t, newCast(t, time.Now(), 1, 1))
+	m.Keep([]string{"kube-apiserver"})
+	if !strings.Contains(scrape(t, m), `appliance_check_duration_seconds_count{loadbalancer="kube-apiserver"`) {
+		t.Error("what is there is forgotten")
+	}
+	m.Keep(nil)
+	if strings.Contains(scrape(t, m), `appliance_check_duration_seconds_count{`) {
+		t.Error("what is gone is remembered")
+	}
+}
+
+// A name that is there twice must not take every other metric along.
+func TestMetricsWithAClash(t *testing.T) {
+	c := newCast(t, time.Now(), 1, 2)
+	s := c.snaps["n2"]
+	s.LoadBalancers[0].Backends[1].Name = s.LoadBalancers[0].Backends[0].Name
+	if text := scrape(t, everything(t, c)); !slices.Contains(ours(text), "appliance_holding") {
+		t.Error("nothing is left")
+	}
+}
+
+func BenchmarkScrape(b *testing.B) {
+	c := newCast(b, time.Now(), 50, 20)
+	m := everything(b, c)
+	b.ReportMetric(float64(strings.Count(scrape(b, m), "\n")), "lines")
+	b.ReportAllocs()
+	h, r := m.Handler(), httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	for b.Loop() {
+		h.ServeHTTP(nowhere{http.Header{}}, r)
+	}
+}
+
+// nowhere is a scraper that costs nothing itself.
+type nowhere struct{ header http.Header }
+
+func (n nowhere) Header() http.Header         { return n.header }
+func (n nowhere) Write(p []byte) (int, error) { return len(p), nil }
+func (n nowhere) WriteHeader(int)             {}
+
+func BenchmarkRender(b *testing.B) {
+	c := newCast(b, time.Now(), 50, 20)
+	c.fill(1)
+	p := c.page(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := p.render(c.snaps["n1"]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

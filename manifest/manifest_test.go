@@ -1,0 +1,271 @@
+package manifest
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"appliance/configs"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// options are those of the flags or the file, as main builds them.
+func options(t *testing.T, file string, flags map[string]string) Options {
+	t.Helper()
+	src := configs.Source{
+		Flag:       func(name string) (string, bool) { v, ok := flags[name]; return v, ok },
+		FileExists: func(string) bool { return true },
+	}
+	var data []byte
+	if file != "" {
+		data = configs.Sample()
+	}
+	cfg, err := configs.Parse(file, data, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(cfg, "registry.example/appliance:v1", file, src.Args())
+}
+
+var byFlags = map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13"}
+
+func TestGolden(t *testing.T) {
+	const file = "/etc/appliance/config.yaml"
+	low := options(t, "", map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13", "lb-port": "443",
+		"backend-port": "6443", "data-dir": "/srv/appliance data", "socket": "/srv/run/a.sock", "group-key": "/etc/group.key"})
+	tests := []struct {
+		golden string
+		make   func(Options) ([]byte, error)
+		o      Options
+	}{
+		{"pod.yaml", Pod, options(t, file, nil)},
+		{"pod-flags.yaml", Pod, options(t, "", byFlags)},
+		{"pod-low-port.yaml", Pod, low},
+		{"daemonset.yaml", DaemonSet, options(t, file, nil)},
+		{"unit.service", Unit, options(t, file, nil)},
+		{"unit-low-port.service", Unit, low},
+	}
+	for _, tt := range tests {
+		t.Run(tt.golden, func(t *testing.T) {
+			got, err := tt.make(tt.o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join("testdata", tt.golden)
+			if *update {
+				if err := os.WriteFile(path, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), string(got)); diff != "" {
+				t.Errorf("differs from %s; if it should, run go test -update:\n%s", path, diff)
+			}
+		})
+	}
+}
+
+// The unit that is shipped is the one that is printed.
+func TestShippedUnit(t *testing.T) {
+	want, err := Unit(options(t, "/etc/appliance/config.yaml", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const path = "../packaging/appliance.service"
+	if *update {
+		if err := os.WriteFile(path, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(want, got) {
+		t.Errorf("%s is not what manifest prints; run go test -update", path)
+	}
+}
+
+// What is printed is what Kubernetes reads, and nothing besides.
+func TestKubernetesReadsIt(t *testing.T) {
+	o := options(t, "/etc/appliance/config.yaml", nil)
+	var pod corev1.Pod
+	var set appsv1.DaemonSet
+	for _, m := range []struct {
+		make func(Options) ([]byte, error)
+		into any
+	}{{Pod, &pod}, {DaemonSet, &set}} {
+		text, err := m.make(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := yaml.UnmarshalStrict(text, m.into); err != nil {
+			t.Fatal(err)
+		}
+		for _, noise := range []string{"creationTimestamp", "status:", "null", "{}"} {
+			if bytes.Contains(text, []byte(noise)) {
+				t.Errorf("%T has %s, which says nothing", m.into, noise)
+			}
+		}
+	}
+	if diff := cmp.Diff(set.Spec.Selector.MatchLabels, set.Spec.Template.Labels); diff != "" {
+		t.Error("the daemonset does not select its own pods:", diff)
+	}
+	names := map[string]bool{}
+	for _, v := range pod.Spec.Volumes {
+		if names[v.Name] {
+			t.Errorf("two volumes are called %s", v.Name)
+		}
+		names[v.Name] = true
+	}
+	for _, m := range pod.Spec.Containers[0].VolumeMounts {
+		if !names[m.Name] {
+			t.Errorf("%s is mounted from no volume", m.MountPath)
+		}
+	}
+}
+
+// Least privilege (R14), as the types have it and not as the text looks.
+func TestPrivileges(t *testing.T) {
+	for _, low := range []bool{false, true} {
+		text, err := Pod(Options{Image: "i", LowPort: low})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var pod corev1.Pod
+		if err := yaml.UnmarshalStrict(text, &pod); err != nil {
+			t.Fatal(err)
+		}
+		want := []corev1.Capability{"NET_ADMIN", "NET_RAW"}
+		if low {
+			want = append(want, "NET_BIND_SERVICE")
+		}
+		c := pod.Spec.Containers[0].SecurityContext
+		switch {
+		case !slices.Equal(c.Capabilities.Add, want), !slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}):
+			t.Errorf("capabilities are %v", c.Capabilities)
+		case *c.Privileged, *c.AllowPrivilegeEscalation, !*c.ReadOnlyRootFilesystem:
+			t.Errorf("security context is %v", c)
+		case *pod.Spec.AutomountServiceAccountToken, !pod.Spec.HostNetwork, pod.Spec.HostPID, pod.Spec.HostIPC:
+			t.Errorf("pod is %v", pod.Spec)
+		case pod.Spec.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault:
+			t.Error("seccomp is not the runtime's default")
+		}
+		for _, m := range pod.Spec.Containers[0].VolumeMounts {
+			if strings.HasPrefix(m.Name, "config") && !m.ReadOnly {
+				t.Errorf("%s can be written", m.MountPath)
+			}
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	tests := []struct {
+		name string
+		make func(Options) ([]byte, error)
+		o    Options
+		want string
+	}{
+		{"no image", Pod, Options{}, "no image is named; give the container image with --image"},
+		{"relative path", Pod, Options{Image: "i", Files: []string{"config.yaml"}}, "config.yaml is not an absolute path; begin it with /"},
+		{"relative path in a unit", Unit, Options{Binary: "appliance"}, "appliance is not an absolute path"},
+		{"the host's own directory", DaemonSet, Options{Image: "i", Socket: "/run/a.sock"}, "/run is not for the appliance alone"},
+		{"one node's id for all", DaemonSet, Options{Image: "i", Args: []string{"--id=a"}}, "--id names one node, and a daemonset runs on all of them"},
+		{"control character", Unit, Options{Args: []string{"--id=a\nExecStart=/bin/sh"}}, "has a control character"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.make(tt.o)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error is %v\nwant     %s", err, tt.want)
+			}
+			if got != nil {
+				t.Errorf("printed all the same:\n%s", got)
+			}
+		})
+	}
+}
+
+// A file that only a flag or the environment names is mounted as well.
+func TestConfigNamedByAnArgument(t *testing.T) {
+	cfg, err := configs.Parse("", nil, configs.Source{
+		Flag:       func(name string) (string, bool) { v, ok := byFlags[name]; return v, ok },
+		FileExists: func(string) bool { return true },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := New(cfg, "i", "", []string{"--config=/srv/a/config.yaml", "--id=a"})
+	if want := []string{"/srv/a/config.yaml", configs.DefaultKeyFile}; !slices.Equal(o.Files, want) {
+		t.Errorf("files are %v, want %v", o.Files, want)
+	}
+	if len(o.Args) != 2 {
+		t.Errorf("arguments are %v", o.Args)
+	}
+}
+
+// The kubelet must not read a setting as a variable of the container.
+func TestArgsAreLiteral(t *testing.T) {
+	text, err := Pod(Options{Image: "i", Args: []string{"--id=$(HOME)"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pod corev1.Pod
+	if err := yaml.UnmarshalStrict(text, &pod); err != nil {
+		t.Fatal(err)
+	}
+	if got := pod.Spec.Containers[0].Args[1]; got != "--id=$$(HOME)" {
+		t.Errorf("the argument is %s, which the kubelet expands", got)
+	}
+}
+
+// systemd's own reader finds nothing to complain about.
+func TestSystemdReadsIt(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("systemd-analyze is not installed")
+	}
+	o := options(t, "/etc/appliance/config.yaml", nil)
+	o.Binary = "/bin/true" // it wants a program that exists
+	text, err := Unit(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "appliance.service")
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(analyze, "verify", path).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
+func TestQuote(t *testing.T) {
+	for word, want := range map[string]string{
+		"--vip=192.0.2.10": "--vip=192.0.2.10",
+		"":                 `""`,
+		"a b":              `"a b"`,
+		"50%":              "50%%",
+		"$HOME":            "$$HOME",
+		`a"b\c`:            `"a\"b\\c"`,
+		"a;b":              `"a;b"`,
+	} {
+		if got := quote(word); got != want {
+			t.Errorf("quote(%q) is %s, want %s", word, got, want)
+		}
+	}
+}

@@ -1,0 +1,102 @@
+package manifest
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"unicode"
+
+	"appliance/configs"
+)
+
+// Options are what a manifest has to know of the node that it is for.
+type Options struct {
+	// Name and Namespace of the pod; appliance and kube-system if empty.
+	Name, Namespace string
+	// Image is the container image. The unit needs none.
+	Image string
+	// Binary is the program's path; /appliance in an image and
+	// /usr/local/bin/appliance on a host if empty.
+	Binary string
+	// Args follow `appliance start`.
+	Args []string
+	// Files are read by the appliance: its config, key and certificates.
+	Files []string
+	// DataDir survives a reboot. Socket is in a directory of its own.
+	DataDir, Socket string
+	// LowPort says that a port below 1024 is served.
+	LowPort bool
+	// UserSpace says that nothing of the kernel is programmed: a worker
+	// without virtual addresses.
+	UserSpace bool
+}
+
+// New takes from cfg what a manifest has to know. file is the configuration
+// file, empty if there is none or args names it; args is what was said beside it.
+func New(cfg *configs.Config, image, file string, args []string) Options {
+	o := Options{Image: image, Args: args, DataDir: cfg.DataDir, Socket: cfg.Socket, UserSpace: len(cfg.VIPs) == 0}
+	const flag = "--config="
+	if i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, flag) }); i >= 0 {
+		file = strings.TrimPrefix(args[i], flag)
+	} else if file != "" {
+		o.Args = append([]string{flag + file}, args...)
+	}
+	for _, f := range []string{file, cfg.Group.KeyFile, cfg.Group.OldKeyFile, cfg.Group.CAFile, cfg.Group.CertFile, cfg.Group.CertKeyFile, cfg.Admin.TokenFile, cfg.Admin.CertFile, cfg.Admin.CertKeyFile} {
+		if f != "" {
+			o.Files = append(o.Files, f)
+		}
+	}
+	for _, lb := range cfg.LoadBalancers {
+		o.LowPort = o.LowPort || lb.Port < 1024
+	}
+	return o
+}
+
+// withDefaults fills in what is empty, and refuses what no manifest can say.
+func (o Options) withDefaults(binary string) (Options, error) {
+	fill := func(s *string, otherwise string) {
+		if *s == "" {
+			*s = otherwise
+		}
+	}
+	fill(&o.Name, "appliance")
+	fill(&o.Namespace, "kube-system")
+	fill(&o.Binary, binary)
+	fill(&o.DataDir, "/var/lib/appliance")
+	fill(&o.Socket, "/run/appliance/appliance.sock")
+	paths := append([]string{o.Binary, o.DataDir, o.Socket}, o.Files...)
+	for _, p := range paths {
+		if !path.IsAbs(p) {
+			return o, fmt.Errorf("%s is not an absolute path; begin it with /, because whoever runs the appliance begins in another directory", p)
+		}
+	}
+	// A directory that others use would be the appliance's alone, or be
+	// shown to it as a whole.
+	for _, p := range []string{o.DataDir, path.Dir(o.Socket)} {
+		if strings.Count(path.Clean(p), "/") < 2 {
+			return o, fmt.Errorf("%s is not for the appliance alone; use a directory of its own, such as /var/lib/appliance for data and /run/appliance for the socket", p)
+		}
+	}
+	for _, s := range append(paths, o.Args...) {
+		if strings.ContainsFunc(s, unicode.IsControl) {
+			return o, fmt.Errorf("%q has a control character, which a manifest cannot carry; remove it", s)
+		}
+	}
+	return o, nil
+}
+
+// capabilities are all that the appliance needs (R14).
+func (o Options) capabilities() []string {
+	caps := []string{
+		"NET_ADMIN", // to bind the virtual addresses and program the kernel
+		"NET_RAW",   // to answer ARP and neighbour solicitations
+	}
+	if o.LowPort {
+		caps = append(caps, "NET_BIND_SERVICE")
+	}
+	return caps
+}
+
+var errNoImage = errors.New("no image is named; give the container image with --image")

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The arrows of the house: what each room may import of ours, and why no more.
+// Package main wires the rooms and may import all of them.
+var arrows = map[string]struct {
+	may []string
+	why string
+}{
+	"appliance/balancer":         {nil, "the appliance itself imports none of our other packages; it declares the small interfaces that it needs"},
+	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane knows what it serves, and nothing of who chose it"},
+	"appliance/raft":             {nil, "who holds is decided without knowing what for"},
+	"appliance/arp":              {nil, "the wire is told when it may answer, and never asks why"},
+	"appliance/nft":              {[]string{"appliance/balancer"}, "a data plane knows what it serves, and nothing of who chose it"},
+	"appliance/ipvs":             {[]string{"appliance/balancer"}, "a data plane knows what it serves; its masquerade rules come through an interface"},
+	"appliance/status":           {[]string{"appliance/balancer"}, "status reads values; a room behind it could be changed by it"},
+	"appliance/configs":          {nil, "the Config struct ends at main"},
+	"appliance/manifest":         {[]string{"appliance/configs"}, "a manifest is a pure function of a config"},
+	"appliance/convert":          {nil, "others' words become text of ours; whether that loads is asked from outside"},
+	"appliance/script":           {nil, "a program is run without knowing what for"},
+	"appliance/track":            {nil, "what is asked is handed in as a function, so that nothing is known of checks and programs"},
+	"appliance/hook":             {nil, "what has happened is told without knowing how it came about"},
+	"appliance/lab":              {nil, "machines made of namespaces know nothing of what runs on them"},
+	"appliance/demo":             {[]string{"appliance/lab", "appliance/status"}, "the demo looks at the appliance from outside, as its users do"},
+}
+
+// doors are the packages that hide a technology: only they may import it.
+var doors = map[string][]string{
+	"github.com/hashicorp/raft":      {"appliance/raft"},
+	"github.com/mdlayher/arp":        {"appliance/arp", "appliance/lab"},
+	"github.com/mdlayher/ndp":        {"appliance/arp", "appliance/lab"},
+	"github.com/cloudflare/ipvs":     {"appliance/ipvs"},
+	"github.com/google/nftables":     {"appliance/nft", "appliance/lab"},
+	"github.com/urfave/cli/v2":       {"appliance"},
+	"github.com/prometheus":          {"appliance/status"},
+	"k8s.io/api":                     {"appliance/manifest"},
+	"github.com/vishvananda/netns":   {"appliance/lab"},
+	"github.com/pires/go-proxyproto": {"appliance/balancer/forward"},
+}
+
+func TestArrows(t *testing.T) {
+	if testing.Short() {
+		t.Skip("asks the go command for every import")
+	}
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	rooms := 0
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var pkg struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&pkg); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		// integration looks at everything from outside.
+		if strings.HasPrefix(pkg.ImportPath, "appliance/integration") {
+			continue
+		}
+		room, known := arrows[pkg.ImportPath]
+		if !known && pkg.ImportPath != "appliance" {
+			t.Errorf("%s is a new room: give it its arrows here, and its place in the docs", pkg.ImportPath)
+		}
+		rooms++
+		for _, imp := range pkg.Imports {
+			if known && strings.HasPrefix(imp, "appliance") && !slices.Contains(room.may, imp) {
+				t.Errorf("%s imports %s: %s", pkg.ImportPath, imp, room.why)
+			}
+			for technology, may := range doors {
+				if (imp == technology || strings.HasPrefix(imp, technology+"/")) && !slices.Contains(may, pkg.ImportPath) {
+					t.Errorf("%s imports %s: the door to it is %s", pkg.ImportPath, imp, strings.Join(may, ", "))
+				}
+			}
+		}
+	}
+	if rooms < len(arrows) {
+		t.Errorf("looked at %d rooms of %d: a room is gone, so its arrows here are dead", rooms, len(arrows)+1)
+	}
+}

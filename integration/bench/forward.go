@@ -1,0 +1,304 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"appliance/integration/bench/load"
+)
+
+// A row is one thing that is measured of every forwarder.
+type row struct {
+	name string
+	job  load.Job
+	// per is what CPU time is given for: connections, requests, or bytes.
+	per  string
+	unit float64
+}
+
+func rows(length time.Duration) []row {
+	job := func(kind string, conns int) load.Job {
+		return load.Job{Kind: kind, Conns: conns, Warm: length / 8, For: length}
+	}
+	return []row{
+		{"conn64", job("conn", 64), "1M connections", 1e6},
+		{"conn1", job("conn", 1), "1M connections", 1e6},
+		{"rps64", job("rps", 64), "1M requests", 1e6},
+		{"rps1", job("rps", 1), "1M requests", 1e6},
+		{"down4", job("down", 4), "GB", 1e9},
+		{"up4", job("up", 4), "GB", 1e9},
+	}
+}
+
+// A figure is one measurement.
+type figure struct {
+	load.Result
+	// CPU is what the forwarder's processes took for each unit, in seconds.
+	CPU float64
+}
+
+// rate is connections, requests, or Gbit per second.
+func (f figure) rate() float64 {
+	if f.Bytes > 0 {
+		return float64(f.Bytes) * 8 / 1e9 / f.Took.Seconds()
+	}
+	return float64(f.Count) / f.Took.Seconds()
+}
+
+// A survey is all that was measured.
+type survey struct {
+	names   []string
+	rows    []row
+	load    string                 // of the machine before
+	figures map[[2]string][]figure // by row and forwarder
+	idle    map[string]idleFigure
+	broken  map[[2]string][]brokenFigure // by fault and forwarder
+}
+
+func forward(ctx context.Context, binary string, rounds int, length time.Duration, onlyRows, onlyNames, outDir string, out, progress io.Writer) (err error) {
+	var names []string
+	if onlyNames != "" {
+		names = strings.Split(onlyNames, ";")
+	}
+	f, err := newField(ctx, binary, names)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	if err := sleep(ctx, 5*time.Second); err != nil { // checks begin to trust, direct proves its paths
+		return err
+	}
+	wanted := func(row string) bool { return onlyRows == "" || slices.Contains(strings.Split(onlyRows, ","), row) }
+	s := &survey{figures: map[[2]string][]figure{}, idle: map[string]idleFigure{}, broken: map[[2]string][]brokenFigure{}}
+	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
+		s.load = strings.Fields(string(text))[0]
+	}
+	for _, w := range f.forwarders {
+		s.names = append(s.names, w.name)
+	}
+	for _, r := range rows(length) {
+		if wanted(r.name) {
+			s.rows = append(s.rows, r)
+		}
+	}
+	// Round by round, so that noise hits all alike.
+	for round := range rounds {
+		for _, r := range s.rows {
+			for _, w := range f.forwarders {
+				got, err := f.measure(ctx, r, w)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", r.name, w.name, err)
+				}
+				key := [2]string{r.name, w.name}
+				s.figures[key] = append(s.figures[key], got)
+				fmt.Fprintf(progress, "%d %-7s %-26s %10.1f/s  p50 %7.0f p99 %7.0f µs  CPU %6.2f s per %s  %d errors\n",
+					round+1, r.name, w.name, got.rate(), got.P50, got.P99, got.CPU, r.per, got.Errors)
+			}
+		}
+	}
+	for _, w := range f.forwarders {
+		if w.proc == nil || w.name == "appliance direct" || w.name == "appliance nftables" {
+			continue // connections cost them nothing in user space
+		}
+		if wanted("idle") {
+			if s.idle[w.name], err = f.measureIdle(ctx, w); err != nil {
+				return fmt.Errorf("idle, %s: %w", w.name, err)
+			}
+			fmt.Fprintf(progress, "idle %-26s %s\n", w.name, s.idle[w.name])
+		}
+	}
+	for _, fault := range []string{"bkill", "bhang"} {
+		for range max(1, rounds/4) {
+			for _, w := range f.forwarders {
+				if w.name == "no balancer" || w.name == "nft by hand" || w.name == "appliance direct" || !wanted(fault) {
+					continue // they have no checks, or servers of their own
+				}
+				got, err := f.break1(ctx, fault, w)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", fault, w.name, err)
+				}
+				s.broken[[2]string{fault, w.name}] = append(s.broken[[2]string{fault, w.name}], got)
+				fmt.Fprintf(progress, "%s %-26s %s\n", fault, w.name, got)
+			}
+		}
+	}
+	var text bytes.Buffer
+	s.markdown(&text, rounds, length)
+	if _, err := out.Write(text.Bytes()); err != nil || outDir == "" {
+		return err
+	}
+	if err := os.MkdirAll(outDir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(outDir, "forward.md"), text.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(outDir, "forward.svg"), s.svg(), 0o644)
+}
+
+// measure runs one job through w.
+func (f *field) measure(ctx context.Context, r row, w *forwarder) (figure, error) {
+	j := r.job
+	j.To = w.to
+	before := w.cpu()
+	res, err := f.run(ctx, j)
+	if err != nil {
+		return figure{}, err
+	}
+	used := w.cpu() - before
+	// The warm-up costs time too, and is not counted.
+	part := float64(j.For) / float64(j.For+j.Warm)
+	units := float64(res.Count+res.Bytes) / r.unit
+	return figure{res, used * part / units}, nil
+}
+
+// run has a process in the client's machine do the job.
+func (f *field) run(ctx context.Context, j load.Job) (r load.Result, err error) {
+	p, out, err := f.startClient(j)
+	if err != nil {
+		return r, err
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		p.Kill()
+		return r, ctx.Err()
+	}
+	if err := p.Wait(); err != nil {
+		return r, fmt.Errorf("the client: %w", err)
+	}
+	return r, json.Unmarshal(out.Bytes(), &r)
+}
+
+func (f *field) startClient(j load.Job) (process, *bytes.Buffer, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	text, err := json.Marshal(j)
+	if err != nil {
+		return nil, nil, err
+	}
+	var out bytes.Buffer
+	cmd := exec.Command(self, "-job", string(text))
+	cmd.Stdout, cmd.Stderr = &out, os.Stderr
+	p, err := f.client.Start(cmd)
+	return p, &out, err
+}
+
+// process is a lab.Process as far as it matters here.
+type process interface {
+	Done() <-chan struct{}
+	Wait() error
+	Kill()
+}
+
+// pids are the processes of a forwarder: nginx has workers.
+func (w *forwarder) pids() []int {
+	if w.proc == nil {
+		return nil
+	}
+	pid := w.proc.Cmd.Process.Pid
+	all := []int{pid}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err == nil {
+		for _, c := range strings.Fields(string(children)) {
+			if n, err := strconv.Atoi(c); err == nil {
+				all = append(all, n)
+			}
+		}
+	}
+	return all
+}
+
+// cpu is the time that the forwarder's processes have used, in seconds.
+func (w *forwarder) cpu() (seconds float64) {
+	const ticks = 100 // USER_HZ, the same everywhere
+	for _, pid := range w.pids() {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		// After the name, which may have spaces: fields 14 and 15 of proc(5).
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		for _, i := range []int{11, 12} {
+			n, _ := strconv.ParseFloat(fields[i], 64)
+			seconds += n / ticks
+		}
+	}
+	return seconds
+}
+
+// rss is what the forwarder's processes have in memory, in MiB.
+func (w *forwarder) rss() (mib float64) {
+	for _, pid := range w.pids() {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(status)) {
+			if kb, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+				n, _ := strconv.ParseFloat(strings.Fields(kb)[0], 64)
+				mib += n / 1024
+			}
+		}
+	}
+	return mib
+}
+
+// files are what they have open.
+func (w *forwarder) files() (n int) {
+	for _, pid := range w.pids() {
+		entries, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		n += len(entries)
+	}
+	return n
+}
+
+// idleConns is what 20,000 files allow, with some to spare.
+const idleConns = 9000
+
+type idleFigure struct {
+	conns         int
+	before, after float64 // MiB
+	files         int
+}
+
+func (i idleFigure) per10k() float64 { return (i.after - i.before) / float64(i.conns) * 10_000 }
+
+func (i idleFigure) String() string {
+	return fmt.Sprintf("%.1f MiB, then %.1f MiB with %d connections: %.1f MiB per 10,000; %.1f files each",
+		i.before, i.after, i.conns, i.per10k(), float64(i.files)/float64(i.conns))
+}
+
+// measureIdle opens many connections that are silent after a first request.
+func (f *field) measureIdle(ctx context.Context, w *forwarder) (idleFigure, error) {
+	i := idleFigure{conns: idleConns, before: w.rss()}
+	files := w.files()
+	p, _, err := f.startClient(load.Job{To: w.to, Kind: "idle", Conns: idleConns, For: 20 * time.Second})
+	if err != nil {
+		return i, err
+	}
+	defer p.Kill()
+	for end := time.Now().Add(15 * time.Second); w.files() < files+2*idleConns && time.Now().Before(end); {
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return i, err
+		}
+	}
+	if err := sleep(ctx, 3*time.Second); err != nil {
+		return i, err
+	}
+	i.after, i.files = w.rss(), w.files()-files
+	p.Kill()
+	return i, sleep(ctx, time.Second)
+}

@@ -1,0 +1,3 @@
+// Package load is a client and a server that cost little, for measuring what
+// stands between them.
+package load

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	values = slices.Sorted(slices.Values(values))
+	n := len(values)
+	return (values[(n-1)/2] + values[n/2]) / 2
+}
+
+// of is the median of what value says of a row and a forwarder.
+func (s *survey) of(row, name string, value func(figure) float64) float64 {
+	var all []float64
+	for _, f := range s.figures[[2]string{row, name}] {
+		all = append(all, value(f))
+	}
+	return median(all)
+}
+
+// ratio is the median, over the rounds, of the rate against base in the same
+// round.
+func (s *survey) ratio(row, name, base string) float64 {
+	ours, theirs := s.figures[[2]string{row, name}], s.figures[[2]string{row, base}]
+	var all []float64
+	for i := range min(len(ours), len(theirs)) {
+		all = append(all, ours[i].rate()/theirs[i].rate())
+	}
+	return median(all)
+}
+
+func (s *survey) has(name string) bool { return slices.Contains(s.names, name) }
+
+func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
+	fmt.Fprintf(w, "# Forwarding, measured\n\n`make bench-forward` has written this page on %s: client, forwarder and three servers in network namespaces of one machine, "+
+		"so they share its cores, and their wake-ups are part of each figure. %d rounds of %s each, all forwarders in turns and at one priority; medians, ratios within a round. The load of the machine was %s when it began.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), rounds, length, s.load, machine())
+	fmt.Fprintf(w, "\n![rates as parts of no balancer](forward.svg)\n")
+	for _, r := range s.rows {
+		unit, rate := "per s", "%.0f"
+		if r.per == "GB" {
+			unit, rate = "Gbit/s", "%.1f"
+		}
+		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of haproxy | of nginx | p50 µs | p99 µs | CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|---|\n", r.name, unit, r.per)
+		for _, name := range s.names {
+			errors := s.of(r.name, name, func(f figure) float64 { return float64(f.Errors) })
+			p50, p99 := "–", "–"
+			if r.per != "GB" {
+				p50 = fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P50 }))
+				p99 = fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P99 }))
+			}
+			against := func(base string) string {
+				if !s.has(base) || name == base {
+					return "–"
+				}
+				return fmt.Sprintf("%.2f", s.ratio(r.name, name, base))
+			}
+			fmt.Fprintf(w, "| %s | "+rate+" | %s | %s | %s | %s | %s | %.2f | %.0f |\n", name, s.of(r.name, name, figure.rate),
+				against("no balancer"), against("haproxy"), against("nginx stream"), p50, p99, s.of(r.name, name, func(f figure) float64 { return f.CPU }), errors)
+		}
+	}
+	s.compareIPVS(w)
+	if len(s.idle) > 0 {
+		fmt.Fprintf(w, "\n## Idle connections\n\n| forwarder | connections | MiB before | MiB then | MiB per 10,000 | files each |\n|---|---|---|---|---|---|\n")
+		for _, name := range s.names {
+			if i, ok := s.idle[name]; ok {
+				fmt.Fprintf(w, "| %s | %d | %.1f | %.1f | %.1f | %.1f |\n", name, i.conns, i.before, i.after, i.per10k(), float64(i.files)/float64(i.conns))
+			}
+		}
+	}
+	for _, fault := range []struct{ name, what string }{{"bkill", "one of three servers refuses"}, {"bhang", "one of three servers hangs"}} {
+		if !slices.ContainsFunc(s.names, func(n string) bool { return len(s.broken[[2]string{fault.name, n}]) > 0 }) {
+			continue
+		}
+		fmt.Fprintf(w, "\n## %s: %s\n\nA new connection every %s for %s.\n\n| forwarder | requests | failed | slower than %s | last of them, ms | SYNs to it, checks too | of them later than %s | last SYN, ms |\n|---|---|---|---|---|---|---|---|\n",
+			fault.name, fault.what, brokenInterval, brokenFor, slow, slow)
+		for _, name := range s.names {
+			bs := s.broken[[2]string{fault.name, name}]
+			if len(bs) == 0 {
+				continue
+			}
+			m := func(value func(brokenFigure) float64) float64 {
+				var all []float64
+				for _, b := range bs {
+					all = append(all, value(b))
+				}
+				return median(all)
+			}
+			fmt.Fprintf(w, "| %s | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f |\n", name,
+				m(func(b brokenFigure) float64 { return float64(b.requests) }),
+				m(func(b brokenFigure) float64 { return float64(b.failed) }),
+				m(func(b brokenFigure) float64 { return float64(b.slow) }),
+				m(func(b brokenFigure) float64 { return ms(b.lastBad) }),
+				m(func(b brokenFigure) float64 { return float64(b.tried) }),
+				m(func(b brokenFigure) float64 { return float64(b.tried200) }),
+				m(func(b brokenFigure) float64 { return ms(b.lastTry) }))
+		}
+	}
+}
+
+// machine says where and with what it was measured.
+func machine() string {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	cpu := "unknown CPU"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(text)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				cpu = strings.Trim(name, " \t\n:")
+				break
+			}
+		}
+	}
+	version := func(word int, program string, args ...string) string {
+		out, _ := exec.Command(program, args...).CombinedOutput()
+		fields := strings.Fields(string(out))
+		if len(fields) <= word {
+			return "unknown"
+		}
+		return fields[word]
+	}
+	return fmt.Sprintf("%d cores (%s), Linux %s, %s, haproxy %s (nbthread 2), %s (stream, 2 workers).\n", runtime.NumCPU(), cpu,
+		unix.ByteSliceToString(u.Release[:]), runtime.Version(), version(2, "haproxy", "-v"), version(2, "nginx", "-v"))
+}
+
+// svg is a bar for each row and forwarder: its rate as a part of no balancer.
+func (s *survey) svg() []byte {
+	const bar, gap, left, width = 14, 22, 210, 520
+	colours := []string{"#888", "#0b6e4f", "#08a045", "#6bbf59", "#a3d9a5", "#d1495b", "#edae49", "#30638e"}
+	base := "no balancer"
+	var b bytes.Buffer
+	height := 30
+	for range s.rows {
+		height += len(s.names)*bar + gap
+	}
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">`+"\n", left+width+80, height)
+	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="8" y="18" font-size="13">rate as a part of that without a balancer (median)</text>`+"\n")
+	y := 30
+	for _, r := range s.rows {
+		fmt.Fprintf(&b, `<text x="8" y="%d" font-weight="bold">%s</text>`+"\n", y+11, r.name)
+		for i, name := range s.names {
+			part := 1.0
+			if s.has(base) {
+				part = s.ratio(r.name, name, base)
+			}
+			fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text><rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/><text x="%.0f" y="%d">%.2f</text>`+"\n",
+				left-6, y+11, name, left, y+1, part*width/1.1, bar-2, colours[i%len(colours)], left+part*width/1.1+5, y+11, part)
+			y += bar
+		}
+		y += gap
+	}
+	b.WriteString("</svg>\n")
+	return b.Bytes()
+}

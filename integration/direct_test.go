@@ -1,0 +1,286 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os/exec"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/integration/scene"
+	"appliance/lab"
+)
+
+// crowd is how many connections are open while something happens, from clients
+// on the link and behind a router.
+const crowd = 300
+
+// TestDirectKeepsConnections breaks the holder in every way, while hundreds of
+// connections are open. Not one may break, but for those to a server that is
+// lost itself: they must be reset and not hang.
+func TestDirectKeepsConnections(t *testing.T) {
+	if p := plane(); p != "" && p != string(balancer.Direct) {
+		t.Skip("another data plane is tested")
+	}
+	for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
+		t.Run(string(family), func(t *testing.T) {
+			t.Parallel() // most of it is waiting
+			w := newWorld(t, family)
+			doctors := w.doctors(t, "n1", "n2", "n3")
+			lb := balance{name: "same", port: scene.Port, backend: scene.Port, scheduler: "rr",
+				nodes: []string{"n1", "n2", "n3"}, check: asked}
+			w.start(t, string(balancer.Direct), []balance{lb})
+			w.watch(t)
+			for _, tt := range []struct {
+				name string
+				// run lets something happen, to the holder if to anybody, and
+				// returns the machine whose connections may be reset.
+				run func(t *testing.T, holder int) (lost string)
+			}{
+				{"transfer", w.transfer},
+				{"SIGKILL", w.killed},
+				{"SIGTERM", w.stopped},
+				{"SIGSTOP and SIGCONT", w.frozen},
+				{"rolling restart", w.rolling},
+				{"a backend drains", func(t *testing.T, _ int) string { return w.drains(t, doctors, lb) }},
+				{"a backend leaves", func(t *testing.T, _ int) string { return w.leaves(t, doctors) }},
+				{"link down", w.linkDown},
+				{"cable", w.unplugged},
+				{"host loss", w.hostLost},
+			} {
+				t.Run(tt.name, func(t *testing.T) {
+					for i := range w.apps[:worker] {
+						w.ready(t, i)
+						w.await(t, i, lb.name, served(balancer.Direct, 3))
+					}
+					w.reached(t, w.client, lb)
+					holder := w.holder(t)
+					w.keeps(t, lb, func() string { return tt.run(t, holder) })
+				})
+			}
+			w.oneAnswer(t)
+		})
+	}
+}
+
+// keeps opens connections, lets something happen, and counts what is left.
+func (w *world) keeps(t *testing.T, lb balance, happens func() (lost string)) {
+	t.Helper()
+	var all []*lab.Conns
+	for from, n := range map[*lab.Node]int{w.client: crowd * 2 / 3, w.far: crowd / 3} {
+		conns, err := from.OpenConns(t.Context(), lab.LongConns{Target: w.target(lb.port), N: n, Every: 50 * time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conns.Close()
+		all = append(all, conns)
+	}
+	lost := happens()
+	// A packet that was lost is sent again after 200 ms, 400 ms, and so on.
+	var n lab.ConnCount
+	for end := time.Now().Add(patience); ; {
+		n = lab.ConnCount{}
+		for _, conns := range all {
+			c := conns.Count(time.Second)
+			n.OK, n.Broken, n.Hung, n.Lost = n.OK+c.OK, n.Broken+c.Broken, n.Hung+c.Hung, append(n.Lost, c.Lost...)
+		}
+		if n.Hung == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	t.Logf("of %d connections %d go on, %d were reset, %d hang", crowd, n.OK, n.Broken, n.Hung)
+	for _, l := range n.Lost {
+		switch {
+		case l.Server != lost:
+			t.Errorf("a connection to %s is lost: %v", l.Server, l.Err)
+		case l.Err == nil:
+			t.Errorf("a connection to %s, which is gone, hangs", l.Server)
+		}
+	}
+	if n.OK < crowd/3 {
+		t.Errorf("only %d of %d connections go on", n.OK, crowd)
+	}
+}
+
+// moved waits until another peer holds.
+func (w *world) moved(t *testing.T, from int) {
+	t.Helper()
+	eventually(t, func() error {
+		for _, i := range others(from) {
+			if s, err := w.apps[i].status(t.Context()); err == nil && s.Group.Holding {
+				return nil
+			}
+		}
+		return fmt.Errorf("nobody took over from %s", w.nodes[from].Name)
+	})
+}
+
+func (w *world) transfer(t *testing.T, holder int) string {
+	cmd := exec.Command(binary, "transfer", "--socket", w.apps[holder].path+".sock")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	w.moved(t, holder)
+	return ""
+}
+
+func (w *world) killed(t *testing.T, holder int) string {
+	w.apps[holder].proc.Kill()
+	w.moved(t, holder)
+	time.Sleep(2 * time.Second)
+	w.apps[holder].start(t)
+	w.ready(t, holder)
+	return ""
+}
+
+func (w *world) stopped(t *testing.T, holder int) string {
+	w.apps[holder].stop(t)
+	w.moved(t, holder)
+	time.Sleep(2 * time.Second)
+	w.apps[holder].start(t)
+	w.ready(t, holder)
+	return ""
+}
+
+func (w *world) frozen(t *testing.T, holder int) string {
+	if err := w.apps[holder].freeze(); err != nil {
+		t.Fatal(err)
+	}
+	w.moved(t, holder)
+	time.Sleep(2 * time.Second)
+	if err := w.apps[holder].thaw(); err != nil {
+		t.Fatal(err)
+	}
+	w.ready(t, holder)
+	return ""
+}
+
+// rolling restarts all peers, one after the other, as an upgrade does.
+func (w *world) rolling(t *testing.T, _ int) string {
+	for i := range w.apps[:worker] {
+		w.apps[i].stop(t)
+		w.apps[i].start(t)
+		w.ready(t, i)
+	}
+	return ""
+}
+
+// drains: a server says that it is about to stop. It keeps what it has, and
+// gets nothing new.
+func (w *world) drains(t *testing.T, doctors []*doctor, lb balance) string {
+	doctors[1].readyz.Store(http.StatusInternalServerError)
+	w.await(t, w.holder(t), lb.name, func(s balancer.LoadBalancerStatus) bool { return s.Backends[1].State == balancer.Draining })
+	eventually(t, func() error {
+		for range 60 {
+			c, a, err := dial(t.Context(), w.client, w.target(lb.port))
+			if err != nil {
+				return err
+			}
+			c.Close()
+			if a.Server == "n2" {
+				return errors.New("a draining server gets new connections")
+			}
+		}
+		return nil
+	})
+	time.Sleep(2 * time.Second)
+	doctors[1].readyz.Store(http.StatusOK)
+	return ""
+}
+
+// leaves: a server is taken out. The connections of the others stay where they
+// are, also when it comes back.
+func (w *world) leaves(t *testing.T, doctors []*doctor) string {
+	doctors[1].say(http.StatusServiceUnavailable)
+	for i := range w.apps[:worker] {
+		w.await(t, i, "same", func(s balancer.LoadBalancerStatus) bool { return s.Backends[1].State == balancer.Down })
+	}
+	time.Sleep(2 * time.Second)
+	doctors[1].say(http.StatusOK)
+	for i := range w.apps[:worker] {
+		w.await(t, i, "same", served(balancer.Direct, 3))
+	}
+	return "n2"
+}
+
+func (w *world) linkDown(t *testing.T, holder int) string {
+	return w.off(t, holder, w.nodes[holder].LinkDown, w.nodes[holder].LinkUp)
+}
+
+func (w *world) unplugged(t *testing.T, holder int) string {
+	return w.off(t, holder, w.nodes[holder].Unplug, w.nodes[holder].Plug)
+}
+
+func (w *world) off(t *testing.T, holder int, down, up func() error) string {
+	if err := down(); err != nil {
+		t.Fatal(err)
+	}
+	w.moved(t, holder)
+	time.Sleep(3 * time.Second)
+	if err := up(); err != nil {
+		t.Fatal(err)
+	}
+	w.ready(t, holder)
+	return w.nodes[holder].Name
+}
+
+// hostLost is the last one: the host does not come back.
+func (w *world) hostLost(t *testing.T, holder int) string {
+	if err := w.nodes[holder].Unplug(); err != nil {
+		t.Fatal(err)
+	}
+	w.apps[holder].proc.Kill()
+	w.moved(t, holder)
+	return w.nodes[holder].Name
+}
+
+// A doctor says how the server beside it is.
+type doctor struct{ readyz, livez atomic.Int64 }
+
+func (d *doctor) say(status int64) {
+	d.readyz.Store(status)
+	d.livez.Store(status)
+}
+
+const doctorPort = 8080
+
+// asked is the check that asks the doctors.
+var asked = fmt.Sprintf("type: http, port: %d", doctorPort)
+
+// doctors are those of the servers on the given machines.
+func (w *world) doctors(t *testing.T, names ...string) []*doctor {
+	t.Helper()
+	var all []*doctor
+	for _, name := range names {
+		d := &doctor{}
+		d.say(http.StatusOK)
+		mux := http.NewServeMux()
+		mux.HandleFunc("/readyz", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(int(d.readyz.Load())) })
+		mux.HandleFunc("/livez", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(int(d.livez.Load())) })
+		w.http(t, w.machine(name), doctorPort, mux)
+		all = append(all, d)
+	}
+	return all
+}
+
+func (w *world) http(t *testing.T, n *lab.Node, port uint16, h http.Handler) {
+	t.Helper()
+	ln, err := n.Listen(t.Context(), netip.AddrPortFrom(w.addr(n.Name), port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h}
+	ended := make(chan error, 1)
+	go func(ln net.Listener) { ended <- s.Serve(ln) }(ln)
+	t.Cleanup(func() {
+		s.Close()
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+}

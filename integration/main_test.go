@@ -1,0 +1,212 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"appliance/integration/scene"
+)
+
+// binary is the program under test, built once by TestMain. With
+// APPLIANCE_TEST_BINARY in the environment it is that one.
+var binary = os.Getenv("APPLIANCE_TEST_BINARY")
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	if binary == "" {
+		dir, err := os.MkdirTemp("", "appliance-integration-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		binary = filepath.Join(dir, "appliance")
+		cmd := exec.Command("go", "build", "-o", binary, "appliance")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "build the appliance: %v\n%s", err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+// patience bounds every wait of these tests. What is promised to be fast is
+// measured by the benchmarks; a test must not fail because its machine is slow.
+// In a virtual machine everything takes longer.
+var patience = func() time.Duration {
+	if os.Getenv(inVM) != "" {
+		return 2 * time.Minute
+	}
+	return 30 * time.Second
+}()
+
+func patient(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// plane is the data plane under test; empty is the program's own choice.
+func plane() string { return os.Getenv("APPLIANCE_TEST_PLANE") }
+
+// inputs tells the go command what a result depends on, which it cannot see:
+// the program is built apart from the test. Without this, and without
+// -count=1, results of another program or data plane would be taken from the
+// cache. It notices only what a running test looks at, so TestMain is too
+// early.
+func inputs(t *testing.T) {
+	t.Helper()
+	os.Getenv("APPLIANCE_TEST_BINARY")
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != ".." && strings.HasPrefix(d.Name(), "."):
+			return fs.SkipDir
+		case d.IsDir():
+			return nil
+		}
+		_, err = os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A trial is a scene on which the appliance serves, watched by clients.
+type trial struct {
+	*scene.Scene
+	app *scene.Appliance
+}
+
+// serve builds a scene and waits until the appliance serves it. Where servers
+// are left to the caller, so is waiting.
+func serve(t *testing.T, o scene.Options) *trial {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("network namespaces need root")
+	}
+	inputs(t)
+	s, err := scene.Build(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	app, err := s.Appliance(scene.Settings{Binary: binary, Plane: plane()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the appliances said:\n%s", app.Log())
+		}
+	})
+	if err := s.Watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := app.StartAll(); err != nil {
+		t.Fatal(err)
+	}
+	tr := &trial{Scene: s, app: app}
+	if o.NoServers {
+		return tr
+	}
+	tr.ready(t, 0, 1, 2)
+	s.Ask(t.Context())
+	tr.steady(t, time.Now())
+	return tr
+}
+
+// ready waits until the appliances on the given nodes are.
+func (tr *trial) ready(t *testing.T, nodes ...int) {
+	t.Helper()
+	if err := tr.app.AwaitReady(patient(t), nodes...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// steady waits until clients are served again after a fault, and logs what
+// they saw of it.
+func (tr *trial) steady(t *testing.T, fault time.Time) {
+	t.Helper()
+	o, err := tr.Steady(patient(t), fault)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(o)
+}
+
+// holder waits until one of the given nodes answers for the VIPs.
+func (tr *trial) holder(t *testing.T, among ...int) int {
+	t.Helper()
+	i, err := tr.AwaitHolder(patient(t), func(i int) bool {
+		for _, ok := range among {
+			if i == ok {
+				return true
+			}
+		}
+		return false
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// others are the nodes except i.
+func others(i int) []int {
+	var out []int
+	for j := range 3 {
+		if j != i {
+			out = append(out, j)
+		}
+	}
+	return out
+}
+
+// silent checks that node i has not claimed a VIP since t0.
+func (tr *trial) silent(t *testing.T, i int, t0 time.Time) {
+	t.Helper()
+	for k, w := range tr.Wires {
+		n := 0
+		for _, c := range w.Claims().Since(t0) {
+			if tr.Index(c.MAC) == i {
+				n++
+			}
+		}
+		if n > 0 {
+			t.Errorf("node %d has no majority, and claimed %s %d times", i+1, tr.VIPs[k], n)
+		}
+	}
+}
+
+// oneAnswer checks that at no moment two nodes answered for a VIP, and that
+// nobody but the nodes did.
+func (tr *trial) oneAnswer(t *testing.T) {
+	t.Helper()
+	if two, frames := tr.Overlap(time.Time{}); two > 0 {
+		t.Errorf("two nodes answered at the same time for %s:\n%s", two, frames)
+	}
+	if s := tr.Strangers(); len(s) > 0 {
+		t.Errorf("strangers answered: %v", s)
+	}
+}

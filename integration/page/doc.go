@@ -1,0 +1,2 @@
+// Package page looks at the status page with a real browser.
+package page

@@ -1,0 +1,182 @@
+package page
+
+import (
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// pictures is where a person finds what the browser saw: APPLIANCE_SCREENSHOTS,
+// which is docs/screenshots for those that the README shows, or a directory that
+// git does not see.
+func pictures() string {
+	if dir := os.Getenv("APPLIANCE_SCREENSHOTS"); dir != "" {
+		return dir
+	}
+	return "../../.cache/screenshots"
+}
+
+// TestPage watches the page of a node while the holder is killed and a backend
+// dies, and holds what it says against the wire.
+func TestPage(t *testing.T) {
+	b := openBrowser(t)
+	g := serve(t, "")
+	g.Ask(t.Context())
+	holder, err := g.AwaitHolder(patient(t), func(int) bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	viewer := (holder + 1) % 3
+	b.requests(t)
+	b.open(t, g.sites[viewer]+"/")
+	b.await(t, "that it is live", `return document.getElementById("live-text").textContent === "live"`)
+	b.await(t, "that all is well", `return document.querySelector(".verdict.good") !== null`)
+
+	// What it says is what is on the wire.
+	addresses := b.text(t, "addresses")
+	for i, vip := range g.VIPs {
+		c, ok := g.Wires[i].Last()
+		if !ok || !strings.Contains(addresses, vip.String()) || !strings.Contains(addresses, c.MAC) {
+			t.Errorf("%s is answered for by %s, and the page says:\n%s", vip, c.MAC, addresses)
+		}
+	}
+	if nodes := b.text(t, "nodes"); strings.Count(nodes, "ready") != 3 {
+		t.Errorf("not every node is ready:\n%s", nodes)
+	}
+	b.eval(t, nil, `window.same = true; document.querySelector("summary")?.click()`)
+
+	// The holder is killed: the page follows without being loaded anew.
+	g.app.Kill(holder)
+	dead := g.Nodes[holder].Name
+	next, err := g.AwaitHolder(patient(t), func(i int) bool { return i != holder })
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.await(t, "the new holder and its MAC", `
+		return document.getElementById("verdict").innerText.includes(arguments[0]) &&
+			document.getElementById("addresses").innerText.includes(arguments[1])`,
+		g.Nodes[next].Name, g.Nodes[next].MAC().String())
+	b.await(t, "why it moved", `return document.getElementById("history").innerText.includes("the process of " + arguments[0] + " ended")`, dead)
+	b.await(t, "that the dead does not answer", `return document.getElementById("nodes").innerText.includes("no answer")`)
+	var took bool
+	b.eval(t, &took, `return /\d+(\.\d+)?(ms|s)/.test(document.querySelector("#history tbody tr td[data-label='The change took']").innerText)`)
+	if !took {
+		t.Errorf("the failover has no length:\n%s", b.text(t, "history"))
+	}
+
+	// A backend dies too.
+	g.Servers[0].LinkDown()
+	gone := g.Backends[0][0].String()
+	b.await(t, "the backend that is down", `
+		return [...document.querySelectorAll("tr.bad")].some(r => r.innerText.includes(arguments[0]) && r.innerText.includes("down"))`, gone)
+	b.await(t, "the event", `return document.getElementById("events").innerText.includes(arguments[0])`, gone)
+	var same bool
+	b.eval(t, &same, `return window.same === true && document.querySelector("details")?.open !== false`)
+	if !same {
+		t.Error("the page was loaded anew, or has closed what the reader opened")
+	}
+	time.Sleep(time.Second)
+	b.shoot(t, pictures()+"/trouble.png", 1280, "light")
+
+	// Both come back.
+	g.Servers[0].LinkUp()
+	if err := g.app.Start(holder); err != nil {
+		t.Fatal(err)
+	}
+	b.await(t, "that all is well again", `return document.querySelector(".verdict.good") !== null`)
+
+	quiet(t, b, g.sites[viewer])
+}
+
+// quiet checks that the page asked nobody else for anything, and broke no rule
+// that it has given itself.
+func quiet(t *testing.T, b *browser, site string) {
+	t.Helper()
+	for _, line := range b.complaints(t) {
+		t.Errorf("the console says: %s", line)
+	}
+	for _, url := range b.requests(t) {
+		if !own(url, site) {
+			t.Errorf("a request to %s", url)
+		}
+	}
+}
+
+// TestPageLooks takes pictures in both colour schemes and at the width of a
+// phone, where nothing may stick out.
+func TestPageLooks(t *testing.T) {
+	b := openBrowser(t)
+	g := serve(t, "")
+	g.Ask(t.Context())
+	b.open(t, g.sites[0]+"/")
+	b.await(t, "that all is well", `return document.querySelector(".verdict.good") !== null`)
+	time.Sleep(20 * time.Second) // for the charts to have something to show
+	backgrounds := map[string]string{}
+	for _, look := range []struct {
+		name, scheme string
+		width        int
+	}{{"light", "light", 1280}, {"dark", "dark", 1280}, {"phone", "light", 390}, {"phone-dark", "dark", 390}} {
+		b.shoot(t, pictures()+"/"+look.name+".png", look.width, look.scheme)
+		var wide bool
+		b.eval(t, &wide, `return document.documentElement.scrollWidth > innerWidth`)
+		if wide {
+			t.Errorf("%s: the page is wider than the window", look.name)
+		}
+		var colour string
+		b.eval(t, &colour, `return getComputedStyle(document.body).backgroundColor`)
+		backgrounds[look.scheme] = colour
+	}
+	if backgrounds["light"] == backgrounds["dark"] {
+		t.Errorf("both schemes are %s", backgrounds["light"])
+	}
+	// Every control is reached by the keyboard and has a name; headings are in order.
+	var names []string
+	b.eval(t, &names, `return [...document.querySelectorAll("a, button, summary, [tabindex]")].filter(e => !e.innerText.trim() && !e.ariaLabel).map(e => e.outerHTML)`)
+	if len(names) > 0 {
+		t.Errorf("without a name for those who listen: %s", names)
+	}
+	var levels []int
+	b.eval(t, &levels, `return [...document.querySelectorAll("h1,h2,h3")].map(h => +h.tagName[1])`)
+	for i, l := range levels {
+		if i == 0 && l != 1 || i > 0 && l > levels[i-1]+1 {
+			t.Errorf("headings jump: %v", levels)
+		}
+	}
+	quiet(t, b, g.sites[0])
+}
+
+// TestPageWithoutScript reads the page as those do who allow no scripts.
+func TestPageWithoutScript(t *testing.T) {
+	b := openBrowser(t)
+	g := serve(t, "")
+	b.devtools(t, "Emulation.setScriptExecutionDisabled", map[string]any{"value": true})
+	b.open(t, g.sites[0]+"/")
+	var source string
+	b.call(t, http.MethodGet, b.session+"/source", nil, &source)
+	for _, want := range []string{g.Nodes[0].Name, g.Nodes[1].Name, g.Nodes[2].Name, g.VIPs[0].String(), g.Backends[0][0].String(), "as of "} {
+		if !strings.Contains(source, want) {
+			t.Errorf("the page lacks %q without a script", want)
+		}
+	}
+}
+
+// TestPagePassword logs in, under a path, and finds out that others cannot.
+func TestPagePassword(t *testing.T) {
+	b := openBrowser(t)
+	// The hash is of "correct horse".
+	g := serve(t, "admin:\n  path: /stats\n  users: [{name: op, passwordHash: '$2a$10$XJiKEHY8h5DS82iO4QbPTeVp98SLqthTPZX9Vnq3Qu0IP/zggfxua'}]\n")
+	resp, err := http.Get(g.sites[0] + "/stats/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("without a password: %s", resp.Status)
+	}
+	b.open(t, strings.Replace(g.sites[0], "http://", "http://op:correct%20horse@", 1)+"/stats")
+	b.await(t, "that it is live", `return document.getElementById("live-text")?.textContent === "live"`)
+	b.await(t, "all nodes", `return document.querySelectorAll("#nodes .badge.good").length === 3`)
+	quiet(t, b, g.sites[0])
+}

@@ -1,0 +1,295 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/integration/scene"
+	"appliance/lab"
+	"appliance/status"
+)
+
+// TestRepairs damages what the appliance has put into the kernel, and takes
+// its backends away, in every data plane.
+func TestRepairs(t *testing.T) {
+	for _, plane := range planes() {
+		for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
+			t.Run(fmt.Sprintf("%s/%s", plane, family), func(t *testing.T) {
+				t.Parallel() // most of it is waiting
+				lb := balances(plane)[0]
+				lb.check = asked
+				w := newWorld(t, family)
+				doctors := w.doctors(t, lb.nodes...)
+				w.start(t, string(plane), []balance{lb})
+				w.watch(t)
+				for i := range w.apps {
+					if i != worker || plane != balancer.Direct {
+						w.await(t, i, lb.name, served(plane, len(lb.nodes)))
+					}
+				}
+				w.reached(t, w.client, lb)
+				holder := w.holder(t)
+				gaps := w.withstands(t, plane, lb, holder, others(holder)[0])
+				w.oneAnswerBut(t, gaps)
+				if plane != balancer.Direct {
+					t.Run("a backend's host is lost", func(t *testing.T) { w.losesHost(t, holder, lb) })
+				}
+				t.Run("no backend", func(t *testing.T) { w.refuses(t, lb, plane, doctors) })
+				w.oneAnswerBut(t, gaps)
+			})
+		}
+	}
+}
+
+// withstands damages the given nodes in every way. It returns the times in
+// which the kernel of another node than the holder, the first one, could
+// answer for the VIP.
+func (w *world) withstands(t *testing.T, plane balancer.PlaneName, lb balance, nodes ...int) (gaps []gap) {
+	for _, i := range nodes {
+		for _, d := range w.damages(t, i, plane) {
+			t.Run(fmt.Sprintf("%s, on %s", d.name, w.nodes[i].Name), func(t *testing.T) {
+				g := w.repairs(t, i, lb, d)
+				if i != nodes[0] && d.speaks {
+					gaps = append(gaps, g)
+				}
+			})
+		}
+		lines := strings.Count(w.apps[i].log(), "had been damaged")
+		if plane != balancer.UserSpace && lines != 1 {
+			t.Errorf("%s has told %d times that its data plane was damaged, want once in a row of them", w.nodes[i].Name, lines)
+		}
+	}
+	return gaps
+}
+
+// A damage is what somebody else does to the kernel of a node.
+type damage struct {
+	name    string
+	command []string
+	// gone is whether it is still there to see.
+	gone func(t *testing.T) bool
+	// everything says that foreign rules go, too.
+	everything bool
+	// speaks says that the rules go that keep the kernel from answering for
+	// the VIP. Until they are back, some milliseconds later, it may. Clients
+	// that it misleads are served all the same: every node serves the VIP.
+	speaks bool
+}
+
+// damages are those that hurt a plane.
+func (w *world) damages(t *testing.T, i int, plane balancer.PlaneName) []damage {
+	t.Helper()
+	tables := w.shell(t, i, "nft", "list", "tables")
+	all := []damage{{
+		name:       "nft flush ruleset",
+		command:    []string{"nft", "flush", "ruleset"},
+		everything: true,
+		speaks:     true,
+		gone: func(t *testing.T) bool {
+			have := w.shell(t, i, "nft", "list", "tables")
+			return slices.ContainsFunc(slices.Collect(strings.Lines(tables)), func(line string) bool { return !strings.Contains(have, line) })
+		},
+	}}
+	for line := range strings.Lines(tables) {
+		name := strings.TrimSpace(line)
+		if !strings.Contains(name, "appliance_") {
+			continue
+		}
+		all = append(all, damage{
+			name:    "delete " + name,
+			speaks:  strings.Contains(name, "silence"),
+			command: append([]string{"nft", "delete"}, strings.Fields(name)...),
+			gone:    func(t *testing.T) bool { return !strings.Contains(w.shell(t, i, "nft", "list", "tables"), line) },
+		})
+	}
+	vip := w.vip().String()
+	all = append(all, damage{
+		name:    "ip addr del",
+		command: []string{"ip", "addr", "del", w.vip().String() + "/" + fmt.Sprint(w.vip().BitLen()), "dev", "lo"},
+		gone: func(t *testing.T) bool {
+			return !strings.Contains(w.shell(t, i, "ip", "addr", "show", "dev", "lo"), vip+"/")
+		},
+	})
+	if plane == balancer.IPVS {
+		services := func(t *testing.T) bool { return !strings.Contains(w.shell(t, i, "ipvsadm", "-Ln"), vip) }
+		all = append(all,
+			damage{name: "ipvsadm -C", command: []string{"ipvsadm", "-C"}, gone: services, everything: true},
+			damage{name: "ipvsadm -D", command: []string{"ipvsadm", "-D", "-t", w.target(scene.Port).String()}, gone: services},
+		)
+	}
+	return all
+}
+
+// foreign is what others have in the kernel, as they would list it.
+const foreign = `table inet theirs {
+	chain input {
+		type filter hook input priority filter; policy accept;
+		tcp dport 1 drop
+	}
+}
+`
+
+// repairs damages a node and waits until all is whole again. The gap is the
+// time from the one to the other.
+func (w *world) repairs(t *testing.T, i int, lb balance, d damage) gap {
+	t.Helper()
+	isIPVS := strings.HasPrefix(d.name, "ipvsadm")
+	w.shell(t, i, "nft", foreign)
+	theirs := func() string {
+		text := w.shell(t, i, "nft", "list", "table", "inet", "theirs")
+		if isIPVS {
+			text += w.shell(t, i, "sh", "-c", "ipvsadm -Ln | grep -A 1 192.0.2.1:99")
+		}
+		return text
+	}
+	if isIPVS {
+		w.shell(t, i, "sh", "-c", "ipvsadm -A -t 192.0.2.1:99 -s lc && ipvsadm -a -t 192.0.2.1:99 -r 192.0.2.2:99 -m -w 7")
+		defer w.shell(t, i, "sh", "-c", "ipvsadm -D -t 192.0.2.1:99 || true")
+	}
+	before, had := w.ready(t, i), theirs()
+	at := time.Now()
+	w.shell(t, i, d.command...)
+	eventually(t, func() error {
+		if d.gone(t) {
+			return errors.New("it is still gone")
+		}
+		return nil
+	})
+	whole := time.Now()
+	t.Logf("it was back after %v", whole.Sub(at).Round(time.Millisecond))
+	if !d.everything {
+		if have := theirs(); have != had {
+			t.Errorf("what others had there was\n%s\nand is\n%s", had, have)
+		}
+	}
+	eventually(t, func() error {
+		if after := repaired(w.ready(t, i)); after <= repaired(before) {
+			return fmt.Errorf("status counts %d repairs, as many as before", after)
+		}
+		return nil
+	})
+	w.reached(t, w.client, lb)
+	w.reached(t, w.far, lb)
+	return gap{at, whole}
+}
+
+// repaired is what a node says to have put back.
+func repaired(s status.Snapshot) int {
+	n := 0
+	for _, lb := range s.LoadBalancers {
+		n += lb.Repairs
+	}
+	for _, vip := range s.VIPs {
+		n += int(vip.Repairs)
+	}
+	return n
+}
+
+// shell runs a command in a node. One that is a ruleset goes to nft.
+func (w *world) shell(t *testing.T, i int, command ...string) string {
+	t.Helper()
+	var out strings.Builder
+	cmd := exec.Command(command[0], command[1:]...)
+	if command[0] == "nft" && len(command) == 2 {
+		cmd = exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(command[1])
+	}
+	cmd.Stdout, cmd.Stderr = &out, &out
+	p, err := w.nodes[i].Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err != nil {
+		t.Fatalf("%v on %s: %v: %s", command, w.nodes[i].Name, err, out.String())
+	}
+	return out.String()
+}
+
+// losesHost takes a backend's host away without a word. A client that waits
+// for it must hear of it as soon as the checks have.
+func (w *world) losesHost(t *testing.T, holder int, lb balance) {
+	for where, from := range map[string]*lab.Node{"on the link": w.client, "on the holder": w.nodes[holder]} {
+		conn, a, err := dial(t.Context(), from, w.target(lb.port))
+		for err == nil && a.Server != "s1" {
+			conn.Close()
+			conn, a, err = dial(t.Context(), from, w.target(lb.port))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		ended := make(chan time.Time, 1)
+		go func() {
+			conn.SetReadDeadline(time.Now().Add(patience))
+			if _, err = conn.Read(make([]byte, 1)); errors.Is(err, syscall.ECONNRESET) {
+				err = nil
+			}
+			ended <- time.Now()
+		}()
+		if err := w.s1.Unplug(); err != nil {
+			t.Fatal(err)
+		}
+		w.await(t, holder, lb.name, func(s balancer.LoadBalancerStatus) bool { return s.Backends[1].State == balancer.Down })
+		down := time.Now()
+		at := <-ended
+		if err != nil {
+			t.Errorf("a silent client %s of a server whose host is lost: %v, want a reset", where, err)
+		}
+		t.Logf("a client %s heard of it %v after the checks had", where, at.Sub(down).Round(time.Millisecond))
+		if err := w.s1.Plug(); err != nil {
+			t.Fatal(err)
+		}
+		for i := range w.apps {
+			w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool { return s.Backends[1].State == balancer.Up })
+		}
+	}
+}
+
+// refuses takes all backends away: clients are refused, and do not wait.
+func (w *world) refuses(t *testing.T, lb balance, plane balancer.PlaneName, doctors []*doctor) {
+	for _, d := range doctors {
+		d.say(http.StatusServiceUnavailable)
+	}
+	for i := range w.apps {
+		w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
+			for _, b := range s.Backends {
+				if b.State != balancer.Down {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	for _, from := range append([]*lab.Node{w.client, w.far}, w.nodes...) {
+		eventually(t, func() error {
+			at := time.Now()
+			c, err := from.Dial(t.Context(), w.target(lb.port))
+			if err == nil {
+				c.SetReadDeadline(at.Add(patience))
+				_, err = c.Read(make([]byte, 1))
+				c.Close()
+			}
+			// Where user space listens, the kernel has accepted already.
+			accepted := plane == balancer.UserSpace && errors.Is(err, syscall.ECONNRESET)
+			switch took := time.Since(at); {
+			case !errors.Is(err, syscall.ECONNREFUSED) && !accepted:
+				return fmt.Errorf("from %s: %w", from.Name, err)
+			case took > time.Second: // a SYN is sent again after 1 s
+				return fmt.Errorf("from %s: refused after %v", from.Name, took)
+			}
+			return nil
+		})
+	}
+	for _, d := range doctors {
+		d.say(http.StatusOK)
+	}
+	w.reached(t, w.client, lb)
+}

@@ -1,0 +1,73 @@
+package integration
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/integration/scene"
+	"appliance/integration/vm"
+)
+
+// inVM tells the test binary that it runs in the machine.
+const inVM = "APPLIANCE_TEST_IN_VM"
+
+// TestVM runs this test binary again, in a virtual machine whose kernel has
+// ip_vs: what takes one, and the tests of every data plane with that one.
+func TestVM(t *testing.T) {
+	if os.Getenv(inVM) != "" {
+		t.Skip("this is the machine")
+	}
+	if testing.Short() {
+		t.Skip("boots a virtual machine; run without -short")
+	}
+	inputs(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Emulation is slow: a wait that is too long costs nothing where all is well.
+	code, err := vm.Run(t.Context(), vm.Options{
+		Env: []string{
+			inVM + "=1",
+			"APPLIANCE_TEST_BINARY=" + binary,
+			"APPLIANCE_TEST_PLANE=" + string(balancer.IPVS),
+		},
+		Timeout: 12 * time.Minute, Stdout: t.Output(), Stderr: t.Output(),
+	}, self, "-test.run=^TestGuest$", "-test.v", "-test.timeout=11m")
+	switch {
+	case errors.Is(err, vm.ErrUnavailable):
+		t.Skip(err)
+	case err != nil:
+		t.Fatal(err)
+	case code != 0:
+		t.Fatalf("the tests in the machine failed with exit code %d", code)
+	}
+}
+
+// TestGuest is every position of a client and every damage in data plane ipvs.
+// A world takes long to begin there, so there is one for each family.
+func TestGuest(t *testing.T) {
+	if os.Getenv(inVM) == "" {
+		t.Skip("takes a kernel with ip_vs; TestVM runs it in a virtual machine")
+	}
+	for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
+		t.Run(string(family), func(t *testing.T) {
+			began := time.Now()
+			lbs := balances(balancer.IPVS)
+			lbs[0].check = asked
+			w := newWorld(t, family)
+			doctors := w.doctors(t, lbs[0].nodes...)
+			w.start(t, string(balancer.IPVS), lbs)
+			t.Logf("ready after %v", time.Since(began).Round(time.Second))
+			w.positions(t, balancer.IPVS, lbs)
+			t.Logf("tried from everywhere after %v", time.Since(began).Round(time.Second))
+			w.withstands(t, balancer.IPVS, lbs[0], w.holder(t))
+			t.Logf("damaged and repaired after %v", time.Since(began).Round(time.Second))
+			t.Run("no backend", func(t *testing.T) { w.refuses(t, lbs[0], balancer.IPVS, doctors) })
+			t.Logf("done after %v", time.Since(began).Round(time.Second))
+		})
+	}
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"appliance/balancer"
+	"appliance/configs"
+	"appliance/raft"
+)
+
+// grown is cfg with the peers that the group has now as backends, where the
+// configuration wants the peers at all; on a worker, with those that the peers
+// told it.
+func (n *node) grown(cfg *configs.Config) *configs.Config {
+	if l := n.list.Load(); l != nil {
+		out, _ := withList(cfg, l)
+		return out
+	}
+	if n.group == nil {
+		return cfg
+	}
+	return withMembers(cfg, n.group.Status().Peers)
+}
+
+func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
+	out := *cfg
+	out.LoadBalancers = slices.Clone(cfg.LoadBalancers)
+	for i := range out.LoadBalancers {
+		lb := &out.LoadBalancers[i]
+		if lb.AddPeersAt == 0 {
+			continue
+		}
+		// What stands in the file stays, but for peers that it has from its list.
+		listed := make(map[netip.AddrPort]bool)
+		for _, p := range cfg.Peers {
+			listed[netip.AddrPortFrom(p.Address, lb.AddPeersAt)] = true
+		}
+		var own []configs.Backend
+		known := make(map[netip.AddrPort]configs.Backend)
+		for _, b := range lb.Backends {
+			known[b.Address] = b
+			if !listed[b.Address] {
+				own = append(own, b)
+			}
+		}
+		for _, p := range peers {
+			at := netip.AddrPortFrom(p.Addr.Addr(), lb.AddPeersAt)
+			b, is := known[at]
+			switch {
+			case p.Witness, is && !listed[at]:
+				continue
+			case !is:
+				b = configs.Backend{Address: at, Weight: 1}
+				if p.ID != p.Addr.Addr().String() {
+					b.Name = p.ID
+				}
+			}
+			own = append(own, b)
+		}
+		lb.Backends = own
+	}
+	return &out
+}
+
+// followMembers has the balancer follow who is in the group.
+func (n *node) followMembers(ctx context.Context) error {
+	var last []configs.LoadBalancer
+	for {
+		changed := n.group.Changed()
+		n.setting.Lock()
+		now := n.grown(n.serving.Load())
+		if last == nil || !reflect.DeepEqual(last, now.LoadBalancers) {
+			if err := n.balancer.Set(loadBalancers(now)); err != nil {
+				n.log.Error("the peers as they are now cannot be the backends", "error", err)
+			}
+			last = now.LoadBalancers
+			select {
+			case n.reloaded <- struct{}{}:
+			default:
+			}
+		}
+		n.setting.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// drainedOrder is what a drained peer means for a backend at addr: no new
+// connections, unless somebody has ordered otherwise. First it gives up holding:
+// which connections began before a change of backends is known to the holder
+// under which they began, and to no other.
+func drainedOrder(group raft.Status, addr netip.Addr) (balancer.Order, bool) {
+	for _, p := range group.Peers {
+		if p.Drained && p.ID != group.Leader && p.Addr.Addr() == addr {
+			return balancer.Order{Out: balancer.Drain}, true
+		}
+	}
+	return balancer.Order{}, false
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"appliance/balancer"
+	"appliance/configs"
+	"appliance/raft"
+)
+
+var sameAddrs = cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{})
+
+func TestBackendsFollowTheMembers(t *testing.T) {
+	at := netip.MustParseAddrPort
+	cfg := &configs.Config{
+		Peers: []configs.Peer{
+			{ID: "a", Address: netip.MustParseAddr("192.0.2.1")}, {ID: "gone", Address: netip.MustParseAddr("192.0.2.9")},
+		},
+		LoadBalancers: []configs.LoadBalancer{
+			{Name: "api", AddPeersAt: 6443, Backends: []configs.Backend{
+				{Name: "extra", Address: at("192.0.2.77:7000"), Weight: 3},
+				{Name: "a", Address: at("192.0.2.1:6443"), Weight: 5}, {Name: "gone", Address: at("192.0.2.9:6443"), Weight: 1},
+			}},
+			{Name: "web", Backends: []configs.Backend{{Address: at("192.0.2.5:80"), Weight: 1}}},
+		},
+	}
+	got := withMembers(cfg, []raft.PeerStatus{
+		{ID: "a", Addr: at("192.0.2.1:10000")},
+		{ID: "w", Addr: at("192.0.2.4:10000"), Witness: true},
+		{ID: "192.0.2.2", Addr: at("192.0.2.2:10000")},
+	})
+	want := []configs.Backend{
+		{Name: "extra", Address: at("192.0.2.77:7000"), Weight: 3},
+		{Name: "a", Address: at("192.0.2.1:6443"), Weight: 5},
+		{Address: at("192.0.2.2:6443"), Weight: 1},
+	}
+	if diff := cmp.Diff(want, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(cfg.LoadBalancers[1], got.LoadBalancers[1], sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	if len(cfg.LoadBalancers[0].Backends) != 3 {
+		t.Error("the configuration itself was changed")
+	}
+}
+
+// TestWorkersList goes the whole way: from a peer's configuration and orders
+// through the file on a worker's disk to what the worker serves.
+func TestWorkersList(t *testing.T) {
+	at := netip.MustParseAddrPort
+	peer := &configs.Config{LoadBalancers: []configs.LoadBalancer{{Name: "api", Port: 6443, Backends: []configs.Backend{
+		{Name: "a", Address: at("192.0.2.1:6443"), Weight: 1}, {Name: "b", Address: at("192.0.2.2:6443"), Weight: 2}, {Address: at("192.0.2.3:6443"), Weight: 1},
+	}}}}
+	given := map[ordered]balancer.Order{{lb: "api", addr: at("192.0.2.1:6443")}: {Out: balancer.Disable}}
+	drained := raft.Status{Leader: "c", Peers: []raft.PeerStatus{{ID: "b", Addr: at("192.0.2.2:10000"), Drained: true}, {ID: "c", Addr: at("192.0.2.3:10000"), Drained: true}}}
+	data, err := json.Marshal(listOf(peer, given, drained))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "new", "backends.json")
+	for range 2 {
+		if err := keep(path, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if data, err = os.ReadFile(path); err != nil {
+		t.Fatal(err)
+	}
+	var l list
+	if err := json.Unmarshal(data, &l); err != nil {
+		t.Fatal(err)
+	}
+	worker := &configs.Config{LoadBalancers: []configs.LoadBalancer{
+		{Name: "of another name", Port: 6443, Backends: []configs.Backend{{Address: at("192.0.2.50:6443"), Weight: 1}}},
+		{Name: "its own", Port: 443, Backends: []configs.Backend{{Address: at("192.0.2.51:443"), Weight: 1}}},
+	}}
+	got, orders := withList(worker, &l)
+	if diff := cmp.Diff(peer.LoadBalancers[0].Backends, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(worker.LoadBalancers[1], got.LoadBalancers[1], sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	name := worker.LoadBalancers[0].Name
+	want := map[ordered]balancer.Order{
+		{lb: name, addr: at("192.0.2.1:6443")}: {Out: balancer.Disable},
+		{lb: name, addr: at("192.0.2.2:6443")}: {Out: balancer.Drain}, // c holds: it has to give that up first
+	}
+	if len(orders) != len(want) {
+		t.Errorf("orders %v, want %v", orders, want)
+	}
+	for k, v := range want {
+		if orders[k] != v {
+			t.Errorf("order for %v is %v, want %v", k, orders[k], v)
+		}
+	}
+}

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"appliance/configs"
+	"appliance/raft"
+	"appliance/status"
+)
+
+func peersCommand() *cli.Command {
+	change := func(do, usage, args string, more ...cli.Flag) *cli.Command {
+		return &cli.Command{
+			Name:         do,
+			Usage:        usage,
+			ArgsUsage:    args,
+			Flags:        socketFlags(append(more, &cli.BoolFlag{Name: "force", Usage: "do it although the group may lose its majority, or somebody answers there"})...),
+			OnUsageError: usageError,
+			Action: func(c *cli.Context) error {
+				// The library stops reading flags at the first argument; people do not.
+				args, said := c.Args().Slice(), url.Values{}
+				for _, flag := range c.Command.Flags {
+					name := flag.Names()[0]
+					if at := slices.Index(args, "--"+name); at >= 0 && (name == "force" || name == "witness") {
+						args = slices.Delete(args, at, at+1)
+						said.Set(name, "true")
+					}
+				}
+				if len(args) != 1 {
+					return errUsage{fmt.Errorf("write `appliance peers %s %s`; `appliance peers list` has the names", do, args)}
+				}
+				said.Set("do", do)
+				said.Set("peer", args[0])
+				for _, flag := range []string{"force", "witness"} {
+					if c.Bool(flag) {
+						said.Set(flag, "true")
+					}
+				}
+				return post(c, "/peers?"+said.Encode())
+			},
+		}
+	}
+	return &cli.Command{
+		Name:         "peers",
+		Usage:        "show and change who is in the group, on any node of it",
+		OnUsageError: usageError,
+		Subcommands: []*cli.Command{
+			{Name: "list", Usage: "print the members", Flags: socketFlags(), OnUsageError: usageError, Action: listPeers},
+			change("add", "expect a peer, or replace one that is gone for good: it joins when it starts", "ID=ADDRESS[:PORT]",
+				&cli.BoolFlag{Name: "witness", Usage: "it votes and never holds"}),
+			change("remove", "take a peer out of the group for good", "PEER"),
+			change("promote", "give a peer a vote", "PEER"),
+			change("demote", "take a peer's vote: it follows the group, and never holds", "PEER"),
+		},
+	}
+}
+
+func drainCommand() *cli.Command {
+	return peerOrder("drain", "have a peer (this one) give up holding, and its servers get no new connections, until undrain")
+}
+
+func undrainCommand() *cli.Command {
+	return peerOrder("undrain", "undo drain")
+}
+
+func peerOrder(do, usage string) *cli.Command {
+	return &cli.Command{
+		Name:         do,
+		Usage:        usage,
+		ArgsUsage:    "[PEER]",
+		Flags:        socketFlags(),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 1 {
+				return errUsage{fmt.Errorf("name one peer, or none for this one")}
+			}
+			return post(c, "/peers?"+url.Values{"do": {do}, "peer": {c.Args().First()}}.Encode())
+		},
+	}
+}
+
+func pinCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "pin",
+		Usage:        "have one peer hold whenever it can; off: whoever is elected",
+		ArgsUsage:    "PEER|off",
+		Flags:        socketFlags(),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if c.NArg() != 1 {
+				return errUsage{fmt.Errorf("write `appliance pin PEER` or `appliance pin off`")}
+			}
+			return post(c, "/peers?"+url.Values{"do": {"pin"}, "peer": {c.Args().First()}}.Encode())
+		},
+	}
+}
+
+// post asks the running appliance for a change, and prints what it says.
+func post(c *cli.Context, path string) error {
+	body, err := status.NewClient(socketPath(c)).Do(c.Context, http.MethodPost, path)
+	if err != nil {
+		return err
+	}
+	_, err = c.App.Writer.Write(body)
+	return err
+}
+
+func listPeers(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	body, err := status.NewClient(socketPath(c)).Do(c.Context, http.MethodGet, "/peers")
+	if err != nil {
+		return err
+	}
+	_, err = c.App.Writer.Write(body)
+	return err
+}
+
+// handlePeers answers GET and POST /peers on the root-only socket.
+func (n *node) handlePeers(mux *http.ServeMux) {
+	mux.HandleFunc("GET /peers", func(w http.ResponseWriter, _ *http.Request) {
+		if n.group == nil {
+			http.Error(w, n.noGroup().Error(), http.StatusConflict)
+			return
+		}
+		s := n.group.Status()
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "PEER\tADDRESS\tROLE\tCONNECTED\tPRIORITY\tVERSION\tNOTE")
+		for _, p := range s.Peers {
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", p.ID, p.Addr, peerRole(p), connected(p), p.Priority, p.Version, peerNote(s, p))
+		}
+		t.Flush()
+		if s.Trouble != "" {
+			fmt.Fprintln(w, "\n"+s.Trouble)
+		}
+	})
+	mux.HandleFunc("POST /peers", func(w http.ResponseWriter, r *http.Request) {
+		said, err := n.changePeers(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		fmt.Fprintln(w, said)
+	})
+}
+
+func peerRole(p raft.PeerStatus) string {
+	switch {
+	case p.Role == "" && p.Expected:
+		return "expected"
+	case p.Role == "":
+		return "not a member"
+	}
+	return p.Role
+}
+
+func connected(p raft.PeerStatus) string {
+	switch {
+	case p.Self:
+		return "this node"
+	case p.Connected:
+		return "yes, for " + time.Since(p.Since).Round(time.Second).String()
+	case p.Since.IsZero():
+		return "never"
+	}
+	return "no, for " + time.Since(p.Since).Round(time.Second).String()
+}
+
+func peerNote(s raft.Status, p raft.PeerStatus) string {
+	var notes []string
+	for _, n := range []struct {
+		is   bool
+		word string
+	}{
+		{p.ID == s.Leader && p.Role == "voter", "holder"}, {p.Drained, "drained"}, {p.Pinned, "pinned"}, {p.Standby, "demoted"},
+		{p.Conflict != "", p.Conflict}, {p.Unfit != "", p.Unfit},
+	} {
+		if n.is {
+			notes = append(notes, n.word)
+		}
+	}
+	return strings.Join(notes, ", ")
+}
+
+// noGroup says why this node has none.
+func (n *node) noGroup() error {
+	if n.broken != nil {
+		return n.broken
+	}
+	return errors.New("this is a worker, which is in no group; ask one of the peers")
+}
+
+// changePeers does one order about the group's members.
+func (n *node) changePeers(r *http.Request) (said string, err error) {
+	if n.group == nil {
+		return "", n.noGroup()
+	}
+	q, ctx, g := r.URL.Query(), r.Context(), n.group
+	id, force := q.Get("peer"), q.Get("force") != ""
+	switch do := q.Get("do"); do {
+	case "add":
+		p, err := parsePeer(id, n.cfg.Group.Port)
+		if err != nil {
+			return "", err
+		}
+		p.Witness = q.Get("witness") != ""
+		return fmt.Sprintf("%s is expected at %s; start it there with --join and one of these peers, or with a file that lists it", p.ID, p.Addr), g.AddPeer(ctx, p, force)
+	case "remove":
+		return id + " is removed", g.RemovePeer(ctx, id, force)
+	case "promote":
+		return id + " gets a vote as soon as it has caught up", g.PromotePeer(ctx, id, force)
+	case "demote":
+		return id + " has no vote any more", g.DemotePeer(ctx, id, force)
+	case "drain", "undrain":
+		if id == "" {
+			id = n.site.self.ID
+		}
+		if do == "undrain" {
+			return id + " takes part again", g.Undrain(ctx, id)
+		}
+		return id + " is drained: it holds only if nobody else can, and its servers get no new connections", g.Drain(ctx, id)
+	case "pin":
+		if id == "off" {
+			return "nobody is pinned", g.Pin(ctx, "")
+		}
+		return id + " is to hold whenever it can", g.Pin(ctx, id)
+	default:
+		return "", fmt.Errorf("%q is no order about peers", do)
+	}
+}
+
+// parsePeer reads ID=ADDRESS[:PORT], or an address that is the id too.
+func parsePeer(text string, port uint16) (raft.Peer, error) {
+	id, at, named := strings.Cut(text, "=")
+	if !named {
+		at = text
+	}
+	addr, err := netip.ParseAddrPort(at)
+	if err != nil {
+		a, err := netip.ParseAddr(strings.Trim(at, "[]"))
+		if err != nil {
+			return raft.Peer{}, fmt.Errorf("%q is no peer; write ID=ADDRESS or ID=ADDRESS:PORT, such as node-4=192.0.2.14", text)
+		}
+		addr = netip.AddrPortFrom(a, port)
+	}
+	if !named {
+		id = addr.Addr().String()
+	}
+	return raft.Peer{ID: id, Addr: addr}, nil
+}
+
+// raftPeers are the listed peers, or this node alone where none is listed.
+func raftPeers(cfg *configs.Config, self configs.Peer) []raft.Peer {
+	listed := cfg.Peers
+	if len(listed) == 0 {
+		listed = []configs.Peer{self}
+	}
+	var peers []raft.Peer
+	for _, p := range listed {
+		role := p.Role
+		if p.ID == self.ID {
+			role = self.Role // its own word goes first
+		}
+		peers = append(peers, raft.Peer{ID: p.ID, Addr: p.AddrPort(), Witness: role == configs.RoleWitness})
+	}
+	return peers
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"appliance/balancer"
+)
+
+const (
+	// niceness is what keeps heartbeats on time on a host whose cores are all
+	// busy: with it the scheduler lets this process in before ordinary ones, and still
+	// after whatever has real-time priority.
+	niceness = -15
+	// realtime is the lowest real-time priority. It is asked for if the kernel
+	// forwards: this process takes a few per cent of one core then, and may go before
+	// everything ordinary. One that forwards itself could starve the host.
+	realtime = 1
+	// oomScore is what the unit of systemd has, too.
+	oomScore = -900
+)
+
+// prioritise asks the kernel for what keeps elections calm on a busy host.
+// Whoever may not ask, as a container without SYS_NICE, goes on without:
+// peers have more patience with a host that is seen to pause.
+func prioritise(log *slog.Logger) {
+	if err := eachThread(renice); err != nil {
+		log.Info("runs at ordinary priority: on a host that is short of CPU it may lose the virtual addresses to a peer at times; give it CAP_SYS_NICE, or Nice= in its unit", "reason", err)
+	}
+	// Where sessions are scheduled as groups, niceness counts within the session
+	// only, unless the session has some itself. Other people's sessions are left alone.
+	if session, err := unix.Getsid(0); err == nil && session == os.Getpid() {
+		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(niceness)), 0)
+	}
+	const score = "/proc/self/oom_score_adj"
+	if text, err := os.ReadFile(score); err == nil {
+		if now, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && now > oomScore {
+			if err := os.WriteFile(score, []byte(strconv.Itoa(oomScore)), 0); err != nil {
+				log.Debug("cannot be spared when memory runs out", "reason", err)
+			}
+		}
+	}
+}
+
+// hurry asks for real-time priority. Without it, niceness is what there is.
+func hurry(log *slog.Logger) {
+	if err := eachThread(beRealtime); err != nil {
+		log.Debug("no real-time priority", "reason", err)
+	}
+}
+
+// light is a node whose connections are the kernel's, or somebody else's, work.
+func (n *node) light() bool {
+	if n.witness() {
+		return true
+	}
+	for _, lb := range loadBalancers(n.cfg) {
+		if lb.Plane == balancer.UserSpace {
+			return false
+		}
+	}
+	return n.nftables
+}
+
+func renice(tid int) (changed bool, err error) {
+	// The system call, unlike the C library, returns 20 - nice.
+	if is, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err != nil || 20-is <= niceness {
+		return false, err
+	}
+	return true, unix.Setpriority(unix.PRIO_PROCESS, tid, niceness)
+}
+
+func beRealtime(tid int) (changed bool, err error) {
+	attr, err := unix.SchedGetAttr(tid, 0)
+	if err != nil || attr.Policy == unix.SCHED_RR || attr.Policy == unix.SCHED_FIFO {
+		return false, err
+	}
+	return true, unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: realtime}, 0)
+}
+
+// eachThread does set to every thread: Linux keeps priorities per thread. One
+// that starts meanwhile has its parent's, so threads are looked for until
+// none is found that set changes.
+func eachThread(set func(tid int) (changed bool, err error)) error {
+	const most = 20 // rounds; more than a start ever takes
+	for range most {
+		tasks, err := filepath.Glob("/proc/self/task/*")
+		if err != nil {
+			return err
+		}
+		again := false
+		for _, t := range tasks {
+			tid, err := strconv.Atoi(filepath.Base(t))
+			if err != nil {
+				continue
+			}
+			changed, err := set(tid)
+			if err != nil && err != unix.ESRCH { // gone again
+				return err
+			}
+			again = again || changed && err == nil
+		}
+		if !again {
+			return nil
+		}
+	}
+	return nil
+}

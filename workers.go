@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"appliance/balancer"
+	"appliance/configs"
+	"appliance/raft"
+)
+
+// A list is what the peers tell the workers: the backends of each load
+// balancer, and what was ordered of them.
+type list struct {
+	// Format grows when a worker of before would misread it.
+	Format        int      `json:"format"`
+	LoadBalancers []listed `json:"loadBalancers"`
+}
+
+type listed struct {
+	Name     string         `json:"name"`
+	Port     uint16         `json:"port"`
+	Backends []listedServer `json:"backends"`
+}
+
+type listedServer struct {
+	Name    string         `json:"name,omitempty"`
+	Address netip.AddrPort `json:"address"`
+	Weight  int            `json:"weight"`
+	Order   balancer.Order `json:"order,omitzero"`
+}
+
+const listFormat = 1
+
+// listOf is the list for workers of cfg, under the group's orders.
+func listOf(cfg *configs.Config, given map[ordered]balancer.Order, group raft.Status) list {
+	l := list{Format: listFormat}
+	for _, c := range cfg.LoadBalancers {
+		lb := listed{Name: c.Name, Port: c.Port}
+		for _, b := range c.Backends {
+			order, ok := given[ordered{lb: c.Name, addr: b.Address}]
+			if !ok {
+				order, _ = drainedOrder(group, b.Address.Addr())
+			}
+			lb.Backends = append(lb.Backends, listedServer{Name: b.Name, Address: b.Address, Weight: b.Weight, Order: order})
+		}
+		l.LoadBalancers = append(l.LoadBalancers, lb)
+	}
+	return l
+}
+
+// publish tells the workers what this peer serves.
+func (n *node) publish(cfg *configs.Config, group raft.Status) {
+	data, err := json.Marshal(listOf(cfg, orders(n.group.Settings()), group))
+	if err != nil {
+		n.log.Error("the workers cannot be told of the backends", "error", err)
+		return
+	}
+	n.group.Publish(data)
+}
+
+// withList is cfg with the backends of l where a load balancer has the same
+// name, or else the same port. A load balancer that the peers do not have is the
+// worker's own.
+func withList(cfg *configs.Config, l *list) (*configs.Config, map[ordered]balancer.Order) {
+	out := *cfg
+	out.LoadBalancers = slices.Clone(cfg.LoadBalancers)
+	given := make(map[ordered]balancer.Order)
+	for i := range out.LoadBalancers {
+		lb := &out.LoadBalancers[i]
+		at := slices.IndexFunc(l.LoadBalancers, func(o listed) bool { return o.Name == lb.Name })
+		if at < 0 {
+			at = slices.IndexFunc(l.LoadBalancers, func(o listed) bool { return o.Port == lb.Port })
+		}
+		if at < 0 || len(l.LoadBalancers[at].Backends) == 0 {
+			continue
+		}
+		known := make(map[netip.AddrPort]configs.Backend)
+		for _, b := range lb.Backends {
+			known[b.Address] = b
+		}
+		lb.Backends = nil
+		for _, s := range l.LoadBalancers[at].Backends {
+			b := known[s.Address] // what else the worker's file says of it
+			b.Name, b.Address, b.Weight = s.Name, s.Address, s.Weight
+			lb.Backends = append(lb.Backends, b)
+			if s.Order != (balancer.Order{}) {
+				given[ordered{lb: lb.Name, addr: s.Address}] = s.Order
+			}
+		}
+	}
+	return &out, given
+}
+
+// listPath is where a worker keeps the last good list.
+func listPath(cfg *configs.Config) string { return filepath.Join(cfg.DataDir, "backends.json") }
+
+// followPeers keeps a worker's backends those of the peers.
+func (n *node) followPeers(ctx context.Context) error {
+	var peers []netip.AddrPort
+	for _, p := range n.cfg.Peers {
+		peers = append(peers, p.AddrPort())
+	}
+	f := raft.Follower{ID: n.site.self.ID, Key: *n.site.worker, Peers: append(peers, n.cfg.Join...), Log: n.log}
+	if data, err := os.ReadFile(listPath(n.cfg)); err == nil {
+		if err := n.take(data); err != nil {
+			n.log.Warn("the last good list of backends is of no use", "path", listPath(n.cfg), "error", err)
+		} else {
+			n.log.Info("serves from the last good list of backends until a peer answers", "path", listPath(n.cfg))
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		n.log.Warn("the last good list of backends cannot be read", "error", err)
+	}
+	answered := false
+	return f.Follow(ctx, func(data []byte) {
+		if err := n.take(data); err != nil {
+			n.log.Error("the peers' list of backends is of no use, and the one before stays", "error", err)
+			return
+		}
+		if !answered {
+			answered = true
+			n.log.Info("follows the peers' list of backends")
+		}
+		if err := keep(listPath(n.cfg), data); err != nil {
+			n.log.Warn("the list of backends is not on disk, so a restart without peers would begin with an older one", "error", err)
+		}
+	}, func(err error) {
+		answered = false
+		n.log.Warn("no peer answers; serves from the last list of backends", "error", err)
+	})
+}
+
+// take puts a list into force.
+func (n *node) take(data []byte) error {
+	var l list
+	if err := json.Unmarshal(data, &l); err != nil {
+		return err
+	}
+	if l.Format > listFormat {
+		return fmt.Errorf("it is of format %d, and this program knows up to %d; install the peers' version here", l.Format, listFormat)
+	}
+	n.setting.Lock()
+	defer n.setting.Unlock()
+	before := n.list.Swap(&l)
+	now, given := withList(n.serving.Load(), &l)
+	if err := n.balancer.Set(loadBalancers(now)); err != nil {
+		n.list.Store(before)
+		return err
+	}
+	n.balancer.Order(targets(now, given, raft.Status{}))
+	return nil
+}
+
+// keep replaces the file at path by one with data, whole or not at all.
+func keep(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".backends-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// workerKey reads the key with which a worker follows the peers, if it has one.
+func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
+	if cfg.Group.KeyFile == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(cfg.Group.KeyFile)
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("worker key: %w; make one with `appliance keygen --worker` on a peer", err)
+	}
+	if err == nil && cfg.Group.KeyFile == configs.DefaultKeyFile && strings.HasPrefix(string(text), "appliance-group-key") {
+		return nil, nil // it lies there; nobody said that this is for following
+	}
+	if err == nil && !strings.HasPrefix(strings.TrimSpace(string(text)), "appliance-worker-key") {
+		return nil, fmt.Errorf("%s is no worker key, and a worker should not have the group's; run `appliance keygen --worker --group-key %s` on a peer, and put what it prints here", cfg.Group.KeyFile, cfg.Group.KeyFile)
+	}
+	if len(cfg.Peers) == 0 && len(cfg.Join) == 0 {
+		return nil, errors.New("a worker with a worker key needs to know where the peers are; list them in peers, or some in join")
+	}
+	key, err := raft.LoadWorkerKey(cfg.Group.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return &key, nil
+}

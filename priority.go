@@ -17,10 +17,19 @@ const (
 	// busy: with it the scheduler lets this process in before ordinary ones, and still
 	// after whatever has real-time priority.
 	niceness = -15
-	// realtime is the lowest real-time priority. It is asked for if the kernel
-	// forwards: this process takes a few per cent of one core then, and may go before
-	// everything ordinary. One that forwards itself could starve the host.
-	realtime = 1
+	// eagerness is the niceness of a process that leaves forwarding to the kernel: it takes a
+	// few per cent of one core, so it may go before everything ordinary. One
+	// that forwards itself could starve the host.
+	//
+	// Not a real-time class: threads of one priority wait for each other there
+	// for whole slices of 100 ms (sched_rr_timeslice_ms), and Go's threads yield
+	// to each other in loops. A change of the rules by two threads then held
+	// up the heartbeats for as long as 200 ms.
+	eagerness = -20
+	// slice is how long a thread runs before it lets the next one in, in
+	// ns; who asks for little is let in sooner (EEVDF, Linux 6.12 or later;
+	// older kernels take no notice). The kernel's least is 100 µs.
+	slice = 200_000
 	// oomScore is what the unit of systemd has, too.
 	oomScore = -900
 )
@@ -32,11 +41,7 @@ func prioritise(log *slog.Logger) {
 	if err := eachThread(renice); err != nil {
 		log.Info("runs at ordinary priority: on a host that is short of CPU it may lose the virtual addresses to a peer at times; give it CAP_SYS_NICE, or Nice= in its unit", "reason", err)
 	}
-	// Where sessions are scheduled as groups, niceness counts within the session
-	// only, unless the session has some itself. Other people's sessions are left alone.
-	if session, err := unix.Getsid(0); err == nil && session == os.Getpid() {
-		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(niceness)), 0)
-	}
+	liftSession(niceness)
 	const score = "/proc/self/oom_score_adj"
 	if text, err := os.ReadFile(score); err == nil {
 		if now, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && now > oomScore {
@@ -47,10 +52,21 @@ func prioritise(log *slog.Logger) {
 	}
 }
 
-// hurry asks for real-time priority. Without it, niceness is what there is.
+// hurry asks for what prioritise leaves to others. Without it, that is what there is.
 func hurry(log *slog.Logger) {
-	if err := eachThread(beRealtime); err != nil {
-		log.Debug("no real-time priority", "reason", err)
+	if err := eachThread(beEager); err != nil {
+		log.Debug("no higher priority than others of its kind", "reason", err)
+		return
+	}
+	liftSession(eagerness)
+}
+
+// liftSession gives this process's session a niceness. Where sessions are scheduled as
+// groups, the niceness of a thread counts within its session only. Other people's
+// sessions are left alone.
+func liftSession(nice int) {
+	if session, err := unix.Getsid(0); err == nil && session == os.Getpid() {
+		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(nice)), 0)
 	}
 }
 
@@ -75,12 +91,13 @@ func renice(tid int) (changed bool, err error) {
 	return true, unix.Setpriority(unix.PRIO_PROCESS, tid, niceness)
 }
 
-func beRealtime(tid int) (changed bool, err error) {
+func beEager(tid int) (changed bool, err error) {
 	attr, err := unix.SchedGetAttr(tid, 0)
-	if err != nil || attr.Policy == unix.SCHED_RR || attr.Policy == unix.SCHED_FIFO {
+	if err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Nice <= eagerness {
 		return false, err
 	}
-	return true, unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Priority: realtime}, 0)
+	attr.Nice, attr.Runtime = eagerness, slice
+	return true, unix.SchedSetAttr(tid, attr, 0)
 }
 
 // eachThread does set to every thread: Linux keeps priorities per thread. One

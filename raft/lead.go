@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -268,8 +269,17 @@ func (g *Group) heirs(id string) ([]hraft.Server, error) {
 		}
 		found = append(found, s)
 	}
+	last := g.raft.LastIndex()
+	// One that lacks entries takes over after it has got them, if it does in time.
+	ready := func(s hraft.Server) int {
+		if g.trans.replicas.behind(s.ID, term, last) > 0 {
+			return 0
+		}
+		return 1
+	}
 	slices.SortStableFunc(found, func(a, b hraft.Server) int {
-		return g.standingOf(string(b.ID)).compare(g.standingOf(string(a.ID)))
+		x, y := g.standingOf(string(a.ID)), g.standingOf(string(b.ID))
+		return cmp.Or(cmp.Compare(y.class, x.class), cmp.Compare(ready(b), ready(a)), y.compare(x))
 	})
 	if len(found) == 0 {
 		if id != "" {
@@ -289,7 +299,7 @@ func (g *Group) pass(ctx context.Context, id string) error {
 		return err
 	}
 	for _, s := range heirs {
-		if err = g.raft.LeadershipTransferToServer(s.ID, s.Address).Error(); err == nil {
+		if err = g.passTo(ctx, s); err == nil {
 			g.log.Info("handed over", "to", string(s.ID))
 			return nil
 		}
@@ -298,6 +308,22 @@ func (g *Group) pass(ctx context.Context, id string) error {
 		}
 	}
 	return fmt.Errorf("hand-over: %w", err)
+}
+
+// passTo hands leadership to one peer. The library answers a moment before it
+// has forgotten the attempt that came before.
+func (g *Group) passTo(ctx context.Context, s hraft.Server) error {
+	for {
+		err := g.raft.LeadershipTransferToServer(s.ID, s.Address).Error()
+		if !errors.Is(err, hraft.ErrLeadershipTransferInProgress) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // others is how many voters there are besides this peer.

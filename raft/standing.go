@@ -66,6 +66,9 @@ func (g *Group) better() string {
 		return ""
 	}
 	id := string(heirs[0].ID)
+	if g.trans.replicas.behind(heirs[0].ID, g.raft.CurrentTerm(), g.raft.LastIndex()) > 0 {
+		return "" // it has to catch up first
+	}
 	own, other := g.standingOf(g.cfg.ID), g.standingOf(id)
 	switch {
 	case other.class > own.class:

@@ -88,7 +88,13 @@ type transport struct {
 	now    clock
 	rpcs   chan hraft.RPC
 	quiet  func() bool // this peer has been removed: it asks for no vote
+	stop   <-chan struct{}
+
+	replicas replicas
 }
+
+// longestRest is how long a copy of the log waits for a peer that does not answer.
+const longestRest = 10 * time.Second
 
 // newTransport gives RPCs two heartbeats: longer, and the retry after a healed
 // partition would have to wait for TCP's own backoff; shorter, and a slow disk looks like a
@@ -98,7 +104,7 @@ func newTransport(s *stream, heartbeat time.Duration, l *lease, g *ledger, now c
 		NetworkTransport: hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
 			Stream: s, MaxPool: 3, Timeout: max(2*heartbeat, 250*time.Millisecond), Logger: log,
 		}),
-		lease: l, ledger: g, now: now, rpcs: make(chan hraft.RPC),
+		lease: l, ledger: g, now: now, rpcs: make(chan hraft.RPC), stop: s.done.Done(),
 	}
 }
 
@@ -131,11 +137,30 @@ func (t *transport) relay(ctx context.Context) error {
 	}
 }
 
+// AppendEntries sends a heartbeat or a piece of the log.
+//
+// The library doubles its rest after each piece that could not be sent, up to
+// 10 s, and a peer that is back gets none until the rest is over: it
+// could not take over for so long. Heartbeats rest for half of their timeout at
+// most. So after a failure a piece waits here for a heartbeat to be answered,
+// and then goes again; the library counts one failure at most for each longestRest.
 func (t *transport) AppendEntries(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest, resp *hraft.AppendEntriesResponse) error {
+	err := t.appendEntries(id, target, args, resp)
+	heartbeat := len(args.Entries) == 0 && args.PrevLogEntry == 0 && args.PrevLogTerm == 0 && args.LeaderCommitIndex == 0
+	if err == nil || heartbeat || !t.replicas.awaitAnswer(id, longestRest, t.stop) {
+		return err
+	}
+	return t.appendEntries(id, target, args, resp)
+}
+
+func (t *transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest, resp *hraft.AppendEntriesResponse) error {
 	t0 := t.now()
 	// The library reuses resp; a field that is left over must not be taken for an answer.
 	*resp = hraft.AppendEntriesResponse{}
 	err := t.NetworkTransport.AppendEntries(id, target, args, resp)
+	if err == nil {
+		t.replicas.answered(id, resp.Term, resp.LastLog)
+	}
 	if err == nil && resp.Success && resp.Term == args.Term {
 		t.lease.grant(string(id), args.Term, t0)
 	}

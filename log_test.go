@@ -3,11 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -159,5 +162,25 @@ func TestLogSignal(t *testing.T) {
 	end()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Who looks for errors in the log looks for one word.
+func TestLogNamesErrorsAlike(t *testing.T) {
+	attribute := regexp.MustCompile(`"(err|e|cause)", err\b`)
+	seen := 0
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		seen += strings.Count(string(text), `"error", err`)
+		if found := attribute.Find(text); found != nil {
+			t.Errorf("%s: %s; name the attribute error", path, found)
+		}
+		return err
+	})
+	if err != nil || seen == 0 {
+		t.Errorf("%d lines looked at: %v", seen, err)
 	}
 }

@@ -94,7 +94,7 @@ func (k *keeper) note(err error) {
 		k.failing = ""
 	case err != nil && err.Error() != k.failing:
 		k.failing = err.Error()
-		k.wire.log.Error("VIPs cannot be kept, retrying", "err", err)
+		k.wire.log.Error("VIPs cannot be kept, retrying", "error", err)
 	}
 }
 

@@ -125,7 +125,7 @@ func (w *Wire) watch(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		w.log.Debug("netlink subscription broke and is renewed", "err", err)
+		w.log.Debug("netlink subscription broke and is renewed", "error", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(subscribeAgain):
@@ -174,7 +174,7 @@ func (w *Wire) subscription(ctx context.Context) error {
 
 func (w *Wire) refreshLinks() {
 	if err := w.links.refresh(); err != nil {
-		w.log.Debug("links", "err", err)
+		w.log.Debug("links", "error", err)
 	}
 }
 

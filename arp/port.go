@@ -188,7 +188,7 @@ func (p *port) note(err error) {
 		return
 	}
 	p.failing = err.Error()
-	p.wire.log.Warn("cannot listen, retrying", "what", p.String(), "err", err)
+	p.wire.log.Warn("cannot listen, retrying", "what", p.String(), "error", err)
 }
 
 // serve opens a station and receives until it breaks or is of no use, as the

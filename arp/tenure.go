@@ -152,7 +152,7 @@ func (t *tenure) send(p *port, pk packet) bool {
 	}
 	if err.Error() != t.failing[p] {
 		t.failing[p] = err.Error()
-		t.wire.log.Warn("cannot send", "what", p.String(), "err", err)
+		t.wire.log.Warn("cannot send", "what", p.String(), "error", err)
 	}
 	return false
 }

@@ -153,10 +153,10 @@ func (b *Balancer) didApply(d *driver, services []Service, version uint64, repai
 	}
 	switch {
 	case err != nil && !used:
-		b.cfg.Log.Debug("data plane that is not in use cannot be cleaned", "plane", d.plane.Name(), "err", err)
+		b.cfg.Log.Debug("data plane that is not in use cannot be cleaned", "plane", d.plane.Name(), "error", err)
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		b.cfg.Log.Error("data plane does not take what it should serve; it is tried again",
-			"plane", d.plane.Name(), "err", err)
+			"plane", d.plane.Name(), "error", err)
 	case err == nil && before != nil && used:
 		b.cfg.Log.Info("data plane serves again", "plane", d.plane.Name())
 	}

@@ -194,7 +194,7 @@ func (h *Hooks) do(ctx context.Context, hook Hook, e Event) {
 	defer cancel()
 	if err := hook.Do(ctx, e); err != nil {
 		h.failed.Add(1)
-		h.log.Warn("hook failed", "hook", hook.Name, "event", e.Name, "reason", err)
+		h.log.Warn("hook failed", "hook", hook.Name, "event", e.Name, "error", err)
 		return
 	}
 	h.told.Add(1)

@@ -187,7 +187,7 @@ func (d *Direct) follow(ctx context.Context) error {
 		}
 		_, err := d.look()
 		if err != nil && !complained {
-			d.cfg.Log.Warn("cannot follow the link", "data plane", balancer.Direct, "err", err)
+			d.cfg.Log.Warn("cannot follow the link", "data plane", balancer.Direct, "error", err)
 		}
 		complained = err != nil
 		// A host with many containers has many events that are not for us.

@@ -160,7 +160,7 @@ func (p *EthernetProber) Run(ctx context.Context, changed func()) error {
 	for {
 		err := p.listen(sockets, &g, changed)
 		if err != nil && !complained {
-			p.cfg.Log.Warn("cannot prove the paths of data plane direct", "err", err)
+			p.cfg.Log.Warn("cannot prove the paths of data plane direct", "error", err)
 		}
 		complained = err != nil
 		if p.judge() {

@@ -75,7 +75,7 @@ func (w *groupWorld) replace(leader string, term uint64) {
 		ctx, cancel := context.WithTimeout(w.ctx, w.cfg.Heartbeat)
 		defer cancel()
 		if err := w.trans.timeoutNow(ctx); err != nil && w.ctx.Err() == nil {
-			w.log.Warn("could not stand for election", "err", err)
+			w.log.Warn("could not stand for election", "error", err)
 		}
 	})
 }

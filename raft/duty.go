@@ -234,7 +234,7 @@ func (g *Group) duty(ctx context.Context) error {
 			if g.settings.get(clusterKey) == "" {
 				err := g.apply(change{Set: map[string]string{clusterKey: rand.Text()}, Once: true})
 				if err != nil {
-					g.log.Debug("naming the group", "err", err)
+					g.log.Debug("naming the group", "error", err)
 				}
 			}
 			g.keepRecord(ctx)
@@ -265,7 +265,7 @@ func (g *Group) promote(ctx context.Context) {
 			continue
 		}
 		if err := g.raft.AddVoter(s.ID, s.Address, 0, patience).Error(); err != nil {
-			g.log.Debug("promoting", "peer", string(s.ID), "err", err)
+			g.log.Debug("promoting", "peer", string(s.ID), "error", err)
 			continue
 		}
 		g.log.Info("caught up, votes from now on", "peer", string(s.ID))
@@ -391,7 +391,7 @@ func (g *Group) onDeath(ctx context.Context, d death) {
 	once, cancel := context.WithTimeout(ctx, g.cfg.Heartbeat)
 	defer cancel()
 	if err := g.trans.timeoutNow(once); err != nil {
-		g.log.Warn("could not stand for election", "err", err)
+		g.log.Warn("could not stand for election", "error", err)
 	}
 }
 

@@ -118,7 +118,7 @@ func Open(cfg Config) (*Group, error) {
 	if bind.IsValid() {
 		if g.packets, err = cfg.packets(bind); err != nil {
 			cfg.Log.Warn("no datagrams without the peer port's number in UDP; the loss of a host takes two heartbeats to notice instead of half of one; find the program that has it",
-				"port", bind, "err", err)
+				"port", bind, "error", err)
 		}
 	}
 	g.stream = newStream(g.port, cfg.Addr)
@@ -185,7 +185,7 @@ func (g *Group) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		case <-inner.Done():
 		case err = <-g.failed:
-			g.log.Error("leaving the group", "err", err)
+			g.log.Error("leaving the group", "error", err)
 		}
 	} else if ctx.Err() != nil {
 		err = nil
@@ -292,7 +292,7 @@ func (g *Group) leave() {
 	if g.raft.State() == hraft.Leader && g.others() > 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*g.cfg.Heartbeat)
 		if err := g.pass(ctx, ""); err != nil {
-			g.log.Warn("leaving without a hand-over; the others elect after a heartbeat", "err", err)
+			g.log.Warn("leaving without a hand-over; the others elect after a heartbeat", "error", err)
 		}
 		cancel()
 	}
@@ -301,7 +301,7 @@ func (g *Group) leave() {
 	g.trans.Close() // ends RPCs that would only be waited for
 	g.trans.CloseStreams()
 	if err := done.Error(); err != nil {
-		g.log.Warn("raft did not stop cleanly", "err", err)
+		g.log.Warn("raft did not stop cleanly", "error", err)
 	}
 	g.change.fire()
 }
@@ -335,7 +335,7 @@ func (g *Group) signals(ctx context.Context, notify <-chan bool, seen <-chan hra
 func (g *Group) onDiskError(err error) {
 	if err != nil {
 		g.log.Error("cannot write to the data directory: this peer neither votes nor holds until it can; free some space",
-			"dir", g.cfg.DataDir, "err", err)
+			"dir", g.cfg.DataDir, "error", err)
 	} else {
 		g.log.Info("the data directory can be written again", "dir", g.cfg.DataDir)
 	}

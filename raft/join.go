@@ -54,7 +54,7 @@ func (g *Group) findGroup(ctx context.Context) error {
 			g.setRefused(err.Error())
 			if err.Error() != said {
 				said = err.Error()
-				g.log.Warn("cannot join the group yet", "err", err)
+				g.log.Warn("cannot join the group yet", "error", err)
 			}
 		}
 		select {

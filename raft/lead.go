@@ -87,7 +87,7 @@ func (g *Group) serveTerm(ctx context.Context, term uint64, hold func(context.Co
 	if g.cfg.self().Witness {
 		err := g.pass(ctx, "")
 		if err != nil {
-			g.log.Warn("this witness leads and finds nobody to hand over to; the address is not answered for", "err", err)
+			g.log.Warn("this witness leads and finds nobody to hand over to; the address is not answered for", "error", err)
 		}
 		return err
 	}
@@ -137,7 +137,7 @@ func (g *Group) holdTerm(ctx context.Context, term uint64, hold func(context.Con
 	cancel(cause)
 	if !errors.Is(cause, errHoldOver) {
 		if err := <-returned; err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, cause) {
-			g.log.Warn("the tenure did not end cleanly", "err", err)
+			g.log.Warn("the tenure did not end cleanly", "error", err)
 		}
 	}
 	g.mu.Lock()

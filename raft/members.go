@@ -319,7 +319,7 @@ func (g *Group) keepRecord(ctx context.Context) {
 	}
 	if len(set) > 0 {
 		if err := g.apply(change{Set: set}); err != nil {
-			g.log.Debug("keeping the record of members", "err", err)
+			g.log.Debug("keeping the record of members", "error", err)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(settings)) {
@@ -343,7 +343,7 @@ func (g *Group) takeBack(ctx context.Context, id string) {
 		return // without state it asks by itself, see Group.join
 	}
 	if err := g.raft.AddNonvoter(hraft.ServerID(id), hraft.ServerAddress(l.addr.String()), 0, patience).Error(); err != nil {
-		g.log.Debug("taking back", "peer", id, "err", err)
+		g.log.Debug("taking back", "peer", id, "error", err)
 		return
 	}
 	g.log.Info("took back, it votes when it has caught up", "peer", id)

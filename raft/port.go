@@ -114,7 +114,7 @@ func (p *port) serve(handlers map[byte]func(net.Conn, identity)) error {
 		if err != nil {
 			// Out of files, or a connection that died in the backlog: neither
 			// is a reason to leave the group.
-			p.log.Warn("peer port cannot accept", "err", err)
+			p.log.Warn("peer port cannot accept", "error", err)
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}

@@ -110,7 +110,7 @@ func (g *Group) giveWay(ctx context.Context) {
 	defer cancel()
 	if err := g.transfer(ctx, id); err != nil {
 		g.gaveWay = g.cfg.now()
-		g.log.Warn("could not give way", "to", id, "err", err)
+		g.log.Warn("could not give way", "to", id, "error", err)
 	}
 }
 

@@ -276,5 +276,5 @@ func (s *shortage) tell(log *slog.Logger, what string, err error) {
 		return
 	}
 	s.last = time.Now()
-	log.Error(what+": the host or this process is out of a resource; raise its limit (LimitNOFILE, ip_local_port_range) or lower the load", "err", err)
+	log.Error(what+": the host or this process is out of a resource; raise its limit (LimitNOFILE, ip_local_port_range) or lower the load", "error", err)
 }

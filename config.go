@@ -57,7 +57,7 @@ func checkConfig(c *cli.Context) error {
 	case file == "":
 		return errUsage{fmt.Errorf("which file? write `appliance config check FILE`")}
 	}
-	cfg, err := configs.Load(file, flagSource(c))
+	cfg, err := loadFile(file, flagSource(c))
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,10 @@ var version = ""
 const (
 	exitFailed = 1 // the command was understood and failed
 	exitUsage  = 2 // the command line was not understood
+	// exitConfig is EX_CONFIG of sysexits.h: the configuration is not valid, and
+	// to start again would change nothing. The systemd units name it. It is not
+	// exitUsage, because that is how Go ends a process that panics.
+	exitConfig = 78
 )
 
 func main() {
@@ -91,6 +95,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var usage errUsage
 	if errors.As(err, &usage) {
 		return exitUsage
+	}
+	var config errConfig
+	if errors.As(err, &config) {
+		return exitConfig
 	}
 	return exitFailed
 }

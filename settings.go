@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -56,8 +57,24 @@ func flagSource(c *cli.Context) configs.Source {
 
 // loadConfig loads the file that flag or environment name, under what they say.
 func loadConfig(c *cli.Context) (*configs.Config, error) {
-	return configs.Load(c.String("config"), flagSource(c))
+	return loadFile(c.String("config"), flagSource(c))
 }
+
+// loadFile is configs.Load. What is wrong with the words is an errConfig; a
+// file that cannot be read is not, because it may be there in a moment.
+func loadFile(path string, src configs.Source) (*configs.Config, error) {
+	cfg, err := configs.Load(path, src)
+	var p configs.Problem
+	if errors.As(err, &p) {
+		err = errConfig{err}
+	}
+	return cfg, err
+}
+
+// errConfig is a configuration that is not valid.
+type errConfig struct{ error }
+
+func (e errConfig) Unwrap() error { return e.error }
 
 // configPath is the file that flag or environment name, or empty.
 func configPath(c *cli.Context) string {

@@ -81,6 +81,9 @@ ExecStart={{.Exec}}
 ExecReload={{.Reload}}
 Restart=always
 RestartSec=500ms
+# But not with a configuration that is not valid (EX_CONFIG): correct what the
+# journal names, then start it again.
+RestartPreventExitStatus=78
 # On SIGTERM the address is handed over at once; the rest is for draining.
 KillMode=mixed
 TimeoutStopSec={{.Grace}}s

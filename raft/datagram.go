@@ -170,16 +170,17 @@ func listenPackets(bind netip.AddrPort) (packets, error) {
 	return udp{c}, nil
 }
 
-// readNow asks the kernel, and not the runtime's poller, which would wait.
+// readNow asks the kernel, and not the runtime's poller, which would wait. The
+// runtime has made the socket non-blocking.
 func (u udp) readNow(b []byte) (n int, err error) {
 	raw, err := u.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	if e := raw.Control(func(fd uintptr) { n, _, err = unix.Recvfrom(int(fd), b, unix.MSG_DONTWAIT) }); e != nil {
+	if e := raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) }); e != nil {
 		return 0, e
 	}
-	return n, err
+	return max(n, 0), err
 }
 
 // write gives up when the socket's buffer is full of what waits for hosts that

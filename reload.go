@@ -28,9 +28,9 @@ type reloader struct {
 	apply func(ctx context.Context, next *configs.Config) error
 	log   *slog.Logger
 
-	current *configs.Config // owned by Run
-	restart []string        // what waits for a restart; owned by Run
-	failed  string          // why the last try failed; owned by Run
+	current *configs.Config  // owned by Run
+	restart []configs.Change // what waits for a restart; owned by Run
+	failed  string           // why the last try failed; owned by Run
 	asks    chan reloadAsk
 }
 
@@ -95,8 +95,8 @@ func (r *reloader) answer(ctx context.Context, a reloadAsk) {
 	case !a.quiet:
 		r.log.Info("configuration reloaded; nothing has changed that can change live")
 	}
-	if len(r.restart) > 0 && err == nil && (!a.quiet || !slices.Equal(waiting, r.restart)) {
-		r.log.Warn("some changes need a restart of this node", "restart", strings.Join(r.restart, ", "))
+	if len(r.restart) > 0 && err == nil && (!a.quiet || !slices.EqualFunc(waiting, r.restart, sameKey)) {
+		r.log.Warn("some changes need a restart of this node", "restart", phrase(r.restart))
 	}
 	if a.reply == nil {
 		return
@@ -107,7 +107,7 @@ func (r *reloader) answer(ctx context.Context, a reloadAsk) {
 		text = "changed: " + said
 	}
 	if len(r.restart) > 0 {
-		text += "\nneeds a restart of this node: " + strings.Join(r.restart, ", ")
+		text += "\nneeds a restart of this node: " + phrase(r.restart)
 	}
 	a.reply <- reloadReply{text, err}
 }
@@ -137,6 +137,16 @@ func (r *reloader) reload(ctx context.Context) (said string, err error) {
 	r.current = standing
 	r.restart = restart
 	return strings.Join(live, ", "), nil
+}
+
+func sameKey(a, b configs.Change) bool { return a.Key == b.Key }
+
+func phrase(changes []configs.Change) string {
+	words := make([]string, len(changes))
+	for i, c := range changes {
+		words[i] = c.String()
+	}
+	return strings.Join(words, ", ")
 }
 
 // ask has the file reloaded, and waits for what comes of it.

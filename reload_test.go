@@ -315,7 +315,7 @@ func TestReload(t *testing.T) {
 	write("linger: 1m\n" + second)
 	for end := time.Now().Add(time.Minute); ; {
 		body, err := w.client.Do(t.Context(), http.MethodPost, "/reload")
-		if err == nil && strings.Contains(string(body), "needs a restart of this node: linger") {
+		if err == nil && strings.Contains(string(body), "needs a restart of this node: linger ("+w.path+":1)") {
 			break
 		}
 		if time.Now().After(end) {

@@ -161,7 +161,7 @@ func (b *builder) adminUser(key string) (User, bool) {
 		b.bad(key+".passwordHash", "has a cost of %s, which takes the node seconds of work per guess; write one of at most 14", strconv.Itoa(cost))
 		return u, false
 	}
-	b.show(key+".passwordHash", "(hidden)", b.at(key+".passwordHash"))
+	b.cfg.values = append(b.cfg.values, Value{key + ".passwordHash", "(hidden)", b.at(key + ".passwordHash"), u.PasswordHash})
 	return u, true
 }
 

@@ -140,6 +140,8 @@ type Value struct {
 	Key    string
 	Value  string
 	Origin Origin
+	// secret is what Value hides, so that a change of it is seen.
+	secret string
 }
 
 // Worker says that this node is outside the group.

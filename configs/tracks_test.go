@@ -83,6 +83,39 @@ func TestTracksAndHooksRefused(t *testing.T) {
 	}
 }
 
+func keys(changes []Change) string {
+	var names []string
+	for _, c := range changes {
+		names = append(names, c.Key)
+	}
+	return strings.Join(names, " ")
+}
+
+// What needs a restart is named with its place, also where the value is hidden
+// or was taken out.
+func TestChangesSayWhere(t *testing.T) {
+	const base = peers3 + "linger: 1m\nadmin:\n  hosts: [a.example, b.example]\n  users:\n  - name: a\n    passwordHash: '" + hash + "'\n"
+	const other = "$2a$10$8K1p/a0dL1LXMIgoEDFrwOfMQbLgtnOoKsWc.6U6H0llP3puzeeEu"
+	for _, tt := range []struct{ old, new, want string }{
+		{hash, other, "[admin.users (f:8)]"},
+		{", b.example", "", "[admin.hosts (f:5)]"},
+		{"linger: 1m\n", "", "[linger (no longer set)]"},
+		{"linger: 1m", "linger: 2m", "[linger (f:3)]"},
+	} {
+		c, err := parseHere(base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := parseHere(strings.Replace(base, tt.old, tt.new, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, restart := c.Changes(next); fmt.Sprint(restart) != tt.want {
+			t.Errorf("%q becomes %q: %v, want %s", tt.old, tt.new, restart, tt.want)
+		}
+	}
+}
+
 func TestChanges(t *testing.T) {
 	const base = peers3 + "loadBalancers:\n- port: 6443\n  backends: [192.0.2.21]\n"
 	for _, tt := range []struct{ next, live, restart string }{
@@ -96,6 +129,8 @@ func TestChanges(t *testing.T) {
 		{strings.Replace(base, "192.0.2.13", "192.0.2.14", 1), "", "peers"},
 		{strings.Replace(base, "[192.0.2.10]", "[192.0.2.20]", 1), "", "vips"},
 		{peers3, "loadBalancers", ""},
+		{base + "admin: {listen: [127.0.0.1:9000], path: /stats, hideVersion: true}\n", "", "admin.path admin.hideVersion admin.listen"},
+		{base + "admin: {users: [{name: a, passwordHash: '" + hash + "'}]}\n", "", "admin.users"},
 	} {
 		c, err := parseHere(base)
 		if err != nil {
@@ -106,7 +141,7 @@ func TestChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		live, restart := c.Changes(next)
-		if strings.Join(live, " ") != tt.live || strings.Join(restart, " ") != tt.restart {
+		if strings.Join(live, " ") != tt.live || keys(restart) != tt.restart {
 			t.Errorf("%s: live %q, restart %q", tt.next, live, restart)
 		}
 		// What stands goes on wanting the same restart, and nothing else.

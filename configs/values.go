@@ -64,7 +64,7 @@ func (b *builder) show(key, value string, o Origin) {
 	if strings.ContainsFunc(value, unicode.IsControl) {
 		value = strconv.Quote(value)
 	}
-	b.cfg.values = append(b.cfg.values, Value{key, value, o})
+	b.cfg.values = append(b.cfg.values, Value{Key: key, Value: value, Origin: o})
 }
 
 // text reads a string and notes it.

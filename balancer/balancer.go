@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -104,7 +106,7 @@ func New(cfg Config) (*Balancer, error) {
 		ready:      make(chan struct{}),
 		entries:    make(map[string]*entry),
 	}
-	b.monitor = &monitor{checker: cfg.Checker, changed: b.healthChanged, ended: cfg.OnCheck, probes: make(map[Target]*probe)}
+	b.monitor = &monitor{checker: cfg.Checker, changed: b.healthChanged, vanished: b.hostVanished, ended: cfg.OnCheck, probes: make(map[Target]*probe)}
 	for _, p := range cfg.Planes {
 		b.drivers = append(b.drivers, &driver{plane: p, kick: make(chan struct{}, 1)})
 	}
@@ -397,19 +399,57 @@ func (b *Balancer) decide(lb LoadBalancer, c choice) (again bool) {
 }
 
 // healthChanged is told by the monitor.
-func (b *Balancer) healthChanged(t Target, be Backend, before, after Health) {
+func (b *Balancer) healthChanged(c change) {
+	b.rotated()
+	if c.before.State == c.after.State && c.after.Remedy != "" && c.before.Remedy != c.after.Remedy {
+		b.cfg.Log.Warn("backend lives, and does not speak what its check does",
+			"loadBalancer", c.target.LoadBalancer, "backend", c.backend, "state", c.after.State, "reason", c.after.Reason)
+	}
+	b.tell(c.events()...)
+}
+
+// hostVanished is told by the monitor. A host may have a backend of every load
+// balancer: that is one line in the log, and an event for each.
+func (b *Balancer) hostVanished(host netip.Addr, cs []change) {
+	b.rotated()
+	var events []Event
+	for _, c := range cs {
+		events = append(events, c.events()...)
+	}
+	if len(events) < 2 {
+		b.tell(events...)
+		return
+	}
+	const most = 10 // that the line names
+	names := make([]string, 0, len(events))
+	for _, e := range events {
+		names = append(names, e.LoadBalancer)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if more := len(names) - most; more > 0 {
+		names = append(names[:most], fmt.Sprintf("and %d more", more))
+	}
+	b.cfg.Log.Warn("host is gone, and its backends are down",
+		"host", host, "backends", len(events), "loadBalancers", strings.Join(names, ", "), "reason", events[0].Reason)
+	b.note(events...)
+}
+
+// rotated has the planes follow a backend's health.
+func (b *Balancer) rotated() {
 	b.mu.Lock()
 	b.version++
 	b.mu.Unlock()
 	b.poke()
-	switch {
-	case before.State == after.State && after.Remedy != "" && before.Remedy != after.Remedy:
-		b.cfg.Log.Warn("backend lives, and does not speak what its check does",
-			"loadBalancer", t.LoadBalancer, "backend", be, "state", after.State, "reason", after.Reason)
-	case before.State != after.State:
-		b.tell(Event{LoadBalancer: t.LoadBalancer, Backend: be.String(),
-			From: string(before.State), To: string(after.State), Reason: after.Reason})
+}
+
+// events is the change of state, or nothing.
+func (c change) events() []Event {
+	if c.before.State == c.after.State {
+		return nil
 	}
+	return []Event{{LoadBalancer: c.target.LoadBalancer, Backend: c.backend.String(),
+		From: string(c.before.State), To: string(c.after.State), Reason: c.after.Reason}}
 }
 
 // poke has every driver look whether its set has changed.

@@ -3,6 +3,7 @@ package balancer
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -96,6 +97,30 @@ func TestPeerDownDrainsUntilConfirmed(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		if got := b.planes[Direct].serves(); got != "api[1,2|]" {
 			b.Errorf("after the peer came back: %s", got)
+		}
+	})
+}
+
+// A host that has a backend of many load balancers is one line in the log, and an
+// event for each.
+func TestVanishedHostIsOneLine(t *testing.T) {
+	var lbs []LoadBalancer
+	for i := range 12 {
+		lbs = append(lbs, lbOf(fmt.Sprintf("lb%02d", i), 2, fmt.Sprintf("198.51.100.%d:6443", i+1)))
+	}
+	run(t, lbs, nil, func(b *bench) {
+		time.Sleep(50 * time.Millisecond)
+		b.events.take()
+		b.s.hang(addr(2), true)
+		b.b.PeerDown(addr(2).Addr())
+		synctest.Wait()
+		log := b.out.String()
+		if n := strings.Count(log, "level=WARN"); n != 1 || !strings.Contains(log, "host=192.0.2.2 backends=12") ||
+			!strings.Contains(log, "lb00, lb01, lb02") || !strings.Contains(log, "lb09, and 2 more") {
+			b.Errorf("%d lines:\n%s", n, log)
+		}
+		if n := strings.Count(b.events.take(), "up>down"); n != len(lbs) {
+			b.Errorf("%d events", n)
 		}
 	})
 }

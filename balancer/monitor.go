@@ -14,13 +14,22 @@ import (
 type monitor struct {
 	checker func(Check) (Checker, error)
 	// changed is called after each change of state, with no lock held.
-	changed func(t Target, b Backend, before, after Health)
+	changed func(c change)
+	// vanished is called in its place with all that the loss of a host changed.
+	vanished func(host netip.Addr, cs []change)
 	// ended, if not nil, is called after each check, with no lock held.
 	ended func(t Target, took time.Duration, err error)
 
 	loops  sync.WaitGroup
 	mu     sync.Mutex
 	probes map[Target]*probe
+}
+
+// A change is one of a backend's health.
+type change struct {
+	target        Target
+	backend       Backend
+	before, after Health
 }
 
 // probe is one target's loop.
@@ -208,20 +217,22 @@ func (m *monitor) observe(p *probe, res result) (now record) {
 
 // update replaces the record of p and tells of a change that matters.
 func (m *monitor) update(p *probe, f func(record) record) {
+	if c, matters := m.replace(p, f); matters {
+		m.changed(c)
+	}
+}
+
+func (m *monitor) replace(p *probe, f func(record) record) (c change, matters bool) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if p.gone {
-		m.mu.Unlock()
-		return
+		return change{}, false
 	}
 	suspect := p.record.suspect
 	p.record = f(p.record)
-	before, after, backend := p.told, p.record.shown(time.Now()), p.backend
-	changed := before.State != after.State || before.Remedy != after.Remedy || suspect != p.record.suspect
-	p.told = after
-	m.mu.Unlock()
-	if changed {
-		m.changed(p.target, backend, before, after)
-	}
+	c = change{p.target, p.backend, p.told, p.record.shown(time.Now())}
+	p.told = c.after
+	return c, c.before.State != c.after.State || c.before.Remedy != c.after.Remedy || suspect != p.record.suspect
 }
 
 // record is the health of one target; false if nobody watches it.
@@ -283,8 +294,17 @@ func (m *monitor) at(host netip.Addr) []*probe {
 // peerDown takes the backends on host out of rotation until a check that
 // starts from now on succeeds.
 func (m *monitor) peerDown(host netip.Addr) {
-	for _, p := range m.at(host) {
-		m.update(p, func(r record) record { return r.lost(time.Now()) })
+	probes := m.at(host)
+	var cs []change
+	for _, p := range probes {
+		if c, matters := m.replace(p, func(r record) record { return r.lost(time.Now()) }); matters {
+			cs = append(cs, c)
+		}
+	}
+	if len(cs) > 0 {
+		m.vanished(host, cs)
+	}
+	for _, p := range probes {
 		if p.check.Type != CheckNone { // such a check would say yes to anything
 			p.now()
 		}

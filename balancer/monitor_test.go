@@ -77,10 +77,15 @@ func watch(t *testing.T, s *servers, c Check, n int, test func(m *monitor, chang
 		var mu sync.Mutex
 		var log []string
 		m := &monitor{checker: s.checker, probes: make(map[Target]*probe)}
-		m.changed = func(x Target, _ Backend, before, after Health) {
+		m.changed = func(c change) {
 			mu.Lock()
 			defer mu.Unlock()
-			log = append(log, fmt.Sprintf("%s: %s to %s", x.Backend.Addr(), before.State, after.State))
+			log = append(log, fmt.Sprintf("%s: %s to %s", c.target.Backend.Addr(), c.before.State, c.after.State))
+		}
+		m.vanished = func(_ netip.Addr, cs []change) {
+			for _, c := range cs {
+				m.changed(c)
+			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer m.wait()

@@ -25,7 +25,6 @@ type Event struct {
 // tell logs events and hands them to OnEvent. Called with no lock held.
 func (b *Balancer) tell(events ...Event) {
 	for _, e := range events {
-		e.Time = time.Now()
 		attrs := []any{"loadBalancer", e.LoadBalancer}
 		level, what := slog.LevelInfo, "load balancer is "+e.To
 		switch {
@@ -45,9 +44,18 @@ func (b *Balancer) tell(events ...Event) {
 			attrs = append(attrs, "reason", e.Reason)
 		}
 		b.cfg.Log.Log(context.Background(), level, what, attrs...)
-		if b.cfg.OnEvent != nil {
-			b.cfg.OnEvent(e)
-		}
+		b.note(e)
+	}
+}
+
+// note hands events to OnEvent. Called with no lock held.
+func (b *Balancer) note(events ...Event) {
+	if b.cfg.OnEvent == nil {
+		return
+	}
+	for _, e := range events {
+		e.Time = time.Now()
+		b.cfg.OnEvent(e)
 	}
 }
 

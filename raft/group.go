@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // A Group is this peer's part in the group.
@@ -335,11 +336,22 @@ func (g *Group) signals(ctx context.Context, notify <-chan bool, seen <-chan hra
 func (g *Group) onDiskError(err error) {
 	if err != nil {
 		g.log.Error("cannot write to the data directory: this peer neither votes nor holds until it can; free some space",
-			"dir", g.cfg.DataDir, "error", err)
+			"dir", g.cfg.DataDir, "free", free(g.cfg.DataDir), "error", err)
 	} else {
 		g.log.Info("the data directory can be written again", "dir", g.cfg.DataDir)
 	}
 	g.change.fire()
+}
+
+// free is how much room is left below dir, for people.
+func free(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return "unknown: " + err.Error()
+	}
+	const mib = 1 << 20
+	block := uint64(fs.Bsize)
+	return fmt.Sprintf("%d of %d MiB, %d of %d files", fs.Bavail*block/mib, fs.Blocks*block/mib, fs.Ffree, fs.Files)
 }
 
 // fail makes Run end.

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -196,11 +198,22 @@ func (j *Journal) write(w *journalWriter) {
 func (j *Journal) note(err error) {
 	switch {
 	case err != nil && j.trouble == nil:
-		j.log.Warn("events cannot be written to disk, only those in memory are shown; free some space", "error", err)
+		j.log.Warn("events cannot be written to disk, only those in memory are shown; free some space",
+			"dir", filepath.Dir(j.path), "free", free(filepath.Dir(j.path)), "error", err)
 	case err == nil && j.trouble != nil:
 		j.log.Info("events are written to disk again")
 	}
 	j.trouble = err
+}
+
+// free is how much room is left below dir, for people.
+func free(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return "unknown: " + err.Error()
+	}
+	block := uint64(fs.Bsize)
+	return fmt.Sprintf("%s of %s, %d of %d files", amount(fs.Bavail*block), amount(fs.Blocks*block), fs.Ffree, fs.Files)
 }
 
 // journalWriter appends lines to a file, and begins another when it is full.

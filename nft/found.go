@@ -80,8 +80,9 @@ func diff(have found, want table, digest string) string {
 	return ""
 }
 
-// read asks the kernel for the table that has the family and name of want.
-func read(conn *nftables.Conn, want table) (found, error) {
+// read asks the kernel for the table that has the family and name of want. The
+// elements of its sets, which are most of the work, are counted if asked for.
+func read(conn *nftables.Conn, want table, elements bool) (found, error) {
 	exists, err := has(conn, want)
 	if err != nil || !exists {
 		return found{}, err
@@ -110,6 +111,9 @@ func read(conn *nftables.Conn, want table) (found, error) {
 	if err := f.readRules(want); err != nil {
 		return found{}, err
 	}
+	if f.counters, err = readCounters(conn, kt); err != nil || !elements {
+		return f, err
+	}
 	sets, err := conn.GetSets(kt)
 	if err != nil {
 		return found{}, err
@@ -129,8 +133,7 @@ func read(conn *nftables.Conn, want table) (found, error) {
 		}
 		f.sets[s.Name] = len(elements)
 	}
-	f.counters, err = readCounters(conn, kt)
-	return f, err
+	return f, nil
 }
 
 // readRules adds the userdata of all rules of the table, from one dump. The

@@ -36,7 +36,9 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 		// What stands in the file stays, but for peers that it has from its list.
 		listed := make(map[netip.AddrPort]bool)
 		for _, p := range cfg.Peers {
-			listed[netip.AddrPortFrom(p.Address, lb.AddPeersAt)] = true
+			for _, a := range p.Addrs() {
+				listed[netip.AddrPortFrom(a, lb.AddPeersAt)] = true
+			}
 		}
 		var own []configs.Backend
 		known := make(map[netip.AddrPort]configs.Backend)
@@ -47,18 +49,20 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 			}
 		}
 		for _, p := range peers {
-			at := netip.AddrPortFrom(p.Addr.Addr(), lb.AddPeersAt)
-			b, is := known[at]
-			switch {
-			case p.Witness, is && !listed[at]:
-				continue
-			case !is:
-				b = configs.Backend{Address: at, Weight: 1}
-				if p.ID != p.Addr.Addr().String() {
-					b.Name = p.ID
+			for _, a := range configs.ServersAt(p.Addrs(), cfg.VIPs) {
+				at := netip.AddrPortFrom(a, lb.AddPeersAt)
+				b, is := known[at]
+				switch {
+				case p.Witness, is && !listed[at]:
+					continue
+				case !is:
+					b = configs.Backend{Address: at, Weight: 1}
+					if p.ID != p.Addr.Addr().String() {
+						b.Name = p.ID
+					}
 				}
+				own = append(own, b)
 			}
-			own = append(own, b)
 		}
 		lb.Backends = own
 	}
@@ -97,7 +101,7 @@ func (n *node) followMembers(ctx context.Context) error {
 // under which they began, and to no other.
 func drainedOrder(group raft.Status, addr netip.Addr) (balancer.Order, bool) {
 	for _, p := range group.Peers {
-		if p.Drained && p.ID != group.Leader && p.Addr.Addr() == addr {
+		if p.Drained && p.ID != group.Leader && slices.Contains(p.Addrs(), addr) {
 			return balancer.Order{Out: balancer.Drain}, true
 		}
 	}

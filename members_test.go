@@ -52,6 +52,48 @@ func TestBackendsFollowTheMembers(t *testing.T) {
 	}
 }
 
+// A peer of both families is a backend of both, and drained in both.
+func TestBackendsOfBothFamiliesFollowTheMembers(t *testing.T) {
+	at, host := netip.MustParseAddrPort, netip.MustParseAddr
+	a := raft.PeerStatus{ID: "a", Addr: at("192.0.2.1:10000"), Further: []netip.Addr{host("2001:db8::1")}, Drained: true}
+	cfg := &configs.Config{
+		VIPs:  []netip.Addr{host("192.0.2.10"), host("2001:db8::10")},
+		Peers: []configs.Peer{{ID: "gone", Address: host("192.0.2.9"), Further: []netip.Addr{host("2001:db8::9")}}},
+		LoadBalancers: []configs.LoadBalancer{{Name: "api", AddPeersAt: 6443, Backends: []configs.Backend{
+			{Name: "gone", Address: at("192.0.2.9:6443"), Weight: 1}, {Name: "gone", Address: at("[2001:db8::9]:6443"), Weight: 1},
+		}}},
+	}
+	want := []configs.Backend{{Name: "a", Address: at("192.0.2.1:6443"), Weight: 1}, {Name: "a", Address: at("[2001:db8::1]:6443"), Weight: 1}}
+	got := withMembers(cfg, []raft.PeerStatus{a})
+	if diff := cmp.Diff(want, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	for _, b := range want {
+		if o, ok := drainedOrder(raft.Status{Leader: "b", Peers: []raft.PeerStatus{a}}, b.Address.Addr()); !ok || o.Out != balancer.Drain {
+			t.Errorf("the order for %v is %v", b.Address, o)
+		}
+	}
+}
+
+func TestParsePeer(t *testing.T) {
+	for text, want := range map[string]raft.Peer{
+		"192.0.2.1":                             {ID: "192.0.2.1", Addr: netip.MustParseAddrPort("192.0.2.1:10000")},
+		"a=192.0.2.1:7":                         {ID: "a", Addr: netip.MustParseAddrPort("192.0.2.1:7")},
+		"a=192.0.2.1+2001:db8::1":               {ID: "a", Addr: netip.MustParseAddrPort("192.0.2.1:10000"), Further: []netip.Addr{netip.MustParseAddr("2001:db8::1")}},
+		"[2001:db8::1]:7+192.0.2.1+192.0.2.101": {ID: "2001:db8::1", Addr: netip.MustParseAddrPort("[2001:db8::1]:7"), Further: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.101")}},
+	} {
+		got, err := parsePeer(text, 10000)
+		if diff := cmp.Diff(want, got, sameAddrs); err != nil || diff != "" {
+			t.Errorf("%s: %v %s", text, err, diff)
+		}
+	}
+	for _, text := range []string{"a=", "a=192.0.2.1+host", "a=192.0.2.1+192.0.2.2:7"} {
+		if p, err := parsePeer(text, 10000); err == nil {
+			t.Errorf("%s is taken for %v", text, p)
+		}
+	}
+}
+
 // TestWorkersList goes the whole way: from a peer's configuration and orders
 // through the file on a worker's disk to what the worker serves.
 func TestWorkersList(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -231,7 +232,7 @@ func (n *node) neighbours() []nft.Node {
 	var nodes []nft.Node
 	for _, p := range n.cfg.Peers {
 		if p.Role != configs.RoleWitness {
-			nodes = append(nodes, nft.Node{ID: p.ID, Addrs: []netip.Addr{p.Address}})
+			nodes = append(nodes, nft.Node{ID: p.ID, Addrs: p.Addrs()})
 		}
 	}
 	return nodes
@@ -440,6 +441,7 @@ func loadBalancers(cfg *configs.Config) []balancer.LoadBalancer {
 		if len(c.Listen) > 0 {
 			local := lb
 			local.Name, local.Plane, local.Frontends = lb.Name+"-local", balancer.UserSpace, nil
+			local.Backends = once(lb.Backends)
 			for _, a := range c.Listen {
 				local.Frontends = append(local.Frontends, netip.AddrPortFrom(a, c.Port))
 			}
@@ -447,6 +449,18 @@ func loadBalancers(cfg *configs.Config) []balancer.LoadBalancer {
 		}
 	}
 	return lbs
+}
+
+// once is backends with each server once: one that is there in both families
+// has the same name twice.
+func once(backends []balancer.Backend) []balancer.Backend {
+	var list []balancer.Backend
+	for _, b := range backends {
+		if b.Name == "" || !slices.ContainsFunc(list, func(o balancer.Backend) bool { return o.Name == b.Name }) {
+			list = append(list, b)
+		}
+	}
+	return list
 }
 
 // byFamily splits a load balancer of both families in two, so that each gets

@@ -56,7 +56,7 @@ func peersCommand() *cli.Command {
 		OnUsageError: usageError,
 		Subcommands: []*cli.Command{
 			{Name: "list", Usage: "print the members", Flags: socketFlags(), OnUsageError: usageError, Action: listPeers},
-			change("add", "expect a peer, or replace one that is gone for good: it joins when it starts", "ID=ADDRESS[:PORT]",
+			change("add", "expect a peer, or replace one that is gone for good: it joins when it starts", "ID=ADDRESS[:PORT][+ADDRESS]",
 				&cli.BoolFlag{Name: "witness", Usage: "it votes and never holds"}),
 			change("remove", "take a peer out of the group for good", "PEER"),
 			change("promote", "give a peer a vote", "PEER"),
@@ -138,7 +138,7 @@ func (n *node) handlePeers(mux *http.ServeMux) {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(t, "PEER\tADDRESS\tROLE\tCONNECTED\tPRIORITY\tVERSION\tNOTE")
 		for _, p := range s.Peers {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", p.ID, p.Addr, peerRole(p), connected(p), p.Priority, p.Version, peerNote(s, p))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", p.ID, peerAddrs(p), peerRole(p), connected(p), p.Priority, p.Version, peerNote(s, p))
 		}
 		t.Flush()
 		if s.Trouble != "" {
@@ -153,6 +153,15 @@ func (n *node) handlePeers(mux *http.ServeMux) {
 		}
 		fmt.Fprintln(w, said)
 	})
+}
+
+// peerAddrs is where the peer is, as `peers add` reads it.
+func peerAddrs(p raft.PeerStatus) string {
+	at := p.Addr.String()
+	for _, a := range p.Further {
+		at += "+" + a.String()
+	}
+	return at
 }
 
 func peerRole(p raft.PeerStatus) string {
@@ -240,11 +249,23 @@ func (n *node) changePeers(r *http.Request) (said string, err error) {
 	}
 }
 
-// parsePeer reads ID=ADDRESS[:PORT], or an address that is the id too.
+// parsePeer reads ID=ADDRESS[:PORT][+ADDRESS...], or an address that is the id
+// too.
 func parsePeer(text string, port uint16) (raft.Peer, error) {
 	id, at, named := strings.Cut(text, "=")
 	if !named {
 		at = text
+	}
+	at, more, _ := strings.Cut(at, "+")
+	var further []netip.Addr
+	for more := range strings.SplitSeq(more, "+") {
+		a, err := netip.ParseAddr(strings.Trim(more, "[]"))
+		if err != nil && more != "" {
+			return raft.Peer{}, fmt.Errorf("%q is no address, in %q; write ID=ADDRESS+ADDRESS, such as node-4=192.0.2.14+2001:db8::14", more, text)
+		}
+		if err == nil {
+			further = append(further, a.Unmap())
+		}
 	}
 	addr, err := netip.ParseAddrPort(at)
 	if err != nil {
@@ -257,7 +278,7 @@ func parsePeer(text string, port uint16) (raft.Peer, error) {
 	if !named {
 		id = addr.Addr().String()
 	}
-	return raft.Peer{ID: id, Addr: addr}, nil
+	return raft.Peer{ID: id, Addr: addr, Further: further}, nil
 }
 
 // raftPeers are the listed peers, or this node alone where none is listed.
@@ -272,7 +293,7 @@ func raftPeers(cfg *configs.Config, self configs.Peer) []raft.Peer {
 		if p.ID == self.ID {
 			role = self.Role // its own word goes first
 		}
-		peers = append(peers, raft.Peer{ID: p.ID, Addr: p.AddrPort(), Witness: role == configs.RoleWitness})
+		peers = append(peers, raft.Peer{ID: p.ID, Addr: p.AddrPort(), Further: p.Further, Witness: role == configs.RoleWitness})
 	}
 	return peers
 }

@@ -42,6 +42,9 @@ func survey(cfg *configs.Config) (site, error) {
 	note(err)
 	s.self, err = cfg.Self(towards(cfg.Join, local), "")
 	note(err)
+	if err == nil {
+		note(cfg.AtHome(local, s.self))
+	}
 	if cfg.Worker() {
 		s.worker, err = workerKey(cfg)
 		note(err)

@@ -143,9 +143,13 @@ func (n *node) followGroup(ctx context.Context) error {
 		for _, p := range n.group.Status().Peers {
 			switch {
 			case p.Vanished && !vanished[p.ID]:
-				n.balancer.PeerDown(p.Addr.Addr())
+				for _, a := range p.Addrs() {
+					n.balancer.PeerDown(a)
+				}
 			case !p.Vanished && vanished[p.ID]:
-				n.balancer.PeerUp(p.Addr.Addr())
+				for _, a := range p.Addrs() {
+					n.balancer.PeerUp(a)
+				}
 			}
 			vanished[p.ID] = p.Vanished
 			if p.Connected && !connected[p.ID] && !p.Self {

@@ -186,6 +186,9 @@ func (b *builder) peer(key string) (Peer, bool) {
 		where.value = address
 		b.cells[key+".id"] = cell{id, where.origin}
 	}
+	// So is address+address, for a host of two families.
+	address, further, _ := strings.Cut(where.value, "+")
+	where.value = address
 	a, port, ok := b.endpoint(key+".address", where.value)
 	if !ok {
 		return p, false
@@ -200,11 +203,39 @@ func (b *builder) peer(key string) (Peer, bool) {
 		p.Port = b.cfg.Group.Port
 	}
 	b.show(key+".address", p.AddrPort().String(), where.origin)
+	p.Further = b.further(key+".addresses", further, where.origin, a)
 	p.ID = b.name(key+".id", a.String())
 	if _, ok := setting(key + ".role"); ok {
 		p.Role = Role(b.text(key + ".role"))
 	}
 	return p, true
+}
+
+// further reads a peer's other addresses, beside those that are joined to its
+// first by +.
+func (b *builder) further(key, joined string, o Origin, first netip.Addr) []netip.Addr {
+	n := b.lists[key]
+	if joined != "" {
+		for text := range strings.SplitSeq(joined, "+") {
+			b.cells[fmt.Sprintf("%s[%d]", key, n)] = cell{text, o}
+			n++
+		}
+	}
+	var list []netip.Addr
+	for i := range n {
+		key := fmt.Sprintf("%s[%d]", key, i)
+		a, ok := b.addr(key, b.get(key).value)
+		if !ok {
+			continue
+		}
+		b.show(key, a.String(), b.at(key))
+		if a == first || slices.Contains(list, a) {
+			b.bad(key, "%s is there twice; remove one of the two", a)
+			continue
+		}
+		list = append(list, a)
+	}
+	return list
 }
 
 // loadBalancers reads the list; without one, the VIP's port 6443 is spread
@@ -372,16 +403,18 @@ func (b *builder) backend(key string, otherwise uint16) (Backend, bool) {
 // keeps what its entry says.
 func (b *builder) withPeers(lb int, list []Backend, port uint16) []Backend {
 	for _, p := range b.cfg.Peers {
-		at := netip.AddrPortFrom(p.Address, port)
-		if p.Role == RoleWitness || containsBackend(list, at) {
-			continue
+		for _, a := range ServersAt(p.Addrs(), b.cfg.VIPs) {
+			at := netip.AddrPortFrom(a, port)
+			if p.Role == RoleWitness || containsBackend(list, at) {
+				continue
+			}
+			be := Backend{Address: at, Weight: 1, Origin: p.Origin}
+			if p.ID != p.Address.String() {
+				be.Name = p.ID
+			}
+			b.show(b.lbKey(lb, fmt.Sprintf("backends[%d].address", len(list))), at.String(), p.Origin)
+			list = append(list, be)
 		}
-		be := Backend{Address: at, Weight: 1, Origin: p.Origin}
-		if p.ID != p.Address.String() {
-			be.Name = p.ID
-		}
-		b.show(b.lbKey(lb, fmt.Sprintf("backends[%d].address", len(list))), at.String(), p.Origin)
-		list = append(list, be)
 	}
 	return list
 }

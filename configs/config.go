@@ -2,6 +2,7 @@ package configs
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -63,10 +64,33 @@ type Peer struct {
 	// ID is unique in the group; the address where the operator gave none.
 	ID      string
 	Address netip.Addr
+	// Further are its host's other addresses, of either family. The group does
+	// not speak there: backends and the direct data plane are.
+	Further []netip.Addr
 	Port    uint16
 	Role    Role
 	// Origin is where it was written.
 	Origin Origin
+}
+
+// Addrs are all addresses of the peer's host that are known, Address first.
+func (p Peer) Addrs() []netip.Addr { return append([]netip.Addr{p.Address}, p.Further...) }
+
+// ServersAt are those of a peer's addresses at which its server is a backend by
+// default: one of each family that vips have, so that no server is there twice
+// for a client; else the first.
+func ServersAt(addrs, vips []netip.Addr) []netip.Addr {
+	var at []netip.Addr
+	for i, a := range addrs {
+		same := func(b netip.Addr) bool { return a.Is4() == b.Is4() }
+		if slices.ContainsFunc(vips, same) && !slices.ContainsFunc(addrs[:i], same) {
+			at = append(at, a)
+		}
+	}
+	if len(at) == 0 {
+		return addrs[:min(1, len(addrs))]
+	}
+	return at
 }
 
 // AddrPort is where the peer's Raft port is.

@@ -292,6 +292,45 @@ func TestPeersAreNamedInPlace(t *testing.T) {
 	}
 }
 
+// Hosts of both families serve clients of both, each from servers of its own.
+func TestPeersOfBothFamiliesAreBackends(t *testing.T) {
+	const rest = "group: {insecure: true}\nloadBalancers:\n- port: 6443\n  backends: [192.0.2.50]\n"
+	for name, tt := range map[string]struct {
+		vips, peers string
+		want        string
+		warnings    int
+	}{
+		"both families": {"192.0.2.10, '2001:db8::10'", "a=192.0.2.11+2001:db8::11, {address: 192.0.2.12, addresses: ['2001:db8::12']}, w=192.0.2.13",
+			"a 192.0.2.11:6443, a [2001:db8::11]:6443,  192.0.2.12:6443,  [2001:db8::12]:6443, w 192.0.2.13:6443", 1},
+		"one family":               {"'2001:db8::10'", "a=192.0.2.11+2001:db8::11, b=192.0.2.12+2001:db8::12, c=2001:db8::13", "a [2001:db8::11]:6443, b [2001:db8::12]:6443, c [2001:db8::13]:6443", 0},
+		"two cards":                {"192.0.2.10", "a=192.0.2.11+192.0.2.111, b=192.0.2.12, c=192.0.2.13", "a 192.0.2.11:6443, b 192.0.2.12:6443, c 192.0.2.13:6443", 0},
+		"none of the VIPs' family": {"'2001:db8::10'", "a=192.0.2.11, b=192.0.2.12, c=192.0.2.13", "a 192.0.2.11:6443, b 192.0.2.12:6443, c 192.0.2.13:6443", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, err := Parse("f", []byte("vips: ["+tt.vips+"]\npeers: ["+tt.peers+"]\naddPeersAsBackends: true\n"+rest), Source{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, b := range cfg.LoadBalancers[0].Backends[1:] {
+				got = append(got, b.Name+" "+b.Address.String())
+			}
+			if all := strings.Join(got, ", "); all != tt.want {
+				t.Errorf("backends %s\nwant     %s", all, tt.want)
+			}
+			n := 0
+			for _, w := range cfg.Warnings {
+				if strings.Contains(w.Text, "get the servers of other peers only") {
+					n++
+				}
+			}
+			if n != tt.warnings {
+				t.Errorf("%d warnings about families, want %d: %v", n, tt.warnings, cfg.Warnings)
+			}
+		})
+	}
+}
+
 func TestPeersFlagReplacesKubeVIPsGroup(t *testing.T) {
 	got, err := Load("testdata/kube-vip-0.1.yaml", said(map[string]string{"peers": "192.0.2.1,192.0.2.2,192.0.2.3"}, nil))
 	if err != nil {

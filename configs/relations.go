@@ -39,15 +39,20 @@ func (b *builder) relatePeers() {
 	ids, addrs := map[string]Origin{}, map[netip.Addr]Origin{}
 	voters, holders := 0, 0
 	for _, p := range c.Peers {
-		if first, dup := ids[p.ID]; dup {
+		first, twice := ids[p.ID]
+		if twice {
 			b.problem(p.Origin, c.peersKey, "id %s is there twice%s; every peer needs its own", printable(p.ID), seen(first, p.Origin))
-		} else if first, dup := addrs[p.Address]; dup {
-			b.problem(p.Origin, c.peersKey, "%s is there twice%s; every peer is another machine", p.Address, seen(first, p.Origin))
 		}
-		ids[p.ID], addrs[p.Address] = p.Origin, p.Origin
-		if p.Address.IsLoopback() && len(c.Peers) > 1 {
-			b.problem(p.Origin, c.peersKey, "%s is a loopback address, at which no other peer can reach this one; write its address on the network", p.Address)
+		for _, a := range p.Addrs() {
+			if first, dup := addrs[a]; dup && !twice {
+				b.problem(p.Origin, c.peersKey, "%s is there twice%s; every peer is another machine", a, seen(first, p.Origin))
+			}
+			addrs[a] = p.Origin
+			if a.IsLoopback() && len(c.Peers) > 1 {
+				b.problem(p.Origin, c.peersKey, "%s is a loopback address, at which no other peer can reach this one; write its address on the network", a)
+			}
 		}
+		ids[p.ID] = p.Origin
 		voters++
 		if p.Role != RoleWitness {
 			holders++
@@ -112,10 +117,35 @@ func (b *builder) relateTrust() {
 }
 
 func (b *builder) relateVIPs() {
+	b.relatePeerFamilies()
 	for _, p := range b.cfg.Peers {
 		for _, v := range b.cfg.VIPs {
-			if p.Address == v {
+			if slices.Contains(p.Addrs(), v) {
 				b.problem(p.Origin, b.cfg.peersKey, "%s is a virtual address%s; a peer's own address never moves, write that", v, b.vipLine(v, p.Origin))
+			}
+		}
+	}
+}
+
+// relatePeerFamilies tells of peers whose servers clients of one family do not
+// get, while they get those of others.
+func (b *builder) relatePeerFamilies() {
+	c := b.cfg
+	if !slices.ContainsFunc(c.LoadBalancers, func(lb LoadBalancer) bool { return lb.AddPeersAt > 0 }) {
+		return
+	}
+	for _, f := range []struct {
+		name string
+		is   func(netip.Addr) bool
+	}{{"IPv4", netip.Addr.Is4}, {"IPv6", netip.Addr.Is6}} {
+		has := func(p Peer) bool { return p.Role == RoleWitness || slices.ContainsFunc(p.Addrs(), f.is) }
+		some := func(p Peer) bool { return p.Role != RoleWitness && has(p) }
+		if !slices.ContainsFunc(c.VIPs, f.is) || !slices.ContainsFunc(c.Peers, some) {
+			continue
+		}
+		for _, p := range c.Peers {
+			if !has(p) && slices.ContainsFunc(ServersAt(p.Addrs(), c.VIPs), func(a netip.Addr) bool { return !f.is(a) }) {
+				b.warn(p.Origin, c.peersKey, "%s has no %s address, so %s clients get the servers of other peers only; write it too: addresses: […]", printable(p.ID), f.name, f.name)
 			}
 		}
 	}
@@ -179,7 +209,7 @@ func (b *builder) relateBackend(i int, be Backend) {
 		switch {
 		case be.Address == p.AddrPort():
 			b.problem(be.Origin, key, "%s is where peer %s talks to the group, not a server; write the server's port", be.Address, printable(p.ID))
-		case !lb.BindToVIP && be.Address.Addr() == p.Address && be.Address.Port() == lb.Port:
+		case !lb.BindToVIP && slices.Contains(p.Addrs(), be.Address.Addr()) && be.Address.Port() == lb.Port:
 			b.problem(be.Origin, key, "%s is where bindToVip: false listens on that peer itself; write bindToVip: true, or another port", be.Address)
 		}
 	}

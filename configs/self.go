@@ -2,6 +2,7 @@ package configs
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -29,7 +30,7 @@ func (c *Config) Self(local []netip.Addr, id string) (Peer, error) {
 	}
 	var found []Peer
 	for _, p := range c.Peers {
-		if slices.ContainsFunc(local, func(a netip.Addr) bool { return sameHost(a, p.Address) }) {
+		if len(missing(local, p)) < len(p.Addrs()) {
 			found = append(found, p)
 		}
 	}
@@ -42,6 +43,25 @@ func (c *Config) Self(local []netip.Addr, id string) (Peer, error) {
 	}
 	return Peer{}, Problem{c.Peers[0].Origin, c.peersKey, "none is this host, which has " + addresses(local) +
 		", while the peers are " + addresses(peerAddrs(c.Peers)) + "; add this host's address, or say which peer it is with --id"}
+}
+
+// missing are the addresses of p that are not among local.
+func missing(local []netip.Addr, p Peer) []netip.Addr {
+	return slices.DeleteFunc(p.Addrs(), func(own netip.Addr) bool {
+		return slices.ContainsFunc(local, func(a netip.Addr) bool { return sameHost(a, own) })
+	})
+}
+
+// AtHome says whether this host has the further addresses of self, which it was
+// found to be. The first is for the peer port to find out.
+func (c *Config) AtHome(local []netip.Addr, self Peer) error {
+	for _, a := range missing(local, self) {
+		if a != self.Address {
+			return Problem{self.Origin, c.peersKey, fmt.Sprintf("%s is an address of %s, which is this host, but it has %s; correct it, or remove it",
+				a, printable(self.ID), addresses(local))}
+		}
+	}
+	return nil
 }
 
 // alone is the only peer of a group whose file names none, or a worker, which
@@ -87,9 +107,9 @@ func peerIDs(peers []Peer) string {
 }
 
 func peerAddrs(peers []Peer) []netip.Addr {
-	list := make([]netip.Addr, len(peers))
-	for i, p := range peers {
-		list[i] = p.Address
+	var list []netip.Addr
+	for _, p := range peers {
+		list = append(list, p.Addrs()...)
 	}
 	return list
 }

@@ -10,6 +10,7 @@ func TestSelf(t *testing.T) {
 	const named = "vip: 2001:db8::10\npeers:\n- {id: a, address: 2001:db8::11}\n- {id: b, address: 'fe80::12%eth0'}\n- {id: w, address: 192.0.2.13, role: witness}\n" +
 		"addPeersAsBackends: true\n"
 	const theirs = "vip: 192.0.2.10\nlocalPeer: {id: me, address: 192.0.2.11}\nremotePeers: [{id: b, address: 192.0.2.12}, {id: c, address: 192.0.2.13}]\n"
+	const dual = "vips: [192.0.2.10, '2001:db8::10']\npeers:\n- 192.0.2.11+2001:db8::11\n- {id: b, address: 192.0.2.12, addresses: ['2001:db8::12']}\n- 192.0.2.13+2001:db8::13\n"
 	tests := []struct {
 		name  string
 		file  string
@@ -24,6 +25,9 @@ func TestSelf(t *testing.T) {
 		{"by link-local address", named, "fe80::12%eth0", "", "b peer [fe80::12%eth0]:10000", ""},
 		{"by link-local address, zone unknown", named, "fe80::12", "", "b peer [fe80::12%eth0]:10000", ""},
 		{"link-local of another link", named, "fe80::12%eth1", "", "", "none is this host"},
+		{"by a further address", dual, "192.0.2.99 2001:db8::12", "", "b peer 192.0.2.12:10000", ""},
+		{"by both addresses", dual, "192.0.2.11 2001:db8::11", "", "192.0.2.11 peer 192.0.2.11:10000", ""},
+		{"by addresses of two", dual, "192.0.2.11 2001:db8::12", "", "", "f:4: peers: this host has the addresses of several peers (192.0.2.11, b)"},
 		{"witness", named, "192.0.2.13", "", "w witness 192.0.2.13:10000", ""},
 		{"by id", named, "198.51.100.1", "b", "b peer [fe80::12%eth0]:10000", ""},
 		{"by localPeer.id", named + "localPeer: {id: a}\n", "192.0.2.13", "", "a peer [2001:db8::11]:10000", ""},
@@ -64,5 +68,20 @@ func TestSelf(t *testing.T) {
 				t.Errorf("this node is %s, want %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// A host that lacks one of its peer's addresses is told so before it starts.
+func TestFurtherAddressesAreAtHome(t *testing.T) {
+	c, err := Parse("f", []byte("vip: 192.0.2.10\npeers: [a=192.0.2.11+2001:db8::11, 192.0.2.12, 192.0.2.13]\n"), said(nil, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.AtHome([]netip.Addr{addr("2001:db8::11"), addr("192.0.2.11")}, c.Peers[0]); err != nil {
+		t.Error(err)
+	}
+	want := "f:2: peers: 2001:db8::11 is an address of a, which is this host, but it has 192.0.2.11, 2001:db8::1; correct it, or remove it"
+	if err := c.AtHome([]netip.Addr{addr("192.0.2.11"), addr("2001:db8::1")}, c.Peers[0]); err == nil || err.Error() != want {
+		t.Errorf("error %v\nwant  %s", err, want)
 	}
 }

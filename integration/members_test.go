@@ -13,13 +13,15 @@ import (
 )
 
 // gather builds a scene whose backends are the peers, and starts nothing.
-func gather(t *testing.T) *trial {
+func gather(t *testing.T) *trial { return gatherAll(t, scene.IPv4) }
+
+func gatherAll(t *testing.T, family scene.Family) *trial {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
 	inputs(t)
-	s, err := scene.Build(scene.Options{Family: scene.IPv4, Stacked: true})
+	s, err := scene.Build(scene.Options{Family: family, Stacked: true})
 	if err != nil {
 		t.Fatal(err)
 	}

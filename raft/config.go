@@ -27,9 +27,20 @@ const DefaultHeartbeat = 150 * time.Millisecond
 type Peer struct {
 	ID   string         `json:"id"`
 	Addr netip.AddrPort `json:"address"`
+	// Further are other addresses of the peer's host. The group keeps them for
+	// whoever asks, and does not speak there.
+	Further []netip.Addr `json:"addresses,omitempty"`
 	// Witness votes and never holds.
 	Witness bool `json:"witness,omitempty"`
 }
+
+// Addrs are all addresses of the peer's host that are known.
+func (p Peer) Addrs() []netip.Addr { return append([]netip.Addr{p.Addr.Addr()}, p.Further...) }
+
+// same says that both are the same member, whatever is known of its host.
+func (p Peer) same(q Peer) bool { return p.ID == q.ID && p.Addr == q.Addr && p.Witness == q.Witness }
+
+func (p Peer) equal(q Peer) bool { return p.same(q) && slices.Equal(p.Further, q.Further) }
 
 // Config is what a peer has to know. All peers of a group share Peers and
 // Heartbeat.

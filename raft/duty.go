@@ -127,7 +127,7 @@ func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
 		return g.refuse(p, removed)
 	case !ok && !joins:
 		return g.refuse(p, fmt.Sprintf("peer %s at %s is not listed by the leader %s; add it to the list there, or with 'appliance peers add', or start it with --join", p.ID, p.Addr, g.cfg.ID))
-	case listed != p && !joins:
+	case !listed.same(p) && !joins:
 		return g.refuse(p, fmt.Sprintf("peer %s is known to the leader %s as %s (witness: %v), not %s (witness: %v); make the lists the same, or replace it with 'appliance peers add'",
 			p.ID, g.cfg.ID, listed.Addr, listed.Witness, p.Addr, p.Witness))
 	case p.ID == g.cfg.ID:
@@ -146,6 +146,9 @@ func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
 	}
 	m, _ := memberOf(g.settings.all(), p.ID)
 	m.Addr, m.Witness = p.Addr, p.Witness
+	if !joins || len(p.Further) > 0 {
+		m.Further = p.Further
+	}
 	if err := g.apply(change{Set: map[string]string{memberPrefix + p.ID: m.text()}}); err != nil {
 		return err
 	}

@@ -128,7 +128,7 @@ func decide(self hello, others []hello) verdict {
 			continue
 		case o.HasState && !justBootstrapped(self, o):
 			return verdict{join, "peer " + o.ID + " is in a group already"}
-		case !slices.Equal(self.Peers, o.Peers):
+		case !slices.EqualFunc(self.Peers, o.Peers, Peer.same):
 			// To join, being listed by the leader is enough; to begin a group
 			// together, the lists have to be the same, they are its first entry.
 			differing = append(differing, fmt.Sprintf("peers %s and %s list different peers (%s; %s); make the lists the same",

@@ -85,7 +85,7 @@ func (g *Group) expect(ctx context.Context, p Peer, force bool) error {
 			return err
 		}
 	}
-	m := member{Addr: p.Addr, Witness: p.Witness}
+	m := member{Addr: p.Addr, Further: p.Further, Witness: p.Witness}
 	err := g.apply(change{Set: map[string]string{memberPrefix + p.ID: m.text()}, Remove: []string{removedPrefix + p.ID}})
 	if err == nil {
 		g.log.Info("expects a peer", "peer", p.ID, "address", p.Addr)
@@ -96,6 +96,10 @@ func (g *Group) expect(ctx context.Context, p Peer, force bool) error {
 // taken says who else has p's id or address and is alive, or "".
 func (g *Group) taken(ctx context.Context, p Peer) string {
 	for _, q := range g.roster() {
+		// A port tells peers on one host apart, so first addresses may be the same.
+		if at := slices.IndexFunc(p.Further, func(a netip.Addr) bool { return slices.Contains(q.Addrs(), a) }); at >= 0 && q.ID != p.ID {
+			return fmt.Sprintf("peer %s has the address %s; give %s addresses of its own", q.ID, p.Further[at], p.ID)
+		}
 		if (q.ID != p.ID) == (q.Addr != p.Addr) {
 			continue // p itself, or somebody else
 		}
@@ -205,7 +209,7 @@ func (g *Group) demote(ctx context.Context, id string, force bool) error {
 	}
 	p, _ := g.peer(id)
 	m, _ := memberOf(g.settings.all(), id)
-	m.Addr, m.Witness, m.Standby = p.Addr, p.Witness, true
+	m.Addr, m.Further, m.Witness, m.Standby = p.Addr, p.Further, p.Witness, true
 	// First the wish, or duty would promote it again.
 	if err := g.apply(change{Set: map[string]string{memberPrefix + id: m.text()}}); err != nil {
 		return err
@@ -303,14 +307,17 @@ func (g *Group) keepRecord(ctx context.Context) {
 			continue
 		}
 		m, _ := memberOf(settings, id)
-		m.Addr, m.Witness = p.Addr, p.Witness
+		m.Addr, m.Witness, m.Further = p.Addr, p.Witness, p.Further
 		if h, ok := g.helloOf(id); ok && h.Self.ID == id {
 			m.Version = h.Version
 			if h.Self.Addr == p.Addr {
 				m.Witness = h.Self.Witness // its own word
+				if !h.Joins || len(h.Self.Further) > 0 {
+					m.Further = h.Self.Further
+				}
 			}
 		}
-		if id == g.cfg.ID {
+		if id == g.cfg.ID { // the roster has its own word
 			m.Version = g.cfg.Version
 		}
 		if text := m.text(); settings[memberPrefix+id] != text {

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -121,6 +122,60 @@ func TestJoinByAddressAloneAndRemove(t *testing.T) {
 	})
 	b.voters(3)
 	b.eventually("the peer to be content", func() bool { return empty.Status().Trouble == "" })
+}
+
+// What else a host is called is known to the whole group: from a file, from the
+// newcomer's own word, or from `peers add`.
+func TestFurtherAddresses(t *testing.T) {
+	b := newBench(t, 1)
+	host := netip.MustParseAddr
+	c := b.config("a")
+	c.StartAsLeader = true
+	c.Peers[0].Further = []netip.Addr{host("2001:db8::1")}
+	b.run(c)
+	b.holder("a")
+	d, e := b.newcomer("d", 4), b.newcomer("e", 5)
+	e.Further = []netip.Addr{host("2001:db8::5")}
+	b.must("the addition", func() error { return b.nodes["a"].AddPeer(b.ctx(), e, false) })
+	e.Further = nil
+	b.run(b.joiner(e, b.peers[0]))
+	b.voters(2)
+	thief := d
+	thief.Further = []netip.Addr{host("2001:db8::5")}
+	b.must("a refusal of an address that e has", func() error {
+		err := b.nodes["a"].AddPeer(b.ctx(), thief, false)
+		if err != nil && strings.Contains(err.Error(), "peer e has the address 2001:db8::5") {
+			return nil
+		}
+		return fmt.Errorf("it was not refused so: %v", err)
+	})
+	d.Further = []netip.Addr{host("2001:db8::4")}
+	b.run(b.joiner(d, b.peers[0]))
+	b.voters(3)
+	knows := func(want map[string]string) func() bool {
+		return func() bool {
+			for _, n := range b.nodes {
+				for _, p := range n.Status().Peers {
+					if got := fmt.Sprint(p.Further); got != want[p.ID] {
+						return false
+					}
+				}
+			}
+			return true
+		}
+	}
+	b.eventually("all to know all addresses", knows(map[string]string{"a": "[2001:db8::1]", "d": "[2001:db8::4]", "e": "[2001:db8::5]"}))
+
+	// It has got another card; its own word goes first.
+	b.stop("d")
+	d.Further = []netip.Addr{host("2001:db8::44")}
+	b.run(b.joiner(d, b.peers[0]))
+	b.eventually("all to know the new address", knows(map[string]string{"a": "[2001:db8::1]", "d": "[2001:db8::44]", "e": "[2001:db8::5]"}))
+	// And the one whose file says all is without.
+	b.stop("a")
+	c.Peers[0].Further = nil
+	b.run(c)
+	b.eventually("all to forget the address", knows(map[string]string{"a": "[]", "d": "[2001:db8::44]", "e": "[2001:db8::5]"}))
 }
 
 func TestRemovedPeerWithItsDiskIsTakenBack(t *testing.T) {

@@ -31,6 +31,7 @@ func reserved(key string) bool {
 // member is what the group knows of one of its peers.
 type member struct {
 	Addr    netip.AddrPort `json:"address"`
+	Further []netip.Addr   `json:"addresses,omitempty"`
 	Witness bool           `json:"witness,omitempty"`
 	// Standby has the log and no vote, until it is promoted.
 	Standby bool   `json:"standby,omitempty"`
@@ -70,6 +71,11 @@ func (g *Group) roster() []Peer {
 	g.mu.Unlock()
 	firm := make(map[netip.AddrPort]string)
 	put := func(p Peer) {
+		// Who says nothing of further addresses is of an older version, or has
+		// a file that lists nobody.
+		if was := by[p.ID]; len(p.Further) == 0 && was.Addr == p.Addr {
+			p.Further = was.Further
+		}
 		by[p.ID] = p
 		firm[p.Addr] = p.ID
 	}
@@ -82,7 +88,7 @@ func (g *Group) roster() []Peer {
 	for key := range settings {
 		if id, ok := strings.CutPrefix(key, memberPrefix); ok {
 			if m, ok := memberOf(settings, id); ok {
-				put(Peer{ID: id, Addr: m.Addr, Witness: m.Witness})
+				put(Peer{ID: id, Addr: m.Addr, Further: m.Further, Witness: m.Witness})
 			}
 		}
 	}
@@ -93,6 +99,9 @@ func (g *Group) roster() []Peer {
 	}
 	self := g.cfg.self()
 	delete(firm, self.Addr)
+	if len(g.cfg.Join) == 0 {
+		delete(by, self.ID) // its file says all of it
+	}
 	put(self)
 	maps.DeleteFunc(by, func(id string, p Peer) bool { return firm[p.Addr] != "" && firm[p.Addr] != id })
 	return slices.SortedFunc(maps.Values(by), func(a, b Peer) int { return strings.Compare(a.ID, b.ID) })
@@ -237,7 +246,7 @@ func (g *Group) rememberRoster(roster []Peer) {
 		return
 	}
 	g.mu.Lock()
-	same := slices.Equal(roster, g.met)
+	same := slices.EqualFunc(roster, g.met, Peer.equal)
 	g.mu.Unlock()
 	if same {
 		return

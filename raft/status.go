@@ -53,6 +53,8 @@ type Status struct {
 type PeerStatus struct {
 	ID   string         `json:"id"`
 	Addr netip.AddrPort `json:"address"`
+	// Further are other addresses of its host.
+	Further []netip.Addr `json:"addresses,omitempty"`
 	// Role is "voter", "nonvoter", "witness", or "" for one that is no member.
 	Role      string        `json:"role,omitempty"`
 	Self      bool          `json:"self,omitempty"`
@@ -90,6 +92,9 @@ type PeerStatus struct {
 	// Conflict says why the peer is refused, or "".
 	Conflict string `json:"conflict,omitempty"`
 }
+
+// Addrs are all addresses of the peer's host that are known.
+func (p PeerStatus) Addrs() []netip.Addr { return Peer{Addr: p.Addr, Further: p.Further}.Addrs() }
 
 // Changed is closed at the next change of what Status tells about roles,
 // leader and members. Take it before Status.
@@ -131,7 +136,7 @@ func (g *Group) Status() Status {
 		s.Trouble = g.refusal()
 	}
 	for _, p := range g.roster() {
-		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
+		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
 		ps.Priority, ps.Drained, ps.Pinned = g.standingOf(p.ID).priority, settings[drainPrefix+p.ID] != "", settings[pinKey] == p.ID
 		ps.Witness = p.Witness
 		ps.Unfit = g.claimOf(p.ID).String()

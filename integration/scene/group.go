@@ -47,12 +47,21 @@ func (a *Appliance) PeersAsBackends(o Settings) error {
 	joins := b.String()
 	b.WriteString("peers:\n")
 	for i := range 3 {
-		fmt.Fprintf(&b, "- id: %s\n  address: %q\n", a.scene.Nodes[i].Name, a.scene.Addr(i))
+		fmt.Fprintf(&b, "- %q\n", a.Peer(i))
 	}
 	if err := os.WriteFile(a.config(), []byte(b.String()), 0o644); err != nil {
 		return err
 	}
 	return os.WriteFile(a.joining(), []byte(joins), 0o644)
+}
+
+// Peer is node i as lists of peers have it, with all its addresses.
+func (a *Appliance) Peer(i int) string {
+	var at []string
+	for _, p := range a.scene.addrs(11 + i) {
+		at = append(at, p.Addr().String())
+	}
+	return a.scene.Nodes[i].Name + "=" + strings.Join(at, "+")
 }
 
 func (a *Appliance) joining() string { return filepath.Join(a.scene.Dir, "joining.yaml") }

@@ -38,8 +38,10 @@ type request struct {
 	Change *change   `json:"change,omitempty"`
 	To     string    `json:"to,omitempty"`
 	From   string    `json:"from,omitempty"`
-	Force  bool      `json:"force,omitempty"`
-	After  string    `json:"after,omitempty"`
+	// Heartbeat is in a hello that of who asks, in nanoseconds.
+	Heartbeat time.Duration `json:"heartbeat,omitempty"`
+	Force     bool          `json:"force,omitempty"`
+	After     string        `json:"after,omitempty"`
 	// Joins is of a peer that was told to join, so nobody needs to list it.
 	Joins bool `json:"joins,omitempty"`
 	// Forwarded requests are not forwarded again.

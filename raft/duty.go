@@ -33,7 +33,11 @@ func (g *Group) answer(ctx context.Context, from identity, r request) reply {
 		}
 		h.Removed = g.removalOf(r.From)
 		rep.Hello = &h
-		if from.role == rolePeer {
+		if r.From != "" && from.role == rolePeer {
+			g.heartbeats.learn(r.From, r.Heartbeat)
+		}
+		// Who has the key gets grants: lease.go.
+		if from.role == rolePeer && g.heartbeats.fits(r.Heartbeat) {
 			rep.Datagrams = g.detector.secret.keyOf(r.From)
 		}
 	case opAccount:
@@ -43,6 +47,7 @@ func (g *Group) answer(ctx context.Context, from identity, r request) reply {
 			break
 		}
 		a := g.ledger.account(raft.CurrentTerm())
+		a.Lease = g.cfg.span()
 		rep.Account = &a
 	case opView:
 		rep.View, err = g.view(from)
@@ -180,13 +185,14 @@ func (g *Group) meet(ctx context.Context, p Peer) error {
 	defer cancel()
 	l := newLink(g.port, p.ID, p.Addr)
 	defer l.close()
-	rep, err := l.call(ctx, request{Op: opHello, From: g.cfg.ID})
+	rep, err := l.call(ctx, g.helloRequest())
 	switch {
 	case err != nil:
 		return err
 	case rep.Hello == nil || rep.Hello.ID != p.ID:
 		return errors.New("somebody else answers there")
 	}
+	g.heartbeats.learn(p.ID, rep.Hello.Heartbeat)
 	if why := conflict(g.hello(), *rep.Hello); why != "" {
 		return errors.New(why)
 	}
@@ -330,8 +336,10 @@ func (g *Group) apply(c change) error {
 func (g *Group) probe(ctx context.Context, p Peer) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
-		if l := g.link(p.ID); l != nil {
+	for woken := false; ; {
+		unmet := g.heartbeats.unmet.next()
+		_, known := g.heartbeats.of(p.ID)
+		if l := g.link(p.ID); l != nil && !(woken && known) {
 			once, cancel := context.WithTimeout(ctx, askTimeout)
 			h, err := g.greet(once, l)
 			cancel()
@@ -339,10 +347,13 @@ func (g *Group) probe(ctx context.Context, p Peer) {
 				g.checkSplit(h)
 			}
 		}
+		woken = false
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-unmet:
+			woken = true
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // hello is what peers tell each other about themselves.
@@ -26,6 +27,8 @@ type hello struct {
 	Priority int  `json:"priority,omitempty"`
 	// Claim is how fit the peer is to hold.
 	Claim Claim `json:"claim,omitzero"`
+	// Heartbeat is the peer's, in nanoseconds; 0 is of a version that does not tell.
+	Heartbeat time.Duration `json:"heartbeat,omitempty"`
 	// Removed says that the group has removed the peer that asks.
 	Removed string `json:"removed,omitempty"`
 	// Protocol is what the peer speaks, Oldest what it still understands.
@@ -86,6 +89,9 @@ func conflict(a, b hello) string {
 	}
 	if a.Cluster != "" && b.Cluster != "" && a.Cluster != b.Cluster {
 		return fmt.Sprintf("peer %s belongs to another group (%.8s, not %.8s); if it shall belong to this one, empty its data directory", b.ID, b.Cluster, a.Cluster)
+	}
+	if why := differ(a, b); why != "" {
+		return why
 	}
 	if a.Cluster != "" && a.Cluster == b.Cluster || a.Joins || b.Joins {
 		return "" // who is in is a matter of the group's, not of files

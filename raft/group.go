@@ -30,10 +30,12 @@ type Group struct {
 	settings *settings
 	lease    *lease
 	ledger   *ledger
-	watched  *watched
-	detector *detector
-	packets  packets // the detector's; nil without UDP
-	known    bool    // there was state when the process began
+	// heartbeats of the others, as they have told this process
+	heartbeats *heartbeats
+	watched    *watched
+	detector   *detector
+	packets    packets // the detector's; nil without UDP
+	known      bool    // there was state when the process began
 
 	linksMu sync.Mutex
 	links   map[string]*link // by id, the roster but for this peer
@@ -82,12 +84,14 @@ func Open(cfg Config) (*Group, error) {
 	g := &Group{
 		cfg: cfg, log: cfg.Log, hlog: newHclog(cfg.Log),
 		lease: newLease(cfg.ID, cfg.span(), cfg.now), ledger: newLedger(cfg.now),
-		watched: &watched{conns: make(map[net.Conn]struct{})},
-		links:   make(map[string]*link), hellos: make(map[string]hello), causes: make(map[string]uint64),
+		heartbeats: newHeartbeats(cfg.Heartbeat),
+		watched:    &watched{conns: make(map[net.Conn]struct{})},
+		links:      make(map[string]*link), hellos: make(map[string]hello), causes: make(map[string]uint64),
 		started: make(chan struct{}), stopping: make(chan struct{}), failed: make(chan error, 1),
 		handover: make(chan handover),
 		phase:    "starting",
 	}
+	g.lease.same = g.heartbeats.same
 	rand.Read(g.watched.self[:])
 	g.detector = newDetector(cfg.self(), g.watched.self, cfg.Heartbeat, cfg.now, cfg.Log, nil)
 	g.detector.follow(cfg.Peers)
@@ -211,14 +215,18 @@ func (g *Group) begin(ctx context.Context, parts *errgroup.Group, inner context.
 		}
 		// A peer that has just restarted does not know that there is a leader, and would vote
 		// for anybody. After one heartbeat there is either no leader, or its word is
-		// on the way. It also makes what this process has forgotten of its ledger too old to matter.
+		// on the way. It also makes what this process has forgotten of its ledger too old to matter;
+		// so it is the heartbeat of the process before, if that was longer.
 		g.setPhase("waiting one heartbeat")
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(g.cfg.Heartbeat):
+		case <-time.After(max(g.cfg.Heartbeat, g.lastHeartbeat())):
 		}
 	} else if err := g.findGroup(ctx); err != nil {
+		return err
+	}
+	if err := g.rememberHeartbeat(); err != nil {
 		return err
 	}
 	if err := g.start(parts, inner); err != nil {
@@ -254,6 +262,7 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	g.trans = newTransport(g.stream, g.cfg.Heartbeat, g.lease, g.ledger, g.cfg.now, g.hlog)
 	g.trans.quiet = g.isRemoved
+	g.trans.refusal = g.heartbeats.refusal
 	notify := make(chan bool, 16)
 	r, err := hraft.NewRaft(g.raftConfig(notify), g.settings, g.store, g.store, g.store.snaps, g.trans)
 	if broken := g.settings.err(); err != nil && broken != nil {

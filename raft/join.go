@@ -165,7 +165,7 @@ func (g *Group) ask(ctx context.Context) []hello {
 
 // greet says hello to one peer and remembers the answer.
 func (g *Group) greet(ctx context.Context, l *link) (hello, error) {
-	rep, err := l.call(ctx, request{Op: opHello, From: g.cfg.ID})
+	rep, err := l.call(ctx, g.helloRequest())
 	if err != nil {
 		return hello{}, err
 	}
@@ -175,6 +175,7 @@ func (g *Group) greet(ctx context.Context, l *link) (hello, error) {
 	if rep.Hello.ID != l.id {
 		return hello{}, fmt.Errorf("peer %s at %s calls itself %q; correct the list of peers", l.id, l.addr, rep.Hello.ID)
 	}
+	g.heartbeats.learn(l.id, rep.Hello.Heartbeat)
 	g.detector.accept(l.id, rep.Datagrams)
 	g.mu.Lock()
 	old, met := g.hellos[l.id]
@@ -201,7 +202,7 @@ func (g *Group) hello() hello {
 		ID: g.cfg.ID, Version: g.cfg.Version, Cluster: g.written, HasState: g.known,
 		StartAsLeader: g.cfg.StartAsLeader, Intent: g.intent, Peers: g.cfg.Peers,
 		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Claim: g.claim,
-		Protocol: protocolVersion, Oldest: oldestProtocol,
+		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat,
 	}
 	g.mu.Unlock()
 	if c := g.settings.get(clusterKey); c != "" {

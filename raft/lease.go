@@ -61,6 +61,33 @@ import (
 // a heartbeat timeout, the ledgers' entries are older than the lease, because the lease is shorter than both; after
 // a hand-over the old holder replies; after a kill its death is proved.
 //
+// Why every lease has the same term
+//
+// Steps 2 and 3 need that a new leader waits for as long as an older lease may
+// run. The term of lease comes from group.heartbeat, which is in a file on each
+// host. So a grant is only between peers that have the same, and both look:
+// a voter takes no AppendEntries, no request for a vote and (by withholding
+// its key, datagram.go) no probe of a peer, and a leader counts no answer and a candidate
+// no vote of a peer, that has not told this process, in a hello, the heartbeat that
+// this process has (heartbeat.go).
+//
+// That suffices although either may have restarted with another heartbeat
+// since it told. Of the two processes at the moment of a grant one is the
+// younger. What it was told after its own beginning came from the process that the
+// other still is, because that one is older. So their heartbeats are the same.
+//
+// Then let X's lease rest on a majority of voters. All of them have X's term
+// of lease, and of those who elected Y, and those whose accounts Y counts, all have Y's. Some
+// voter is in both majorities. If it is one process, X and Y have the same term of lease.
+// If it has restarted in between, its former process granted before this one
+// began; and this one waits for the longer of both heartbeats (the former is on disk)
+// before it takes part, so what was granted before is over.
+//
+// Therefore the heartbeat of a running group may be changed on one peer after the
+// other. Those with the old value go on until they are no majority any more; then those
+// with the new one elect. A peer of a version that tells no heartbeat is
+// taken for one that has the same, as it was before.
+//
 // The gap between may() and the packet on the wire cannot be closed by a
 // program: a process that is frozen exactly between the two sends one packet
 // when it thaws. May must be asked immediately before each send; the new
@@ -75,6 +102,8 @@ type lease struct {
 	self string
 	now  clock
 	span time.Duration
+	// same says that a peer's leases have this term too; nil: all have.
+	same func(peer string) bool
 
 	mu     sync.Mutex
 	term   uint64
@@ -88,6 +117,9 @@ func newLease(self string, span time.Duration, now clock) *lease {
 
 // grant counts voter at t0, the moment before the message was sent.
 func (l *lease) grant(voter string, term uint64, t0 time.Duration) {
+	if l.same != nil && !l.same(voter) {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if term < l.term {

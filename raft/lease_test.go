@@ -53,18 +53,21 @@ func TestWait(t *testing.T) {
 		want     time.Duration
 		enough   bool
 	}{
-		"no majority":                     {map[string]account{"a": {Term: 9, Lived: old}}, 0, false},
-		"a reply from an older term":      {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 8, Lived: old}}, 0, false},
-		"nobody granted":                  {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old}}, 0, true},
-		"granted long ago":                {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 101*ms)}}}, 0, true},
-		"granted lately":                  {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 41*ms)}}}, 60 * ms, true},
-		"own ledger counts too":           {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 41*ms)}}, "b": {Term: 9, Lived: old}}, 60 * ms, true},
-		"granted to the asker":            {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []grantAge{to("a", 9, 0)}}}, 0, true},
-		"the old leader has spoken":       {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "c": {Term: 9, Lived: old}}, 0, true},
-		"it spoke from an old term":       {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 8, Lived: old}}, 101 * ms, true},
-		"its process is dead":             {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 8}}}, 0, true},
-		"an earlier process of it is":     {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 7}}}, 101 * ms, true},
-		"a voter that has just restarted": {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: 31 * ms}}, 70 * ms, true},
+		"no majority":                      {map[string]account{"a": {Term: 9, Lived: old}}, 0, false},
+		"a reply from an older term":       {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 8, Lived: old}}, 0, false},
+		"nobody granted":                   {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old}}, 0, true},
+		"granted long ago":                 {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 101*ms)}}}, 0, true},
+		"granted lately":                   {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 41*ms)}}}, 60 * ms, true},
+		"own ledger counts too":            {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 41*ms)}}, "b": {Term: 9, Lived: old}}, 60 * ms, true},
+		"granted to the asker":             {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []grantAge{to("a", 9, 0)}}}, 0, true},
+		"the old leader has spoken":        {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "c": {Term: 9, Lived: old}}, 0, true},
+		"it spoke from an old term":        {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 8, Lived: old}}, 101 * ms, true},
+		"its process is dead":              {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 8}}}, 0, true},
+		"an earlier process of it is":      {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 7}}}, 101 * ms, true},
+		"leases of another term are there": {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Lease: 7 * ms}}, 0, false},
+		"leases of the same term":          {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Lease: 100 * ms, Granted: []grantAge{to("c", 8, 41*ms)}}}, 60 * ms, true},
+		"another term, and has spoken":     {map[string]account{"a": {Term: 9, Lived: old, Granted: []grantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 9, Lived: old, Lease: 7 * ms}}, 0, true},
+		"a voter that has just restarted":  {map[string]account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: 31 * ms}}, 70 * ms, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, enough := wait("a", term, span, voters, tt.accounts)

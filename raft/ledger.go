@@ -34,7 +34,9 @@ type account struct {
 	// Term is what the peer has reached.
 	Term uint64 `json:"term"`
 	// Lived is the age of the process, before which it knows nothing.
-	Lived   time.Duration     `json:"lived"`
+	Lived time.Duration `json:"lived"`
+	// Lease is the term of the peer's own leases; 0 is of a version that does not tell.
+	Lease   time.Duration     `json:"lease,omitempty"`
 	Granted []grantAge        `json:"granted,omitempty"`
 	Dead    map[string]uint64 `json:"dead,omitempty"`
 }
@@ -107,8 +109,11 @@ func (l *ledger) account(reached uint64) account {
 func wait(self string, term uint64, span time.Duration, voters []string, accounts map[string]account) (_ time.Duration, enough bool) {
 	replied := 0
 	dead := make(map[string]uint64)
+	// An account of somebody with leases of another term proves what it says of
+	// the dead and of itself, and nothing about leases: it has granted other ones.
+	counts := func(a account) bool { return a.Term >= term && (a.Lease == 0 || a.Lease == span) }
 	for _, v := range voters {
-		if a, ok := accounts[v]; ok && a.Term >= term {
+		if a, ok := accounts[v]; ok && counts(a) {
 			replied++
 		}
 	}
@@ -120,14 +125,14 @@ func wait(self string, term uint64, span time.Duration, voters []string, account
 			dead[p] = max(dead[p], t)
 		}
 	}
-	span = span * driftNum / driftDen
+	stretched := span * driftNum / driftDen
 	var longest time.Duration
 	for _, v := range voters {
 		a, ok := accounts[v]
-		if !ok || a.Term < term {
+		if !ok || !counts(a) {
 			continue
 		}
-		longest = max(longest, span-a.Lived)
+		longest = max(longest, stretched-a.Lived)
 		for _, g := range a.Granted {
 			if g.To == self || g.Term <= dead[g.To] {
 				continue
@@ -135,7 +140,7 @@ func wait(self string, term uint64, span time.Duration, voters []string, account
 			if x, ok := accounts[g.To]; ok && x.Term >= term {
 				continue // it has spoken from this term: silent in older ones
 			}
-			longest = max(longest, span-g.Age)
+			longest = max(longest, stretched-g.Age)
 		}
 	}
 	return longest, true

@@ -108,7 +108,7 @@ func (g *Group) taken(ctx context.Context, p Peer) string {
 		}
 		once, cancel := context.WithTimeout(ctx, askTimeout)
 		l := newLink(g.port, q.ID, q.Addr)
-		rep, err := l.call(once, request{Op: opHello, From: g.cfg.ID})
+		rep, err := l.call(once, g.helloRequest())
 		l.close()
 		cancel()
 		if err == nil && rep.Hello != nil && rep.Hello.ID == q.ID {

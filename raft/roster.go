@@ -276,7 +276,7 @@ func (g *Group) introduceTo(ctx context.Context) (problems []string) {
 	for _, addr := range g.cfg.Join {
 		l := newLink(g.port, "", addr)
 		once, cancel := context.WithTimeout(ctx, askTimeout)
-		rep, err := l.call(once, request{Op: opHello, From: g.cfg.ID})
+		rep, err := l.call(once, g.helloRequest())
 		cancel()
 		l.close()
 		switch {

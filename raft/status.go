@@ -135,6 +135,9 @@ func (g *Group) Status() Status {
 	if s.Trouble == "" {
 		s.Trouble = g.refusal()
 	}
+	if s.Trouble == "" {
+		s.Trouble = g.oddHeartbeat()
+	}
 	for _, p := range g.roster() {
 		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
 		ps.Priority, ps.Drained, ps.Pinned = g.standingOf(p.ID).priority, settings[drainPrefix+p.ID] != "", settings[pinKey] == p.ID

@@ -88,7 +88,9 @@ type transport struct {
 	now    clock
 	rpcs   chan hraft.RPC
 	quiet  func() bool // this peer has been removed: it asks for no vote
-	stop   <-chan struct{}
+	// refusal is why a peer is granted nothing, and asked for no vote: lease.go
+	refusal func(peer string) error
+	stop    <-chan struct{}
 
 	replicas replicas
 }
@@ -121,6 +123,10 @@ func (t *transport) relay(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case rpc := <-t.NetworkTransport.Consumer():
+			if err := t.refuses(rpc.Command); err != nil {
+				rpc.Respond(nil, err)
+				continue
+			}
 			switch cmd := rpc.Command.(type) {
 			case *hraft.AppendEntriesRequest:
 				t.ledger.heard(string(cmd.ID), cmd.Term)
@@ -135,6 +141,19 @@ func (t *transport) relay(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// refuses says why the sender of what may become a grant is not to have it.
+func (t *transport) refuses(command any) error {
+	switch cmd := command.(type) {
+	case *hraft.AppendEntriesRequest:
+		return t.refusal(string(cmd.ID))
+	case *hraft.RequestVoteRequest:
+		return t.refusal(string(cmd.ID))
+	case *hraft.RequestPreVoteRequest:
+		return t.refusal(string(cmd.ID))
+	}
+	return nil
 }
 
 // AppendEntries sends a heartbeat or a piece of the log.
@@ -173,12 +192,18 @@ func (t *transport) RequestPreVote(id hraft.ServerID, target hraft.ServerAddress
 	if t.quiet() {
 		return errQuiet
 	}
+	if err := t.refusal(string(id)); err != nil {
+		return err
+	}
 	return t.NetworkTransport.RequestPreVote(id, target, args, resp)
 }
 
 func (t *transport) RequestVote(id hraft.ServerID, target hraft.ServerAddress, args *hraft.RequestVoteRequest, resp *hraft.RequestVoteResponse) error {
 	if t.quiet() {
 		return errQuiet
+	}
+	if err := t.refusal(string(id)); err != nil {
+		return err
 	}
 	t0 := t.now()
 	err := t.NetworkTransport.RequestVote(id, target, args, resp)

@@ -8,6 +8,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/nft"
 	"appliance/raft"
 )
 
@@ -69,13 +70,18 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 	return &out
 }
 
-// followMembers has the balancer follow who is in the group.
+// followMembers has the balancer and the direct data plane follow who is in
+// the group.
 func (n *node) followMembers(ctx context.Context) error {
 	var last []configs.LoadBalancer
+	var nodes []nft.Node
 	for {
 		changed := n.group.Changed()
 		n.setting.Lock()
-		now := n.grown(n.serving.Load())
+		now, next := n.grown(n.serving.Load()), n.neighbours()
+		// Who comes is a node before its server is a backend, and who goes, after
+		// it was one: no load balancer leaves the data plane in between.
+		n.meet(meeting(nodes, next))
 		if last == nil || !reflect.DeepEqual(last, now.LoadBalancers) {
 			if err := n.balancer.Set(loadBalancers(now)); err != nil {
 				n.log.Error("the peers as they are now cannot be the backends", "error", err)
@@ -86,6 +92,8 @@ func (n *node) followMembers(ctx context.Context) error {
 			default:
 			}
 		}
+		n.meet(next)
+		nodes = next
 		n.setting.Unlock()
 		select {
 		case <-changed:
@@ -93,6 +101,30 @@ func (n *node) followMembers(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+func (n *node) meet(nodes []nft.Node) {
+	if n.direct != nil {
+		n.direct.SetNodes(nodes)
+	}
+}
+
+// meeting are the nodes of before and next, with all their addresses.
+func meeting(before, next []nft.Node) []nft.Node {
+	var all []nft.Node
+	for _, node := range slices.Concat(next, before) {
+		at := slices.IndexFunc(all, func(o nft.Node) bool { return o.ID == node.ID })
+		if at < 0 {
+			all = append(all, nft.Node{ID: node.ID, Addrs: slices.Clone(node.Addrs)})
+			continue
+		}
+		for _, a := range node.Addrs {
+			if !slices.Contains(all[at].Addrs, a) {
+				all[at].Addrs = append(all[at].Addrs, a)
+			}
+		}
+	}
+	return all
 }
 
 // drainedOrder is what a drained peer means for a backend at addr: no new

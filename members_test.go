@@ -12,6 +12,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/nft"
 	"appliance/raft"
 )
 
@@ -72,6 +73,26 @@ func TestBackendsOfBothFamiliesFollowTheMembers(t *testing.T) {
 		if o, ok := drainedOrder(raft.Status{Leader: "b", Peers: []raft.PeerStatus{a}}, b.Address.Addr()); !ok || o.Out != balancer.Drain {
 			t.Errorf("the order for %v is %v", b.Address, o)
 		}
+	}
+}
+
+// A node is met before its server is a backend, and left after.
+func TestMeeting(t *testing.T) {
+	node := func(id string, addrs ...string) nft.Node {
+		n := nft.Node{ID: id}
+		for _, a := range addrs {
+			n.Addrs = append(n.Addrs, netip.MustParseAddr(a))
+		}
+		return n
+	}
+	before := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.2"), node("gone", "192.0.2.3")}
+	next := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22"), node("new", "192.0.2.4")}
+	want := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22", "192.0.2.2"), node("new", "192.0.2.4"), node("gone", "192.0.2.3")}
+	if diff := cmp.Diff(want, meeting(before, next), sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	if len(next[1].Addrs) != 2 {
+		t.Error("what is next was changed")
 	}
 }
 

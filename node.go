@@ -227,11 +227,20 @@ func (n *node) interfaces() map[netip.Addr]string {
 	return on
 }
 
-// neighbours are the nodes that have the VIPs bound.
+// neighbours are the nodes that have the VIPs bound: the peers as the group has
+// them now, or, where there is none, as the file does.
 func (n *node) neighbours() []nft.Node {
 	var nodes []nft.Node
-	for _, p := range n.cfg.Peers {
-		if p.Role != configs.RoleWitness {
+	if n.group == nil {
+		for _, p := range n.cfg.Peers {
+			if p.Role != configs.RoleWitness {
+				nodes = append(nodes, nft.Node{ID: p.ID, Addrs: p.Addrs()})
+			}
+		}
+		return nodes
+	}
+	for _, p := range n.group.Status().Peers {
+		if !p.Witness {
 			nodes = append(nodes, nft.Node{ID: p.ID, Addrs: p.Addrs()})
 		}
 	}

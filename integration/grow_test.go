@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,5 +78,56 @@ func TestBothFamiliesAreDirect(t *testing.T) {
 		}
 		return true
 	})
+	tr.oneAnswer(t)
+}
+
+// TestGroupGrowsDirect is kubeadm's order, with hosts of both families: no load
+// balancer leaves the direct data plane because a peer joins or goes.
+func TestGroupGrowsDirect(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	tr := gatherAll(t, scene.Dual)
+	if err := tr.app.StartWith(0, "--start-as-leader"); err != nil {
+		t.Fatal(err)
+	}
+	tr.holder(t, 0)
+	tr.ready(t, 0)
+	tr.Ask(t.Context())
+	began := time.Now()
+	tr.steady(t, began)
+	for _, i := range []int{1, 2} {
+		if err := tr.app.Start(i); err != nil {
+			t.Fatal(err)
+		}
+		tr.ready(t, []int{0, 1, 2}[:i+1]...)
+	}
+	tr.members(t, 0, 1, 2)
+	tr.served(t, balancer.Direct, 0, 1, 2)
+	four, err := tr.AddNode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.app.Join(four, 1, "--peers", tr.app.Peer(four)); err != nil {
+		t.Fatal(err)
+	}
+	tr.members(t, 0, 1, 2, four)
+	tr.served(t, balancer.Direct, 0, 1, 2, four)
+	tr.ready(t, 0, 1, 2, four)
+	tr.steady(t, began)
+
+	h := tr.holder(t, 0, 1, 2, four)
+	rest := except(h, 0, 1, 2, four)
+	tr.say(t, h, "peers", "remove", tr.Nodes[rest[0]].Name)
+	tr.members(t, except(rest[0], 0, 1, 2, four)...)
+	tr.served(t, balancer.Direct, except(rest[0], 0, 1, 2, four)...)
+	tr.steady(t, time.Now())
+	for _, p := range []balancer.PlaneName{balancer.IPVS, balancer.NFTables, balancer.UserSpace} {
+		for line := range strings.Lines(tr.app.Log()) {
+			if strings.Contains(line, fmt.Sprintf(`"data plane %s" loadBalancer=`, p)) {
+				t.Errorf("a load balancer left the direct data plane: %s", line)
+			}
+		}
+	}
 	tr.oneAnswer(t)
 }

@@ -113,7 +113,7 @@ func (tr *trial) disagree(ctx context.Context, nodes []int, want map[string]bool
 		if n != len(want) {
 			return s.ID + " lacks a member"
 		}
-		if b := backends(s); b != len(want) {
+		if b := backends(s); b != len(want)*len(tr.VIPs) {
 			return s.ID + " has other backends than members"
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -24,11 +25,13 @@ type Node struct {
 	Addrs []netip.Addr
 }
 
+func (n Node) equal(o Node) bool { return n.ID == o.ID && slices.Equal(n.Addrs, o.Addrs) }
+
 // DirectConfig is what Direct needs to know.
 type DirectConfig struct {
 	// Interfaces says on which interface each VIP is answered.
 	Interfaces map[netip.Addr]string
-	// Nodes are all nodes, this one too.
+	// Nodes are all nodes, this one too, until SetNodes says otherwise.
 	Nodes []Node
 	// Self is the ID of this node.
 	Self string
@@ -43,6 +46,8 @@ type DirectConfig struct {
 type Prober interface {
 	// Want sets what is to be proved, beside what is already.
 	Want(frontends []netip.AddrPort)
+	// SetNodes replaces the nodes to which ways are proved.
+	SetNodes(nodes []Node)
 	// Path says what is known of the way to a node.
 	Path(frontend netip.AddrPort, node string) Path
 	// Run probes until ctx ends and calls changed whenever the answer of
@@ -80,6 +85,7 @@ const (
 // may be called at the same time.
 type Direct struct {
 	cfg        DirectConfig
+	nodes      atomic.Pointer[[]Node]
 	neighbours *neighbours
 	changed    chan struct{}
 
@@ -108,13 +114,32 @@ func NewDirect(cfg DirectConfig) *Direct {
 	}
 	links := slices.Sorted(maps.Values(cfg.Interfaces))
 	d.neighbours.links = slices.Compact(links)
-	for _, n := range cfg.Nodes {
-		if n.ID != cfg.Self {
-			d.neighbours.nodes = append(d.neighbours.nodes, n.Addrs...)
-			d.neighbours.same = append(d.neighbours.same, n.Addrs)
-		}
-	}
+	d.nodes.Store(&cfg.Nodes)
+	d.neighbours.follow(cfg.Nodes, cfg.Self)
 	return d
+}
+
+// SetNodes replaces the nodes. What is known of those that stay is kept. For
+// backends to stay served, a node comes before its backend and goes after it.
+// The prober is told, too.
+func (d *Direct) SetNodes(nodes []Node) {
+	nodes = cloneNodes(nodes)
+	if before := d.nodes.Swap(&nodes); slices.EqualFunc(*before, nodes, Node.equal) {
+		return
+	}
+	d.neighbours.follow(nodes, d.cfg.Self)
+	if d.cfg.Prober != nil {
+		d.cfg.Prober.SetNodes(nodes)
+	}
+	d.notify()
+}
+
+func cloneNodes(nodes []Node) []Node {
+	nodes = slices.Clone(nodes)
+	for i := range nodes {
+		nodes[i].Addrs = slices.Clone(nodes[i].Addrs)
+	}
+	return nodes
 }
 
 // Name implements balancer.Plane.
@@ -208,7 +233,7 @@ func (d *Direct) follow(ctx context.Context) error {
 					neighs = nil
 				}
 				addr, _ := netip.AddrFromSlice(u.IP)
-				waiting = ok && !slices.Contains(d.neighbours.nodes, addr.Unmap())
+				waiting = ok && !d.neighbours.follows(addr.Unmap())
 			}
 		}
 	}
@@ -249,7 +274,7 @@ func (d *Direct) Usable(ctx context.Context, lb balancer.LoadBalancer) error {
 		return err
 	}
 	for _, f := range lb.Frontends {
-		for _, n := range d.cfg.Nodes {
+		for _, n := range *d.nodes.Load() {
 			if n.ID != d.cfg.Self && d.hasBackend(n, f, lb) && d.path(f, n.ID) == PathFiltered {
 				return fmt.Errorf("the network does not carry packets of clients from this node to %s, though it carries ours: "+
 					"allow foreign source addresses on the port (address filter of the hypervisor or switch, port security, security group), or use another data plane", n.ID)
@@ -325,7 +350,7 @@ func (d *Direct) await(ctx context.Context, lb balancer.LoadBalancer) surroundin
 
 func (d *Direct) knows(now surroundings, lb balancer.LoadBalancer) bool {
 	for _, f := range lb.Frontends {
-		for _, n := range d.cfg.Nodes {
+		for _, n := range *d.nodes.Load() {
 			if n.ID == d.cfg.Self || !d.hasBackend(n, f, lb) {
 				continue
 			}

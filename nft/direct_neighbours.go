@@ -18,12 +18,33 @@ import (
 // them, from the kernel's tables.
 type neighbours struct {
 	links []string
+
+	mu    sync.Mutex
 	nodes []netip.Addr   // of the other nodes
 	same  [][]netip.Addr // the same, those of one node together
+	seen  surroundings
+	held  map[place]bool // those that the kernel's table holds now
+}
 
-	mu   sync.Mutex
-	seen surroundings
-	held map[place]bool // those that the kernel's table holds now
+// follow sets who the nodes are. What is known of others is forgotten at the
+// next look.
+func (n *neighbours) follow(nodes []Node, self string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.nodes, n.same = nil, nil
+	for _, node := range nodes {
+		if node.ID != self {
+			n.nodes = append(n.nodes, node.Addrs...)
+			n.same = append(n.same, node.Addrs)
+		}
+	}
+}
+
+// follows says whether addr is one of the other nodes.
+func (n *neighbours) follows(addr netip.Addr) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Contains(n.nodes, addr)
 }
 
 // surroundings are what neighbours saw at one moment. They are not changed
@@ -66,6 +87,7 @@ func (n *neighbours) look() (now surroundings, changed bool, err error) {
 	if now.macs == nil {
 		now.macs = make(map[place][6]byte)
 	}
+	maps.DeleteFunc(now.macs, func(at place, _ [6]byte) bool { return !slices.Contains(n.nodes, at.addr) })
 	n.held = make(map[place]bool)
 	for _, name := range n.links {
 		l, err := readLink(name)
@@ -106,10 +128,11 @@ func (n *neighbours) look() (now surroundings, changed bool, err error) {
 // other node, as sending to it would. The answers show in look, and as events.
 func (n *neighbours) resolve() {
 	n.mu.Lock()
-	now, held := n.seen, n.held // look makes new ones
+	now, held := n.seen, n.held    // look makes new ones,
+	nodes, same := n.nodes, n.same // and so does follow
 	n.mu.Unlock()
 	for name, l := range now.links {
-		for _, addr := range n.nodes {
+		for _, addr := range nodes {
 			if now.off[place{name, addr}] != "" {
 				continue
 			}
@@ -123,7 +146,7 @@ func (n *neighbours) resolve() {
 				Flags:     netlink.NTF_USE,
 				IP:        addr.AsSlice(),
 			}
-			if at := (place{name, addr}); held[at] && n.doubtful(now, name, addr) {
+			if at := (place{name, addr}); held[at] && doubtful(now, same, name, addr) {
 				mac := now.macs[at]
 				ask.Flags, ask.State, ask.HardwareAddr = 0, unix.NUD_PROBE, mac[:]
 			}
@@ -133,12 +156,12 @@ func (n *neighbours) resolve() {
 	}
 }
 
-// doubtful tells whether the addresses of a node are said to be at different
+// doubtful tells whether the addresses of a node, which stand together in same, are said to be at different
 // cards: it has got another one, which not all entries have followed. One that
 // was confirmed lately would be believed for up to 45 s more
 // (base_reachable_time).
-func (n *neighbours) doubtful(now surroundings, link string, addr netip.Addr) bool {
-	for _, addrs := range n.same {
+func doubtful(now surroundings, same [][]netip.Addr, link string, addr netip.Addr) bool {
+	for _, addrs := range same {
 		if !slices.Contains(addrs, addr) {
 			continue
 		}

@@ -95,11 +95,12 @@ func (d *Direct) membersOf(s balancer.Service) []member {
 }
 
 func (d *Direct) node(addr netip.Addr) (Node, bool) {
-	i := slices.IndexFunc(d.cfg.Nodes, func(n Node) bool { return slices.Contains(n.Addrs, addr) })
+	nodes := *d.nodes.Load()
+	i := slices.IndexFunc(nodes, func(n Node) bool { return slices.Contains(n.Addrs, addr) })
 	if i < 0 {
 		return Node{}, false
 	}
-	return d.cfg.Nodes[i], true
+	return nodes[i], true
 }
 
 func (d *Direct) hasBackend(n Node, f netip.AddrPort, lb balancer.LoadBalancer) bool {

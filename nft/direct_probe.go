@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/packet"
@@ -22,7 +23,8 @@ import (
 
 // ProberConfig is what NewProber needs to know.
 type ProberConfig struct {
-	// Interfaces, Nodes and Self are those of DirectConfig.
+	// Interfaces, Nodes and Self are those of DirectConfig. SetNodes replaces
+	// the nodes.
 	Interfaces map[netip.Addr]string
 	Nodes      []Node
 	Self       string
@@ -65,6 +67,7 @@ type EthernetProber struct {
 	// moved carries what probes tell of their senders' cards to Run.
 	moved chan sender
 
+	nodes  atomic.Pointer[[]Node]
 	mu     sync.Mutex
 	wanted map[netip.AddrPort]bool
 	paths  map[pathID]*pathState
@@ -101,13 +104,38 @@ func NewProber(cfg ProberConfig) *EthernetProber {
 		cfg.Log = slog.Default()
 	}
 	key := sha256.Sum256(append([]byte("appliance path probe\x00"), cfg.Key...))
-	return &EthernetProber{
+	p := &EthernetProber{
 		cfg:    cfg,
 		key:    key[:],
 		kick:   make(chan struct{}, 1),
 		moved:  make(chan sender, 16),
 		wanted: make(map[netip.AddrPort]bool),
 		paths:  make(map[pathID]*pathState),
+	}
+	p.nodes.Store(&cfg.Nodes)
+	return p
+}
+
+// SetNodes implements Prober. A node that has got another address is proved
+// anew.
+func (p *EthernetProber) SetNodes(nodes []Node) {
+	nodes = cloneNodes(nodes)
+	p.mu.Lock()
+	before := *p.nodes.Swap(&nodes)
+	stays := make(map[string]bool)
+	for _, n := range nodes {
+		stays[n.ID] = slices.ContainsFunc(before, n.equal)
+	}
+	maps.DeleteFunc(p.paths, func(id pathID, _ *pathState) bool { return !stays[id.node] })
+	p.mu.Unlock()
+	p.hurry()
+}
+
+// hurry has the next round begin at once.
+func (p *EthernetProber) hurry() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
 	}
 }
 
@@ -120,10 +148,7 @@ func (p *EthernetProber) Want(frontends []netip.AddrPort) {
 			continue
 		}
 		p.wanted[f] = true
-		select {
-		case p.kick <- struct{}{}:
-		default:
-		}
+		p.hurry()
 	}
 }
 
@@ -304,7 +329,7 @@ func (p *EthernetProber) targets(sockets map[string]probeSocket) (ts []target) {
 		if !open || !ok {
 			continue
 		}
-		for _, n := range p.cfg.Nodes {
+		for _, n := range *p.nodes.Load() {
 			its, ok := p.addrOf(n.ID, f.Addr())
 			if !ok || n.ID == p.cfg.Self {
 				continue
@@ -405,11 +430,12 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 func (p *EthernetProber) hear(m probe) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	i := slices.IndexFunc(p.cfg.Nodes, func(n Node) bool { return slices.Contains(n.Addrs, m.from) })
+	nodes := *p.nodes.Load()
+	i := slices.IndexFunc(nodes, func(n Node) bool { return slices.Contains(n.Addrs, m.from) })
 	if i < 0 {
 		return false
 	}
-	id := pathID{m.frontend, p.cfg.Nodes[i].ID}
+	id := pathID{m.frontend, nodes[i].ID}
 	s := p.paths[id]
 	if s == nil {
 		return false
@@ -435,7 +461,7 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 
 // addrOf is a node's address of the family of the frontend's.
 func (p *EthernetProber) addrOf(node string, frontend netip.Addr) (netip.Addr, bool) {
-	for _, n := range p.cfg.Nodes {
+	for _, n := range *p.nodes.Load() {
 		if n.ID != node {
 			continue
 		}

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"net/netip"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -102,36 +105,36 @@ func FuzzParseProbe(f *testing.F) {
 // probing makes planes with probers, which run until stop is called.
 func (l *directLab) probing() (probers []*EthernetProber, stop []func()) {
 	l.t.Helper()
-	for i, n := range l.nodes {
-		cfg := l.planes[i].cfg
-		p := NewProber(ProberConfig{
-			Interfaces: cfg.Interfaces, Nodes: cfg.Nodes, Self: n.name,
-			Key: []byte("group"), Every: 50 * time.Millisecond, Log: cfg.Log,
-		})
-		probers = append(probers, p)
-		l.planes[i] = l.plane(n, p)
-		// The plane's Run would start it on a thread outside the namespace.
-		l.planes[i].cfg.Prober = p
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 1)
-		go func() {
-			done <- n.inside(func() error { return p.Run(ctx, l.planes[i].notify) })
-		}()
-		ended := false
-		end := func() {
-			if ended {
-				return
-			}
-			ended = true
-			cancel()
-			if err := <-done; err != nil {
-				l.t.Errorf("prober on %s: %v", n.name, err)
-			}
-		}
-		stop = append(stop, end)
-		l.t.Cleanup(end)
+	for i := range l.nodes {
+		p, end := l.probingAt(i)
+		probers, stop = append(probers, p), append(stop, end)
 	}
 	return probers, stop
+}
+
+// probingAt makes a plane with a prober on a node, which runs until stop is
+// called.
+func (l *directLab) probingAt(i int) (p *EthernetProber, stop func()) {
+	l.t.Helper()
+	n, cfg := l.nodes[i], l.planes[i].cfg
+	p = NewProber(ProberConfig{
+		Interfaces: cfg.Interfaces, Nodes: cfg.Nodes, Self: n.name,
+		Key: []byte("group"), Every: 50 * time.Millisecond, Log: cfg.Log,
+	})
+	plane := l.plane(n, p)
+	l.planes[i] = plane
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	// The plane's Run would start it on a thread outside the namespace.
+	go func() { done <- n.inside(func() error { return p.Run(ctx, plane.notify) }) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			l.t.Errorf("prober on %s: %v", n.name, err)
+		}
+	})
+	l.t.Cleanup(stop)
+	return p, stop
 }
 
 // becomes waits until the path from a prober is as wanted.
@@ -207,6 +210,88 @@ func TestProberProvesAndFindsFilters(t *testing.T) {
 	s.end(t)
 	// It is no reason to leave the plane either.
 	l.nodes[0].do(func() error { return l.planes[0].Usable(context.Background(), l.loadBalancer()) })
+}
+
+// Who joins later is met without a word from the network, and who is removed is
+// forgotten; the open connections of the others notice neither.
+func TestNodesComeAndGo(t *testing.T) {
+	l := newDirectLab(t)
+	all := l.nodes
+	newcomer := Node{all[2].name, all[2].addrs}
+	l.nodes = all[:2] // who plans and probes
+	probers, _ := l.probing()
+	l.nodes = all
+	for i, p := range l.planes[:2] {
+		nodes := []Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}}
+		p.SetNodes(nodes)
+		err := all[i].try(func() error { return p.Usable(context.Background(), l.loadBalancer()) })
+		if err == nil || !strings.Contains(err.Error(), "at none of the peers' addresses") {
+			t.Fatalf("a backend on a stranger is served: %v", err)
+		}
+		select {
+		case <-p.Changed():
+		default:
+		}
+		p.SetNodes(append(nodes, newcomer))
+		select {
+		case <-p.Changed():
+		default:
+			t.Error("the plane does not tell that there is another node")
+		}
+		p.SetNodes(append(nodes, newcomer))
+		select {
+		case <-p.Changed():
+			t.Error("the plane tells of the same nodes as news")
+		default:
+		}
+	}
+	l.usable()
+	becomes(t, probers[0], "node2", PathProved)
+	becomes(t, probers[0], "node3", PathSilent)
+	l.apply([]int{0, 1, 2}, nil)
+	before := l.open(20)
+
+	// Its appliance begins.
+	third, _ := l.probingAt(2)
+	all[2].do(func() error { return l.planes[2].Usable(context.Background(), l.loadBalancer()) })
+	becomes(t, probers[0], "node3", PathProved)
+	becomes(t, probers[1], "node3", PathProved)
+	becomes(t, third, "node1", PathProved)
+	l.apply([]int{0, 1, 2}, nil)
+	seen := map[string]bool{}
+	for range 60 {
+		c := l.dial(directFrontends[0])
+		seen[c.server] = true
+		c.Close()
+	}
+	if len(seen) != 3 {
+		t.Errorf("connections went to %v", seen)
+	}
+	before.flow(t)
+
+	// It is removed.
+	for i, p := range l.planes[:2] {
+		p.SetNodes([]Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}})
+		now, err := surroundings{}, error(nil)
+		all[i].do(func() error { now, err = p.look(); return err })
+		if slices.Contains(now.fellows(), [6]byte(all[2].mac)) {
+			t.Errorf("%s takes the removed node for a fellow", all[i].name)
+		}
+		if got := probers[i].Path(directFrontends[0], "node3"); got != PathSilent {
+			t.Errorf("%s takes the way to the removed node for %v", all[i].name, got)
+		}
+	}
+	l.applyAt(0, []int{0, 1}, nil)
+	l.applyAt(1, []int{0, 1}, nil)
+	for range 30 {
+		c := l.dial(directFrontends[1])
+		if c.server == "node3" {
+			t.Fatal("a removed node got a new connection")
+		}
+		c.Close()
+	}
+	before.flow(t)
+	before.end(t)
 }
 
 // antispoof drops frames from a port of the switch whose source is a made-up client.

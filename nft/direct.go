@@ -97,7 +97,8 @@ type Direct struct {
 	preferred  map[string]preference // by fingerprint of the members
 	tables     [3]keeper
 	applied    []balancer.Service
-	tried      bool // the kernel takes our rules
+	passed     map[balancer.Target]string // by the last Apply
+	tried      bool                       // the kernel takes our rules
 }
 
 // NewDirect returns the plane. It touches nothing before Apply.
@@ -394,6 +395,7 @@ func (d *Direct) Apply(_ context.Context, services []balancer.Service) (repaired
 		return 0, err
 	}
 	plan := d.plan(services, now)
+	d.passed = plan.passed
 	for i, t := range plan.tables() {
 		n, err := d.tables[i].apply(t)
 		repaired += n
@@ -414,7 +416,7 @@ func (d *Direct) Close() error {
 }
 
 func (d *Direct) remove() error {
-	d.applied = nil
+	d.applied, d.passed = nil, nil
 	var errs []error
 	for i, t := range (directPlan{}).tables() {
 		_, err := d.tables[i].remove(t)

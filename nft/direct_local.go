@@ -45,7 +45,7 @@ func addLocal(t *table, f ipFamily, services []directService) {
 		case s.refuse || len(owners) == 0:
 			local.rules = append(local.rules, rule{"no backend takes new connections", []expr.Any{resetTCP()}})
 		case isBackend && owners[self.addr]:
-			local.rules = append(local.rules, rule{"its own backend is here", verdict(expr.VerdictAccept)})
+			local.rules = append(local.rules, rule{"its own backend is here", concat(s.count(t, self), verdict(expr.VerdictAccept))})
 		default:
 			m := s.slotMap("local_"+n, func(slot slot) (expr.Verdict, bool) {
 				return expr.Verdict{Kind: expr.VerdictGoto, Chain: "dnat_" + n + "_" + name(slot.owner)}, true
@@ -60,14 +60,14 @@ func addLocal(t *table, f ipFamily, services []directService) {
 		for _, h := range s.others() {
 			branches = append(branches, chain{name: "dnat_" + n + "_" + name(h.addr), rules: []rule{{
 				"to " + h.addr.String(),
-				[]expr.Any{
+				concat(s.count(t, h), []expr.Any{
 					&expr.Immediate{Register: reg1, Data: h.addr.Addr().AsSlice()},
 					&expr.Immediate{Register: reg2, Data: binaryutil.BigEndian.PutUint16(h.addr.Port())},
 					&expr.NAT{
 						Type: expr.NATTypeDestNAT, Family: uint32(f.proto),
 						RegAddrMin: reg1, RegProtoMin: reg2, Specified: true,
 					},
-				},
+				}),
 			}}})
 		}
 	}

@@ -17,7 +17,7 @@ func (p directPlan) tables() [3]table {
 
 // plan makes the plan of services in these surroundings.
 func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan {
-	p := directPlan{fellows: now.fellows()}
+	p := directPlan{fellows: now.fellows(), passed: make(map[balancer.Target]string)}
 	for _, name := range d.neighbours.links {
 		if l, ok := now.links[name]; ok {
 			p.links = append(p.links, l)
@@ -38,12 +38,21 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 			}
 			h := hop{addr: b.Addr, self: n.ID == d.cfg.Self}
 			if !h.self {
+				why := ""
 				if h.mac, ok = mac(now, l.name, n, b.Addr.Addr()); !ok {
+					why = fmt.Sprintf("the MAC address of node %s is not known: it answers nothing on %s", n.ID, l.name)
+				} else {
+					why = d.path(s.Frontend, n.ID).why(n.ID)
+				}
+				if inRotation && why != "" {
+					p.passed[balancer.Target{LoadBalancer: s.LoadBalancer, Backend: b.Addr}] = why
+				}
+				if !ok {
 					return
 				}
 				// A node that has stopped answering may keep its open
 				// connections: its process restarts, or the probes got lost.
-				inRotation = inRotation && d.path(s.Frontend, n.ID) == PathProved
+				inRotation = inRotation && why == ""
 			}
 			ds.hops[b.Addr] = h
 			rotation[b.Addr] = inRotation && b.Weight > 0

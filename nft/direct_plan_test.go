@@ -1,6 +1,8 @@
 package nft
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -132,3 +134,35 @@ func TestDirectPlanUnknownNeighbour(t *testing.T) {
 		}
 	}
 }
+
+// Who is passed over is named, with the reason.
+func TestDirectPassedOver(t *testing.T) {
+	d := testPlane()
+	d.cfg.Prober = paths{"b": PathFiltered}
+	service := balancer.Service{LoadBalancer: "api", Frontend: netip.MustParseAddrPort("10.77.0.10:6443"), Backends: backends("10.77.0.11:6443", "10.77.0.12:6443")}
+	plan := func() string {
+		return fmt.Sprint(d.plan([]balancer.Service{service}, testSurroundings).passed)
+	}
+	const b = "map[{api 10.77.0.12:6443}:"
+	if got := plan(); got != b+"the network does not carry packets of clients to node b]" {
+		t.Errorf("filtered: %s", got)
+	}
+	d.cfg.Prober = paths{}
+	if got := plan(); got != b+"the appliance on node b answers no probe of the path, so nothing is handed to it]" {
+		t.Errorf("silent: %s", got)
+	}
+	d.cfg.Prober = paths{"b": PathProved}
+	if got := plan(); got != "map[]" {
+		t.Errorf("proved: %s", got)
+	}
+	if got := d.plan([]balancer.Service{service}, surroundings{links: testSurroundings.links}).passed; !strings.Contains(fmt.Sprint(got), "MAC address of node b is not known") {
+		t.Errorf("unknown: %v", got)
+	}
+}
+
+// paths is a Prober that knows.
+type paths map[string]Path
+
+func (paths) Want([]netip.AddrPort)                     {}
+func (p paths) Path(_ netip.AddrPort, node string) Path { return p[node] }
+func (paths) Run(ctx context.Context, _ func()) error   { <-ctx.Done(); return nil }

@@ -11,6 +11,8 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"appliance/balancer"
 )
 
 const (
@@ -60,6 +62,8 @@ type directPlan struct {
 	links    []link
 	fellows  [][6]byte
 	services []directService
+	// passed says why backends in rotation get no new connections all the same.
+	passed map[balancer.Target]string
 }
 
 func (s directService) family() ipFamily {
@@ -209,7 +213,7 @@ func (s directService) addArrival(t *table) {
 		{"the connection begins or ends here", concat(socket(expr.SocketKeyTransparent), verdict(expr.VerdictAccept))},
 		{"nobody is here", gotoChain("lack_" + n)},
 	}}
-	self, _ := s.self()
+	self, isBackend := s.self()
 	lack := chain{name: "lack_" + n}
 	toOther := func(h hop) (expr.Verdict, bool) {
 		return expr.Verdict{Kind: expr.VerdictGoto, Chain: "hand_" + n + "_" + name(h.addr)}, !h.self
@@ -231,8 +235,12 @@ func (s directService) addArrival(t *table) {
 		lack.rules = append(lack.rules, rule{"straight from a client, past a missing ingress hook",
 			concat(fromFellow(true), f.client(), s.lookup(owners.name))})
 	}
+	count := []expr.Any(nil)
+	if isBackend {
+		count = s.count(t, self)
+	}
 	lack.rules = append(lack.rules,
-		rule{"a new connection is for this node", concat(tcpSYN(), verdict(expr.VerdictAccept))},
+		rule{"a new connection is for this node", concat(tcpSYN(), count, verdict(expr.VerdictAccept))},
 	)
 	// A node with another idea of the backends may have counted further.
 	for n := s.mostHops(); n <= ringMost; n++ {

@@ -58,12 +58,38 @@ func TestDirectBalances(t *testing.T) {
 				t.Fatalf("the server sees %s and the client is %v", c.sees, local(c))
 			}
 		}
-		for _, n := range l.nodes {
+		for i, n := range l.nodes {
 			if got[n.name] < 20 {
 				t.Errorf("%s got %d of 150 connections to %v", n.name, got[n.name], f)
 			}
+			// Each counts its own; a SYN that had to be sent again counts again.
+			counted := l.counted(i, f)
+			if own := counted[n.name]; own < got[n.name] || own > got[n.name]+10 || len(counted) != 1 {
+				t.Errorf("%s counted %v of %d connections to %v", n.name, counted, got[n.name], f)
+			}
 		}
 	}
+}
+
+// counted is what a node counted for each node's backend, where it was any.
+func (l *directLab) counted(node int, f netip.AddrPort) map[string]int {
+	l.t.Helper()
+	got := make(map[string]int)
+	err := l.nodes[node].inside(func() error {
+		s, err := l.planes[node].Stats()
+		for _, c := range s.Counts {
+			for i, n := range l.nodes {
+				if c.Frontend == f && c.Connections > 0 && slices.Contains(l.planes[node].cfg.Nodes[i].Addrs, c.Backend.Addr.Addr()) {
+					got[n.name] += int(c.Connections)
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return got
 }
 
 func (l *directLab) open(n int) *stream {
@@ -420,6 +446,9 @@ func TestDirectLocalClients(t *testing.T) {
 		}
 		if got := ask(f, 60); got["node2"] < 10 || got["node3"] < 10 || got["node1"] > 0 {
 			t.Errorf("a client on node1, whose backend drains, got %v", got)
+		}
+		if n := l.counted(0, f); n["node1"] < 11 || n["node2"]+n["node3"] < 60 {
+			t.Errorf("node1 counted %v of 11 connections to itself and 60 to the others", n)
 		}
 		away, err := dialFrom(l.nodes[0], f)
 		if err != nil {

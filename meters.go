@@ -21,6 +21,8 @@ type metered struct {
 	balancer.Plane
 	// read gets the counters; names are the load balancers by frontend.
 	read func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error)
+	// passed, if not nil, is whom the plane passes over.
+	passed func() map[balancer.Target]string
 
 	mu    sync.Mutex
 	names map[netip.AddrPort]string
@@ -59,6 +61,14 @@ func (m *metered) Stats() map[balancer.Target]balancer.Traffic {
 	return maps.Clone(m.known)
 }
 
+// PassedOver implements balancer.Picky.
+func (m *metered) PassedOver() map[balancer.Target]string {
+	if m.passed == nil {
+		return nil
+	}
+	return m.passed()
+}
+
 // meterIPVS counts what goes through ipvs.
 func meterIPVS(p balancer.Plane, k *ipvs.Plane) balancer.Plane {
 	return &metered{Plane: p, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
@@ -84,8 +94,18 @@ func meterIPVS(p balancer.Plane, k *ipvs.Plane) balancer.Plane {
 
 // meterNAT counts what goes through nft's NAT, which is connections only.
 func meterNAT(p balancer.Plane, k *nft.NAT) balancer.Plane {
-	return &metered{Plane: p, read: func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
-		all, err := k.Stats()
+	return &metered{Plane: p, read: counts(k.Stats)}
+}
+
+// meterDirect counts what arrives at this node's own backends, and what clients
+// on this node send to others: connections only.
+func meterDirect(p balancer.Plane, k *nft.Direct) balancer.Plane {
+	return &metered{Plane: p, read: counts(k.Stats), passed: k.PassedOver}
+}
+
+func counts(stats func() (nft.Stats, error)) func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+	return func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+		all, err := stats()
 		if err != nil {
 			return nil, err
 		}
@@ -95,5 +115,5 @@ func meterNAT(p balancer.Plane, k *nft.NAT) balancer.Plane {
 			out[t] = out[t].Add(balancer.Traffic{Total: c.Connections})
 		}
 		return out, nil
-	}}
+	}
 }

@@ -252,6 +252,7 @@ func TestStatusAsJSON(t *testing.T) {
    }
   ],
   "repairs": 0,
+  "queued": 3,
   "backends": [
    {
     "name": "cp1",
@@ -262,12 +263,14 @@ func TestStatusAsJSON(t *testing.T) {
     "reason": "the check succeeds",
     "lastCheck": "2000-01-01T00:00:00Z",
     "latencyMs": 0,
+    "passedOver": "no path for ipvs",
     "traffic": {
      "open": 9,
      "total": 27,
      "failed": 3,
      "bytesIn": 300,
-     "bytesOut": 6000
+     "bytesOut": 6000,
+     "queued": 6
     }
    },
    {

@@ -124,7 +124,7 @@ type LoadBalancer struct {
 }
 
 // A Target is one backend of one load balancer: the identity to which health
-// and traffic belong.
+// and traffic belong. Without a Backend it is all of them together.
 type Target struct {
 	LoadBalancer string
 	Backend      netip.AddrPort
@@ -138,15 +138,31 @@ type Traffic struct {
 	// In is from the clients to the backend, Out the other way, in bytes.
 	In  uint64 `json:"bytesIn"`
 	Out uint64 `json:"bytesOut"`
+	// Queued are the connections that wait at this moment for room (maxconn).
+	// Those that wait for any backend are the traffic of the Target without one.
+	Queued uint64 `json:"queued"`
+	// SlowStart is the part of its weight, above 0 and below 1, that a backend
+	// has reached in its slow start; 0 when none is going on.
+	SlowStart float64 `json:"slowStart,omitempty"`
 }
 
 // Add sums the traffic of one target on several frontends or planes.
 func (t Traffic) Add(u Traffic) Traffic {
-	return Traffic{t.Open + u.Open, t.Total + u.Total, t.Failed + u.Failed, t.In + u.In, t.Out + u.Out}
+	slow := min(t.SlowStart, u.SlowStart)
+	if slow == 0 { // one of the two is over, or knows none
+		slow = max(t.SlowStart, u.SlowStart)
+	}
+	return Traffic{t.Open + u.Open, t.Total + u.Total, t.Failed + u.Failed, t.In + u.In, t.Out + u.Out, t.Queued + u.Queued, slow}
 }
 
 // A Meter is a Plane that counts; not every data plane can. Stats may be called
 // at any moment.
 type Meter interface {
 	Stats() map[Target]Traffic
+}
+
+// A Picky plane may give a backend in rotation no new connections. PassedOver
+// says why, and may be called at any moment.
+type Picky interface {
+	PassedOver() map[Target]string
 }

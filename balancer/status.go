@@ -80,7 +80,10 @@ type LoadBalancerStatus struct {
 	// Error is what keeps it from being served as it should.
 	Error string `json:"error,omitempty"`
 	// Repairs counts what its plane found missing while it served it.
-	Repairs  int             `json:"repairs"`
+	Repairs int `json:"repairs"`
+	// Queued are the connections that wait for room at any backend, beyond
+	// those that wait for a certain one.
+	Queued   uint64          `json:"queued"`
 	Backends []BackendStatus `json:"backends"`
 }
 
@@ -98,6 +101,9 @@ type BackendStatus struct {
 	// LastCheck is null until one has ended.
 	LastCheck *time.Time `json:"lastCheck"`
 	LatencyMS float64    `json:"latencyMs"`
+	// PassedOver is why the data plane gives it no new connections although its
+	// checks say that it could take them.
+	PassedOver string `json:"passedOver,omitempty"`
 	// Traffic is null where no plane that serves it can count.
 	Traffic *Traffic `json:"traffic"`
 }
@@ -117,7 +123,11 @@ func (b *Balancer) Status() Status {
 	// The planes are asked before the lock is taken: they have locks of
 	// their own.
 	traffic := make(map[Target]Traffic)
+	passed := make(map[PlaneName]map[Target]string)
 	for _, d := range b.drivers {
+		if p, ok := d.plane.(Picky); ok {
+			passed[d.plane.Name()] = p.PassedOver()
+		}
 		if m, ok := d.plane.(Meter); ok {
 			for t, n := range m.Stats() {
 				traffic[t] = traffic[t].Add(n)
@@ -132,7 +142,7 @@ func (b *Balancer) Status() Status {
 		if e == nil {
 			e = &entry{lb: lb} // Set has just brought it
 		}
-		s.LoadBalancers = append(s.LoadBalancers, b.status(e, traffic))
+		s.LoadBalancers = append(s.LoadBalancers, b.status(e, traffic, passed))
 	}
 	slices.SortFunc(s.LoadBalancers, func(x, y LoadBalancerStatus) int { return cmp.Compare(x.Name, y.Name) })
 	for _, d := range b.drivers {
@@ -146,11 +156,11 @@ func (b *Balancer) Status() Status {
 }
 
 // status is the part of one entry. Called with mu held.
-func (b *Balancer) status(e *entry, traffic map[Target]Traffic) LoadBalancerStatus {
+func (b *Balancer) status(e *entry, traffic map[Target]Traffic, passed map[PlaneName]map[Target]string) LoadBalancerStatus {
 	s := LoadBalancerStatus{
 		Name: e.lb.Name, Frontends: slices.Clone(e.lb.Frontends), Scheduler: e.lb.Scheduler,
 		Reason: e.choice.reason, Refused: slices.Clone(e.choice.refused), Repairs: e.repaired,
-		Backends: []BackendStatus{},
+		Queued: traffic[Target{LoadBalancer: e.lb.Name}].Queued, Backends: []BackendStatus{},
 	}
 	for _, d := range []*driver{e.serving, e.moving} {
 		if d != nil && d.err != nil {
@@ -185,6 +195,9 @@ func (b *Balancer) status(e *entry, traffic map[Target]Traffic) LoadBalancerStat
 			State: State(cmp.Or(string(h.State), string(Unknown))), Since: h.Since, Reason: h.Reason,
 			Backup: be.Backup, Order: order.String(),
 			LastCheck: known(r.Checked), LatencyMS: float64(r.Latency.Microseconds()) / 1000,
+		}
+		if h.State == Up {
+			bs.PassedOver = passed[s.Plane][t]
 		}
 		if n, ok := traffic[t]; ok {
 			bs.Traffic = &n

@@ -248,7 +248,7 @@ func (f *Forwarder) onLoops(fn func(*loop)) {
 func (s *service) update(w balancer.Service) error {
 	h := w.Handling
 	next := &table{
-		name: w.Scheduler, handling: h, choosy: len(h.Allow)+len(h.Deny) > 0,
+		loadBalancer: w.LoadBalancer, name: w.Scheduler, handling: h, choosy: len(h.Allow)+len(h.Deny) > 0,
 		patience: int64(w.ConnectTimeout), tries: 1 + h.Retries,
 	}
 	if next.patience <= 0 {
@@ -358,10 +358,12 @@ func (f *Forwarder) Stats() map[balancer.Target]balancer.Traffic {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	stats := make(map[balancer.Target]balancer.Traffic)
+	now := nanotime()
 	add := func(s *service) {
 		for _, t := range s.targets {
 			stats[t.id] = stats[t.id].Add(t.traffic())
 		}
+		s.moment(now, stats)
 	}
 	for _, s := range f.services {
 		add(s)
@@ -370,6 +372,29 @@ func (f *Forwarder) Stats() map[balancer.Target]balancer.Traffic {
 		add(s)
 	}
 	return stats
+}
+
+// moment adds what is so at this moment: who starts slowly, and who waits.
+func (s *service) moment(now int64, stats map[balancer.Target]balancer.Traffic) {
+	tb := s.table.Load()
+	for i := range tb.slots {
+		slot := &tb.slots[i]
+		if share := slot.share(now); share < fullShare && slot.weight > 0 {
+			stats[slot.target.id] = stats[slot.target.id].Add(balancer.Traffic{SlowStart: float64(share) / fullShare})
+		}
+	}
+	if s.queue.waiting.Load() == 0 {
+		return
+	}
+	s.queue.mu.Lock()
+	defer s.queue.mu.Unlock()
+	for _, t := range s.queue.tickets {
+		id := balancer.Target{LoadBalancer: tb.loadBalancer}
+		if t.want != nil {
+			id = t.want.id
+		}
+		stats[id] = stats[id].Add(balancer.Traffic{Queued: 1})
+	}
 }
 
 // Drain stops listening and returns when every connection has ended, or with

@@ -124,11 +124,7 @@ func TestQueueInOrder(t *testing.T) {
 	s.Handling.QueueTimeout = patience
 	f := start(t, Config{}, s)
 	var conns []*net.TCPConn
-	queued := func() int {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return int(f.services[at].queue.waiting.Load())
-	}
+	queued := func() int { return int(f.Stats()[balancer.Target{LoadBalancer: "lb"}].Queued) }
 	for i := range 4 {
 		c := dial(t, at)
 		fmt.Fprintf(c, "%d", i)
@@ -215,6 +211,9 @@ func TestFullBackend(t *testing.T) {
 	waits := dial(t, sticky.Frontend)
 	io.WriteString(waits, "y")
 	silent(t, waits, "its backend is full")
+	if got := traffic(f, a).Queued; got != 1 {
+		t.Errorf("%d wait for that backend, want 1", got)
+	}
 	c.Close()
 	select {
 	case got := <-saidA:
@@ -257,8 +256,12 @@ func TestSlowStart(t *testing.T) {
 	for _, tt := range []struct {
 		ago       time.Duration
 		low, high int
-	}{{30 * time.Minute, 28, 38}, {2 * time.Hour, 48, 52}} {
+		says      string
+	}{{30 * time.Minute, 28, 38, "0.5"}, {2 * time.Hour, 48, 52, "0.0"}} {
 		x.since.Store(nanotime() - int64(tt.ago))
+		if got := fmt.Sprintf("%.1f", traffic(f, fresh).SlowStart); got != tt.says {
+			t.Errorf("after %v of 1h it says %s of its weight, want %s", tt.ago, got, tt.says)
+		}
 		if got := count(100); got < tt.low || got > tt.high {
 			t.Errorf("after %v of 1h it got %d of 100, want %d to %d", tt.ago, got, tt.low, tt.high)
 		}

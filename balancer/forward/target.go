@@ -69,15 +69,16 @@ func (t *target) traffic() balancer.Traffic {
 
 // table is what new connections of a service are given to. It never changes.
 type table struct {
-	name      balancer.Scheduler
-	scheduler scheduler
-	handling  balancer.Handling
-	choosy    bool  // handling names clients
-	patience  int64 // of one dial
-	tries     int   // dials for one client
-	sticky    *sticky
-	slots     []slot
-	lists     sync.Pool // of *lists, so that picking allocates nothing
+	loadBalancer string
+	name         balancer.Scheduler
+	scheduler    scheduler
+	handling     balancer.Handling
+	choosy       bool  // handling names clients
+	patience     int64 // of one dial
+	tries        int   // dials for one client
+	sticky       *sticky
+	slots        []slot
+	lists        sync.Pool // of *lists, so that picking allocates nothing
 }
 
 // lists are what one pick works on.

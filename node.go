@@ -125,6 +125,7 @@ func (n *node) openGroup() (err error) {
 		Heartbeat:     cfg.Group.Heartbeat,
 		Log:           n.log,
 		Version:       versionString(),
+		OnCommit:      n.sight.metrics.Committed,
 		View:          n.view,
 	})
 	if errors.Is(err, raft.ErrDamaged) && !n.witness() {
@@ -192,7 +193,7 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 		Log: n.log,
 	})
 	n.kernel = append([]io.Closer{n.direct}, n.kernel...)
-	return silence{silencer}, append([]balancer.Plane{access.Guard(n.direct)}, planes...), nil
+	return silence{silencer}, append([]balancer.Plane{meterDirect(access.Guard(n.direct), n.direct)}, planes...), nil
 }
 
 // sysctls is where kernel settings can be written: where the manifest mounts

@@ -23,6 +23,9 @@ func (n *node) snapshot() status.Snapshot {
 
 		LoadBalancers: []balancer.LoadBalancerStatus{},
 	}
+	if told, failed, dropped := n.hooks.Counts(); len(n.serving.Load().Hooks) > 0 || told+failed+dropped > 0 {
+		s.Hooks = &status.Hooks{Told: told, Failed: failed, Dropped: dropped}
+	}
 	if n.broken != nil {
 		s.NotReady = append(s.NotReady, "group: "+n.broken.Error())
 	}
@@ -87,7 +90,7 @@ func (n *node) vips() []arp.VIPStatus {
 
 func anyUp(lb balancer.LoadBalancerStatus) bool {
 	for _, b := range lb.Backends {
-		if b.State == balancer.Up {
+		if b.State == balancer.Up && b.PassedOver == "" {
 			return true
 		}
 	}

@@ -71,6 +71,9 @@ type Config struct {
 	Heartbeat time.Duration
 	Log       *slog.Logger
 	Version   string
+	// OnCommit, if set, is told how long each change of this peer's as leader
+	// took, from asking until a majority had it on disk. It must not block.
+	OnCommit func(took time.Duration)
 	// View, if set, is what other peers get by Group.View.
 	View func() ([]byte, error)
 

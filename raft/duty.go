@@ -324,7 +324,11 @@ func (g *Group) apply(c change) error {
 	if err := f.Error(); err != nil {
 		return fmt.Errorf("changing the group's settings: %w", err)
 	}
-	g.tally(func(c *Counters) { c.Commits, c.CommitTime = c.Commits+1, c.CommitTime+time.Since(asked) })
+	took := time.Since(asked)
+	g.tally(func(c *Counters) { c.Commits, c.CommitTime = c.Commits+1, c.CommitTime+took })
+	if g.cfg.OnCommit != nil {
+		g.cfg.OnCommit(took)
+	}
 	if err, ok := f.Response().(error); ok {
 		return err
 	}

@@ -1,6 +1,7 @@
 package status
 
 import (
+	"cmp"
 	"runtime"
 	"time"
 
@@ -99,6 +100,12 @@ func (s *scraping) node(n Snapshot, version string) {
 		add(1, label("goversion", runtime.Version(), "role", n.Role, "version", version))
 	s.gauge("ready", "Whether this node would serve the virtual addresses now.").
 		add(truth(len(n.NotReady) == 0), nil)
+	if h := n.Hooks; h != nil {
+		events := s.counter("hook_events_total", "Events for hooks, by what came of them (told, failed, dropped because the hook was too slow).")
+		events.add(float64(h.Dropped), label("result", "dropped"))
+		events.add(float64(h.Failed), label("result", "failed"))
+		events.add(float64(h.Told), label("result", "told"))
+	}
 }
 
 func (s *scraping) group(n Snapshot) {
@@ -118,19 +125,19 @@ func (s *scraping) group(n Snapshot) {
 	s.counter("elections_total", "Elections that this peer stood in.").add(float64(g.Elections), nil)
 	s.counter("holder_deaths_total", "Holders' processes whose end this peer proved and stood in for.").add(float64(g.Deaths), nil)
 	s.counter("holders_missed_total", "Holders that fell silent for a majority of peers, this one among them, which stood.").add(float64(g.Missed), nil)
-	s.counter("raft_commits_total", "Changes that this peer committed as leader.").add(float64(g.Commits), nil)
-	s.counter("raft_commit_seconds_total", "Time from asking for those changes until a majority had them on disk.").add(g.CommitTime.Seconds(), nil)
 	if g.Holding {
 		s.gauge("tenure_start_timestamp_seconds", "When the tenure of this node began; absent while it is not the holder.").
 			add(seconds(g.Since), nil)
 	}
 	s.counter("peer_connections_refused_total", "Connections to the peer port that were no peer's.").add(float64(g.Refused), nil)
 
+	unfit := s.gauge("unfit", "Whether this node would rather not hold: a track fails, or it sees no backend where others may.")
 	up := s.gauge("peer_connected", "Whether this node reaches the peer.")
 	contact := s.gauge("peer_last_contact_seconds", "How long ago the holder heard from the peer, or this peer from the holder.")
 	trip := s.gauge("peer_round_trip_seconds", "Time of a question and its answer over the peer port.")
 	for _, p := range g.Peers {
 		if p.Self {
+			unfit.add(truth(p.Unfit != ""), nil)
 			continue
 		}
 		peer := label("peer", p.ID)
@@ -173,8 +180,12 @@ func (s *scraping) loadBalancers(n Snapshot) {
 	weight := s.gauge("backend_weight", "The backend's share of new connections.")
 	since := s.gauge("backend_last_change_timestamp_seconds", "When the backend's state changed last.")
 	latency := s.gauge("backend_check_seconds", "Time that the last check took.")
+	passed := s.gauge("backend_passed_over", "Whether the data plane gives the backend no new connections although its checks succeed.")
+	queued := s.gauge("backend_queued_connections", "Connections that wait for room at this backend and no other, where the data plane has a queue.")
+	waiting := s.gauge("loadbalancer_queued_connections", "Connections that wait for room at any backend, where the data plane has a queue.")
+	starting := s.gauge("backend_slow_start_ratio", "Part of its weight that the backend has: below 1 during its slow start, where the data plane has one.")
 	open := s.gauge("backend_connections", "Connections that are open now, where the data plane counts.")
-	total := s.counter("backend_connections_total", "Connections, where the data plane counts.")
+	total := s.counter("backend_connections_total", "Connections, where the data plane counts; direct counts on each node those at its own backend, and of clients on it.")
 	failed := s.counter("backend_connection_failures_total", "Connections that failed, where the data plane counts.")
 	in := s.counter("backend_sent_bytes_total", "Bytes from clients to the backend, where the data plane counts.")
 	out := s.counter("backend_received_bytes_total", "Bytes from the backend to clients, where the data plane counts.")
@@ -183,6 +194,9 @@ func (s *scraping) loadBalancers(n Snapshot) {
 			plane.add(truth(lb.Plane == p), label("loadbalancer", lb.Name, "plane", string(p)))
 		}
 		repairs.add(float64(lb.Repairs), label("loadbalancer", lb.Name))
+		if queues(lb.Plane) {
+			waiting.add(float64(lb.Queued), label("loadbalancer", lb.Name))
+		}
 		seen := make(map[string]bool, len(lb.Backends))
 		for _, be := range lb.Backends {
 			if seen[be.Name] {
@@ -192,6 +206,7 @@ func (s *scraping) loadBalancers(n Snapshot) {
 			labels := label("backend", be.Name, "loadbalancer", lb.Name)
 			up.add(truth(be.State == balancer.Up), labels)
 			weight.add(float64(be.Weight), labels)
+			passed.add(truth(be.PassedOver != ""), labels)
 			since.add(seconds(be.Since), labels)
 			if be.LastCheck != nil {
 				latency.add(be.LatencyMS/1000, labels)
@@ -200,6 +215,10 @@ func (s *scraping) loadBalancers(n Snapshot) {
 				total.add(float64(t.Total), labels)
 				if partial(lb.Plane) {
 					continue // what is not counted is no zero
+				}
+				if queues(lb.Plane) {
+					queued.add(float64(t.Queued), labels)
+					starting.add(cmp.Or(t.SlowStart, 1), labels)
 				}
 				open.add(float64(t.Open), labels)
 				failed.add(float64(t.Failed), labels)

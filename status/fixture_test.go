@@ -87,10 +87,17 @@ func (c *cast) snapshot(id string, i int) Snapshot {
 			if l == 0 && b == c.each-1 {
 				be.State, be.Since, be.Reason = balancer.Down, c.at.Add(-4*time.Minute), "connection refused"
 			}
+			if l == 1 && b == 0 {
+				be.Traffic.Queued, be.Traffic.SlowStart = 4, .25
+			}
 			lb.Backends = append(lb.Backends, be)
+		}
+		if l == 1 {
+			lb.Plane, lb.Reason, lb.Queued = balancer.UserSpace, "it asks for maxconn, which only user space has", 2
 		}
 		s.LoadBalancers = append(s.LoadBalancers, lb)
 	}
+	s.Hooks = &Hooks{Told: 12, Failed: 1}
 	applied := c.at.Add(-time.Second)
 	s.Planes = []balancer.PlaneStatus{{Name: balancer.IPVS, Services: c.lbs, Applied: &applied}}
 	return s

@@ -10,7 +10,7 @@ func TestMarks(t *testing.T) {
 	if got := peers[0].Marks(peers); got != nil {
 		t.Errorf("a peer like the others is marked %q", got)
 	}
-	if got, want := peers[1].Marks(peers), []string{"drained", "unfit: no backend"}; !slices.Equal(got, want) {
+	if got, want := peers[1].Marks(peers), []string{"drained"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 	peers[1].Priority = 150

@@ -2,13 +2,17 @@ package status
 
 import (
 	"errors"
+	"flag"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"appliance/balancer"
@@ -31,6 +35,7 @@ func everything(t testing.TB, c *cast) *Metrics {
 	m.Checked(to, 300*time.Microsecond, nil)
 	m.Checked(to, 500*time.Millisecond, errors.New("no"))
 	m.TookOver(12 * time.Millisecond)
+	m.Committed(7 * time.Millisecond)
 	m.Noted(Event{Kind: OfBackend})
 	return m
 }
@@ -86,10 +91,22 @@ func TestMetricsSay(t *testing.T) {
 		`appliance_takeover_duration_seconds_bucket{le="0.01"} 0`,
 		`appliance_events_total{kind="backend"} 1`,
 		`appliance_plane_failing{plane="ipvs"} 0`,
+		`appliance_raft_commit_duration_seconds_bucket{le="0.01"} 1`,
+		`appliance_raft_commit_duration_seconds_bucket{le="0.005"} 0`,
+		`appliance_hook_events_total{result="failed"} 1`,
+		`appliance_unfit 0`,
+		`appliance_loadbalancer_queued_connections{loadbalancer="ingress"} 2`,
+		`appliance_backend_queued_connections{backend="10.77.1.11:6444",loadbalancer="ingress"} 4`,
+		`appliance_backend_slow_start_ratio{backend="10.77.1.11:6444",loadbalancer="ingress"} 0.25`,
+		`appliance_backend_slow_start_ratio{backend="10.77.1.12:6444",loadbalancer="ingress"} 1`,
+		`appliance_backend_passed_over{backend="10.77.1.11:6444",loadbalancer="ingress"} 0`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("there is no %s", line)
 		}
+	}
+	if strings.Contains(text, `queued_connections{backend="10.77.0.11`) || strings.Contains(text, `queued_connections{loadbalancer="kube-apiserver"`) {
+		t.Error("a queue where there is none")
 	}
 	if strings.Contains(text, `peer="n2"`) {
 		t.Error("the node is a peer of its own")
@@ -146,5 +163,41 @@ func BenchmarkRender(b *testing.B) {
 		if err := p.render(c.snaps["n1"]); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+var update = flag.Bool("update", false, "write the list of metrics anew")
+
+// The list of metrics is what a scrape of everything says.
+func TestMetricsList(t *testing.T) {
+	all, err := everything(t, newCast(t, time.Now(), 2, 3)).Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("# Metrics\n\nWhat `/metrics` has beside the metrics of Go and of the process. `go test ./status -run MetricsList -update` writes this list.\n\n" +
+		"| metric | type | labels | |\n|---|---|---|---|\n")
+	for _, f := range all {
+		if !strings.HasPrefix(f.GetName(), "appliance_") {
+			continue
+		}
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, "`"+l.GetName()+"`")
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp())
+	}
+	const path = "../docs/metrics.md"
+	if *update {
+		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(have), b.String()); diff != "" {
+		t.Errorf("%s is not what a scrape says; run go test -update:\n%s", path, diff)
 	}
 }

@@ -86,6 +86,8 @@ type nodeModel struct {
 	Connected   bool
 	Conflict    string
 	Marks       []string
+	// Unfit is why it would rather not hold, Hooks what its hooks did not do.
+	Unfit, Hooks string
 	// Deaf are the peers that this node does not reach.
 	Deaf  []string
 	Level string
@@ -166,7 +168,7 @@ func holder(s Snapshot, reports []neighbour) (string, time.Time) {
 func (m *model) node(p Peer, self neighbour, others map[string]neighbour) nodeModel {
 	n := nodeModel{
 		ID: p.ID, Self: p.Self, Address: p.Address, Role: p.Role, Version: p.Version, Holder: p.ID == m.Holder,
-		RoundTrip: p.RoundTrip, Contact: p.LastContact, Connected: p.Connected, Since: p.ConnectedSince, Conflict: p.Conflict, Marks: p.Marks(self.Report.Snapshot.Group.Peers),
+		RoundTrip: p.RoundTrip, Contact: p.LastContact, Connected: p.Connected, Since: p.ConnectedSince, Conflict: p.Conflict, Marks: p.Marks(self.Report.Snapshot.Group.Peers), Unfit: p.Unfit,
 	}
 	one := self
 	if !p.Self {
@@ -186,6 +188,7 @@ func (m *model) node(p Peer, self neighbour, others map[string]neighbour) nodeMo
 	r := one.Report.Snapshot
 	n.State, n.SaysHolder, n.Term, n.NotReady, n.Started = r.Group.State, r.Holder, r.Term, r.NotReady, r.Started
 	n.Version = cmp.Or(r.Version, n.Version)
+	n.Hooks = r.Hooks.Words()
 	n.Odd = r.Holder != m.Holder
 	for _, q := range r.Group.Peers {
 		if !q.Self && !q.Connected {
@@ -199,6 +202,8 @@ func (m *model) node(p Peer, self neighbour, others map[string]neighbour) nodeMo
 		n.Level, n.Word = "warn", "not ready"
 	case len(n.Deaf) > 0:
 		n.Level, n.Word = "warn", "misses peers"
+	case n.Unfit != "":
+		n.Level, n.Word = "warn", "unfit"
 	default:
 		n.Level, n.Word = "good", "ready"
 	}
@@ -285,6 +290,9 @@ func (m *model) judge(s Snapshot, reports []neighbour) verdict {
 			if len(gone) > 0 {
 				note(false, "%s does not reach %s", n.ID, strings.Join(gone, ", "))
 			}
+		}
+		if n.Unfit != "" && n.Unreachable == "" {
+			note(false, "%s would rather not hold: %s", n.ID, n.Unfit)
 		}
 		for _, why := range n.NotReady {
 			if !strings.HasPrefix(why, "load balancer ") { // said below, for the group

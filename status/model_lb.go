@@ -25,6 +25,10 @@ type lbModel struct {
 	Backends  []backendModel
 	Charts    []chart
 	Up        int
+	// Queued wait for room at any backend, over the nodes; Queues is whether they
+	// can. Partly is that the data plane counts new connections only.
+	Queued         uint64
+	Queues, Partly bool
 	// Counted is whether any of its backends is.
 	Counted bool
 	// Hurt is whether the holder has no backend for it.
@@ -54,7 +58,11 @@ type backendModel struct {
 	New, In, Out float64
 	// Differs are nodes whose own checks say something else.
 	Differs []string
-	Level   string
+	// Passed are the nodes whose data plane passes it over, and why.
+	Passed []string
+	// Queues is whether a node's data plane has a queue and slow starts.
+	Queues bool
+	Level  string
 	// NameIsAddress spares the reader to read it twice.
 	NameIsAddress bool
 }
@@ -63,6 +71,13 @@ func newLB(s Snapshot, lb balancer.LoadBalancerStatus, reports []neighbour, samp
 	m := lbModel{
 		Name: lb.Name, Frontends: lb.Frontends, Scheduler: lb.Scheduler, Plane: lb.Plane, Reason: lb.Reason,
 		Refused: lb.Refused, Moving: lb.Moving, Error: lb.Error, Repairs: lb.Repairs,
+	}
+	m.Partly = partial(lb.Plane)
+	for _, r := range reports {
+		if other := find(r.Report.Snapshot, lb.Name); other != nil {
+			m.Queues = m.Queues || queues(other.Plane)
+			m.Queued += other.Queued
+		}
 	}
 	for _, r := range reports[1:] {
 		switch other := find(r.Report.Snapshot, lb.Name); {
@@ -77,7 +92,7 @@ func newLB(s Snapshot, lb balancer.LoadBalancerStatus, reports []neighbour, samp
 	}
 	for _, be := range lb.Backends {
 		b := newBackend(lb.Name, be, reports)
-		if b.State == balancer.Up {
+		if serves(be) {
 			m.Up++
 		}
 		m.Counted = m.Counted || b.Counted
@@ -97,7 +112,14 @@ func newLB(s Snapshot, lb balancer.LoadBalancerStatus, reports []neighbour, samp
 }
 
 // partial is whether a data plane counts new connections and nothing else.
-func partial(p balancer.PlaneName) bool { return p == balancer.NFTables }
+func partial(p balancer.PlaneName) bool { return p == balancer.NFTables || p == balancer.Direct }
+
+// queues is whether connections wait in a data plane for a backend with room,
+// and backends start slowly in it.
+func queues(p balancer.PlaneName) bool { return p == balancer.UserSpace }
+
+// serves is whether new connections may go to a backend.
+func serves(be balancer.BackendStatus) bool { return be.State == balancer.Up && be.PassedOver == "" }
 
 func find(s Snapshot, name string) *balancer.LoadBalancerStatus {
 	for i := range s.LoadBalancers {
@@ -122,7 +144,7 @@ func hurt(name string, self Snapshot, reports []neighbour) bool {
 		return false
 	}
 	for _, be := range lb.Backends {
-		if be.State == balancer.Up || be.State == balancer.Draining {
+		if serves(be) || be.State == balancer.Draining {
 			return false
 		}
 	}
@@ -146,11 +168,15 @@ func newBackend(lb string, be balancer.BackendStatus, reports []neighbour) backe
 		if i > 0 && other.State != be.State {
 			m.Differs = append(m.Differs, fmt.Sprintf("%s on %s: %s", other.State, r.Report.Snapshot.ID, other.Reason))
 		}
+		plane := find(r.Report.Snapshot, lb).Plane
+		if other.PassedOver != "" {
+			m.Passed = append(m.Passed, fmt.Sprintf("gets no new connections from %s: %s", r.Report.Snapshot.ID, other.PassedOver))
+		}
 		if other.Traffic == nil {
 			continue
 		}
-		m.Counted = true
-		m.Partly = partial(find(r.Report.Snapshot, lb).Plane)
+		m.Counted, m.Queues = true, m.Queues || queues(plane)
+		m.Partly = partial(plane)
 		m.Traffic = m.Traffic.Add(*other.Traffic)
 		m.Peak += max(r.Report.Peak[lb][be.Address.String()], other.Traffic.Open)
 		if r.base == nil {
@@ -171,7 +197,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []neighbour) backe
 	default:
 		m.Level = "warn"
 	}
-	if m.Level == "good" && len(m.Differs) > 0 {
+	if m.Level == "good" && len(m.Differs)+len(m.Passed) > 0 {
 		m.Level = "warn"
 	}
 	return m
@@ -212,6 +238,9 @@ func (m *lbModel) problems() []problem {
 	for _, b := range m.Backends {
 		if b.State == balancer.Down {
 			all = append(all, problem{false, fmt.Sprintf("%s / %s is down: %s", m.Name, b.Name, b.Reason)})
+		}
+		for _, why := range b.Passed {
+			all = append(all, problem{false, fmt.Sprintf("%s / %s %s", m.Name, b.Name, why)})
 		}
 		for _, d := range b.Differs {
 			if b.State != balancer.Down {

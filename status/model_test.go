@@ -93,6 +93,22 @@ func TestVerdict(t *testing.T) {
 			mend(c)
 			c.edit("n3", func(s *Snapshot) { s.LoadBalancers[1].Backends[0].State = balancer.Down })
 		}, "warn", "ingress / 10.77.1.11:6444 is down on n3"},
+		"a backend is passed over": {func(c *cast, _ map[string]neighbour) {
+			mend(c)
+			c.edit("n2", func(s *Snapshot) { s.LoadBalancers[1].Backends[0].PassedOver = "no path to n1" })
+		}, "warn", "ingress / 10.77.1.11:6444 gets no new connections from n2: no path to n1"},
+		"all backends are passed over": {func(c *cast, _ map[string]neighbour) {
+			mend(c)
+			c.edit("n2", func(s *Snapshot) {
+				for i := range s.LoadBalancers[1].Backends {
+					s.LoadBalancers[1].Backends[i].PassedOver = "no path"
+				}
+			})
+		}, "bad", "ingress has no healthy backend; its clients are refused"},
+		"a node is unfit": {func(c *cast, _ map[string]neighbour) {
+			mend(c)
+			c.edit("n1", func(s *Snapshot) { s.Group.Peers[2].Unfit = "track uplink: exit code 1" })
+		}, "warn", "n3 would rather not hold: track uplink: exit code 1"},
 		"a node is not ready": {func(c *cast, _ map[string]neighbour) {
 			mend(c)
 			c.edit("n3", func(s *Snapshot) { s.NotReady = []string{"eth0 has no carrier"} })

@@ -15,13 +15,14 @@ func templateFuncs() template.FuncMap {
 		"iso":   func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) },
 		"clock": func(t time.Time) string { return t.UTC().Format("15:04:05") },
 		// ago is a moment whose age matters, at one whose date does.
-		"ago":    func(t time.Time) template.HTML { return moment(t, ` data-ago=""`, "2006-01-02 15:04:05") },
-		"at":     func(t time.Time) template.HTML { return moment(t, "", "Jan _2 15:04:05") },
-		"join":   func(list []string) string { return strings.Join(list, ", ") },
-		"number": number,
-		"bytes":  amount,
-		"tens":   tens,
-		"short":  age,
+		"ago":     func(t time.Time) template.HTML { return moment(t, ` data-ago=""`, "2006-01-02 15:04:05") },
+		"at":      func(t time.Time) template.HTML { return moment(t, "", "Jan _2 15:04:05") },
+		"join":    func(list []string) string { return strings.Join(list, ", ") },
+		"number":  number,
+		"bytes":   amount,
+		"percent": percent,
+		"tens":    tens,
+		"short":   age,
 	}
 }
 

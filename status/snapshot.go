@@ -36,6 +36,24 @@ type Snapshot struct {
 	LoadBalancers []balancer.LoadBalancerStatus `json:"loadBalancers"`
 	// Planes are the data planes that this host has been asked for.
 	Planes []balancer.PlaneStatus `json:"planes,omitempty"`
+	// Hooks is absent while no hook is configured.
+	Hooks *Hooks `json:"hooks,omitempty"`
+}
+
+// Hooks counts the events that hooks were told of, the times that they failed,
+// and the events that they were not told of because they were too slow.
+type Hooks struct {
+	Told    uint64 `json:"told"`
+	Failed  uint64 `json:"failed"`
+	Dropped uint64 `json:"dropped"`
+}
+
+// Words says it for people, empty while all is well or none is configured.
+func (h *Hooks) Words() string {
+	if h == nil || h.Failed == 0 && h.Dropped == 0 {
+		return ""
+	}
+	return fmt.Sprintf("hooks: %d events told, %d failed, %d dropped; the log says why", h.Told, h.Failed, h.Dropped)
 }
 
 // Group is this peer's view of its group.
@@ -107,7 +125,7 @@ func (p Peer) Marks(peers []Peer) []string {
 		word string
 	}{
 		{p.Drained, "drained"}, {p.Pinned, "pinned"}, {p.Standby, "without a vote"},
-		{differs, fmt.Sprintf("priority %d", p.Priority)}, {p.Unfit != "", "unfit: " + p.Unfit},
+		{differs, fmt.Sprintf("priority %d", p.Priority)},
 	} {
 		if m.is {
 			marks = append(marks, m.word)

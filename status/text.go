@@ -1,6 +1,7 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -35,6 +36,10 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 		fmt.Fprintf(&b, "not ready: %s\n", p.bad(why))
 	}
 
+	if words := s.Hooks.Words(); words != "" {
+		fmt.Fprintf(&b, "%s\n", p.bad(words))
+	}
+
 	rows := [][]string{{"PEER", "ADDRESS", "ROLE", "CONNECTED", "LAST CONTACT", "ROUND TRIP", ""}}
 	for _, peer := range s.Group.Peers {
 		connected := p.bad("no")
@@ -51,6 +56,9 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 		}
 		if marks := strings.Join(peer.Marks(s.Group.Peers), ", "); marks != "" {
 			mark = strings.TrimPrefix(mark+", "+marks, ", ")
+		}
+		if peer.Unfit != "" {
+			mark = strings.TrimPrefix(mark+", "+p.bad("would rather not hold: "+peer.Unfit), ", ")
 		}
 		rows = append(rows, []string{peer.ID, peer.Address.String(), peer.Role, connected, contact, age(peer.RoundTrip), mark})
 	}
@@ -82,7 +90,7 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 		for i, f := range lb.Frontends {
 			addrs[i] = f.String()
 		}
-		fmt.Fprintf(&b, "\nload balancer %s on %s: %s, %s\n", lb.Name, strings.Join(addrs, ", "), lb.Plane, lb.Scheduler)
+		fmt.Fprintf(&b, "\nload balancer %s on %s: %s, %s\n", lb.Name, strings.Join(addrs, ", "), cmp.Or(string(lb.Plane), p.bad("not served")), lb.Scheduler)
 		if lb.Reason != "" {
 			fmt.Fprintf(&b, "  %s\n", lb.Reason)
 		}
@@ -92,16 +100,13 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 		if lb.Error != "" {
 			fmt.Fprintf(&b, "  %s\n", p.bad(lb.Error))
 		}
-		rows = [][]string{{"  BACKEND", "ADDRESS", "WEIGHT", "STATE", "FOR", "CHECK", "OPEN", "TOTAL", "WHY"}}
+		if lb.Queued > 0 {
+			fmt.Fprintf(&b, "  %s\n", p.bad(fmt.Sprintf("%d connections wait for room at any backend", lb.Queued)))
+		}
+		rows = [][]string{{"  BACKEND", "ADDRESS", "WEIGHT", "STATE", "FOR", "CHECK", "OPEN", "QUEUE", "TOTAL", "WHY"}}
 		for _, be := range lb.Backends {
-			state := string(be.State)
-			switch be.State {
-			case balancer.Up:
-				state = p.good(state)
-			case balancer.Down:
-				state = p.bad(state)
-			}
-			check, open, total := "-", "-", "-"
+			why := cmp.Or(be.PassedOver, be.Reason)
+			check, open, total, queue, weight := "-", "-", "-", "-", fmt.Sprint(be.Weight)
 			if be.LastCheck != nil {
 				check = fmt.Sprintf("%.1fms", be.LatencyMS)
 			}
@@ -110,17 +115,32 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 				if !partial(lb.Plane) {
 					open = fmt.Sprint(be.Traffic.Open)
 				}
+				if queues(lb.Plane) {
+					queue = fmt.Sprint(be.Traffic.Queued)
+				}
+				if slow := be.Traffic.SlowStart; slow > 0 {
+					weight += " (" + percent(slow) + ")"
+				}
 			}
 			rows = append(rows, []string{
-				"  " + be.Name, be.Address.String(), fmt.Sprint(be.Weight), state, age(s.Time.Sub(be.Since)),
-				check, open, total, be.Reason,
+				"  " + be.Name, be.Address.String(), weight, p.state(be), age(s.Time.Sub(be.Since)),
+				check, open, queue, total, why,
 			})
 		}
 		table(&b, rows)
+		if lb.Plane == balancer.Direct {
+			b.WriteString("  " + directCounts + "\n")
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
+
+// directCounts says what a number is worth.
+const directCounts = "TOTAL: new connections at this node's own backend, and of clients on this node; each node counts its own, and the page sums them"
+
+// percent of a whole.
+func percent(part float64) string { return fmt.Sprintf("%.0f%%", 100*part) }
 
 // painter colours words where the reader is a terminal.
 type painter bool

@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"appliance/balancer"
 )
 
 func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
@@ -13,12 +15,20 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 	worker := holder
 	worker.Role, worker.Holder, worker.Term, worker.Group = "worker", "", 0, Group{}
 
+	queue := newCast(t, at, 2, 2).snaps["n2"]
+	direct := newCast(t, at, 1, 2).snaps["n2"]
+	direct.LoadBalancers[0].Plane = balancer.Direct
+	direct.LoadBalancers[0].Backends[0].PassedOver = "no path to n1"
+	direct.Group.Peers[0].Unfit = "track uplink: exit code 1"
+
 	for name, test := range map[string]struct {
 		of          Snapshot
 		has, hasNot []string
 	}{
-		"holder": {holder, []string{"n2  peer leader, appliance v0.1.0", "holder: n2 (this node)", ", term 4", "\nPEER ", "load balancer "}, []string{"\x1b["}},
-		"worker": {worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"}},
+		"holder":               {holder, []string{"n2  peer leader, appliance v0.1.0", "holder: n2 (this node)", ", term 4", "\nPEER ", "load balancer "}, []string{"\x1b["}},
+		"worker":               {worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"}},
+		"queue and slow start": {queue, []string{"  2 connections wait for room at any backend", " 1 (25%)  up ", " 12    4      90000 ", "hooks: 12 events told, 1 failed, 0 dropped; the log says why"}, nil},
+		"direct":               {direct, []string{" passed over ", "no path to n1\n", "TOTAL: new connections at this node's own backend", "would rather not hold: track uplink: exit code 1\n"}, []string{"  12  "}},
 	} {
 		var b strings.Builder
 		if err := Text(&b, test.of, false); err != nil {

@@ -45,21 +45,24 @@ func Top(w io.Writer, before, now Snapshot, colour bool) error {
 	lines := []line{}
 	for _, lb := range now.LoadBalancers {
 		for _, be := range lb.Backends {
-			l := line{cells: []string{lb.Name, be.Name, p.state(be.State), check(be), "-", "-", "-", "-", "-", "-"}}
+			l := line{cells: []string{lb.Name, be.Name, p.state(be), check(be), "-", "-", "-", "-", "-", "-", "-"}}
 			if t := be.Traffic; t != nil {
 				l.open = t.Open
-				l.cells[6] = fmt.Sprint(t.Total)
+				l.cells[7] = fmt.Sprint(t.Total)
 				if !partial(lb.Plane) {
-					l.cells[4], l.cells[7] = fmt.Sprint(t.Open), fmt.Sprint(t.Failed)
+					l.cells[4], l.cells[8] = fmt.Sprint(t.Open), fmt.Sprint(t.Failed)
+				}
+				if queues(lb.Plane) {
+					l.cells[5] = fmt.Sprint(t.Queued)
 				}
 				then := trafficOf(before, lb.Name, be.Address)
 				if then != nil {
 					l.rate = perSecond(then.Total, t.Total, span)
-					l.cells[5] = number(l.rate) + "/s"
+					l.cells[6] = number(l.rate) + "/s"
 				}
 				if then != nil && !partial(lb.Plane) {
-					l.cells[8] = amount(uint64(perSecond(then.In, t.In, span))) + "/s"
-					l.cells[9] = amount(uint64(perSecond(then.Out, t.Out, span))) + "/s"
+					l.cells[9] = amount(uint64(perSecond(then.In, t.In, span))) + "/s"
+					l.cells[10] = amount(uint64(perSecond(then.Out, t.Out, span))) + "/s"
 				}
 			}
 			lines = append(lines, l)
@@ -68,7 +71,7 @@ func Top(w io.Writer, before, now Snapshot, colour bool) error {
 	slices.SortStableFunc(lines, func(x, y line) int {
 		return cmp.Or(cmp.Compare(y.rate, x.rate), cmp.Compare(y.open, x.open))
 	})
-	rows := [][]string{{"LOAD BALANCER", "BACKEND", "STATE", "CHECK", "OPEN", "NEW", "TOTAL", "FAILED", "IN", "OUT"}}
+	rows := [][]string{{"LOAD BALANCER", "BACKEND", "STATE", "CHECK", "OPEN", "QUEUE", "NEW", "TOTAL", "FAILED", "IN", "OUT"}}
 	for _, l := range lines {
 		rows = append(rows, l.cells)
 	}
@@ -77,14 +80,17 @@ func Top(w io.Writer, before, now Snapshot, colour bool) error {
 	return err
 }
 
-func (p painter) state(s balancer.State) string {
-	switch s {
-	case balancer.Up:
-		return p.good(string(s))
-	case balancer.Down:
-		return p.bad(string(s))
+func (p painter) state(be balancer.BackendStatus) string {
+	switch word := string(be.State); {
+	case be.PassedOver != "":
+		return p.bad("passed over")
+	case be.State == balancer.Up:
+		return p.good(word)
+	case be.State == balancer.Down:
+		return p.bad(word)
+	default:
+		return word
 	}
-	return string(s)
 }
 
 func check(be balancer.BackendStatus) string {

@@ -163,6 +163,7 @@ func TestDirectPassedOver(t *testing.T) {
 // paths is a Prober that knows.
 type paths map[string]Path
 
+func (paths) SetNodes([]Node)                           {}
 func (paths) Want([]netip.AddrPort)                     {}
 func (p paths) Path(_ netip.AddrPort, node string) Path { return p[node] }
 func (paths) Run(ctx context.Context, _ func()) error   { <-ctx.Done(); return nil }

@@ -169,10 +169,11 @@ func (n *node) followOrdersOnce() {
 	if n.balancer == nil {
 		return
 	}
+	index := n.group.Index() // before what it is to stand for
 	group := n.group.Status()
 	cfg := withMembers(n.serving.Load(), group.Peers)
 	n.balancer.Order(targets(cfg, orders(n.group.Settings()), group))
-	n.publish(cfg, group)
+	n.publish(cfg, group, index)
 }
 
 // targets are the backends of cfg that something was ordered of.

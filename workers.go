@@ -57,14 +57,14 @@ func listOf(cfg *configs.Config, given map[ordered]balancer.Order, group raft.St
 	return l
 }
 
-// publish tells the workers what this peer serves.
-func (n *node) publish(cfg *configs.Config, group raft.Status) {
+// publish tells the workers what this peer serves, as of index in the group's log.
+func (n *node) publish(cfg *configs.Config, group raft.Status, index uint64) {
 	data, err := json.Marshal(listOf(cfg, orders(n.group.Settings()), group))
 	if err != nil {
 		n.log.Error("the workers cannot be told of the backends", "error", err)
 		return
 	}
-	n.group.Publish(data)
+	n.group.Publish(data, index)
 }
 
 // withList is cfg with the backends of l where a load balancer has the same

@@ -122,6 +122,7 @@ type link struct {
 	conn   net.Conn
 	lines  *bufio.Reader
 	closed bool
+	brief  bool // its connection is not replaced: there are other peers to ask
 
 	mu        sync.Mutex
 	connected bool
@@ -146,7 +147,7 @@ func (l *link) call(ctx context.Context, r request) (reply, error) {
 	}
 	kept := l.conn != nil
 	rep, err := l.once(ctx, r)
-	if err != nil && kept && ctx.Err() == nil {
+	if err != nil && kept && !l.brief && ctx.Err() == nil {
 		rep, err = l.once(ctx, r)
 	}
 	l.mu.Lock()

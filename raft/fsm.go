@@ -33,12 +33,14 @@ type settings struct {
 
 	mu     sync.Mutex
 	values map[string]string
+	index  uint64 // of the last entry that values has, or 0
 	broken error
 }
 
 type snapshotFile struct {
 	Version  int               `json:"version"`
 	Settings map[string]string `json:"settings"`
+	Index    uint64            `json:"index,omitempty"`
 }
 
 func newSettings(changed func()) *settings {
@@ -67,8 +69,26 @@ func (s *settings) err() error {
 // Apply implements hraft.FSM.
 func (s *settings) Apply(l *hraft.Log) any {
 	err := s.apply(l.Data)
-	s.changed()
+	s.reached(l.Index)
 	return err
+}
+
+// StoreConfiguration implements hraft.ConfigurationStore: a change of members
+// has an index as well.
+func (s *settings) StoreConfiguration(index uint64, _ hraft.Configuration) { s.reached(index) }
+
+func (s *settings) reached(index uint64) {
+	s.mu.Lock()
+	s.index = max(s.index, index)
+	s.mu.Unlock()
+	s.changed()
+}
+
+// at is the index of the last entry that the settings have.
+func (s *settings) at() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.index
 }
 
 func (s *settings) apply(data []byte) error {
@@ -112,7 +132,7 @@ func (s *settings) Snapshot() (hraft.FSMSnapshot, error) {
 	if s.broken != nil {
 		return nil, s.broken
 	}
-	data, err := json.Marshal(snapshotFile{Version: formatVersion, Settings: s.values})
+	data, err := json.Marshal(snapshotFile{Version: formatVersion, Settings: s.values, Index: s.index})
 	return frozen(data), err
 }
 
@@ -130,7 +150,7 @@ func (s *settings) Restore(r io.ReadCloser) error {
 		s.broken = tooNew(f.Version)
 		return s.broken
 	}
-	s.broken, s.values = nil, f.Settings
+	s.broken, s.values, s.index = nil, f.Settings, f.Index
 	if s.values == nil {
 		s.values = make(map[string]string)
 	}

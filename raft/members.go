@@ -392,6 +392,7 @@ func (g *Group) setRefused(why string) {
 	}
 	if why != "" {
 		g.log.Warn("not wanted in the group", "why", why)
+		g.fed.fire() // workers are to ask another peer
 	}
 	g.change.fire()
 }

@@ -12,15 +12,43 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // feed is what workers follow.
 type feed struct {
 	// Version is of the content, so that it is the same from every peer.
-	Version string           `json:"version"`
+	Version string `json:"version"`
+	// Cluster and Index are the group and the place in its log up to which the
+	// peer had applied it when it made the content, 0 if it does not tell.
+	Cluster string           `json:"cluster,omitempty"`
+	Index   uint64           `json:"index,omitempty"`
 	Data    json.RawMessage  `json:"data,omitempty"`
 	Peers   []netip.AddrPort `json:"peers,omitempty"`
+}
+
+// workerTimeout is after how long a worker notices that the host of its peer has
+// vanished, if the peer owes it an acknowledgement: TCP_USER_TIMEOUT in tcp(7), RFC 5482. An idle connection owes
+// none until the keep-alive probe after a second; the next one, a second later,
+// finds the time over. So it takes two seconds at most, and the kernels
+// of a thousand workers send a peer a thousand empty segments in each.
+const workerTimeout = 1500 * time.Millisecond
+
+func workerDialer() *net.Dialer {
+	return &net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3},
+		Control: func(_, _ string, c syscall.RawConn) (err error) {
+			if e := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(workerTimeout.Milliseconds()))
+			}); e != nil {
+				return e
+			}
+			return err
+		},
+	}
 }
 
 // feedHold is how long a worker's question waits for something new. It is shorter than
@@ -28,11 +56,22 @@ type feed struct {
 // times a second.
 const feedHold = 20 * time.Second
 
+// older says that f was made of less of the same group's log than have. Of another group nothing is older: it was
+// recovered, or begun anew.
+func (f feed) older(have feed) bool {
+	return f.Cluster != "" && f.Cluster == have.Cluster && f.Index != 0 && f.Index < have.Index
+}
+
+// Index is the place in the group's log up to which Settings has it. It is the same
+// on every peer, grows for as long as the group has its name, and is 0 before there is anything.
+func (g *Group) Index() uint64 { return g.settings.at() }
+
 // Publish gives workers something to follow: JSON that is the same on every
-// peer when the peers want the same.
-func (g *Group) Publish(data []byte) {
+// peer when the peers want the same. Index is what Group.Index was before data
+// was made, so that workers can tell an older one from a newer.
+func (g *Group) Publish(data []byte, index uint64) {
 	sum := sha256.Sum256(data)
-	f := feed{Version: hex.EncodeToString(sum[:8]), Data: data}
+	f := feed{Version: hex.EncodeToString(sum[:8]), Data: data, Cluster: g.settings.get(clusterKey), Index: index}
 	g.mu.Lock()
 	changed := g.feed.Version != f.Version
 	g.feed = f
@@ -51,6 +90,9 @@ func (g *Group) serveFeed(ctx context.Context, after string) (*feed, error) {
 		g.mu.Lock()
 		f := g.feed
 		g.mu.Unlock()
+		if g.isRemoved() {
+			return nil, errors.New("this peer is not in the group any more; ask another")
+		}
 		if f.Version == "" {
 			return nil, errors.New("this peer has nothing to follow yet; ask another")
 		}
@@ -93,7 +135,7 @@ func (f Follower) Follow(ctx context.Context, follow func(data []byte), lost fun
 	}
 	dial := f.dial
 	if dial == nil {
-		d := &net.Dialer{KeepAliveConfig: keepAlive()}
+		d := workerDialer()
 		dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 			return d.DialContext(ctx, "tcp", addr.String())
 		}
@@ -103,14 +145,15 @@ func (f Follower) Follow(ctx context.Context, follow func(data []byte), lost fun
 		return err
 	}
 	peers := slices.Clone(f.Peers)
+	var have feed
 	// Each worker begins with another peer, so that their burden is shared.
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
-	version, failures, told := "", 0, false
+	failures, told := 0, false
 	for ctx.Err() == nil {
 		if len(peers) == 0 {
 			return errors.New("there is no peer to follow; list the peers")
 		}
-		answered, err := f.followOne(ctx, p, peers[0], &version, func(got feed) {
+		answered, err := f.followOne(ctx, p, peers[0], &have, func(got feed) {
 			failures, told = 0, false
 			if got.Data != nil {
 				follow(got.Data)
@@ -145,35 +188,42 @@ func (f Follower) Follow(ctx context.Context, follow func(data []byte), lost fun
 	return nil
 }
 
-// followOne follows one peer until it fails.
-func (f Follower) followOne(ctx context.Context, p *port, at netip.AddrPort, version *string, got func(feed)) (answered bool, err error) {
+// errBehind makes a worker change to another peer.
+var errBehind = errors.New("it is behind the other peers; it may be cut off from them")
+
+// followOne follows one peer until it fails, or stays behind what the worker
+// has for longer than a moment.
+func (f Follower) followOne(ctx context.Context, p *port, at netip.AddrPort, have *feed, got func(feed)) (answered bool, err error) {
 	l := newLink(p, "", at)
+	l.brief = true
 	defer l.close()
+	after, behind := "", false
 	for {
-		once, cancel := context.WithTimeout(ctx, feedHold+handshakeTimeout+askTimeout)
-		if !answered {
-			cancel()
+		patience := feedHold + handshakeTimeout + askTimeout
+		if !answered || behind {
 			// A host that is gone must not be waited for as for news: an empty
-			// question is answered at once.
-			once, cancel = context.WithTimeout(ctx, handshakeTimeout)
+			// question is answered at once. Nor must one that is behind.
+			patience = handshakeTimeout
 		}
-		after := *version
-		if !answered {
-			after = ""
-		}
+		once, cancel := context.WithTimeout(ctx, patience)
 		rep, err := l.call(once, request{Op: opFollow, After: after})
 		cancel()
 		switch {
+		case err != nil && behind && ctx.Err() == nil:
+			return answered, fmt.Errorf("peer at %s: %w", at, errBehind)
 		case err != nil:
 			return answered, err
 		case rep.Feed == nil:
 			return answered, fmt.Errorf("%s does not answer as a peer; is it of this version?", at)
 		}
-		answered = true
-		if rep.Feed.Version == *version {
+		answered, after = true, rep.Feed.Version
+		if behind = rep.Feed.older(*have); behind {
+			continue
+		}
+		if rep.Feed.Version == have.Version {
 			rep.Feed.Data = nil
 		}
-		*version = rep.Feed.Version
+		*have = feed{Version: rep.Feed.Version, Cluster: rep.Feed.Cluster, Index: rep.Feed.Index}
 		got(*rep.Feed)
 	}
 }

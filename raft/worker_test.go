@@ -4,14 +4,18 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
@@ -30,7 +34,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	}
 	publish := func(text string) {
 		for _, n := range b.nodes {
-			n.Publish([]byte(text))
+			n.Publish([]byte(text), n.Index())
 		}
 	}
 	publish(`"one"`)
@@ -111,6 +115,125 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	}
 }
 
+func TestOlderFeed(t *testing.T) {
+	have := feed{Cluster: "one", Index: 7}
+	for name, tt := range map[string]struct {
+		got  feed
+		want bool
+	}{
+		"behind":                    {feed{Cluster: "one", Index: 6}, true},
+		"the same":                  {feed{Cluster: "one", Index: 7}, false},
+		"ahead":                     {feed{Cluster: "one", Index: 8}, false},
+		"recovered, or begun anew":  {feed{Cluster: "two", Index: 1}, false},
+		"a version that tells none": {feed{}, false},
+		"a peer that does not know": {feed{Cluster: "one"}, false},
+	} {
+		if got := tt.got.older(have); got != tt.want {
+			t.Errorf("%s: older %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
+// TestWorkerDoesNotGoBack: a peer that is behind does not make a worker forget
+// what it has from another.
+func TestWorkerDoesNotGoBack(t *testing.T) {
+	b := newBench(t, 3)
+	b.start("a", "b", "c")
+	b.voters(3)
+	b.holder()
+	b.eventually("the group's name everywhere", func() bool {
+		for _, n := range b.nodes {
+			if n.settings.get(clusterKey) == "" {
+				return false
+			}
+		}
+		return true
+	})
+	key, err := b.key.Worker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var lists []string
+	has := func(want ...string) func() bool {
+		return func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Equal(lists, want)
+		}
+	}
+	b.nodes["a"].Publish([]byte(`"new"`), 1001)
+	b.nodes["b"].Publish([]byte(`"old"`), 1000)
+	b.nodes["c"].Publish([]byte(`"old"`), 1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	f := Follower{ID: "w1", Key: key, Peers: []netip.AddrPort{b.peers[0].Addr}, Log: slog.New(slog.DiscardHandler)}
+	var asked atomic.Int64
+	f.dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+		if addr == b.peers[1].Addr || addr == b.peers[2].Addr {
+			asked.Add(1)
+		}
+		return workerDialer().DialContext(ctx, "tcp", addr.String())
+	}
+	go func() {
+		done <- f.Follow(ctx, func(data []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			lists = append(lists, string(data))
+		}, func(error) {})
+	}()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	b.eventually("the new list", has(`"new"`))
+	b.stop("a")
+	// It goes from one that is behind to the other, and back.
+	b.eventually("both others to be asked", func() bool { return asked.Load() >= 3 })
+	if !has(`"new"`)() {
+		t.Errorf("the worker went back: %v", lists)
+	}
+	b.nodes["b"].Publish([]byte(`"new"`), 1001)
+	b.nodes["c"].Publish([]byte(`"new"`), 1001)
+	b.nodes["b"].Publish([]byte(`"newer"`), 1002)
+	b.nodes["c"].Publish([]byte(`"newer"`), 1002)
+	b.eventually("the newer list", has(`"new"`, `"newer"`))
+}
+
+// TestWorkersNoticeVanishedHosts: the kernel is told to.
+func TestWorkersNoticeVanishedHosts(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := workerDialer().DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, o := range map[string]struct{ level, option, want int }{
+		"SO_KEEPALIVE":     {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		"TCP_KEEPIDLE":     {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1},
+		"TCP_KEEPINTVL":    {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
+		"TCP_USER_TIMEOUT": {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1500},
+	} {
+		got := 0
+		if e := raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), o.level, o.option) }); e != nil || err != nil {
+			t.Fatal(name, e, err)
+		}
+		if got != o.want {
+			t.Errorf("%s is %d, want %d", name, got, o.want)
+		}
+	}
+}
+
 // TestAThousandWorkers measures what they cost a peer that serves all of them.
 func TestAThousandWorkers(t *testing.T) {
 	if testing.Short() {
@@ -128,7 +251,7 @@ func TestAThousandWorkers(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := `{"loadBalancers":[` + strings.Repeat(`{"name":"an ordinary load balancer","backends":["192.0.2.1:6443"]},`, 10) + `{}]}`
-	a.Publish([]byte(list))
+	a.Publish([]byte(list), a.Index())
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -152,7 +275,7 @@ func TestAThousandWorkers(t *testing.T) {
 	time.Sleep(3 * time.Second)
 	idle = cpu() - idle
 	change, began := cpu(), time.Now()
-	a.Publish([]byte(strings.Replace(list, "192", "193", 1)))
+	a.Publish([]byte(strings.Replace(list, "192", "193", 1)), a.Index())
 	b.eventually("every worker to have the change", func() bool { return got.Load() >= 2*workers })
 	took := time.Since(began)
 	change = cpu() - change

@@ -135,6 +135,9 @@ func writable(dir string) error {
 		at = filepath.Dir(at)
 	}
 	f, err := os.CreateTemp(at, ".appliance-*")
+	if full(err) {
+		return noRoom(dir, at, err)
+	}
 	if err != nil {
 		return fmt.Errorf("dataDir %s cannot be written: %w; the group's votes have to be on disk", dir, err)
 	}
@@ -143,10 +146,24 @@ func writable(dir string) error {
 	if _, err = f.Write(make([]byte, 4096)); err == nil {
 		err = f.Sync()
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
+	err = errors.Join(err, f.Close())
+	if full(err) {
+		return noRoom(dir, at, err)
+	}
+	if err != nil {
 		return fmt.Errorf("dataDir %s takes no data: %w; the group's votes have to be on disk", dir, err)
 	}
 	return nil
+}
+
+// full tells a file system without room, or a user over quota.
+func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// noRoom is a peer that cannot vote: the group's votes have to be on disk.
+// Nothing has been touched, so who restarts it does no harm.
+func noRoom(dir, at string, err error) error {
+	return fmt.Errorf("dataDir %s is full (%w; free at %s: %s), and the group's votes have to be on disk; "+
+		"free some room there, or set dataDir to another disk, and start again", dir, err, at, raft.Free(at))
 }
 
 // capabilities compares what the process may do with what cfg needs.

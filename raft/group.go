@@ -345,15 +345,15 @@ func (g *Group) signals(ctx context.Context, notify <-chan bool, seen <-chan hra
 func (g *Group) onDiskError(err error) {
 	if err != nil {
 		g.log.Error("cannot write to the data directory: this peer neither votes nor holds until it can; free some space",
-			"dir", g.cfg.DataDir, "free", free(g.cfg.DataDir), "error", err)
+			"dir", g.cfg.DataDir, "free", Free(g.cfg.DataDir), "error", err)
 	} else {
 		g.log.Info("the data directory can be written again", "dir", g.cfg.DataDir)
 	}
 	g.change.fire()
 }
 
-// free is how much room is left below dir, for people.
-func free(dir string) string {
+// Free is how much room is left below dir, in words for people.
+func Free(dir string) string {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
 		return "unknown: " + err.Error()

@@ -52,6 +52,8 @@ type port struct {
 	refused atomic.Uint64
 	logged  sources
 
+	low filler
+
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
 	closed bool
@@ -65,6 +67,8 @@ func listen(bind netip.AddrPort, cred *credentials, cfg *Config) (*port, error) 
 		return p, nil
 	}
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
+	p.low.fill()
+	defer p.low.empty() // packet sockets are to come
 	l, err := lc.Listen(context.Background(), "tcp", bind.String())
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -103,6 +107,8 @@ func (p *port) serve(handlers map[byte]func(net.Conn, identity)) error {
 	if p.l == nil {
 		return nil
 	}
+	p.low.fill()
+	defer p.low.empty()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ours, theirs := make(chan struct{}, maxHandshakes), make(chan struct{}, maxHandshakes)
@@ -118,6 +124,7 @@ func (p *port) serve(handlers map[byte]func(net.Conn, identity)) error {
 			time.Sleep(50 * time.Millisecond)
 			continue
 		}
+		conn = p.low.lift(conn)
 		slots := theirs
 		if p.isListed(source(conn)) {
 			slots = ours

@@ -172,8 +172,9 @@ func (s directService) addIngress(t *table) {
 
 // arrival is the table of one IP family. A packet of a connection that this
 // node does not have goes on to the next in the ring of its slot, so that a
-// change of the set of backends breaks no connection of those who stay. The
-// table also serves clients on this node itself.
+// change of the set of backends breaks no connection of those who stay. So
+// does a new connection while no server listens here: nobody notices a server
+// that restarts. The table also serves clients on this node itself.
 func (p directPlan) arrival(f ipFamily) table {
 	t := table{family: nftables.TableFamilyIPv4, name: directTable}
 	if f.proto == unix.NFPROTO_IPV6 {
@@ -211,10 +212,12 @@ func (s directService) addArrival(t *table) {
 		// Neither question has an answer for a handshake or a closed
 		// connection that still has its place (RFC 9293, TIME-WAIT).
 		{"the connection begins or ends here", concat(socket(expr.SocketKeyTransparent), verdict(expr.VerdictAccept))},
-		{"nobody is here", gotoChain("lack_" + n)},
+		// Not even a listener: the server has ended, or is about to begin, and
+		// the checks do not know it yet.
+		{"nobody is here", gotoChain("absent_" + n)},
 	}}
 	self, isBackend := s.self()
-	lack := chain{name: "lack_" + n}
+	lack, absent, onward := chain{name: "lack_" + n}, chain{name: "absent_" + n}, chain{name: "onward_" + n}
 	toOther := func(h hop) (expr.Verdict, bool) {
 		return expr.Verdict{Kind: expr.VerdictGoto, Chain: "hand_" + n + "_" + name(h.addr)}, !h.self
 	}
@@ -232,8 +235,10 @@ func (s directService) addArrival(t *table) {
 	})
 	if len(owners.elements) > 0 {
 		t.sets = append(t.sets, owners)
-		lack.rules = append(lack.rules, rule{"straight from a client, past a missing ingress hook",
-			concat(fromFellow(true), f.client(), s.lookup(owners.name))})
+		straight := rule{"straight from a client, past a missing ingress hook",
+			concat(fromFellow(true), f.client(), s.lookup(owners.name))}
+		lack.rules = append(lack.rules, straight)
+		absent.rules = append(absent.rules, straight)
 	}
 	count := []expr.Any(nil)
 	if isBackend {
@@ -241,16 +246,18 @@ func (s directService) addArrival(t *table) {
 	}
 	lack.rules = append(lack.rules,
 		rule{"a new connection is for this node", concat(tcpSYN(), count, verdict(expr.VerdictAccept))},
+		rule{"an open one is not", gotoChain(onward.name)},
 	)
+	absent.rules = append(absent.rules, rule{"new or open, for somebody else", gotoChain(onward.name)})
 	// A node with another idea of the backends may have counted further.
 	for n := s.mostHops(); n <= ringMost; n++ {
-		lack.rules = append(lack.rules, rule{"everybody has been asked", concat(f.handedOn(n), verdict(expr.VerdictAccept))})
+		onward.rules = append(onward.rules, rule{"everybody has been asked", concat(f.handedOn(n), verdict(expr.VerdictAccept))})
 	}
 	if len(next.elements) > 0 {
 		t.sets = append(t.sets, next)
-		lack.rules = append(lack.rules, rule{"perhaps it is open on the next", concat(f.client(), s.lookup(next.name))})
+		onward.rules = append(onward.rules, rule{"perhaps on the next", concat(f.client(), s.lookup(next.name))})
 	}
-	t.chains = append(t.chains, have, lack)
+	t.chains = append(t.chains, have, lack, absent, onward)
 	for _, h := range s.others() {
 		t.chains = append(t.chains, s.hand(h))
 	}

@@ -224,6 +224,45 @@ func TestDirectLeaveAndReturn(t *testing.T) {
 	})
 }
 
+// While a server is away, before any check knows, its new connections go to the
+// others: nobody sees that a server restarts. They stay where they are when it
+// is back. If there is none at all, clients hear so at once.
+func TestDirectServerRestarts(t *testing.T) {
+	l := newDirectLab(t)
+	l.usable()
+	l.apply([]int{0, 1, 2}, nil)
+	for away, n := range l.nodes { // the first one holds
+		l.servers[away].close()
+		meanwhile := l.open(30)
+		for _, c := range meanwhile.conns {
+			if c.server == n.name {
+				t.Fatalf("%v is served by %s, which has no server", local(c), n.name)
+			}
+		}
+		l.servers[away] = newDirectServer(t, n)
+		meanwhile.flow(t)
+		meanwhile.end(t)
+		eachFrontend(t, func(t *testing.T, f netip.AddrPort) {
+			for range 60 {
+				if l.dial(f).server == n.name {
+					return
+				}
+			}
+			t.Errorf("the server of %s that is back gets no connections", n.name)
+		})
+	}
+	for _, s := range l.servers {
+		s.close()
+	}
+	eachFrontend(t, func(t *testing.T, f netip.AddrPort) {
+		for range 20 {
+			if _, err := dialFrom(l.client, f); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Fatalf("no server anywhere: %v, want it refused", err)
+			}
+		}
+	})
+}
+
 // openApart opens n connections to each frontend and parts those to a server
 // from the others, which flow.
 func (l *directLab) openApart(server string, n int) (others *stream, apart []*directConn) {

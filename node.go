@@ -284,7 +284,7 @@ func (n *node) parts() []part {
 		parts = append(parts, part{name: "virtual addresses", run: n.wire.Run, ready: n.wire.Ready()})
 	}
 	parts = append(parts, last...)
-	if n.site.worker != nil {
+	if n.site.follows(n.cfg) {
 		parts = append(parts, part{name: "list of the peers", run: n.followPeers})
 	}
 	if n.group != nil {

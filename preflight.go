@@ -46,9 +46,8 @@ func survey(cfg *configs.Config) (site, error) {
 		note(cfg.AtHome(local, s.self))
 	}
 	if cfg.Worker() {
-		s.worker, err = workerKey(cfg)
-		note(err)
-		if s.worker != nil {
+		note(s.workerAccess(cfg))
+		if s.follows(cfg) {
 			note(writable(cfg.DataDir))
 		}
 	}
@@ -103,7 +102,7 @@ func security(cfg *configs.Config) (raft.Security, error) {
 			}
 			keys = append(keys, old)
 		}
-		return raft.Security{Keys: keys}, nil
+		return raft.Security{Keys: keys, KeyFile: g.KeyFile}, nil
 	}
 	return raft.Security{}, nil
 }

@@ -105,11 +105,16 @@ func listPath(cfg *configs.Config) string { return filepath.Join(cfg.DataDir, "b
 
 // followPeers keeps a worker's backends those of the peers.
 func (n *node) followPeers(ctx context.Context) error {
-	var peers []netip.AddrPort
-	for _, p := range n.cfg.Peers {
-		peers = append(peers, p.AddrPort())
+	f := raft.Follower{ID: n.site.self.ID, Own: n.site.security, Log: n.log}
+	if n.site.worker != nil {
+		f.Key = *n.site.worker
 	}
-	f := raft.Follower{ID: n.site.self.ID, Key: *n.site.worker, Peers: append(peers, n.cfg.Join...), Log: n.log}
+	for _, p := range n.cfg.Peers {
+		f.Peers = append(f.Peers, raft.Peer{ID: p.ID, Addr: p.AddrPort()})
+	}
+	for _, at := range n.cfg.Join {
+		f.Peers = append(f.Peers, raft.Peer{Addr: at})
+	}
 	if data, err := os.ReadFile(listPath(n.cfg)); err == nil {
 		if err := n.take(data); err != nil {
 			n.log.Warn("the last good list of backends is of no use", "path", listPath(n.cfg), "error", err)
@@ -176,6 +181,38 @@ func keep(path string, data []byte) error {
 	return os.Rename(f.Name(), path)
 }
 
+// workerAccess reads that with which a worker follows the peers, if it has
+// anything: a worker key, or a worker's certificate of the operator's own authority.
+func (s *site) workerAccess(cfg *configs.Config) (err error) {
+	if s.worker, err = workerKey(cfg); err != nil {
+		return err
+	}
+	g := cfg.Group
+	if g.CAFile == "" && g.CertFile == "" && g.CertKeyFile == "" {
+		return nil
+	}
+	if s.worker != nil {
+		return fmt.Errorf("the worker key %s and certificates exclude each other; remove group.keyFile, or group.caFile, certFile and certKeyFile", g.KeyFile)
+	}
+	s.security = raft.Security{CA: g.CAFile, Cert: g.CertFile, Key: g.CertKeyFile}
+	if err := s.security.CheckWorker(); err != nil {
+		return fmt.Errorf("worker: %w", err)
+	}
+	return knowsPeers(cfg)
+}
+
+// follows says that this node is a worker that follows the peers.
+func (s site) follows(cfg *configs.Config) bool {
+	return cfg.Worker() && (s.worker != nil || s.security.CA != "")
+}
+
+func knowsPeers(cfg *configs.Config) error {
+	if len(cfg.Peers) == 0 && len(cfg.Join) == 0 {
+		return errors.New("a worker that follows the peers needs to know where they are; list them in peers, or some in join")
+	}
+	return nil
+}
+
 // workerKey reads the key with which a worker follows the peers, if it has one.
 func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
 	if cfg.Group.KeyFile == "" {
@@ -191,8 +228,8 @@ func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
 	if err == nil && !strings.HasPrefix(strings.TrimSpace(string(text)), "appliance-worker-key") {
 		return nil, fmt.Errorf("%s is no worker key, and a worker should not have the group's; run `appliance keygen --worker --group-key %s` on a peer, and put what it prints here", cfg.Group.KeyFile, cfg.Group.KeyFile)
 	}
-	if len(cfg.Peers) == 0 && len(cfg.Join) == 0 {
-		return nil, errors.New("a worker with a worker key needs to know where the peers are; list them in peers, or some in join")
+	if err := knowsPeers(cfg); err != nil {
+		return nil, err
 	}
 	key, err := raft.LoadWorkerKey(cfg.Group.KeyFile)
 	if err != nil {

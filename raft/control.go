@@ -191,6 +191,9 @@ func (l *link) once(ctx context.Context, r request) (rep reply, err error) {
 		return reply{}, err
 	}
 	if err := readLine(l.lines, &rep); err != nil {
+		// With TLS 1.3 the first answer tells whether we were accepted.
+		err = l.p.explain(err)
+		l.p.tellForeign(l.addr.Addr().Unmap(), err)
 		return reply{}, err
 	}
 	if r.Op == opHello || r.Op == opAccount {

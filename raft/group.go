@@ -140,7 +140,7 @@ func (g *Group) SetKeys(keys []Key) error {
 	if len(keys) == 0 || g.port.cred.Load() == nil || len(g.cfg.Security.Keys) == 0 {
 		return errors.New("this group does not know its peers by a group key; restart the appliance to change that")
 	}
-	cred, err := fromKeys(keys, g.cfg.ID, rolePeer)
+	cred, err := Security{Keys: keys, KeyFile: g.cfg.Security.KeyFile}.fromKeys(g.cfg.ID)
 	if err != nil {
 		return err
 	}

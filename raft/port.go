@@ -23,6 +23,9 @@ const (
 	preambleControl = 'C' // questions and answers: control.go
 )
 
+// recordHandshake is the first byte of a TLS connection: RFC 8446, section 5.1.
+const recordHandshake = 22
+
 const (
 	// handshakeTimeout bounds a connection that has not yet said who it is.
 	handshakeTimeout = 2 * time.Second
@@ -163,20 +166,24 @@ func (p *port) serve(handlers map[byte]func(net.Conn, identity)) error {
 func (p *port) greet(raw net.Conn) (net.Conn, byte, identity, error) {
 	conn, who := raw, identity{role: rolePeer}
 	raw.SetDeadline(time.Now().Add(handshakeTimeout))
-	if cred := p.cred.Load(); cred != nil {
+	cred := p.cred.Load()
+	if cred != nil {
 		t := tls.Server(raw, cred.config())
 		if err := t.Handshake(); err != nil {
-			return nil, 0, who, err
+			return nil, 0, who, cred.explain(err)
 		}
 		var err error
 		if who, err = cred.verify(t.ConnectionState()); err != nil {
-			return nil, 0, who, err
+			return nil, 0, who, cred.explain(err)
 		}
 		conn = t
 	}
 	var preamble [1]byte
 	if _, err := conn.Read(preamble[:]); err != nil {
-		return nil, 0, who, err
+		return nil, 0, who, cred.explain(err)
+	}
+	if cred == nil && preamble[0] == recordHandshake {
+		return nil, 0, who, foreign("it speaks TLS, and group.insecure is true here; make it the same everywhere")
 	}
 	if who.role != rolePeer && preamble[0] != preambleControl {
 		return nil, 0, who, fmt.Errorf("%s may not open a connection of kind %q", who.role, preamble[0])
@@ -198,9 +205,26 @@ func (p *port) open(ctx context.Context, addr netip.AddrPort, id string, kind by
 	}
 	if err != nil {
 		raw.Close()
+		p.tellForeign(addr.Addr().Unmap(), err)
 		return nil, err
 	}
 	return conn, nil
+}
+
+// tellForeign logs once in a while that what listens at an address is not of this group.
+func (p *port) tellForeign(at netip.Addr, err error) {
+	var why foreign
+	if errors.As(err, &why) && p.logged.first(at, time.Now()) {
+		p.log.Warn("what answers at a peer's address is not of this group", "address", at, "why", why, "quiet", strangerQuiet)
+	}
+}
+
+// explain is credentials.explain of those in force.
+func (p *port) explain(err error) error {
+	if cred := p.cred.Load(); cred != nil {
+		return cred.explain(err)
+	}
+	return err
 }
 
 func (p *port) introduce(raw net.Conn, id string, kind byte) (net.Conn, error) {
@@ -208,11 +232,11 @@ func (p *port) introduce(raw net.Conn, id string, kind byte) (net.Conn, error) {
 	if cred := p.cred.Load(); cred != nil {
 		t := tls.Client(raw, cred.config())
 		if err := t.Handshake(); err != nil {
-			return nil, err
+			return nil, cred.explain(err)
 		}
 		who, err := cred.verify(t.ConnectionState())
 		if err != nil {
-			return nil, err
+			return nil, cred.explain(err)
 		}
 		if who.role != rolePeer || (id != "" && who.id != id) {
 			return nil, fmt.Errorf("%s is %s %q, not peer %q; correct the list of peers", raw.RemoteAddr(), who.role, who.id, id)
@@ -275,7 +299,7 @@ func (p *port) stranger(conn net.Conn, why error) {
 		p.log.Info("somebody connects to the peer port and says nothing: a port scan, or a health check that should use another port",
 			"from", from, "quiet", strangerQuiet)
 	default:
-		p.log.Warn("refused a stranger on the peer port; if it is a peer, give it this group's key",
+		p.log.Warn("refused a stranger on the peer port",
 			"from", from, "why", why, "quiet", strangerQuiet)
 	}
 }

@@ -25,9 +25,12 @@ type Security struct {
 	// Keys are group keys. Every one is accepted; the first signs our own
 	// certificate. Two keys make a rotation without downtime.
 	Keys []Key
+	// KeyFile is where they come from, for messages.
+	KeyFile string
 	// CA, Cert and Key are PEM files of the operator's own authority. The
 	// certificate of a peer has to carry the id or the address of a listed
-	// peer as DNS name, IP address or common name.
+	// peer as DNS name, IP address or common name. One with the URI appliance://worker/NAME is a
+	// worker's, whatever else it carries.
 	CA, Cert, Key string
 	// Insecure leaves connections unencrypted and peers unauthenticated.
 	Insecure bool
@@ -63,7 +66,35 @@ type credentials struct {
 	peers  func() []Peer // with an operator's certificates: who is listed
 	// workers signs those who may follow, and do nothing else.
 	workers []*x509.Certificate
+	// of is what we show and accept, in words: "the group key in FILE".
+	of string
+	// remedy is what to do about somebody who shows or accepts something else.
+	remedy string
 }
+
+// explain turns what TLS says of somebody who is not of this group into what
+// an operator can do. Other errors stay as they are.
+func (c *credentials) explain(err error) error {
+	var authority x509.UnknownAuthorityError
+	var record tls.RecordHeaderError
+	var op *net.OpError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &authority):
+		return foreign(fmt.Sprintf("it has another than %s, or none; %s", c.of, c.remedy))
+	case errors.As(err, &op) && op.Op == "remote error": // its alert, RFC 8446 section 6.2
+		return foreign(fmt.Sprintf("it does not accept %s (%v); %s", c.of, op.Err, c.remedy))
+	case errors.As(err, &record):
+		return foreign("it does not speak TLS, so group.insecure is true there, or it is no appliance; remove group.insecure, and " + c.remedy)
+	}
+	return err
+}
+
+// foreign is why somebody is not of this group.
+type foreign string
+
+func (f foreign) Error() string { return string(f) }
 
 func (s Security) credentials(self string, peers []Peer) (*credentials, error) {
 	ways := 0
@@ -78,7 +109,7 @@ func (s Security) credentials(self string, peers []Peer) (*credentials, error) {
 	case s.Insecure:
 		return nil, nil
 	case len(s.Keys) > 0:
-		return fromKeys(s.Keys, self, rolePeer)
+		return s.fromKeys(self)
 	case ways == 1:
 		return s.fromFiles(peers)
 	}
@@ -96,8 +127,19 @@ func (k Key) authority() (*x509.Certificate, ed25519.PrivateKey, error) {
 	return ca, key, err
 }
 
+func (s Security) fromKeys(self string) (*credentials, error) {
+	c, err := fromKeys(s.Keys, self, rolePeer)
+	if err == nil && s.KeyFile != "" {
+		c.of = "the group key in " + s.KeyFile + " here"
+	}
+	return c, err
+}
+
 func fromKeys(keys []Key, self string, as role) (*credentials, error) {
-	c := &credentials{time: groupTime, listed: fromURI}
+	c := &credentials{
+		time: groupTime, listed: fromURI,
+		of: "the group key here", remedy: "copy the key file that is right to every peer; it is read again within seconds",
+	}
 	for i, k := range keys {
 		ca, caKey, err := k.authority()
 		if err != nil {
@@ -167,8 +209,15 @@ func (s Security) fromFiles(peers []Peer) (*credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority %s: %w", s.CA, err)
 	}
-	c := &credentials{leaf: leaf, roots: roots, time: time.Now, peers: func() []Peer { return peers }}
+	c := &credentials{
+		leaf: leaf, roots: roots, time: time.Now, peers: func() []Peer { return peers },
+		of:     fmt.Sprintf("the certificate %s of the authority %s here", s.Cert, s.CA),
+		remedy: "have the same authority in caFile everywhere, and a certificate of it with the peer's id or address in certFile; the group has to know the peer: 'appliance peers add ID=ADDRESS' on a member",
+	}
 	c.listed = func(leaf *x509.Certificate) (identity, error) {
+		if who, err := fromURI(leaf); err == nil && who.role == roleWorker {
+			return who, nil
+		}
 		for _, p := range c.peers() {
 			hasAddr := func(ip net.IP) bool {
 				a, ok := netip.AddrFromSlice(ip)
@@ -179,7 +228,32 @@ func (s Security) fromFiles(peers []Peer) (*credentials, error) {
 				return identity{id: p.ID, role: rolePeer}, nil
 			}
 		}
-		return identity{}, errors.New("the certificate carries neither id nor address of a listed peer")
+		return identity{}, foreign(fmt.Sprintf("the certificate of %q carries neither id nor address of a peer that is known here; run 'appliance peers add ID=ADDRESS' on a member, or put the id or address of the peer into the certificate's names",
+			leaf.Subject.CommonName))
+	}
+	return c, nil
+}
+
+// CheckWorker says what keeps certificates of the operator's own authority
+// from being a worker's, or nil.
+func (s Security) CheckWorker() error {
+	_, err := s.workerCredentials()
+	return err
+}
+
+// workerCredentials are what a worker shows and by what it knows the peers.
+func (s Security) workerCredentials() (*credentials, error) {
+	c, err := s.fromFiles(nil)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(c.leaf.Certificate[0])
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s: %w", s.Cert, err)
+	}
+	if who, err := fromURI(leaf); err != nil || who.role != roleWorker {
+		return nil, fmt.Errorf("certificate %s is no worker's: it has no URI appliance://worker/NAME among its subject alternative names; issue one that has, "+
+			"or remove caFile, certFile and certKeyFile, and the worker serves the backends of its own file", s.Cert)
 	}
 	return c, nil
 }

@@ -117,22 +117,37 @@ func (g *Group) serveFeed(ctx context.Context, after string) (*feed, error) {
 
 // A Follower follows the group from outside.
 type Follower struct {
-	ID    string
-	Key   WorkerKey
-	Peers []netip.AddrPort
+	ID  string
+	Key WorkerKey
+	// Own, instead of Key, are certificates of the operator's own authority: a worker's.
+	Own Security
+	// Peers are where to begin; an id may be empty.
+	Peers []Peer
 	Log   *slog.Logger
 
 	dial func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) // tests
+}
+
+func (f Follower) credentials() (*credentials, error) {
+	if f.Own.CA == "" {
+		return f.Key.credentials(f.ID)
+	}
+	return f.Own.workerCredentials()
 }
 
 // Follow calls follow with what the peers publish, each time that it changes,
 // until ctx ends. Any peer will do; when one does not answer, the next is
 // asked. lost is called when none has answered for a while, with why.
 func (f Follower) Follow(ctx context.Context, follow func(data []byte), lost func(error)) error {
-	cred, err := f.Key.credentials(f.ID)
+	var peers []netip.AddrPort
+	for _, p := range f.Peers {
+		peers = append(peers, p.Addr)
+	}
+	cred, err := f.credentials()
 	if err != nil {
 		return err
 	}
+	cred.peers = func() []Peer { return append(joined(peers), f.Peers...) }
 	dial := f.dial
 	if dial == nil {
 		d := workerDialer()
@@ -144,7 +159,6 @@ func (f Follower) Follow(ctx context.Context, follow func(data []byte), lost fun
 	if err != nil {
 		return err
 	}
-	peers := slices.Clone(f.Peers)
 	var have feed
 	// Each worker begins with another peer, so that their burden is shared.
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })

@@ -43,7 +43,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	lost := make(chan error, 1)
-	f := Follower{ID: "w1", Key: key, Peers: []netip.AddrPort{b.peers[0].Addr}, Log: slog.New(slog.DiscardHandler)}
+	f := Follower{ID: "w1", Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
 	go func() {
 		done <- f.Follow(ctx, func(data []byte) { last.Store(string(data)) }, func(err error) { lost <- err })
 	}()
@@ -167,7 +167,7 @@ func TestWorkerDoesNotGoBack(t *testing.T) {
 	b.nodes["c"].Publish([]byte(`"old"`), 1000)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	f := Follower{ID: "w1", Key: key, Peers: []netip.AddrPort{b.peers[0].Addr}, Log: slog.New(slog.DiscardHandler)}
+	f := Follower{ID: "w1", Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
 	var asked atomic.Int64
 	f.dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 		if addr == b.peers[1].Addr || addr == b.peers[2].Addr {
@@ -260,7 +260,7 @@ func TestAThousandWorkers(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range workers {
 		wg.Go(func() {
-			f := Follower{ID: fmt.Sprintf("w%d", i), Key: key, Peers: []netip.AddrPort{b.peers[0].Addr}, Log: slog.New(slog.DiscardHandler)}
+			f := Follower{ID: fmt.Sprintf("w%d", i), Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
 			if err := f.Follow(ctx, func([]byte) { got.Add(1) }, func(error) {}); err != nil {
 				t.Error(err)
 			}

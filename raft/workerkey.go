@@ -132,5 +132,6 @@ func (w WorkerKey) credentials(self string) (*credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &credentials{leaf: leaf, roots: []*x509.Certificate{group}, time: groupTime, listed: fromURI}, nil
+	return &credentials{leaf: leaf, roots: []*x509.Certificate{group}, time: groupTime, listed: fromURI,
+		of: "the worker key here", remedy: "make one from the group key with 'appliance keygen --worker' on a peer"}, nil
 }

@@ -51,8 +51,9 @@ type node struct {
 	claim    atomic.Pointer[track.Claim]
 	claimed  chan struct{}
 	direct   *nft.Direct
-	nftables bool        // rules of ours are in nf_tables
-	closers  []io.Closer // what newNode opened, in the order of closing
+	prober   *nft.EthernetProber // of direct
+	nftables bool                // rules of ours are in nf_tables
+	closers  []io.Closer         // what newNode opened, in the order of closing
 	// kernel is what goes on without this process, in the order of closing. It
 	// stays when the node lingers.
 	kernel  []io.Closer
@@ -179,18 +180,19 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 		// Nobody hands packets to a worker, and it hands none to others.
 		return silence{silencer}, planes, nil
 	}
+	n.prober = nft.NewProber(nft.ProberConfig{
+		Interfaces: n.interfaces(),
+		Nodes:      n.neighbours(),
+		Self:       n.site.self.ID,
+		Key:        n.site.probeKey(),
+		Log:        n.log,
+	})
 	n.direct = nft.NewDirect(nft.DirectConfig{
 		Interfaces: n.interfaces(),
 		Nodes:      n.neighbours(),
 		Self:       n.site.self.ID,
-		Prober: nft.NewProber(nft.ProberConfig{
-			Interfaces: n.interfaces(),
-			Nodes:      n.neighbours(),
-			Self:       n.site.self.ID,
-			Key:        n.site.probeKey(),
-			Log:        n.log,
-		}),
-		Log: n.log,
+		Prober:     n.prober,
+		Log:        n.log,
 	})
 	n.kernel = append([]io.Closer{n.direct}, n.kernel...)
 	return silence{silencer}, append([]balancer.Plane{meterDirect(access.Guard(n.direct), n.direct)}, planes...), nil
@@ -270,6 +272,7 @@ func (n *node) parts() []part {
 			return err
 		}})
 		last = append(last, part{name: "farewell", run: func(ctx context.Context) error {
+			n.prober.Open() // the VIPs are bound
 			<-ctx.Done()
 			close(farewell)
 			<-gone

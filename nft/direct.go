@@ -48,6 +48,9 @@ type Prober interface {
 	Want(frontends []netip.AddrPort)
 	// SetNodes replaces the nodes to which ways are proved.
 	SetNodes(nodes []Node)
+	// InForce tells which nodes the plane's rules have for fellows, and which
+	// they hand packets on to; nil is that there are no rules.
+	InForce(fellows, hops map[string]bool)
 	// Path says what is known of the way to a node.
 	Path(frontend netip.AddrPort, node string) Path
 	// Run probes until ctx ends and calls changed whenever the answer of
@@ -64,6 +67,7 @@ const (
 	PathSilent   Path = iota // the node answers nothing
 	PathProved               // a client's packet arrived unaltered, and so did the answer
 	PathFiltered             // the node answers, but a client's packet does not arrive
+	PathUnready              // packets arrive, but the node does not take clients' yet
 )
 
 // Direct is the data plane that hands a client's packet to the chosen node as
@@ -96,10 +100,13 @@ type Direct struct {
 	// of the others.
 	configured map[string][]balancer.Backend
 	preferred  map[string]preference // by fingerprint of the members
-	tables     [3]keeper
-	applied    []balancer.Service
-	passed     map[balancer.Target]string // by the last Apply
-	tried      bool                       // the kernel takes our rules
+	// newcomers have been added to the nodes, and have not yet been sent
+	// anything: they have no connections.
+	newcomers map[string]bool
+	tables    [3]keeper
+	applied   []balancer.Service
+	passed    map[balancer.Target]string // by the last Apply
+	tried     bool                       // the kernel takes our rules
 }
 
 // NewDirect returns the plane. It touches nothing before Apply.
@@ -112,6 +119,7 @@ func NewDirect(cfg DirectConfig) *Direct {
 		changed:    make(chan struct{}, 1),
 		configured: make(map[string][]balancer.Backend),
 		preferred:  make(map[string]preference),
+		newcomers:  make(map[string]bool),
 		neighbours: &neighbours{},
 	}
 	links := slices.Sorted(maps.Values(cfg.Interfaces))
@@ -126,9 +134,19 @@ func NewDirect(cfg DirectConfig) *Direct {
 // The prober is told, too.
 func (d *Direct) SetNodes(nodes []Node) {
 	nodes = cloneNodes(nodes)
-	if before := d.nodes.Swap(&nodes); slices.EqualFunc(*before, nodes, Node.equal) {
+	before := *d.nodes.Swap(&nodes)
+	if slices.EqualFunc(before, nodes, Node.equal) {
 		return
 	}
+	d.mu.Lock()
+	newcomers := make(map[string]bool)
+	for _, n := range nodes {
+		if d.newcomers[n.ID] || !slices.ContainsFunc(before, func(o Node) bool { return o.ID == n.ID }) {
+			newcomers[n.ID] = true
+		}
+	}
+	d.newcomers = newcomers
+	d.mu.Unlock()
 	d.neighbours.follow(nodes, d.cfg.Self)
 	if d.cfg.Prober != nil {
 		d.cfg.Prober.SetNodes(nodes)
@@ -404,9 +422,30 @@ func (d *Direct) Apply(_ context.Context, services []balancer.Service) (repaired
 			return repaired, err
 		}
 	}
+	if d.cfg.Prober != nil {
+		d.cfg.Prober.InForce(d.inForce(plan, now))
+	}
 	_, err = disconnect(left(d.applied, services))
 	d.applied = slices.Clone(services)
 	return repaired, err
+}
+
+// inForce are the nodes that the rules of a plan know.
+func (d *Direct) inForce(p directPlan, now surroundings) (fellows, hops map[string]bool) {
+	fellows, hops = make(map[string]bool), make(map[string]bool)
+	for at := range now.macs {
+		if n, ok := d.node(at.addr); ok {
+			fellows[n.ID] = true
+		}
+	}
+	for _, s := range p.services {
+		for at := range s.hops {
+			if n, ok := d.node(at.Addr()); ok {
+				hops[n.ID] = true
+			}
+		}
+	}
+	return fellows, hops
 }
 
 // Close implements balancer.Plane.
@@ -418,6 +457,9 @@ func (d *Direct) Close() error {
 
 func (d *Direct) remove() error {
 	d.applied, d.passed = nil, nil
+	if d.cfg.Prober != nil {
+		d.cfg.Prober.InForce(nil, nil)
+	}
 	var errs []error
 	for i, t := range (directPlan{}).tables() {
 		_, err := d.tables[i].remove(t)

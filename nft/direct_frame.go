@@ -27,13 +27,25 @@ type nonce [16]byte
 
 type probeKind byte
 
-// The first two ask for an answer, which is of the same kind plus kindAnswer.
+// The first two ask for an answer, which is of the same kind plus one of the
+// words. A node of before says only kindAnswer, and takes the others for silence.
 const (
-	kindControl  probeKind = 0 // from the node's own address to the other's
-	kindPath     probeKind = 1 // as a client's packet
-	kindAnswer   probeKind = 2
-	kindFarewell probeKind = 4 // "I no longer have the VIP"
+	kindControl  probeKind = 0  // from the node's own address to the other's
+	kindPath     probeKind = 1  // as a client's packet
+	kindAnswer   probeKind = 2  // "I take clients' packets from you"
+	kindFarewell probeKind = 4  // "I no longer have the VIP"
+	kindWelcome  probeKind = 5  // "ask me again, I may say another thing now"
+	kindKnows    probeKind = 8  // "I know you for a fellow, but take no clients' packets yet"
+	kindStranger probeKind = 16 // "my rules do not have you for a fellow yet"
 )
+
+// asks is the kind of probe that k answers, and with which word.
+func (k probeKind) asks() (kind, word probeKind) { return k & kindPath, k &^ kindPath }
+
+func (k probeKind) known() bool {
+	_, word := k.asks()
+	return word == 0 || word == kindAnswer || word == kindFarewell || word == kindKnows || word == kindStranger
+}
 
 // A probe is one packet of a prober.
 type probe struct {
@@ -178,7 +190,7 @@ func parseProbe(frame, key []byte) (m probe, mac [6]byte, ok bool) {
 	m.from = netip.AddrFrom16([16]byte(body[17:33])).Unmap()
 	m.to = netip.AddrFrom16([16]byte(body[33:49])).Unmap()
 	m.frontend = netip.AddrPortFrom(netip.AddrFrom16([16]byte(body[49:65])).Unmap(), binary.BigEndian.Uint16(body[65:67]))
-	return m, mac, m.kind <= kindFarewell
+	return m, mac, m.kind.known()
 }
 
 // probeFilter lets a socket see probes only, of all the traffic there is.

@@ -51,7 +51,15 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 					return
 				}
 				// A node that has stopped answering may keep its open
-				// connections: its process restarts, or the probes got lost.
+				// connections: its process restarts, or the probes got lost. One
+				// that never answered has none, and may not know what to do with
+				// those of others.
+				if why == "" {
+					delete(d.newcomers, n.ID)
+				}
+				if d.newcomers[n.ID] {
+					return
+				}
 				inRotation = inRotation && why == ""
 			}
 			ds.hops[b.Addr] = h

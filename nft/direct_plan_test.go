@@ -164,6 +164,7 @@ func TestDirectPassedOver(t *testing.T) {
 type paths map[string]Path
 
 func (paths) SetNodes([]Node)                           {}
+func (paths) InForce(_, _ map[string]bool)              {}
 func (paths) Want([]netip.AddrPort)                     {}
 func (p paths) Path(_ netip.AddrPort, node string) Path { return p[node] }
 func (paths) Run(ctx context.Context, _ func()) error   { <-ctx.Done(); return nil }

@@ -51,6 +51,10 @@ const (
 // the nodes' own addresses, tells a network that filters from a node that is
 // down.
 //
+// The answer tells whether the node takes clients' packets from who asks: not
+// before it has the VIPs and the rules, and, where it is new, not before it and
+// the others know each other.
+//
 // Probes are resets with a payload (RFC 9293 section 3.5.3 lets them have
 // one): no kernel answers a reset, and a packet socket sees what no firewall
 // of the host does.
@@ -69,8 +73,13 @@ type EthernetProber struct {
 
 	nodes  atomic.Pointer[[]Node]
 	mu     sync.Mutex
-	wanted map[netip.AddrPort]bool
-	paths  map[pathID]*pathState
+	opened time.Time // zero before Open
+	// fellows and hops are those of InForce.
+	fellows, hops map[string]bool
+	settled       bool // see isSettled
+	told          bool // the others know what this node says now
+	wanted        map[netip.AddrPort]bool
+	paths         map[pathID]*pathState
 }
 
 type pathID struct {
@@ -91,8 +100,9 @@ type pathState struct {
 	nonces [2]nonce // control, path
 	heard  [2]bool
 	sent   bool
-	lost   int // rounds in a row in which the path answered nothing
-	silent int // rounds in a row in which the node answered nothing
+	knows  bool // the node's last word was that it knows this one
+	lost   int  // rounds in a row in which the path answered nothing
+	silent int  // rounds in a row in which the node answered nothing
 }
 
 // NewProber returns a prober that begins with Run.
@@ -111,6 +121,7 @@ func NewProber(cfg ProberConfig) *EthernetProber {
 		moved:  make(chan sender, 16),
 		wanted: make(map[netip.AddrPort]bool),
 		paths:  make(map[pathID]*pathState),
+		told:   true,
 	}
 	p.nodes.Store(&cfg.Nodes)
 	return p
@@ -131,7 +142,76 @@ func (p *EthernetProber) SetNodes(nodes []Node) {
 	p.hurry()
 }
 
-// hurry has the next round begin at once.
+// settling is, in rounds, how long a node that has just got the VIP waits until
+// the others know it, and it them. Who does not by then is down, or in no touch
+// with the group.
+const settling = 3
+
+// Open tells that this node has the VIPs now: the others may send it clients'
+// packets, once it has met them.
+func (p *EthernetProber) Open() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.opened = time.Now()
+	p.tellAgain()
+}
+
+// InForce implements Prober.
+func (p *EthernetProber) InForce(fellows, hops map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if (p.fellows == nil) != (fellows == nil) || !maps.Equal(p.fellows, fellows) || !maps.Equal(p.hops, hops) {
+		p.fellows, p.hops = fellows, hops
+		p.tellAgain()
+	}
+}
+
+// tellAgain has the others ask this node anew. It is called with mu held.
+func (p *EthernetProber) tellAgain() {
+	p.told = false
+	p.hurry()
+}
+
+// word is what this node says to one that asks. A node that serves with another
+// data plane has no rules that could harm.
+func (p *EthernetProber) word(to netip.Addr) probeKind {
+	nodes := *p.nodes.Load()
+	i := slices.IndexFunc(nodes, func(n Node) bool { return slices.Contains(n.Addrs, to) })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.fellows == nil && p.opened.IsZero(), p.fellows != nil && (i < 0 || !p.fellows[nodes[i].ID]):
+		return kindStranger
+	case p.opened.IsZero(), p.fellows != nil && !p.isSettled(nodes):
+		return kindKnows
+	}
+	return kindAnswer
+}
+
+// isSettled says whether this node and all others know each other, or have had
+// the time for it: what it hands on reaches no node that takes it for a
+// client's packet, and reaches all that may have the connection. It is called
+// with mu held.
+func (p *EthernetProber) isSettled(nodes []Node) bool {
+	p.settled = p.settled || time.Since(p.opened) > settling*p.cfg.Every || p.hasMet(nodes)
+	return p.settled
+}
+
+func (p *EthernetProber) hasMet(nodes []Node) bool {
+	for f := range p.wanted {
+		for _, n := range nodes {
+			if _, ok := p.addrOf(n.ID, f.Addr()); !ok || n.ID == p.cfg.Self {
+				continue
+			}
+			if s := p.paths[pathID{f, n.ID}]; s == nil || !s.knows || s.path == PathProved && !p.hops[n.ID] {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// hurry has those be probed at once to which no way is proved.
 func (p *EthernetProber) hurry() {
 	select {
 	case p.kick <- struct{}{}:
@@ -181,17 +261,17 @@ func (p *EthernetProber) Run(ctx context.Context, changed func()) error {
 	}()
 	tick := time.NewTicker(p.cfg.Every)
 	defer tick.Stop()
-	complained := false
+	complained, all := false, true
 	for {
 		err := p.listen(sockets, &g, changed)
 		if err != nil && !complained {
 			p.cfg.Log.Warn("cannot prove the paths of data plane direct", "error", err)
 		}
 		complained = err != nil
-		if p.judge() {
+		if all && p.judge() {
 			changed()
 		}
-		p.send(sockets)
+		p.send(sockets, all)
 		for waiting := true; waiting; {
 			select {
 			case <-ctx.Done():
@@ -200,7 +280,9 @@ func (p *EthernetProber) Run(ctx context.Context, changed func()) error {
 				s.believe()
 				continue
 			case <-p.kick:
+				all = false
 			case <-tick.C:
+				all = true
 			}
 			waiting = false
 		}
@@ -285,10 +367,10 @@ func (p *EthernetProber) judge() (changed bool) {
 		default:
 			if s.silent++; s.silent >= probeFall {
 				// What was filtered is taken for filtered until the node is back.
-				if was == PathProved {
+				if was == PathProved || was == PathUnready {
 					s.path = PathSilent
 				}
-				s.lost = 0
+				s.lost, s.knows = 0, false
 			}
 		}
 		if s.path != was {
@@ -305,6 +387,8 @@ func (p *EthernetProber) report(id pathID, path Path) {
 		p.cfg.Log.Info("the network carries clients' packets", "frontend", id.frontend, "node", id.node)
 	case PathFiltered:
 		p.cfg.Log.Warn("the network filters clients' packets", "frontend", id.frontend, "node", id.node)
+	case PathUnready:
+		p.cfg.Log.Info("a node does not take clients' packets yet", "frontend", id.frontend, "node", id.node)
 	case PathSilent:
 		p.cfg.Log.Warn("a node does not answer path probes", "frontend", id.frontend, "node", id.node)
 	}
@@ -355,9 +439,19 @@ func (p *EthernetProber) tell(t target, kind probeKind, n nonce) {
 	_, _ = t.sock.conn.WriteTo(m.frame(t.sock.link.mac, t.mac, p.key), &packet.Addr{HardwareAddr: t.mac[:]})
 }
 
-// send begins a round.
-func (p *EthernetProber) send(sockets map[string]probeSocket) {
+// send begins a round, for all or for those to which no way is proved.
+func (p *EthernetProber) send(sockets map[string]probeSocket, all bool) {
+	p.mu.Lock()
+	told := p.told
+	p.told = true
+	p.mu.Unlock()
 	for _, t := range p.targets(sockets) {
+		if !told {
+			p.tell(t, kindWelcome, nonce{})
+		}
+		if !all && p.Path(t.frontend, t.node) == PathProved {
+			continue
+		}
 		var nonces [2]nonce
 		for i := range nonces {
 			rand.Read(nonces[i][:])
@@ -413,11 +507,13 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 		switch m.kind {
 		case kindControl, kindPath:
 			answer := probe{
-				kind: m.kind + kindAnswer, nonce: m.nonce,
+				kind: m.kind + p.word(m.from), nonce: m.nonce,
 				from: m.to, to: m.from, frontend: m.frontend,
 				src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
 			}
 			_, _ = s.conn.WriteTo(answer.frame(s.link.mac, mac, p.key), &packet.Addr{HardwareAddr: mac[:]})
+		case kindWelcome:
+			p.hurry()
 		default:
 			if p.hear(m) {
 				changed()
@@ -441,16 +537,27 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 		return false
 	}
 	was := s.path
+	kind, word := m.kind.asks()
 	switch {
 	case m.kind == kindFarewell:
-		if was == PathProved {
+		if was == PathProved || was == PathUnready {
 			s.path = PathSilent
 			s.sent = false
 		}
-	case m.nonce == s.nonces[m.kind-kindAnswer]:
-		s.heard[m.kind-kindAnswer] = true
-		if m.kind == kindPath+kindAnswer {
+		s.knows = false
+	case m.nonce == s.nonces[kind]:
+		s.heard[kind] = true
+		met := !s.knows && word != kindStranger
+		s.knows = word != kindStranger
+		if met && !p.settled {
+			p.tellAgain()
+		}
+		switch {
+		case kind == kindControl:
+		case word == kindAnswer:
 			s.path = PathProved
+		default:
+			s.path = PathUnready
 		}
 	}
 	if s.path != was {

@@ -106,20 +106,21 @@ func FuzzParseProbe(f *testing.F) {
 func (l *directLab) probing() (probers []*EthernetProber, stop []func()) {
 	l.t.Helper()
 	for i := range l.nodes {
-		p, end := l.probingAt(i)
+		p, end := l.probingAt(i, 50*time.Millisecond)
+		p.Open()
 		probers, stop = append(probers, p), append(stop, end)
 	}
 	return probers, stop
 }
 
 // probingAt makes a plane with a prober on a node, which runs until stop is
-// called.
-func (l *directLab) probingAt(i int) (p *EthernetProber, stop func()) {
+// called. It is not open.
+func (l *directLab) probingAt(i int, every time.Duration) (p *EthernetProber, stop func()) {
 	l.t.Helper()
 	n, cfg := l.nodes[i], l.planes[i].cfg
 	p = NewProber(ProberConfig{
 		Interfaces: cfg.Interfaces, Nodes: cfg.Nodes, Self: n.name,
-		Key: []byte("group"), Every: 50 * time.Millisecond, Log: cfg.Log,
+		Key: []byte("group"), Every: every, Log: cfg.Log,
 	})
 	plane := l.plane(n, p)
 	l.planes[i] = plane
@@ -153,6 +154,19 @@ func becomes(t *testing.T, p *EthernetProber, node string, want Path) {
 				p.Path(directFrontends[0], node), p.Path(directFrontends[1], node), want)
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// never looks for ten rounds, half a second, whether a path is what it must not
+// be.
+func never(t *testing.T, p *EthernetProber, node string, bad Path) {
+	t.Helper()
+	for end := time.Now().Add(10 * p.cfg.Every); time.Now().Before(end); time.Sleep(p.cfg.Every / 10) {
+		for _, f := range directFrontends {
+			if p.Path(f, node) == bad {
+				t.Fatalf("the path from %s to %s for %v is %v", p.cfg.Self, node, f, bad)
+			}
+		}
 	}
 }
 
@@ -251,12 +265,24 @@ func TestNodesComeAndGo(t *testing.T) {
 	l.apply([]int{0, 1, 2}, nil)
 	before := l.open(20)
 
-	// Its appliance begins.
-	third, _ := l.probingAt(2)
+	// Its appliance begins. Nothing is sent to it before it has the VIPs and the
+	// rules, and before nobody takes what it hands on for a client's packet.
+	l.planes[1].SetNodes([]Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}})
+	l.applyAt(1, []int{0, 1}, nil)
+	third, _ := l.probingAt(2, 2*time.Second) // it waits for others for 6 s
 	all[2].do(func() error { return l.planes[2].Usable(context.Background(), l.loadBalancer()) })
+	becomes(t, probers[0], "node3", PathUnready)
+	l.applyAt(2, []int{0, 1, 2}, nil)
+	becomes(t, third, "node1", PathProved)
+	becomes(t, third, "node2", PathUnready)
+	third.Open()
+	never(t, probers[0], "node3", PathProved)
+	l.planes[1].SetNodes([]Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}, newcomer})
+	all[1].do(func() error { return l.planes[1].Usable(context.Background(), l.loadBalancer()) })
+	l.applyAt(1, []int{0, 1, 2}, nil)
+	becomes(t, third, "node2", PathProved)
 	becomes(t, probers[0], "node3", PathProved)
 	becomes(t, probers[1], "node3", PathProved)
-	becomes(t, third, "node1", PathProved)
 	l.apply([]int{0, 1, 2}, nil)
 	seen := map[string]bool{}
 	for range 60 {

@@ -80,6 +80,8 @@ func (p Path) why(node string) string {
 		return ""
 	case PathFiltered:
 		return fmt.Sprintf("the network does not carry packets of clients to node %s", node)
+	case PathUnready:
+		return fmt.Sprintf("node %s does not take packets of clients from here yet: it has just begun, or does not know this node", node)
 	}
 	return fmt.Sprintf("the appliance on node %s answers no probe of the path, so nothing is handed to it", node)
 }

@@ -110,7 +110,7 @@ func said(err error) error {
 	case errors.Is(err, unix.ECONNREFUSED):
 		return fmt.Errorf("refuses the connection: %w", unix.ECONNREFUSED)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("does not take the connection in time: %w", context.DeadlineExceeded)
+		return errors.New("does not take the connection in time")
 	}
 	var op *net.OpError
 	if errors.As(err, &op) {

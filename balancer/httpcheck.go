@@ -215,7 +215,7 @@ func (h *httpChecker) broken(ctx context.Context, in *bufio.Reader, err error) e
 	var op *net.OpError
 	switch {
 	case ctx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("takes the connection, but does not answer %s %s in time: %w", h.check.Method, h.check.Path, context.DeadlineExceeded)
+		return fmt.Errorf("takes the connection, but does not answer %s %s in time", h.check.Method, h.check.Path)
 	case h.secure != nil && errors.As(err, &op) && op.Op == "remote error":
 		return &Mismatch{"refuses the TLS connection (" + op.Err.Error() + ")",
 			"check: {tls: {certFile: ..., keyFile: ...}} if it wants a client certificate, or check: {type: tcp}"}

@@ -80,6 +80,7 @@ type EthernetProber struct {
 	told          bool // the others know what this node says now
 	wanted        map[netip.AddrPort]bool
 	paths         map[pathID]*pathState
+	logged        map[string]Path // what the log says of each node
 }
 
 type pathID struct {
@@ -122,6 +123,7 @@ func NewProber(cfg ProberConfig) *EthernetProber {
 		wanted: make(map[netip.AddrPort]bool),
 		paths:  make(map[pathID]*pathState),
 		told:   true,
+		logged: make(map[string]Path),
 	}
 	p.nodes.Store(&cfg.Nodes)
 	return p
@@ -381,7 +383,13 @@ func (p *EthernetProber) judge() (changed bool) {
 	return changed
 }
 
+// report logs what has become of a node, once for all its frontends. Called
+// with mu held.
 func (p *EthernetProber) report(id pathID, path Path) {
+	if p.logged[id.node] == path {
+		return
+	}
+	p.logged[id.node] = path
 	switch path {
 	case PathProved:
 		p.cfg.Log.Info("the network carries clients' packets", "frontend", id.frontend, "node", id.node)

@@ -3,6 +3,7 @@ package nft
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -354,4 +355,20 @@ func (l *directLab) antispoof(port string, on bool) {
 		}
 		return conn.Flush()
 	})
+}
+
+// A node that goes and comes is one line each, however many frontends it serves.
+func TestProberTellsOncePerNode(t *testing.T) {
+	var log strings.Builder
+	p := NewProber(ProberConfig{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	for _, path := range []Path{PathProved, PathSilent} {
+		for port := range uint16(50) {
+			for _, node := range []string{"n2", "n3"} {
+				p.report(pathID{netip.AddrPortFrom(netip.MustParseAddr("10.77.0.10"), 6443+port), node}, path)
+			}
+		}
+	}
+	if n := strings.Count(log.String(), "\n"); n != 4 {
+		t.Errorf("%d lines, want 4:\n%s", n, log.String())
+	}
 }

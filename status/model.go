@@ -40,6 +40,39 @@ type verdict struct {
 type problem struct {
 	Bad  bool
 	Text string
+	// of is the load balancer of a backend's problem, and all what is said of
+	// several backends together.
+	of, all string
+}
+
+// gathered is problems with those of many backends that have one cause as one: a
+// host that is gone has a backend of every load balancer.
+func gathered(problems []problem) []problem {
+	const most = 2 // that are told one by one
+	same := make(map[string][]string)
+	for _, p := range problems {
+		if p.all != "" {
+			same[p.all] = append(same[p.all], p.of)
+		}
+	}
+	var out []problem
+	for _, p := range problems {
+		names, told := same[p.all]
+		switch {
+		case p.all == "" || told && len(names) <= most:
+			out = append(out, p)
+		case told:
+			n := len(names)
+			slices.Sort(names)
+			names = slices.Compact(names)
+			if more := len(names) - 5; more > 0 {
+				names = append(names[:5], fmt.Sprintf("%d more", more))
+			}
+			out = append(out, problem{Text: fmt.Sprintf("%d backends (of %s) %s", n, strings.Join(names, ", "), p.all)})
+			delete(same, p.all)
+		}
+	}
+	return out
 }
 
 type addressModel struct {
@@ -237,6 +270,7 @@ func addresses(s Snapshot, reports []neighbour) []addressModel {
 				}
 			}
 		}
+		slices.SortFunc(a.Nodes, func(x, y addressNode) int { return cmp.Compare(x.ID, y.ID) })
 		switch {
 		case len(a.Answering) != 1 || recent(s.Time, a.ForeignAt, 5*time.Minute):
 			a.Level = "bad"
@@ -256,7 +290,7 @@ func recent(now, t time.Time, within time.Duration) bool {
 func (m *model) judge(s Snapshot, reports []neighbour) verdict {
 	var v verdict
 	note := func(bad bool, format string, args ...any) {
-		v.Problems = append(v.Problems, problem{bad, fmt.Sprintf(format, args...)})
+		v.Problems = append(v.Problems, problem{Bad: bad, Text: fmt.Sprintf(format, args...)})
 	}
 	if m.Holder == "" && s.Role != "worker" {
 		note(true, "nobody answers for the virtual addresses, as far as %s knows", m.Self)
@@ -305,9 +339,11 @@ func (m *model) judge(s Snapshot, reports []neighbour) verdict {
 			note(recent(m.Now, a.ForeignAt, 5*time.Minute), "another machine (%s) has claimed %s", a.ForeignMAC, a.Address)
 		}
 	}
+	var all []problem
 	for _, lb := range m.LoadBalancers {
-		v.Problems = append(v.Problems, lb.problems()...)
+		all = append(all, lb.problems()...)
 	}
+	v.Problems = append(v.Problems, gathered(all)...)
 	slices.SortStableFunc(v.Problems, func(a, b problem) int {
 		switch {
 		case a.Bad == b.Bad:
@@ -461,14 +497,23 @@ func (m model) Backends() (n int) {
 
 // Open is how many connections are open, where that is counted.
 func (m model) Open() string {
-	n, counted := uint64(0), false
+	n, counted, all := uint64(0), false, true
 	for _, lb := range m.LoadBalancers {
 		for _, be := range lb.Backends {
-			n, counted = n+be.Traffic.Open, counted || be.Counted && !be.Partly
+			n += be.Traffic.Open
+			if be.Counted && !be.Partly {
+				counted = true
+			} else {
+				all = false
+			}
 		}
 	}
-	if !counted {
+	switch number := strconv.FormatUint(n, 10); {
+	case !counted:
 		return "not counted"
+	case !all: // not every data plane does
+		return "at least " + number
+	default:
+		return number
 	}
-	return strconv.FormatUint(n, 10)
 }

@@ -58,13 +58,34 @@ type backendModel struct {
 	New, In, Out float64
 	// Differs are nodes whose own checks say something else.
 	Differs []string
-	// Passed are the nodes whose data plane passes it over, and why.
-	Passed []string
+	// Passed is why data planes pass it over, and on which nodes.
+	Passed []passedOver
 	// Queues is whether a node's data plane has a queue and slow starts.
 	Queues bool
 	Level  string
 	// NameIsAddress spares the reader to read it twice.
 	NameIsAddress bool
+}
+
+// passedOver is why some nodes' data planes give a backend no new connections.
+type passedOver struct {
+	why   string
+	nodes []string
+}
+
+func (p passedOver) String() string {
+	return fmt.Sprintf("no new connections from %s: %s", strings.Join(p.nodes, ", "), p.why)
+}
+
+// passOver notes one node more.
+func passOver(all []passedOver, node, why string) []passedOver {
+	for i := range all {
+		if all[i].why == why {
+			all[i].nodes = append(all[i].nodes, node)
+			return all
+		}
+	}
+	return append(all, passedOver{why, []string{node}})
 }
 
 func newLB(s Snapshot, lb balancer.LoadBalancerStatus, reports []neighbour, samples *Samples) lbModel {
@@ -170,7 +191,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []neighbour) backe
 		}
 		plane := find(r.Report.Snapshot, lb).Plane
 		if other.PassedOver != "" {
-			m.Passed = append(m.Passed, fmt.Sprintf("gets no new connections from %s: %s", r.Report.Snapshot.ID, other.PassedOver))
+			m.Passed = passOver(m.Passed, r.Report.Snapshot.ID, other.PassedOver)
 		}
 		if other.Traffic == nil {
 			continue
@@ -229,22 +250,23 @@ func (m *lbModel) problems() []problem {
 	var all []problem
 	switch {
 	case m.Hurt:
-		all = append(all, problem{true, fmt.Sprintf("%s has no healthy backend; its clients are refused", m.Name)})
+		all = append(all, problem{Bad: true, Text: fmt.Sprintf("%s has no healthy backend; its clients are refused", m.Name)})
 	case m.Plane == "":
-		all = append(all, problem{true, strings.TrimSuffix(fmt.Sprintf("%s is not served here: %s", m.Name, m.Error), ": ")})
+		all = append(all, problem{Bad: true, Text: strings.TrimSuffix(fmt.Sprintf("%s is not served here: %s", m.Name, m.Error), ": ")})
 	case m.Error != "":
-		all = append(all, problem{false, fmt.Sprintf("%s: %s", m.Name, m.Error)})
+		all = append(all, problem{Text: fmt.Sprintf("%s: %s", m.Name, m.Error)})
 	}
 	for _, b := range m.Backends {
 		if b.State == balancer.Down {
-			all = append(all, problem{false, fmt.Sprintf("%s / %s is down: %s", m.Name, b.Name, b.Reason)})
+			all = append(all, problem{Text: fmt.Sprintf("%s / %s is down: %s", m.Name, b.Name, b.Reason),
+				of: m.Name, all: "are down: " + b.Reason})
 		}
-		for _, why := range b.Passed {
-			all = append(all, problem{false, fmt.Sprintf("%s / %s %s", m.Name, b.Name, why)})
+		for _, p := range b.Passed {
+			all = append(all, problem{Text: fmt.Sprintf("%s / %s gets %s", m.Name, b.Name, p), of: m.Name, all: "get " + p.String()})
 		}
 		for _, d := range b.Differs {
 			if b.State != balancer.Down {
-				all = append(all, problem{false, fmt.Sprintf("%s / %s is %s", m.Name, b.Name, d)})
+				all = append(all, problem{Text: fmt.Sprintf("%s / %s is %s", m.Name, b.Name, d)})
 			}
 		}
 	}

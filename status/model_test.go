@@ -97,6 +97,17 @@ func TestVerdict(t *testing.T) {
 			mend(c)
 			c.edit("n2", func(s *Snapshot) { s.LoadBalancers[1].Backends[0].PassedOver = "no path to n1" })
 		}, "warn", "ingress / 10.77.1.11:6444 gets no new connections from n2: no path to n1"},
+		"a host with a backend of each is down": {func(c *cast, _ map[string]neighbour) {
+			mend(c)
+			c.edit("n1", func(s *Snapshot) {
+				for i := range s.LoadBalancers {
+					for k := range 2 {
+						be := &s.LoadBalancers[i].Backends[k]
+						be.State, be.Reason = balancer.Down, "gone"
+					}
+				}
+			})
+		}, "warn", "4 backends (of ingress, kube-apiserver) are down: gone"},
 		"all backends are passed over": {func(c *cast, _ map[string]neighbour) {
 			mend(c)
 			c.edit("n2", func(s *Snapshot) {

@@ -90,7 +90,7 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 		for i, f := range lb.Frontends {
 			addrs[i] = f.String()
 		}
-		fmt.Fprintf(&b, "\nload balancer %s on %s: %s, %s\n", lb.Name, strings.Join(addrs, ", "), cmp.Or(string(lb.Plane), p.bad("not served")), lb.Scheduler)
+		fmt.Fprintf(&b, "\nload balancer %s on %s: %s, scheduler %s\n", lb.Name, strings.Join(addrs, ", "), cmp.Or(string(lb.Plane), p.bad("not served")), lb.Scheduler)
 		if lb.Reason != "" {
 			fmt.Fprintf(&b, "  %s\n", lb.Reason)
 		}
@@ -137,7 +137,7 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 }
 
 // directCounts says what a number is worth.
-const directCounts = "TOTAL: new connections at this node's own backend, and of clients on this node; each node counts its own, and the page sums them"
+const directCounts = "TOTAL is this node's part: new connections at its own backend, and of its own clients; the page has the sum"
 
 // percent of a whole.
 func percent(part float64) string { return fmt.Sprintf("%.0f%%", 100*part) }

@@ -135,7 +135,9 @@ func Open(cfg Config) (*Group, error) {
 }
 
 // SetKeys puts other group keys into force: all are accepted, and the first is
-// shown on connections that begin from now on. Those that are open stay.
+// shown on connections that begin from now on. Those that are open stay, and so do the keys of
+// datagrams, which belong to the process: who has got hold of a group key
+// is shut out for good when every process has been restarted after the rotation.
 func (g *Group) SetKeys(keys []Key) error {
 	if len(keys) == 0 || g.port.cred.Load() == nil || len(g.cfg.Security.Keys) == 0 {
 		return errors.New("this group does not know its peers by a group key; restart the appliance to change that")

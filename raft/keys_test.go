@@ -16,6 +16,7 @@ func TestKeysAreRotatedWhileTheGroupLives(t *testing.T) {
 	b.start("a", "b", "c")
 	b.voters(3)
 	b.holder()
+	b.datagramsFlow()
 	next := GenerateKey()
 	for _, keys := range [][]Key{{b.key, next}, {next, b.key}, {next}} {
 		for _, id := range []string{"a", "b", "c"} {
@@ -30,6 +31,7 @@ func TestKeysAreRotatedWhileTheGroupLives(t *testing.T) {
 					}
 				}
 			}
+			b.datagramsFlow()
 		}
 	}
 	// Who has only the old key is a stranger now.
@@ -52,6 +54,29 @@ func TestKeysAreRotatedWhileTheGroupLives(t *testing.T) {
 	b.start(h)
 	b.voters(3)
 	b.holder()
+}
+
+// datagramsFlow waits until something new has come from every peer to every
+// other, and all count as heard.
+func (b *bench) datagramsFlow() {
+	b.t.Helper()
+	got := func(n *node, from string) uint64 {
+		n.detector.mu.Lock()
+		defer n.detector.mu.Unlock()
+		return n.detector.fellows[from].got
+	}
+	for id, n := range b.nodes {
+		for other := range b.nodes {
+			if other == id {
+				continue
+			}
+			before := got(n, other)
+			b.eventually("datagrams from "+other+" to "+id, func() bool {
+				heard, vanished := n.detector.reach(other)
+				return heard && !vanished && got(n, other) > before
+			})
+		}
+	}
 }
 
 func TestSeveralKeysInOneFile(t *testing.T) {

@@ -24,7 +24,10 @@ func TestPieceFollowsHeartbeat(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { n.Close() })
+		t.Cleanup(func() {
+			n.CloseStreams() // Close leaves those that are kept for the next RPC
+			n.Close()
+		})
 		return n
 	}
 	stop := make(chan struct{})

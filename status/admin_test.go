@@ -79,8 +79,8 @@ func TestAdminServes(t *testing.T) {
 	} {
 		w := ask{path: path}.of(h)
 		body := w.Body.String()
-		if path == "/" { // one backend is down
-			want = "Clients are served, with one thing to look at: kube-apiserver / "
+		if path == "/" { // one backend is down, and clients wait
+			want = "Clients are served, with 2 things to look at"
 		}
 		if w.Code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("%s: %d, lacks %q:\n%.300s", path, w.Code, want, body)

@@ -325,7 +325,7 @@ func (m *model) judge(s Snapshot, reports []neighbour) verdict {
 				note(false, "%s does not reach %s", n.ID, strings.Join(gone, ", "))
 			}
 		}
-		if n.Unfit != "" && n.Unreachable == "" {
+		if n.Unfit != "" && n.Unreachable == "" && len(n.NotReady) == 0 { // else it is said below
 			note(false, "%s would rather not hold: %s", n.ID, n.Unfit)
 		}
 		for _, why := range n.NotReady {

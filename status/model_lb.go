@@ -256,6 +256,13 @@ func (m *lbModel) problems() []problem {
 	case m.Error != "":
 		all = append(all, problem{Text: fmt.Sprintf("%s: %s", m.Name, m.Error)})
 	}
+	waiting := m.Queued
+	for _, b := range m.Backends {
+		waiting += b.Traffic.Queued
+	}
+	if waiting > 0 {
+		all = append(all, problem{Text: fmt.Sprintf("%s has %d connections in its queue: its backends have as many as maxconn allows", m.Name, waiting)})
+	}
 	for _, b := range m.Backends {
 		if b.State == balancer.Down {
 			all = append(all, problem{Text: fmt.Sprintf("%s / %s is down: %s", m.Name, b.Name, b.Reason),

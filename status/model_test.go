@@ -15,6 +15,11 @@ func view(t *testing.T, change func(c *cast, others map[string]neighbour)) model
 	t.Helper()
 	now := time.Now()
 	c := newCast(t, now, 2, 3)
+	for id := range c.snaps { // nobody waits
+		c.edit(id, func(s *Snapshot) {
+			s.LoadBalancers[1].Queued, s.LoadBalancers[1].Backends[0].Traffic.Queued = 0, 0
+		})
+	}
 	others := map[string]neighbour{}
 	for _, id := range []string{"n2", "n3"} {
 		others[id] = neighbour{ID: id, At: now}
@@ -116,6 +121,11 @@ func TestVerdict(t *testing.T) {
 				}
 			})
 		}, "bad", "ingress has no healthy backend; its clients are refused"},
+		"clients wait": {func(c *cast, _ map[string]neighbour) {
+			mend(c)
+			c.edit("n1", func(s *Snapshot) { s.LoadBalancers[1].Queued = 2 })
+			c.edit("n2", func(s *Snapshot) { s.LoadBalancers[1].Backends[0].Traffic.Queued = 4 })
+		}, "warn", "ingress has 6 connections in its queue"},
 		"a node is unfit": {func(c *cast, _ map[string]neighbour) {
 			mend(c)
 			c.edit("n1", func(s *Snapshot) { s.Group.Peers[2].Unfit = "track uplink: exit code 1" })

@@ -22,6 +22,21 @@ type gone map[netip.AddrPort][]netip.AddrPort
 
 func (g gone) has(f flow) bool { return slices.Contains(g[f.frontend], f.backend) }
 
+// families are those whose connections have to be looked through, which takes
+// some 5 ms each on a large table, however few connections are in it.
+func (g gone) families() (found []netlink.InetFamily) {
+	for frontend := range g {
+		family := netlink.InetFamily(unix.AF_INET)
+		if frontend.Addr().Is6() {
+			family = unix.AF_INET6
+		}
+		if !slices.Contains(found, family) {
+			found = append(found, family)
+		}
+	}
+	return found
+}
+
 // left says which backends were in or draining from rotation before and are
 // not now. A service that is not asked for any more loses none: its
 // connections go on, under whoever serves it now.
@@ -62,7 +77,8 @@ func disconnect(g gone) (int, error) {
 		return 0, nil
 	}
 	flows := &flowFilter{gone: g}
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+	families := g.families()
+	for _, family := range families {
 		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, flows); err != nil {
 			return flows.deleted, conntrackError(err)
 		}
@@ -79,7 +95,7 @@ func disconnect(g gone) (int, error) {
 	for _, f := range flows.open {
 		pokes[[2]netip.AddrPort{f.frontend, f.client}] = true
 	}
-	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+	for _, family := range families {
 		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, pokes); err != nil {
 			return flows.deleted, conntrackError(err)
 		}

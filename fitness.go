@@ -35,7 +35,7 @@ func (n *node) followFitness(ctx context.Context) error {
 	defer tick.Stop()
 	var d damped
 	for {
-		sightless := d.look(time.Now(), blind(n.balancer.Status().LoadBalancers))
+		sightless := d.look(time.Now(), blind(n.balancer.Health()))
 		n.group.SetClaim(fitness(sightless, n.claim.Load(), n.group.Status().Trouble))
 		select {
 		case <-ctx.Done():

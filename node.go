@@ -396,7 +396,7 @@ func (n *node) yieldWithoutCarrier(ctx context.Context) error {
 // the kernel moves the packets, it goes on moving those of open connections,
 // and a new life finds everything as it was. User space ends with the process.
 func (n *node) linger() time.Duration {
-	for _, lb := range n.balancer.Status().LoadBalancers {
+	for _, lb := range n.balancer.Health() {
 		if n.cfg.Linger > 0 && lb.Plane != "" && lb.Plane != balancer.UserSpace {
 			n.lingers = true
 			return n.cfg.Linger

@@ -136,15 +136,7 @@ func (b *Balancer) Status() Status {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := Status{LoadBalancers: []LoadBalancerStatus{}, Planes: []PlaneStatus{}}
-	for _, lb := range b.wanted {
-		e := b.entries[lb.Name]
-		if e == nil {
-			e = &entry{lb: lb} // Set has just brought it
-		}
-		s.LoadBalancers = append(s.LoadBalancers, b.status(e, traffic, passed))
-	}
-	slices.SortFunc(s.LoadBalancers, func(x, y LoadBalancerStatus) int { return cmp.Compare(x.Name, y.Name) })
+	s := Status{LoadBalancers: b.loadBalancers(traffic, passed), Planes: []PlaneStatus{}}
 	for _, d := range b.drivers {
 		p := PlaneStatus{Name: d.plane.Name(), Services: d.last, Repairs: d.repaired, Applied: known(d.at)}
 		if d.err != nil && d.applied {
@@ -153,6 +145,28 @@ func (b *Balancer) Status() Status {
 		s.Planes = append(s.Planes, p)
 	}
 	return s
+}
+
+// Health is what Status says of the load balancers, without what only the planes
+// know. It asks no kernel, so that whoever wants it often may have it.
+func (b *Balancer) Health() []LoadBalancerStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.loadBalancers(nil, nil)
+}
+
+// loadBalancers is sorted by name. Called with mu held.
+func (b *Balancer) loadBalancers(traffic map[Target]Traffic, passed map[PlaneName]map[Target]string) []LoadBalancerStatus {
+	lbs := []LoadBalancerStatus{}
+	for _, lb := range b.wanted {
+		e := b.entries[lb.Name]
+		if e == nil {
+			e = &entry{lb: lb} // Set has just brought it
+		}
+		lbs = append(lbs, b.status(e, traffic, passed))
+	}
+	slices.SortFunc(lbs, func(x, y LoadBalancerStatus) int { return cmp.Compare(x.Name, y.Name) })
+	return lbs
 }
 
 // status is the part of one entry. Called with mu held.

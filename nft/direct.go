@@ -93,6 +93,7 @@ type Direct struct {
 	nodes      atomic.Pointer[[]Node]
 	neighbours *neighbours
 	changed    chan struct{}
+	shown      atomic.Pointer[directShown] // nil before the first Apply
 
 	mu sync.Mutex
 	// configured are the backends of each load balancer, healthy or not: the
@@ -105,8 +106,7 @@ type Direct struct {
 	newcomers map[string]bool
 	tables    [3]keeper
 	applied   []balancer.Service
-	passed    map[balancer.Target]string // by the last Apply
-	tried     bool                       // the kernel takes our rules
+	tried     bool // the kernel takes our rules
 }
 
 // NewDirect returns the plane. It touches nothing before Apply.
@@ -414,7 +414,6 @@ func (d *Direct) Apply(_ context.Context, services []balancer.Service) (repaired
 		return 0, err
 	}
 	plan := d.plan(services, now)
-	d.passed = plan.passed
 	for i, t := range plan.tables() {
 		n, err := d.tables[i].apply(t)
 		repaired += n
@@ -425,6 +424,7 @@ func (d *Direct) Apply(_ context.Context, services []balancer.Service) (repaired
 	if d.cfg.Prober != nil {
 		d.cfg.Prober.InForce(d.inForce(plan, now))
 	}
+	d.shown.Store(&directShown{slices.Clone(services), plan.passed})
 	_, err = disconnect(left(d.applied, services))
 	d.applied = slices.Clone(services)
 	return repaired, err
@@ -456,7 +456,8 @@ func (d *Direct) Close() error {
 }
 
 func (d *Direct) remove() error {
-	d.applied, d.passed = nil, nil
+	d.applied = nil
+	d.shown.Store(&directShown{})
 	if d.cfg.Prober != nil {
 		d.cfg.Prober.InForce(nil, nil)
 	}

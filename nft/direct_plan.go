@@ -32,8 +32,14 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 		ds := directService{frontend: s.Frontend, link: l, hops: make(map[netip.AddrPort]hop)}
 		rotation := make(map[netip.AddrPort]bool)
 		add := func(b balancer.Backend, inRotation bool) {
+			if b.Addr.Addr().Is4() != s.Frontend.Addr().Is4() {
+				return
+			}
 			n, ok := d.node(b.Addr.Addr())
-			if !ok || b.Addr.Addr().Is4() != s.Frontend.Addr().Is4() {
+			if !ok {
+				if inRotation {
+					p.passed[balancer.Target{LoadBalancer: s.LoadBalancer, Backend: b.Addr}] = "its address is that of no node of the group"
+				}
 				return
 			}
 			h := hop{addr: b.Addr, self: n.ID == d.cfg.Self}

@@ -23,14 +23,19 @@ func (s directService) count(t *table, h hop) []expr.Any {
 	return []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}
 }
 
+// directShown is what the last Apply was about, for those who look and must not
+// wait for the next.
+type directShown struct {
+	services []balancer.Service
+	passed   map[balancer.Target]string
+}
+
 // Stats reads the counters from the kernel: the new connections at this node's
 // own backends, and those of clients on this node.
 func (d *Direct) Stats() (Stats, error) {
-	d.mu.Lock()
-	services := d.applied
-	d.mu.Unlock()
 	var s Stats
-	if len(services) == 0 {
+	shown := d.shown.Load()
+	if shown == nil || len(shown.services) == 0 {
 		return s, nil
 	}
 	conn, err := dial()
@@ -53,7 +58,7 @@ func (d *Direct) Stats() (Stats, error) {
 		}
 		maps.Copy(counters, c)
 	}
-	for _, svc := range services {
+	for _, svc := range shown.services {
 		for _, b := range slices.Concat(svc.Backends, svc.Draining) {
 			n, ok := counters[backendName(svc.Frontend, b.Addr)]
 			if !ok {
@@ -68,9 +73,10 @@ func (d *Direct) Stats() (Stats, error) {
 // PassedOver says why backends that are in rotation get no new connections from
 // this plane: it hands packets only to nodes that are proved to get them.
 func (d *Direct) PassedOver() map[balancer.Target]string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return maps.Clone(d.passed)
+	if shown := d.shown.Load(); shown != nil {
+		return maps.Clone(shown.passed)
+	}
+	return nil
 }
 
 // why is what a path lacks, to the node of that name; nothing if it is proved.

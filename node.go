@@ -184,7 +184,7 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 		Interfaces: n.interfaces(),
 		Nodes:      n.neighbours(),
 		Self:       n.site.self.ID,
-		Key:        n.site.probeKey(),
+		Keys:       probeKeys(n.site.security.Keys),
 		Log:        n.log,
 	})
 	n.direct = nft.NewDirect(nft.DirectConfig{

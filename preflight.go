@@ -107,16 +107,6 @@ func security(cfg *configs.Config) (raft.Security, error) {
 	return raft.Security{}, nil
 }
 
-// probeKey keeps strangers from speaking for nodes in the direct data plane's
-// probes. It comes from the group key; without one nothing is kept from whoever
-// can send frames on the link, who could speak for the nodes anyway.
-func (s site) probeKey() []byte {
-	if len(s.security.Keys) == 0 {
-		return nil
-	}
-	return []byte(s.security.Keys[0].Text())
-}
-
 // writable proves that dir, or the nearest parent that exists, takes a file.
 func writable(dir string) error {
 	at := dir

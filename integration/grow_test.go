@@ -3,6 +3,10 @@ package integration
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,4 +153,52 @@ func TestGroupGrowsDirect(t *testing.T) {
 		}
 	}
 	tr.oneAnswer(t)
+}
+
+// TestDirectWithoutGroupKey: where there is no group key, the group makes a
+// secret of its own for the path probes, and a node that restarts has it, too.
+func TestDirectWithoutGroupKey(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	tr := gather(t)
+	path := filepath.Join(tr.Dir, "appliance.yaml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = regexp.MustCompile("keyFile: .*").ReplaceAll(text, []byte("insecure: true"))
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.app.StartAll(); err != nil {
+		t.Fatal(err)
+	}
+	tr.members0(t, 0, 1, 2)
+	proved := func() {
+		t.Helper()
+		tr.served(t, balancer.Direct, 0, 1, 2)
+		tr.until(t, "packets to be handed to all nodes", func(ctx context.Context) bool {
+			for i := range 3 {
+				s, err := tr.app.Status(ctx, i)
+				if err != nil || slices.ContainsFunc(s.LoadBalancers[0].Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" }) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	tr.until(t, "all to have the secret", func(context.Context) bool {
+		return strings.Count(tr.app.Log(), "path probes are signed with the group's own key") == 3
+	})
+	proved()
+	tr.app.Kill(1)
+	tr.until(t, "packets not to be handed to a node without appliance", func(ctx context.Context) bool {
+		s, err := tr.app.Status(ctx, 0)
+		return err == nil && slices.ContainsFunc(s.LoadBalancers[0].Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
+	})
+	if err := tr.app.Start(1); err != nil {
+		t.Fatal(err)
+	}
+	proved()
 }

@@ -28,8 +28,10 @@ type ProberConfig struct {
 	Interfaces map[netip.Addr]string
 	Nodes      []Node
 	Self       string
-	// Key is the secret of the group. It keeps strangers from answering.
-	Key []byte
+	// Keys are secrets of the group, which keep strangers from answering. All
+	// are accepted; the first one is spoken in, but to a node that speaks in
+	// another. None is an empty one. SetKeys replaces them.
+	Keys [][]byte
 	// Every is the time between two probes of a path. Zero means 2 s.
 	Every time.Duration
 	// Log gets one line for each change. Nil means slog.Default().
@@ -63,16 +65,17 @@ const (
 //	Run         the sockets, the round
 //	receive     one socket's reading, one per interface
 type EthernetProber struct {
-	cfg ProberConfig
-	// key is derived from the group's, so that nothing signed here means
-	// anything elsewhere.
-	key  []byte
+	cfg  ProberConfig
 	kick chan struct{}
 	// moved carries what probes tell of their senders' cards to Run.
 	moved chan sender
 
-	nodes  atomic.Pointer[[]Node]
-	mu     sync.Mutex
+	nodes atomic.Pointer[[]Node]
+	mu    sync.Mutex
+	// keys are derived from the group's, so that nothing signed here means
+	// anything elsewhere. spoken has the one in which a node spoke last.
+	keys   []probeKey
+	spoken map[netip.Addr]probeKey
 	opened time.Time // zero before Open
 	// fellows and hops are those of InForce.
 	fellows, hops map[string]bool
@@ -114,19 +117,67 @@ func NewProber(cfg ProberConfig) *EthernetProber {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	key := sha256.Sum256(append([]byte("appliance path probe\x00"), cfg.Key...))
 	p := &EthernetProber{
 		cfg:    cfg,
-		key:    key[:],
 		kick:   make(chan struct{}, 1),
 		moved:  make(chan sender, 16),
 		wanted: make(map[netip.AddrPort]bool),
 		paths:  make(map[pathID]*pathState),
+		spoken: make(map[netip.Addr]probeKey),
 		told:   true,
 		logged: make(map[string]Path),
 	}
 	p.nodes.Store(&cfg.Nodes)
+	p.SetKeys(cfg.Keys)
 	return p
+}
+
+type probeKey [sha256.Size]byte
+
+// SetKeys replaces the keys. Who rotates keys goes from node to node; two nodes
+// understand each other as long as they have one in common, and who speaks last
+// chooses it.
+func (p *EthernetProber) SetKeys(secrets [][]byte) {
+	if len(secrets) == 0 {
+		secrets = [][]byte{nil}
+	}
+	var keys []probeKey
+	for _, s := range secrets {
+		keys = append(keys, sha256.Sum256(append([]byte("appliance path probe\x00"), s...)))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keys = keys
+	maps.DeleteFunc(p.spoken, func(_ netip.Addr, k probeKey) bool { return !slices.Contains(keys, k) })
+}
+
+// keyTo is the key that a node understands.
+func (p *EthernetProber) keyTo(node netip.Addr) probeKey {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if k, ok := p.spoken[node]; ok {
+		return k
+	}
+	return p.keys[0]
+}
+
+// parse reads a frame that was signed with any of the keys.
+func (p *EthernetProber) parse(frame []byte) (m probe, mac [6]byte, ok bool) {
+	p.mu.Lock()
+	keys := p.keys
+	p.mu.Unlock()
+	for _, k := range keys {
+		if m, mac, ok = parseProbe(frame, k[:]); !ok {
+			continue
+		}
+		p.mu.Lock()
+		if slices.Contains(p.keys, k) {
+			p.spoken[m.from] = k
+		}
+		p.mu.Unlock()
+		return m, mac, true
+	}
+	return m, mac, false
 }
 
 // SetNodes implements Prober. A node that has got another address is proved
@@ -444,7 +495,8 @@ func (p *EthernetProber) tell(t target, kind probeKind, n nonce) {
 		m.src, m.dst = madeUpClient(t.frontend.Addr(), n), t.frontend
 	}
 	// What is not sent is not heard.
-	_, _ = t.sock.conn.WriteTo(m.frame(t.sock.link.mac, t.mac, p.key), &packet.Addr{HardwareAddr: t.mac[:]})
+	key := p.keyTo(t.its)
+	_, _ = t.sock.conn.WriteTo(m.frame(t.sock.link.mac, t.mac, key[:]), &packet.Addr{HardwareAddr: t.mac[:]})
 }
 
 // send begins a round, for all or for those to which no way is proved.
@@ -498,7 +550,7 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 		if err != nil {
 			return
 		}
-		m, mac, ok := parseProbe(buf[:n], p.key)
+		m, mac, ok := p.parse(buf[:n])
 		if !ok {
 			continue
 		}
@@ -519,7 +571,8 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 				from: m.to, to: m.from, frontend: m.frontend,
 				src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
 			}
-			_, _ = s.conn.WriteTo(answer.frame(s.link.mac, mac, p.key), &packet.Addr{HardwareAddr: mac[:]})
+			key := p.keyTo(m.from)
+			_, _ = s.conn.WriteTo(answer.frame(s.link.mac, mac, key[:]), &packet.Addr{HardwareAddr: mac[:]})
 		case kindWelcome:
 			p.hurry()
 		default:

@@ -121,7 +121,7 @@ func (l *directLab) probingAt(i int, every time.Duration) (p *EthernetProber, st
 	n, cfg := l.nodes[i], l.planes[i].cfg
 	p = NewProber(ProberConfig{
 		Interfaces: cfg.Interfaces, Nodes: cfg.Nodes, Self: n.name,
-		Key: []byte("group"), Every: every, Log: cfg.Log,
+		Keys: [][]byte{[]byte("group")}, Every: every, Log: cfg.Log,
 	})
 	plane := l.plane(n, p)
 	l.planes[i] = plane
@@ -225,6 +225,38 @@ func TestProberProvesAndFindsFilters(t *testing.T) {
 	s.end(t)
 	// It is no reason to leave the plane either.
 	l.nodes[0].do(func() error { return l.planes[0].Usable(context.Background(), l.loadBalancer()) })
+}
+
+// The group's key is replaced on one node after the other, and the nodes
+// understand each other all the time.
+func TestProberFollowsKeys(t *testing.T) {
+	l := newDirectLab(t)
+	probers, _ := l.probing()
+	l.usable()
+	l.apply([]int{0, 1, 2}, nil)
+	proved := func() {
+		t.Helper()
+		for i, p := range probers {
+			becomes(t, p, l.nodes[(i+1)%3].name, PathProved)
+			becomes(t, p, l.nodes[(i+2)%3].name, PathProved)
+		}
+	}
+	proved()
+	old, young := []byte("group"), []byte("another")
+	for _, keys := range [][][]byte{{young, old}, {young}} {
+		for _, p := range probers {
+			p.SetKeys(keys)
+			time.Sleep(10 * p.cfg.Every) // who is not understood is silent by then
+			proved()
+		}
+	}
+	// Who has none of them is not heard.
+	probers[1].SetKeys([][]byte{old})
+	becomes(t, probers[0], "node2", PathSilent)
+	becomes(t, probers[1], "node1", PathSilent)
+	becomes(t, probers[0], "node3", PathProved)
+	probers[1].SetKeys([][]byte{young})
+	proved()
 }
 
 // Who joins later is met without a word from the network, and who is removed is

@@ -497,23 +497,31 @@ func (m model) Backends() (n int) {
 
 // Open is how many connections are open, where that is counted.
 func (m model) Open() string {
-	n, counted, all := uint64(0), false, true
+	n := uint64(0)
 	for _, lb := range m.LoadBalancers {
 		for _, be := range lb.Backends {
 			n += be.Traffic.Open
-			if be.Counted && !be.Partly {
-				counted = true
-			} else {
-				all = false
-			}
 		}
 	}
-	switch number := strconv.FormatUint(n, 10); {
-	case !counted:
+	if some, _ := m.counted(); !some {
 		return "not counted"
-	case !all: // not every data plane does
-		return "at least " + number
-	default:
-		return number
 	}
+	return strconv.FormatUint(n, 10)
+}
+
+// OpenPartly is whether not every data plane counts what is open.
+func (m model) OpenPartly() bool {
+	some, all := m.counted()
+	return some && !all
+}
+
+func (m model) counted() (some, all bool) {
+	all = true
+	for _, lb := range m.LoadBalancers {
+		for _, be := range lb.Backends {
+			is := be.Counted && !be.Partly
+			some, all = some || is, all && is
+		}
+	}
+	return some, all
 }

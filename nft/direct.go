@@ -327,7 +327,7 @@ func (d *Direct) suits(lb balancer.LoadBalancer) error {
 				return fmt.Errorf("backend %v has another port than %v, and data plane direct changes none: use the same, or another data plane", b, f)
 			}
 			if _, ok := d.node(b.Addr.Addr()); !ok {
-				return fmt.Errorf("backend %v is at none of the peers' addresses, so data plane direct does not know that its node has the VIP: make the node a peer and list the backend by that address, or use another data plane", b)
+				return fmt.Errorf("backend %v is at none of the peers' addresses, so data plane direct does not know that its node has the VIP: make the node a peer with that address among its addresses, or use another data plane", b)
 			}
 		}
 		if n == 0 {

@@ -151,6 +151,10 @@ func TestDirectPassedOver(t *testing.T) {
 	if got := plan(); got != b+"the appliance on node b answers no probe of the path, so nothing is handed to it]" {
 		t.Errorf("silent: %s", got)
 	}
+	d.cfg.Prober = paths{"b": PathUnready}
+	if got := plan(); got != b+"node b does not take packets of clients from here yet: it has just begun, or does not know this node]" {
+		t.Errorf("unready: %s", got)
+	}
 	d.cfg.Prober = paths{"b": PathProved}
 	if got := plan(); got != "map[]" {
 		t.Errorf("proved: %s", got)

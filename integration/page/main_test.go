@@ -63,10 +63,16 @@ type group struct {
 // serve builds a scene with more lines in its configuration.
 func serve(t *testing.T, more string) *group {
 	t.Helper()
+	return serveAs(t, scene.Dual, func(_ *group, config string) string { return config + more })
+}
+
+// serveAs starts a group with what edit makes of its configuration.
+func serveAs(t *testing.T, family scene.Family, edit func(g *group, config string) string) *group {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	s, err := scene.Build(scene.Options{Family: scene.Dual})
+	s, err := scene.Build(scene.Options{Family: family})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,14 +90,14 @@ func serve(t *testing.T, more string) *group {
 			t.Logf("the appliances said:\n%s", g.app.Log())
 		}
 	})
-	config, err := os.OpenFile(filepath.Join(s.Dir, "appliance.yaml"), os.O_APPEND|os.O_WRONLY, 0)
+	path := filepath.Join(s.Dir, "appliance.yaml")
+	config, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := config.WriteString(more); err != nil {
+	if err := os.WriteFile(path, []byte(edit(g, string(config))), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	config.Close()
 	if err := s.Watch(t.Context()); err != nil {
 		t.Fatal(err)
 	}

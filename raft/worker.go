@@ -66,6 +66,10 @@ func (f feed) older(have feed) bool {
 // on every peer, grows for as long as the group has its name, and is 0 before there is anything.
 func (g *Group) Index() uint64 { return g.settings.at() }
 
+// cutOffRound is the time between two looks for a leader while a worker waits. A
+// peer that finds none twice is cut off, or the group is down: the worker asks the others.
+const cutOffRound = 2 * time.Second
+
 // Publish gives workers something to follow: JSON that is the same on every
 // peer when the peers want the same. Index is what Group.Index was before data
 // was made, so that workers can tell an older one from a newer.
@@ -81,11 +85,22 @@ func (g *Group) Publish(data []byte, index uint64) {
 	}
 }
 
+func (g *Group) hasLeader() bool {
+	r := g.running()
+	if r == nil {
+		return false
+	}
+	_, id := r.LeaderWithID()
+	return id != ""
+}
+
 // serveFeed answers when there is something else than after.
 func (g *Group) serveFeed(ctx context.Context, after string) (*feed, error) {
 	hold := time.NewTimer(feedHold)
 	defer hold.Stop()
-	for {
+	look := time.NewTicker(cutOffRound)
+	defer look.Stop()
+	for leaderless := 0; ; {
 		changed := g.fed.next()
 		g.mu.Lock()
 		f := g.feed
@@ -104,6 +119,13 @@ func (g *Group) serveFeed(ctx context.Context, after string) (*feed, error) {
 		}
 		select {
 		case <-changed:
+		case <-look.C:
+			if leaderless++; g.hasLeader() {
+				leaderless = 0
+			}
+			if leaderless > 1 {
+				return nil, errors.New("this peer has no contact to a majority of the group; ask another")
+			}
 		case <-hold.C:
 			f.Data = nil // as before
 			return &f, nil

@@ -202,6 +202,57 @@ func TestWorkerDoesNotGoBack(t *testing.T) {
 	b.eventually("the newer list", has(`"new"`, `"newer"`))
 }
 
+// TestWorkerLeavesPeerThatIsCutOff: the peer answers, but hears nothing new.
+func TestWorkerLeavesPeerThatIsCutOff(t *testing.T) {
+	b := newBench(t, 3)
+	b.start("a", "b", "c")
+	b.voters(3)
+	b.holder()
+	b.eventually("the group's name everywhere", func() bool {
+		for _, n := range b.nodes {
+			if n.settings.get(clusterKey) == "" {
+				return false
+			}
+		}
+		return true
+	})
+	key, err := b.key.Worker()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range b.nodes {
+		n.Publish([]byte(`"old"`), 1000)
+	}
+	got := make(chan string, 16)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	f := Follower{ID: "w1", Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
+	go func() { done <- f.Follow(ctx, func(data []byte) { got <- string(data) }, func(error) {}) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	next := func(want string) {
+		t.Helper()
+		select {
+		case text := <-got:
+			if text != want {
+				t.Errorf("got %s, want %s", text, want)
+			}
+		case <-time.After(60 * time.Second):
+			t.Fatalf("no %s", want)
+		}
+	}
+	next(`"old"`) // from a, the only one that it knows of
+	b.wires.isolate("a", true)
+	b.holder("b", "c")
+	b.nodes["b"].Publish([]byte(`"new"`), 1001)
+	b.nodes["c"].Publish([]byte(`"new"`), 1001)
+	next(`"new"`)
+}
+
 // TestWorkersNoticeVanishedHosts: the kernel is told to.
 func TestWorkersNoticeVanishedHosts(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

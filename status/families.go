@@ -194,7 +194,7 @@ func (s *scraping) loadBalancers(n Snapshot) {
 			plane.add(truth(lb.Plane == p), label("loadbalancer", lb.Name, "plane", string(p)))
 		}
 		repairs.add(float64(lb.Repairs), label("loadbalancer", lb.Name))
-		if queues(lb.Plane) {
+		if dials(lb.Plane) {
 			waiting.add(float64(lb.Queued), label("loadbalancer", lb.Name))
 		}
 		seen := make(map[string]bool, len(lb.Backends))
@@ -216,12 +216,12 @@ func (s *scraping) loadBalancers(n Snapshot) {
 				if partial(lb.Plane) {
 					continue // what is not counted is no zero
 				}
-				if queues(lb.Plane) {
+				if dials(lb.Plane) {
 					queued.add(float64(t.Queued), labels)
 					starting.add(cmp.Or(t.SlowStart, 1), labels)
+					failed.add(float64(t.Failed), labels)
 				}
 				open.add(float64(t.Open), labels)
-				failed.add(float64(t.Failed), labels)
 				in.add(float64(t.In), labels)
 				out.add(float64(t.Out), labels)
 			}

@@ -108,6 +108,9 @@ func TestMetricsSay(t *testing.T) {
 	if strings.Contains(text, `queued_connections{backend="10.77.0.11`) || strings.Contains(text, `queued_connections{loadbalancer="kube-apiserver"`) {
 		t.Error("a queue where there is none")
 	}
+	if strings.Contains(text, `failures_total{backend="10.77.0.11`) {
+		t.Error("failures where nobody counts them")
+	}
 	if strings.Contains(text, `peer="n2"`) {
 		t.Error("the node is a peer of its own")
 	}

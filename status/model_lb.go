@@ -96,7 +96,7 @@ func newLB(s Snapshot, lb balancer.LoadBalancerStatus, reports []neighbour, samp
 	m.Partly = partial(lb.Plane)
 	for _, r := range reports {
 		if other := find(r.Report.Snapshot, lb.Name); other != nil {
-			m.Queues = m.Queues || queues(other.Plane)
+			m.Queues = m.Queues || dials(other.Plane)
 			m.Queued += other.Queued
 		}
 	}
@@ -135,9 +135,9 @@ func newLB(s Snapshot, lb balancer.LoadBalancerStatus, reports []neighbour, samp
 // partial is whether a data plane counts new connections and nothing else.
 func partial(p balancer.PlaneName) bool { return p == balancer.NFTables || p == balancer.Direct }
 
-// queues is whether connections wait in a data plane for a backend with room,
-// and backends start slowly in it.
-func queues(p balancer.PlaneName) bool { return p == balancer.UserSpace }
+// dials is whether a data plane opens the connections with backends itself, and
+// so knows which fail, which wait for room, and who starts slowly.
+func dials(p balancer.PlaneName) bool { return p == balancer.UserSpace }
 
 // serves is whether new connections may go to a backend.
 func serves(be balancer.BackendStatus) bool { return be.State == balancer.Up && be.PassedOver == "" }
@@ -196,7 +196,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []neighbour) backe
 		if other.Traffic == nil {
 			continue
 		}
-		m.Counted, m.Queues = true, m.Queues || queues(plane)
+		m.Counted, m.Queues = true, m.Queues || dials(plane)
 		m.Partly = partial(plane)
 		m.Traffic = m.Traffic.Add(*other.Traffic)
 		m.Peak += max(r.Report.Peak[lb][be.Address.String()], other.Traffic.Open)

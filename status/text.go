@@ -115,7 +115,7 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 				if !partial(lb.Plane) {
 					open = fmt.Sprint(be.Traffic.Open)
 				}
-				if queues(lb.Plane) {
+				if dials(lb.Plane) {
 					queue = fmt.Sprint(be.Traffic.Queued)
 				}
 				if slow := be.Traffic.SlowStart; slow > 0 {

@@ -50,10 +50,10 @@ func Top(w io.Writer, before, now Snapshot, colour bool) error {
 				l.open = t.Open
 				l.cells[7] = fmt.Sprint(t.Total)
 				if !partial(lb.Plane) {
-					l.cells[4], l.cells[8] = fmt.Sprint(t.Open), fmt.Sprint(t.Failed)
+					l.cells[4] = fmt.Sprint(t.Open)
 				}
-				if queues(lb.Plane) {
-					l.cells[5] = fmt.Sprint(t.Queued)
+				if dials(lb.Plane) {
+					l.cells[5], l.cells[8] = fmt.Sprint(t.Queued), fmt.Sprint(t.Failed)
 				}
 				then := trafficOf(before, lb.Name, be.Address)
 				if then != nil {

@@ -1,6 +1,9 @@
 package integration
 
 import (
+	"context"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -219,7 +222,13 @@ func reinstalled(t *testing.T, tr *trial, holder int) {
 	tr.steady(t, fault)
 	back(t, tr, holder)
 
-	// It counts as a voter again: the group survives the loss of another.
+	// It counts as a voter again, a moment after it was admitted: the group
+	// survives the loss of another.
+	tr.until(t, "it to have its vote again", func(ctx context.Context) bool {
+		out, err := tr.app.Say(ctx, others(holder)[0], "peers", "list")
+		voters := slices.DeleteFunc(strings.Fields(out), func(word string) bool { return word != "voter" })
+		return err == nil && len(voters) == 3
+	})
 	fault = time.Now()
 	second := tr.holder(t, 0, 1, 2)
 	tr.app.Kill(second)

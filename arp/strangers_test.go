@@ -49,14 +49,18 @@ func ask6(t *testing.T, client *host, dst net.HardwareAddr, hops byte) []byte {
 	return frame
 }
 
-// answered says whether p answers frame; p answers nothing else meanwhile.
+// answered says whether p answers frame; p answers nothing else meanwhile. The
+// frame is sent again and again, as whoever asks does: the first one may come
+// before p has begun to answer.
 func answered(t *testing.T, p *node, client *host, frame []byte, wait time.Duration) bool {
 	t.Helper()
 	before := p.status()[0].Answers
-	client.write(frame)
-	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if p.status()[0].Answers > before {
-			return true
+	for end := time.Now().Add(wait); time.Now().Before(end); {
+		client.write(frame)
+		for again := time.Now().Add(wait / 10); time.Now().Before(again); time.Sleep(10 * time.Millisecond) {
+			if p.status()[0].Answers > before {
+				return true
+			}
 		}
 	}
 	return false

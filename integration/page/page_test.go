@@ -45,7 +45,8 @@ func TestPage(t *testing.T) {
 	if nodes := b.text(t, "nodes"); strings.Count(nodes, "ready") != 3 {
 		t.Errorf("not every node is ready:\n%s", nodes)
 	}
-	b.eval(t, nil, `window.same = true; document.querySelector("summary")?.click()`)
+	b.await(t, "why it has this data plane", `return document.querySelector("details > summary") !== null`)
+	b.eval(t, nil, `window.same = true; document.querySelector("details > summary").click()`)
 
 	// The holder is killed: the page follows without being loaded anew.
 	g.app.Kill(holder)
@@ -73,9 +74,9 @@ func TestPage(t *testing.T) {
 		return [...document.querySelectorAll("tr.bad")].some(r => r.innerText.includes(arguments[0]) && r.innerText.includes("down"))`, gone)
 	b.await(t, "the event", `return document.getElementById("events").innerText.includes(arguments[0])`, gone)
 	var same bool
-	b.eval(t, &same, `return window.same === true && document.querySelector("details")?.open !== false`)
+	b.eval(t, &same, `return window.same === true && document.querySelector("details").open`)
 	if !same {
-		t.Error("the page was loaded anew, or has closed what the reader opened")
+		t.Errorf("the page was loaded anew, or has closed what the reader opened:\n%s", b.text(t, "lb-0"))
 	}
 	time.Sleep(time.Second)
 	b.shoot(t, pictures()+"/trouble.png", 1280, "light")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -42,6 +43,9 @@ func prioritise(log *slog.Logger) {
 		log.Info("runs at ordinary priority: on a host that is short of CPU it may lose the virtual addresses to a peer at times; give it CAP_SYS_NICE, or Nice= in its unit", "reason", err)
 	}
 	liftSession(niceness)
+	if err := lockMemory(); err != nil {
+		log.Debug("memory may be swapped out", "reason", err)
+	}
 	const score = "/proc/self/oom_score_adj"
 	if text, err := os.ReadFile(score); err == nil {
 		if now, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && now > oomScore {
@@ -50,6 +54,29 @@ func prioritise(log *slog.Logger) {
 			}
 		}
 	}
+}
+
+// lockMemory keeps what is in memory there: a page that has to be read from a
+// busy disk takes longer than the others wait. Only where no limit applies: with
+// one, Go's next growth beyond it would end the process.
+func lockMemory() error {
+	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all); err != nil && !mayLock() {
+		return fmt.Errorf("raising the limit of locked memory: %w", err)
+	}
+	// On fault: Go reserves much more than it uses.
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
+		return fmt.Errorf("locking memory: %w", err)
+	}
+	return nil
+}
+
+// mayLock says that the limit of locked memory does not apply: capabilities(7), CAP_IPC_LOCK.
+func mayLock() bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // of 32 capabilities each
+	err := unix.Capget(&head, &data[0])
+	return err == nil && data[0].Effective&(1<<unix.CAP_IPC_LOCK) != 0
 }
 
 // hurry asks for what prioritise leaves to others. Without it, that is what there is.

@@ -93,6 +93,8 @@ Nice=-15
 CPUWeight=1000
 IOWeight=1000
 OOMScoreAdjust=-900
+# Nothing of it is swapped out.
+LimitMEMLOCK=infinity
 # Two files for each connection that is forwarded in user space.
 LimitNOFILE=1048576
 {{if .State}}

@@ -16,10 +16,7 @@ import (
 // the connections to it have to come before those.
 func TestDeathIsHeardFirst(t *testing.T) {
 	tr := gather(t)
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	tr.Ask(t.Context())
 	tr.steady(t, time.Now())
 	for i, n := range tr.Nodes {

@@ -171,10 +171,7 @@ func TestDirectWithoutGroupKey(t *testing.T) {
 	if err := os.WriteFile(path, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	proved := func() {
 		t.Helper()
 		tr.served(t, balancer.Direct, 0, 1, 2)

@@ -204,6 +204,15 @@ func TestKubeadmsOrder(t *testing.T) {
 	tr.oneAnswer(t)
 }
 
+// begin starts the appliance on every node, and waits until all three are members.
+func (tr *trial) begin(t *testing.T) {
+	t.Helper()
+	if err := tr.app.StartAll(); err != nil {
+		t.Fatal(err)
+	}
+	tr.members0(t, 0, 1, 2)
+}
+
 // members0 is members for a group whose backends may still be those of a file.
 func (tr *trial) members0(t *testing.T, voters ...int) {
 	t.Helper()
@@ -225,10 +234,7 @@ func except(i int, all ...int) []int {
 // server gets no new ones, and both survive a restart.
 func TestDrain(t *testing.T) {
 	tr := gather(t)
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	tr.Ask(t.Context())
 	tr.steady(t, time.Now())
 	h := tr.holder(t, 0, 1, 2)
@@ -282,10 +288,7 @@ func TestDrain(t *testing.T) {
 // VIP moves at most once for each, and no new connection fails.
 func TestRollingRestart(t *testing.T) {
 	tr := gather(t)
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	tr.Ask(t.Context())
 	tr.steady(t, time.Now())
 	for i := range tr.Nodes {
@@ -325,10 +328,7 @@ func TestRollingRestart(t *testing.T) {
 // recovered, and the way leads back to three.
 func TestRecovery(t *testing.T) {
 	tr := gather(t)
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	time.Sleep(2 * time.Second) // a new group's name is on every disk within one
 	tr.app.Kill(1)
 	tr.app.Kill(2)
@@ -379,10 +379,7 @@ func TestRecovery(t *testing.T) {
 // does not vote.
 func TestDamagedDisk(t *testing.T) {
 	tr := gather(t)
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	h := tr.holder(t, 0, 1, 2)
 	i := others(h)[0]
 	tr.app.Kill(i)

@@ -39,10 +39,7 @@ func (tr *trial) joinWorker(t *testing.T) (w int, start func()) {
 // gone without a word; what the others are told next reaches the worker.
 func TestWorkerLeavesVanishedHosts(t *testing.T) {
 	tr := gather(t)
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	w, start := tr.joinWorker(t)
 	start()
 	weighs := func(n int) func(context.Context) bool {
@@ -73,10 +70,7 @@ func TestWorkerLeavesVanishedHosts(t *testing.T) {
 // serves from the last good list when no peer answers.
 func TestWorker(t *testing.T) {
 	tr := gather(t)
-	if err := tr.app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr.members0(t, 0, 1, 2)
+	tr.begin(t)
 	w, start := tr.joinWorker(t)
 	serves := func(n int) {
 		t.Helper()

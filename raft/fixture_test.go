@@ -384,6 +384,19 @@ func contains(ids []string, id string) bool {
 	return false
 }
 
+// named waits until every running node has the group's name.
+func (b *bench) named() {
+	b.t.Helper()
+	b.eventually("the group's name everywhere", func() bool {
+		for _, n := range b.nodes {
+			if n.settings.get(clusterKey) == "" {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // voters waits until every running node counts n voters, all caught up.
 func (b *bench) voters(n int) {
 	b.t.Helper()

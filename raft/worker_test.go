@@ -141,14 +141,7 @@ func TestWorkerDoesNotGoBack(t *testing.T) {
 	b.start("a", "b", "c")
 	b.voters(3)
 	b.holder()
-	b.eventually("the group's name everywhere", func() bool {
-		for _, n := range b.nodes {
-			if n.settings.get(clusterKey) == "" {
-				return false
-			}
-		}
-		return true
-	})
+	b.named()
 	key, err := b.key.Worker()
 	if err != nil {
 		t.Fatal(err)
@@ -208,14 +201,7 @@ func TestWorkerLeavesPeerThatIsCutOff(t *testing.T) {
 	b.start("a", "b", "c")
 	b.voters(3)
 	b.holder()
-	b.eventually("the group's name everywhere", func() bool {
-		for _, n := range b.nodes {
-			if n.settings.get(clusterKey) == "" {
-				return false
-			}
-		}
-		return true
-	})
+	b.named()
 	key, err := b.key.Worker()
 	if err != nil {
 		t.Fatal(err)

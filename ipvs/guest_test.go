@@ -31,6 +31,7 @@ func TestGuest(t *testing.T) {
 		{"schedulers", testSchedulers},
 		{"usable", testUsable},
 		{"persistence", testPersistence},
+		{"access", testAccess},
 		{"thresholds", testThresholds},
 		{"flush", testFlush},
 		{"foreign", testForeign},

@@ -41,19 +41,18 @@ func addLocal(t *table, f ipFamily, services []directService) {
 		}}
 		owners := s.owners()
 		self, isBackend := s.self()
+		s.addSlots(t, "local_"+n, func(slot slot) (expr.Verdict, bool) {
+			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "dnat_" + n + "_" + name(slot.owner)}, slot.owner.IsValid() && slot.owner != self.addr
+		})
 		switch {
 		case s.refuse || len(owners) == 0:
 			local.rules = append(local.rules, rule{"no backend takes new connections", []expr.Any{resetTCP()}})
 		case isBackend && owners[self.addr]:
 			local.rules = append(local.rules, rule{"its own backend is here", concat(s.count(t, self), verdict(expr.VerdictAccept))})
 		default:
-			m := s.slotMap("local_"+n, func(slot slot) (expr.Verdict, bool) {
-				return expr.Verdict{Kind: expr.VerdictGoto, Chain: "dnat_" + n + "_" + name(slot.owner)}, true
-			})
-			t.sets = append(t.sets, m)
 			local.rules = append(local.rules, rule{"to another node's backend", []expr.Any{
 				&expr.Numgen{Register: reg1, Modulus: uint32(len(s.slots)), Type: unix.NFT_NG_RANDOM},
-				inMap(m.name, regVerdict),
+				inMap("local_"+n, regVerdict),
 			}})
 		}
 		branches = append(branches, local)

@@ -92,7 +92,7 @@ func TestDirectPlanHasNoHistory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if a != b {
+		if a.whole != b.whole {
 			t.Errorf("%v differs", got)
 		}
 	}

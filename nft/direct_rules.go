@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -52,6 +53,7 @@ type directService struct {
 	frontend netip.AddrPort
 	link     link
 	slots    []slot
+	kinds    int // of slots
 	// refuse says that nobody gets new connections.
 	refuse bool
 	hops   map[netip.AddrPort]hop
@@ -142,13 +144,13 @@ func (s directService) addIngress(t *table) {
 	if len(s.hops) > 0 {
 		slots.rules = append(slots.rules, rule{"to the owner of the slot", concat(f.client(), s.lookup("slots_"+n))})
 		errs.rules = append(errs.rules, rule{"to the owner of the slot", concat(f.embeddedClient(), s.lookup("slots_"+n))})
-		t.sets = append(t.sets, s.slotMap("slots_"+n, func(slot slot) (expr.Verdict, bool) {
+		s.addSlots(t, "slots_"+n, func(slot slot) (expr.Verdict, bool) {
 			h := s.hops[slot.target()]
 			if h.self {
 				return expr.Verdict{Kind: expr.VerdictAccept}, true
 			}
 			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "to_" + n + "_" + name(h.addr)}, true
-		}))
+		})
 	}
 	// Whatever ends here has met a table that was replaced under its feet. A
 	// lost packet is sent again; one that reaches the wrong server is reset.
@@ -223,20 +225,19 @@ func (s directService) addArrival(t *table) {
 	}
 	// A packet that comes straight from a client should have met the ingress
 	// hook. For a moment it does not, while that table is replaced.
-	owners := s.slotMap("owner_"+n, func(slot slot) (expr.Verdict, bool) {
+	owners := s.addSlots(t, "owner_"+n, func(slot slot) (expr.Verdict, bool) {
 		return toOther(s.hops[slot.target()])
 	})
-	next := s.slotMap("next_"+n, func(slot slot) (expr.Verdict, bool) {
+	next := s.addSlots(t, "next_"+n, func(slot slot) (expr.Verdict, bool) {
 		next, ok := slot.after(self.addr)
 		if !ok {
 			return expr.Verdict{}, false
 		}
 		return toOther(s.hops[next])
 	})
-	if len(owners.elements) > 0 {
-		t.sets = append(t.sets, owners)
+	if owners {
 		straight := rule{"straight from a client, past a missing ingress hook",
-			concat(fromFellow(true), f.client(), s.lookup(owners.name))}
+			concat(fromFellow(true), f.client(), s.lookup("owner_"+n))}
 		lack.rules = append(lack.rules, straight)
 		absent.rules = append(absent.rules, straight)
 	}
@@ -253,9 +254,8 @@ func (s directService) addArrival(t *table) {
 	for n := s.mostHops(); n <= ringMost; n++ {
 		onward.rules = append(onward.rules, rule{"everybody has been asked", concat(f.handedOn(n), verdict(expr.VerdictAccept))})
 	}
-	if len(next.elements) > 0 {
-		t.sets = append(t.sets, next)
-		onward.rules = append(onward.rules, rule{"perhaps on the next", concat(f.client(), s.lookup(next.name))})
+	if next {
+		onward.rules = append(onward.rules, rule{"perhaps on the next", concat(f.client(), s.lookup("next_"+n))})
 	}
 	t.chains = append(t.chains, have, lack, absent, onward)
 	for _, h := range s.others() {
@@ -340,19 +340,49 @@ func (f ipFamily) markHandedOn(n int) []expr.Any {
 	}
 }
 
-// slotMap is a map from slot to verdict. It leaves out the slots for which
-// choose has none.
-func (s directService) slotMap(name string, choose func(slot) (expr.Verdict, bool)) set {
+// mostKinds is up to how many kinds of slots have chains of their own: five
+// backends have at most 120.
+const mostKinds = 128
+
+// addSlots adds a map of that name from slot to verdict. Slots for which choose
+// has none lead nowhere; it reports whether any leads somewhere.
+//
+// The map itself says only of which kind a slot is, which depends on who is
+// configured and not on who is alive, and a chain for each kind says what choose
+// does. So a backend that dies changes a few rules instead of thousands of
+// elements: see keeper.rewrite. Where there are too many kinds, the map has the
+// verdicts.
+func (s directService) addSlots(t *table, name string, choose func(slot) (expr.Verdict, bool)) (leads bool) {
 	m := set{name: name, key: nftables.TypeMark, data: nftables.TypeVerdict}
 	if len(s.hops) == 0 {
-		return m
+		return false
 	}
-	for i, slot := range s.slots {
-		if v, ok := choose(slot); ok {
-			m.elements = append(m.elements, nftables.SetElement{Key: native(uint32(i)), VerdictData: &v})
+	if s.kinds > mostKinds {
+		for i, slot := range s.slots {
+			if v, ok := choose(slot); ok {
+				m.elements = append(m.elements, nftables.SetElement{Key: native(uint32(i)), VerdictData: &v})
+			}
 		}
+		if len(m.elements) > 0 {
+			t.sets = append(t.sets, m)
+		}
+		return len(m.elements) > 0
 	}
-	return m
+	jumps := make([]*expr.Verdict, s.kinds)
+	for i, slot := range s.slots {
+		if jumps[slot.kind] == nil {
+			c := chain{name: name + "_" + strconv.Itoa(slot.kind)}
+			if v, ok := choose(slot); ok {
+				leads = true
+				c.rules = []rule{{fmt.Sprint("slots of kind ", slot.kind), []expr.Any{&v}}}
+			}
+			t.chains = append(t.chains, c)
+			jumps[slot.kind] = &expr.Verdict{Kind: expr.VerdictJump, Chain: c.name}
+		}
+		m.elements = append(m.elements, nftables.SetElement{Key: native(uint32(i)), VerdictData: jumps[slot.kind]})
+	}
+	t.sets = append(t.sets, m)
+	return leads
 }
 
 // lookup goes where the map says for the slot of the client in reg1 and

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -421,6 +422,44 @@ func TestDirectRepairs(t *testing.T) {
 	l.nodes[1].do(l.planes[1].Close)
 	if h := l.handles(1); len(h) != 0 {
 		t.Errorf("%d rules are left after Close", len(h))
+	}
+}
+
+// Who leaves or comes back changes a few rules. The rest stays as it is, or a
+// node that is busy would need too long for it when another dies.
+func TestDirectChangesLittle(t *testing.T) {
+	l := newDirectLab(t)
+	l.usable()
+	l.apply([]int{0, 1, 2}, nil)
+	before := l.handles(0)
+	for _, rotation := range [][]int{{0, 1}, {0, 1, 2}, {1, 2}, {0, 1, 2}} {
+		l.applyAt(0, rotation, nil)
+		after := l.handles(0)
+		kept := slices.DeleteFunc(slices.Clone(after), func(h uint64) bool { return !slices.Contains(before, h) })
+		if len(kept) == len(before) || len(kept) < len(before)/2 {
+			t.Errorf("%v: %d of %d rules were kept", rotation, len(kept), len(before))
+		}
+		if n := l.applyAt(0, rotation, nil); n != 0 {
+			t.Errorf("%v: what was written last is not what is wanted", rotation)
+		}
+		s := l.open(20)
+		s.flow(t)
+		s.end(t)
+		before = after
+	}
+	// What somebody else took out meanwhile comes with the change.
+	l.nodes[0].do(func() error {
+		conn, err := dial()
+		if err != nil {
+			return err
+		}
+		at := directPlan{}.ingress().kernel()
+		conn.FlushChain(&nftables.Chain{Table: at, Name: "slot_" + name(directFrontends[0])})
+		return conn.Flush()
+	})
+	l.applyAt(0, []int{0, 1}, nil)
+	if n := l.applyAt(0, []int{0, 1}, nil); n != 0 {
+		t.Error("a change of the set of backends does not mend what was missing")
 	}
 }
 

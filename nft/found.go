@@ -24,10 +24,10 @@ type foundChain struct {
 }
 
 // allCarry tells whether every rule of the table is one of the table with this digest.
-func (f found) allCarry(digest string) bool {
-	for _, c := range f.chains {
+func (f found) allCarry(d digest) bool {
+	for name, c := range f.chains {
 		for _, r := range c.rules {
-			if !carries(r, digest) {
+			if !carries(r, d.chains[name]) {
 				return false
 			}
 		}
@@ -38,7 +38,27 @@ func (f found) allCarry(digest string) bool {
 // diff says in what the kernel's table is not what we want, or "" if it is.
 // The contents of rules are compared by the digest in their comments: who
 // replaces one of our rules does not write our comment.
-func diff(have found, want table, digest string) string {
+func diff(have found, want table, d digest) string {
+	if why := diffChains(have, want, d); why != "" {
+		return why
+	}
+	if len(have.sets) != len(want.sets) {
+		return fmt.Sprintf("table %v has %d sets and not %d", want, len(have.sets), len(want.sets))
+	}
+	for _, s := range want.sets {
+		n, ok := have.sets[s.name]
+		if !ok {
+			return fmt.Sprintf("set %s of %v is missing", s.name, want)
+		}
+		if !s.dynamic && n != len(s.elements) {
+			return fmt.Sprintf("set %s of %v has %d elements and not %d", s.name, want, n, len(s.elements))
+		}
+	}
+	return ""
+}
+
+// diffChains is diff without a look at the sets.
+func diffChains(have found, want table, d digest) string {
 	if !have.exists {
 		return fmt.Sprintf("table %v is missing", want)
 	}
@@ -60,21 +80,9 @@ func diff(have found, want table, digest string) string {
 			return fmt.Sprintf("chain %s of %v has %d rules and not %d", c.name, want, len(h.rules), len(c.rules))
 		}
 		for i, r := range h.rules {
-			if !carries(r, digest) {
+			if !carries(r, d.chains[c.name]) {
 				return fmt.Sprintf("rule %d in chain %s of %v is another", i+1, c.name, want)
 			}
-		}
-	}
-	if len(have.sets) != len(want.sets) {
-		return fmt.Sprintf("table %v has %d sets and not %d", want, len(have.sets), len(want.sets))
-	}
-	for _, s := range want.sets {
-		n, ok := have.sets[s.name]
-		if !ok {
-			return fmt.Sprintf("set %s of %v is missing", s.name, want)
-		}
-		if !s.dynamic && n != len(s.elements) {
-			return fmt.Sprintf("set %s of %v has %d elements and not %d", s.name, want, n, len(s.elements))
 		}
 	}
 	return ""

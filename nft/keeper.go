@@ -17,7 +17,9 @@ type keeper struct {
 	mu sync.Mutex
 	// applied is the digest that we wrote or found last. It tells a repair
 	// (we had it, it is gone) from a change of mind.
-	applied string
+	applied digest
+	// kept is the table of that digest.
+	kept table
 }
 
 // apply makes the kernel's table equal to want, in one transaction, and sends
@@ -30,7 +32,7 @@ func (k *keeper) apply(want table) (repaired int, err error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	digest, err := want.digest()
+	is, err := want.digest()
 	if err != nil {
 		return 0, err
 	}
@@ -40,7 +42,7 @@ func (k *keeper) apply(want table) (repaired int, err error) {
 	}
 	// Who has changed its mind need not be told that the kernel has another table.
 	looks, elements := 2, true
-	if k.applied != "" && k.applied != digest {
+	if k.applied.whole != "" && k.applied.whole != is.whole {
 		looks, elements = 1, false
 	}
 	// The kernel answers in several parts, between which others may change
@@ -51,21 +53,23 @@ func (k *keeper) apply(want table) (repaired int, err error) {
 		if have, err = read(conn, want, elements); err != nil {
 			return 0, explain(err, want)
 		}
-		if elements && diff(have, want, digest) == "" {
-			k.applied = digest
+		if elements && diff(have, want, is) == "" {
+			k.applied, k.kept = is, want
 			return 0, nil
 		}
 	}
 	// What is there is not what we want. It is a repair if it is not what we
 	// wrote last either.
-	damaged := k.applied != "" && !(have.exists && have.allCarry(k.applied))
-	if k.applied == digest {
+	damaged := k.applied.whole != "" && !(have.exists && have.allCarry(k.applied))
+	if k.applied.whole == is.whole {
 		damaged = true
 	}
-	if err := replace(conn, want.stagger(have), digest, have.counters); err != nil {
-		return 0, explain(err, want)
+	if diffChains(have, k.kept, k.applied) != "" || !k.kept.framesLike(want) || rewrite(conn, k.kept, k.applied, want, is) != nil {
+		if err := replace(conn, want.stagger(have), is, have.counters); err != nil {
+			return 0, explain(err, want)
+		}
 	}
-	k.applied = digest
+	k.applied, k.kept = is, want
 	if damaged {
 		repaired = 1
 	}
@@ -103,7 +107,7 @@ func (h *hook) admits(p nftables.ChainPriority) bool {
 func (k *keeper) remove(t table) (removed bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.applied = ""
+	k.applied, k.kept = digest{}, table{}
 	return remove(t)
 }
 
@@ -152,13 +156,13 @@ func try(t table) error {
 	if err != nil {
 		return explain(err, t)
 	}
-	digest, err := t.digest()
+	d, err := t.digest()
 	if err != nil {
 		return err
 	}
 	// A name of its own: the real table must stay.
 	t.name += "_probe"
-	if err := add(conn, t, digest, nil); err != nil {
+	if err := add(conn, t, d, nil); err != nil {
 		return err
 	}
 	conn.DelTable(t.kernel())
@@ -170,33 +174,90 @@ func try(t table) error {
 
 // replace puts want where the old table was, in one transaction: no packet
 // sees the moment between the two.
-func replace(conn *nftables.Conn, want table, digest string, counted map[string]uint64) error {
+func replace(conn *nftables.Conn, want table, d digest, counted map[string]uint64) error {
 	// The deletion needs a table that exists, so one is made (or found) first.
 	conn.AddTable(want.kernel())
 	conn.DelTable(want.kernel())
-	if err := add(conn, want, digest, counted); err != nil {
+	if err := add(conn, want, d, counted); err != nil {
 		return err
 	}
 	return conn.Flush()
 }
 
+// framesLike says that other has the same sets and the same hooks, so that only
+// rules, and chains that are gone to, can be different.
+func (t table) framesLike(other table) bool {
+	return len(t.chains) > 0 && t.family == other.family && t.name == other.name &&
+		slices.EqualFunc(t.sets, other.sets, set.equal) &&
+		slices.EqualFunc(t.hooked(), other.hooked(), func(a, b chain) bool { return a.name == b.name && *a.hook == *b.hook })
+}
+
+func (t table) hooked() []chain {
+	return slices.DeleteFunc(slices.Clone(t.chains), func(c chain) bool { return c.hook == nil })
+}
+
+// rewrite makes the chains of old that are others those of want, in one
+// transaction, and leaves the hooks and the sets as they are. A packet that is in
+// a chain meanwhile goes on by the rules that it began with. It takes a fraction
+// of the time of replace.
+func rewrite(conn *nftables.Conn, old table, was digest, want table, is digest) error {
+	kt := want.kernel()
+	for _, c := range old.chains {
+		if was.chains[c.name] != is.chains[c.name] {
+			conn.FlushChain(&nftables.Chain{Table: kt, Name: c.name})
+		}
+	}
+	for _, c := range old.chains {
+		if is.chains[c.name] == "" {
+			conn.DelChain(&nftables.Chain{Table: kt, Name: c.name})
+		}
+	}
+	for _, name := range old.counters {
+		if !slices.Contains(want.counters, name) {
+			conn.DeleteObject(&nftables.CounterObj{Table: kt, Name: name})
+		}
+	}
+	for _, name := range want.counters {
+		if !slices.Contains(old.counters, name) {
+			conn.AddObj(&nftables.CounterObj{Table: kt, Name: name})
+		}
+	}
+	for _, c := range want.chains {
+		if was.chains[c.name] == "" {
+			conn.AddChain(&nftables.Chain{Table: kt, Name: c.name})
+		}
+	}
+	for _, c := range want.chains {
+		if was.chains[c.name] != is.chains[c.name] {
+			addRules(conn, kt, c, is)
+		}
+	}
+	return conn.Flush()
+}
+
+func addRules(conn *nftables.Conn, kt *nftables.Table, c chain, d digest) {
+	kc := &nftables.Chain{Table: kt, Name: c.name}
+	for _, r := range c.rules {
+		conn.AddRule(&nftables.Rule{Table: kt, Chain: kc, Exprs: r.exprs, UserData: r.comment(d.chains[c.name])})
+	}
+}
+
 // add queues the messages that make the table. The order matters: chains
 // before the maps whose verdicts name them, maps before the rules that look
 // things up in them.
-func add(conn *nftables.Conn, t table, digest string, counted map[string]uint64) error {
+func add(conn *nftables.Conn, t table, d digest, counted map[string]uint64) error {
 	kt := conn.AddTable(t.kernel())
 	for _, name := range t.counters {
 		conn.AddObj(&nftables.CounterObj{Table: kt, Name: name, Packets: counted[name]})
 	}
 	accept := nftables.ChainPolicyAccept
-	chains := make([]*nftables.Chain, len(t.chains))
-	for i, c := range t.chains {
+	for _, c := range t.chains {
 		kc := &nftables.Chain{Table: kt, Name: c.name}
 		if c.hook != nil {
 			kc.Type, kc.Hooknum, kc.Priority, kc.Device = c.hook.kind, &c.hook.num, &c.hook.priority, c.hook.device
 			kc.Policy = &accept
 		}
-		chains[i] = conn.AddChain(kc)
+		conn.AddChain(kc)
 	}
 	for i, s := range t.sets {
 		ks := &nftables.Set{
@@ -229,10 +290,8 @@ func add(conn *nftables.Conn, t table, digest string, counted map[string]uint64)
 			}
 		}
 	}
-	for i, c := range t.chains {
-		for _, r := range c.rules {
-			conn.AddRule(&nftables.Rule{Table: kt, Chain: chains[i], Exprs: r.exprs, UserData: r.comment(digest)})
-		}
+	for _, c := range t.chains {
+		addRules(conn, kt, c, d)
 	}
 	return nil
 }

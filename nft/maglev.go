@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 )
@@ -44,6 +45,10 @@ func slotCount(members int) int {
 type preference struct {
 	members []member
 	slots   [][]uint16
+	// kinds is how many different orders there are, and kind which of them a
+	// slot has. Slots of one kind have the same owner whoever is in rotation.
+	kinds int
+	kind  []int
 }
 
 // prefer makes the preference of a set of members.
@@ -66,9 +71,17 @@ func prefer(members []member) preference {
 		p.slots[i] = make([]uint16, 0, len(members))
 	}
 	p.fill(all, candidates, 0, depth(len(candidates)))
+	p.kind = make([]int, len(p.slots))
+	known := make(map[string]int)
 	for slot := range p.slots {
 		p.complete(slot)
+		order := fmt.Sprint(p.slots[slot])
+		if _, ok := known[order]; !ok {
+			known[order] = len(known)
+		}
+		p.kind[slot] = known[order]
 	}
+	p.kinds = len(known)
 	return p
 }
 
@@ -209,6 +222,8 @@ type slot struct {
 	// does not depend on who owns the slot: nodes that disagree about that
 	// agree on the ring.
 	ring []netip.AddrPort
+	// kind is the kind of the slot, of preference.
+	kind int
 }
 
 // ringMost bounds a ring, because the count of how often a packet was handed on
@@ -227,6 +242,7 @@ func (p preference) table(inRotation, present func(netip.AddrPort) bool) []slot 
 	}
 	t := make([]slot, len(p.slots))
 	for i, order := range p.slots {
+		t[i].kind = p.kind[i]
 		if first := slices.IndexFunc(order, func(m uint16) bool { return may[m] }); first >= 0 {
 			t[i].owner = p.members[order[first]].addr
 		}

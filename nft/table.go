@@ -1,9 +1,13 @@
 package nft
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"hash"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,6 +93,16 @@ type set struct {
 	timeout time.Duration
 }
 
+// equal says that the two are the same set with the same elements in the same
+// order; what a dynamic one holds is not compared.
+func (s set) equal(o set) bool {
+	return s.name == o.name && s.key == o.key && s.data == o.data && s.dynamic == o.dynamic && s.size == o.size && s.timeout == o.timeout &&
+		slices.EqualFunc(s.elements, o.elements, func(a, b nftables.SetElement) bool {
+			return bytes.Equal(a.Key, b.Key) && bytes.Equal(a.Val, b.Val) && (a.VerdictData == nil) == (b.VerdictData == nil) &&
+				(a.VerdictData == nil || *a.VerdictData == *b.VerdictData)
+		})
+}
+
 func (s set) isMap() bool { return s.data.Name != "" }
 
 func (t table) String() string { return familyName(t.family) + " " + t.name }
@@ -97,40 +111,58 @@ func (t table) kernel() *nftables.Table {
 	return &nftables.Table{Family: t.family, Name: t.name}
 }
 
-// digest identifies the contents of the table. It stands in the comment of
-// every rule, so that the kernel itself tells what it holds, also after a
-// restart of ours.
-func (t table) digest() (string, error) {
+// A digest identifies the contents of a table and of its chains. That of a chain
+// stands in the comment of each of its rules, so that the kernel itself tells what
+// it holds, also after a restart of ours. It covers the table's sets too, of which
+// the kernel is only asked for the numbers of elements.
+type digest struct {
+	whole  string
+	chains map[string]string
+}
+
+func (t table) digest() (digest, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "%v %q\n", t, t.counters)
+	fmt.Fprintf(h, "%v\n", t)
+	for _, s := range t.sets {
+		fmt.Fprintf(h, "set %q %q %q %v %d %d\n", s.name, s.key.Name, s.data.Name, s.dynamic, s.size, s.timeout)
+		// There are thousands of elements, and this is most of the work.
+		var b []byte
+		for _, e := range s.elements {
+			b = append(append(append(b[:0], e.Key...), ' '), e.Val...)
+			if e.VerdictData != nil {
+				b = append(binary.AppendVarint(append(b, ' '), int64(e.VerdictData.Kind)), e.VerdictData.Chain...)
+			}
+			h.Write(append(b, '\n'))
+		}
+	}
+	sets := h.Sum(nil)
+	d := digest{chains: make(map[string]string)}
+	fmt.Fprintf(h, "%q\n", t.counters)
 	for _, c := range t.chains {
-		fmt.Fprintf(h, "chain %q\n", c.name)
+		one := sha256.New()
+		one.Write(sets)
+		fmt.Fprintf(one, "chain %q\n", c.name)
 		if c.hook != nil {
-			fmt.Fprintf(h, "hook %+v\n", *c.hook)
+			fmt.Fprintf(one, "hook %+v\n", *c.hook)
 		}
 		for _, r := range c.rules {
-			fmt.Fprintf(h, "rule %q\n", r.why)
+			fmt.Fprintf(one, "rule %q\n", r.why)
 			for _, e := range r.exprs {
 				b, err := expr.Marshal(byte(t.family), e)
 				if err != nil {
-					return "", fmt.Errorf("encoding a rule of %v: %w", t, err)
+					return digest{}, fmt.Errorf("encoding a rule of %v: %w", t, err)
 				}
-				fmt.Fprintf(h, "%x\n", b)
+				fmt.Fprintf(one, "%x\n", b)
 			}
 		}
+		d.chains[c.name] = shorten(one)
+		fmt.Fprintln(h, d.chains[c.name])
 	}
-	for _, s := range t.sets {
-		fmt.Fprintf(h, "set %q %q %q %v %d %d\n", s.name, s.key.Name, s.data.Name, s.dynamic, s.size, s.timeout)
-		for _, e := range s.elements {
-			fmt.Fprintf(h, "%x %x", e.Key, e.Val)
-			if e.VerdictData != nil {
-				fmt.Fprintf(h, " %+v", *e.VerdictData)
-			}
-			fmt.Fprintln(h)
-		}
-	}
-	return hex.EncodeToString(h.Sum(nil)[:6]), nil
+	d.whole = shorten(h)
+	return d, nil
 }
+
+func shorten(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)[:6]) }
 
 // comment is the userdata of a rule: nft shows it after the rule.
 func (r rule) comment(digest string) []byte {
@@ -144,7 +176,7 @@ func (r rule) comment(digest string) []byte {
 }
 
 // carries tells whether a rule read back from the kernel was written by us as
-// part of the table with this digest.
+// part of the chain with this digest.
 func carries(userData []byte, digest string) bool {
 	s, ok := userdata.GetString(userData, userdata.TypeComment)
 	return ok && strings.HasSuffix(s, "["+digest+"]")

@@ -180,7 +180,7 @@ func TestReplaceIsOneTransaction(t *testing.T) {
 		sets:     []set{{name: "s", key: nftables.TypeIPAddr, elements: []nftables.SetElement{{Key: []byte{10, 0, 0, 1}}}}},
 	}
 	const count = 0x1122334455667788
-	if err := replace(conn, want, "d", map[string]uint64{"seen": count}); err != nil {
+	if err := replace(conn, want, digest{}, map[string]uint64{"seen": count}); err != nil {
 		t.Fatal(err)
 	}
 	order := []string{"begin", "add table", "delete table", "add table", "add counter", "add chain", "add set", "add elements", "add rule", "end"}
@@ -205,8 +205,8 @@ func TestDiff(t *testing.T) {
 			{name: "filled by packets", dynamic: true},
 		},
 	}
-	const digest = "0123456789ab"
-	comment := func(why string) []byte { return rule{why: why}.comment(digest) }
+	const mark = "0123456789ab"
+	comment := func(why string) []byte { return rule{why: why}.comment(mark) }
 	good := func() found {
 		return found{
 			exists: true,
@@ -241,7 +241,7 @@ func TestDiff(t *testing.T) {
 	} {
 		h := good()
 		c.change(&h)
-		got := diff(h, want, digest)
+		got := diff(h, want, digest{chains: map[string]string{"base": mark, "other": mark}})
 		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
 			t.Errorf("%s: diff says %q, want %q in it", what, got, c.want)
 		}
@@ -264,7 +264,7 @@ func TestDigest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return d
+		return d.whole
 	}
 	seen := map[string]string{digest(base()): "nothing"}
 	for what, change := range map[string]func(*balancer.Service){

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"appliance/arp"
 	"appliance/balancer"
@@ -52,6 +54,7 @@ type node struct {
 	claimed  chan struct{}
 	direct   *nft.Direct
 	prober   *nft.EthernetProber // of direct
+	refusals *nft.Refusals       // of the kernel's planes that translate
 	nftables bool                // rules of ours are in nf_tables
 	closers  []io.Closer         // what newNode opened, in the order of closing
 	// kernel is what goes on without this process, in the order of closing. It
@@ -172,10 +175,15 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 	}
 	nat := nft.NewNAT(sysctls())
 	user := forward.New(forward.Config{Redirector: redirector, Report: n.report, Log: n.log, Loops: loops()})
-	planes := []balancer.Plane{meterIPVS(access.Guard(virtual, "persistence"), virtual), meterNAT(access.Guard(nat), nat), user}
+	n.refusals = nft.NewRefusals(func(t balancer.Target) { n.report(t, errRefused) }, n.log)
+	planes := []balancer.Plane{
+		meterIPVS(access.Guard(n.refusals.Watch(virtual, false), "persistence"), virtual),
+		meterNAT(access.Guard(n.refusals.Watch(nat, true)), nat),
+		user,
+	}
 	// Planes are closed before the rules that they stand on.
 	n.closers = append(n.closers, user, redirector)
-	n.kernel = []io.Closer{virtual, nat, access, refuser, masquerader, silencer}
+	n.kernel = []io.Closer{virtual, nat, n.refusals, access, refuser, masquerader, silencer}
 	if n.cfg.Worker() {
 		// Nobody hands packets to a worker, and it hands none to others.
 		return silence{silencer}, planes, nil
@@ -218,6 +226,9 @@ func (s silence) Silence(ctx context.Context, set []arp.Silenced) (repaired int,
 	}
 	return s.Silencer.Silence(ctx, wanted)
 }
+
+// errRefused is what a packet that refuses a client says.
+var errRefused = fmt.Errorf("refuses connections of clients: %w", unix.ECONNREFUSED)
 
 // report hands what real connections saw to the checks.
 func (n *node) report(t balancer.Target, err error) { n.balancer.Report(t, err) }
@@ -281,7 +292,10 @@ func (n *node) parts() []part {
 	}
 	parts = append(parts, part{name: "balancer", run: n.balancer.Run, ready: n.balancer.Ready()})
 	if n.nftables {
-		parts = append(parts, part{name: "rules watch", run: n.followRules})
+		parts = append(parts,
+			part{name: "rules watch", run: n.followRules},
+			part{name: "refusals", run: n.followRefusals},
+		)
 	}
 	if n.wire != nil {
 		parts = append(parts, part{name: "virtual addresses", run: n.wire.Run, ready: n.wire.Ready()})
@@ -345,6 +359,15 @@ func (n *node) followRules(ctx context.Context) error {
 	})
 	if err != nil {
 		n.log.Warn("rules that vanish are put back within seconds instead of at once", "reason", err)
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// followRefusals has backends checked at once that refuse clients.
+func (n *node) followRefusals(ctx context.Context) error {
+	if err := n.refusals.Run(ctx); err != nil {
+		n.log.Warn("backends that refuse clients are found by the checks alone, which takes longer", "reason", err)
 		<-ctx.Done()
 	}
 	return nil

@@ -3,6 +3,8 @@ package balancer
 import (
 	"errors"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A State says whether a backend may get connections.
@@ -53,10 +55,14 @@ type record struct {
 	// vanished is when the backend's peer was reported lost. Checks that
 	// started before it prove nothing.
 	vanished time.Time
-	// suspect: taken out of rotation on that report, which no check has
-	// confirmed. Open connections are kept until one does, because a dead
-	// appliance is not a dead server.
+	// suspect: taken out of rotation on that report, or because clients and a
+	// check alike were refused, which Fall checks have yet to confirm. Open
+	// connections are kept until then: a dead appliance is not a dead server,
+	// and one that restarts may keep what it has.
 	suspect bool
+	// refused is when a client's connection was refused last, if no check that
+	// began later has succeeded.
+	refused time.Time
 	// failed counts the connections of clients that did not get through since
 	// failedSince. barred is until when it gets no new ones for it.
 	failed      int
@@ -77,6 +83,9 @@ func (r record) after(c Check, res result) record {
 	switch {
 	case res.err == nil:
 		r.good, r.bad = r.good+1, 0
+		if res.started.After(r.refused) {
+			r.refused = time.Time{}
+		}
 		if r.State == Unknown || r.suspect || r.State != Up && r.good >= c.Rise {
 			r.suspect = false
 			r = r.become(Up, "the check succeeds", now)
@@ -86,9 +95,14 @@ func (r record) after(c Check, res result) record {
 		r = r.become(Draining, res.err.Error(), now)
 	default:
 		r.good, r.bad = 0, r.bad+1
-		if r.State == Unknown || r.bad >= c.Fall {
+		switch {
+		case r.State == Unknown || r.bad >= c.Fall:
 			r.suspect = false
 			r = r.become(Down, res.err.Error(), now)
+		case !r.refused.IsZero() && r.State != Down && errors.Is(res.err, unix.ECONNREFUSED):
+			// Two have seen it in two ways: no slow answer, and no lost packet.
+			r.suspect = true
+			r = r.become(Down, "refuses clients and the check", now)
 		}
 	}
 	return r

@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // monitor keeps the health of every target, each by a loop of its own.
@@ -247,7 +249,9 @@ func (m *monitor) record(t Target) (record, bool) {
 }
 
 // report takes what a real connection met. One failure is only a reason to
-// look at once: the check decides. Many in a short time count by themselves.
+// look at once: the check decides. If both were refused, one check is enough
+// to take the backend out of rotation. Many failures in a short time count by
+// themselves.
 func (m *monitor) report(t Target, err error) {
 	if err == nil {
 		return
@@ -263,7 +267,11 @@ func (m *monitor) report(t Target, err error) {
 		if errors.Is(err, ErrSlow) {
 			return r
 		}
-		next := r.connFailed(p.maxFails, p.failTimeout, time.Now())
+		now := time.Now()
+		if errors.Is(err, unix.ECONNREFUSED) {
+			r.refused = now
+		}
+		next := r.connFailed(p.maxFails, p.failTimeout, now)
 		barred = !next.barred.Equal(r.barred)
 		return next
 	})

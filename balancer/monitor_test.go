@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -243,6 +244,50 @@ func TestReportChecksAtOnce(t *testing.T) {
 		m.report(Target{"lb", addr(1)}, nil)
 		synctest.Wait()
 	})
+}
+
+// What clients and one check alike are refused by is out at once. Its open
+// connections wait for the confirmation, and one success brings it back.
+func TestRefusedTwiceIsOutAtOnce(t *testing.T) {
+	s := newServers()
+	watch(t, s, usual, 1, func(m *monitor, _ func() []string) {
+		target := Target{"lb", addr(1)}
+		refused := fmt.Errorf("refuses the connection: %w", unix.ECONNREFUSED)
+		for _, confirmed := range []bool{false, true} {
+			time.Sleep(500 * time.Millisecond)
+			s.set(addr(1), refused)
+			m.report(target, refused)
+			synctest.Wait()
+			if r, _ := m.record(target); r.State != Down || !r.suspect {
+				t.Fatalf("after one report and one check: %+v", r)
+			}
+			if !confirmed {
+				s.set(addr(1), nil)
+			}
+			time.Sleep(250 * time.Millisecond)
+			r, _ := m.record(target)
+			if !confirmed && (r.State != Up || r.suspect || !r.refused.IsZero()) || confirmed && (r.State != Down || r.suspect) {
+				t.Errorf("confirmed: %v, then %+v", confirmed, r)
+			}
+		}
+	})
+}
+
+// A server that only the check is refused by, or that is only slow, has its Fall checks.
+func TestOtherFailuresTakeTheirChecks(t *testing.T) {
+	refused := fmt.Errorf("refuses the connection: %w", unix.ECONNREFUSED)
+	for _, c := range []struct{ client, check error }{{errors.New("slow"), refused}, {refused, errors.New("slow")}} {
+		s := newServers()
+		watch(t, s, usual, 1, func(m *monitor, _ func() []string) {
+			time.Sleep(500 * time.Millisecond)
+			s.set(addr(1), c.check)
+			m.report(Target{"lb", addr(1)}, c.client)
+			synctest.Wait()
+			if r, _ := m.record(Target{"lb", addr(1)}); r.State != Up || r.bad != 1 {
+				t.Errorf("client %v, check %v: %+v", c.client, c.check, r)
+			}
+		})
+	}
 }
 
 // A failure that the check does not confirm changes nothing.

@@ -38,6 +38,7 @@ func TestGuest(t *testing.T) {
 		{"dead backend", testDeadBackend},
 		{"draining", testDraining},
 		{"no backends", testNoBackends},
+		{"refusals", testRefusals},
 		{"next life", testNextLife},
 		{"traces", testTraces},
 		{"kube-proxy", testKubeProxy},

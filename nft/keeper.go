@@ -184,11 +184,11 @@ func replace(conn *nftables.Conn, want table, d digest, counted map[string]uint6
 	return conn.Flush()
 }
 
-// framesLike says that other has the same sets and the same hooks, so that only
+// framesLike says that other has the same sets, quotas and hooks, so that only
 // rules, and chains that are gone to, can be different.
 func (t table) framesLike(other table) bool {
 	return len(t.chains) > 0 && t.family == other.family && t.name == other.name &&
-		slices.EqualFunc(t.sets, other.sets, set.equal) &&
+		slices.EqualFunc(t.sets, other.sets, set.equal) && slices.Equal(t.quotas, other.quotas) &&
 		slices.EqualFunc(t.hooked(), other.hooked(), func(a, b chain) bool { return a.name == b.name && *a.hook == *b.hook })
 }
 
@@ -249,6 +249,9 @@ func add(conn *nftables.Conn, t table, d digest, counted map[string]uint64) erro
 	kt := conn.AddTable(t.kernel())
 	for _, name := range t.counters {
 		conn.AddObj(&nftables.CounterObj{Table: kt, Name: name, Packets: counted[name]})
+	}
+	for _, q := range t.quotas {
+		conn.AddObj(&nftables.QuotaObj{Table: kt, Name: q.name, Bytes: q.bytes})
 	}
 	accept := nftables.ChainPolicyAccept
 	for _, c := range t.chains {

@@ -26,6 +26,7 @@ const (
 	refuseTable     = "appliance_refuse"
 	directTable     = "appliance_direct"
 	accessTable     = "appliance_access"
+	refusalTable    = "appliance_refusals"
 )
 
 // ourTables are the tables that Cleanup removes and Watch looks after.
@@ -38,6 +39,8 @@ func ourTables() []table {
 		{family: nftables.TableFamilyINet, name: masqueradeTable},
 		{family: nftables.TableFamilyINet, name: refuseTable},
 		{family: nftables.TableFamilyINet, name: accessTable},
+		{family: nftables.TableFamilyIPv4, name: refusalTable},
+		{family: nftables.TableFamilyIPv6, name: refusalTable},
 		{family: nftables.TableFamilyNetdev, name: directTable},
 		{family: nftables.TableFamilyIPv4, name: directTable},
 		{family: nftables.TableFamilyIPv6, name: directTable},
@@ -50,8 +53,15 @@ type table struct {
 	family   nftables.TableFamily
 	name     string
 	counters []string // named counters; they keep their values when the table is replaced
+	quotas   []quota  // full when the table is made or replaced
 	chains   []chain
 	sets     []set
+}
+
+// A quota is used up by more bytes than that.
+type quota struct {
+	name  string
+	bytes uint64
 }
 
 // A chain is a base chain if it has a hook, else it is only gone to.
@@ -113,8 +123,8 @@ func (t table) kernel() *nftables.Table {
 
 // A digest identifies the contents of a table and of its chains. That of a chain
 // stands in the comment of each of its rules, so that the kernel itself tells what
-// it holds, also after a restart of ours. It covers the table's sets too, of which
-// the kernel is only asked for the numbers of elements.
+// it holds, also after a restart of ours. It covers the table's sets and quotas
+// too; of sets the kernel is only asked for the numbers of elements.
 type digest struct {
 	whole  string
 	chains map[string]string
@@ -134,6 +144,9 @@ func (t table) digest() (digest, error) {
 			}
 			h.Write(append(b, '\n'))
 		}
+	}
+	for _, q := range t.quotas {
+		fmt.Fprintf(h, "quota %q %d\n", q.name, q.bytes)
 	}
 	sets := h.Sum(nil)
 	d := digest{chains: make(map[string]string)}

@@ -64,7 +64,7 @@ func (k *keeper) apply(want table) (repaired int, err error) {
 	if k.applied.whole == is.whole {
 		damaged = true
 	}
-	if diffChains(have, k.kept, k.applied) != "" || !k.kept.framesLike(want) || rewrite(conn, k.kept, k.applied, want, is) != nil {
+	if damaged || diffChains(have, k.kept, k.applied) != "" || !k.kept.framesLike(want) || rewrite(conn, k.kept, k.applied, want, is) != nil {
 		if err := replace(conn, want.stagger(have), is, have.counters); err != nil {
 			return 0, explain(err, want)
 		}

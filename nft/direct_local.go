@@ -14,13 +14,13 @@ import (
 // serves them if it may, else they get another by NAT.
 func addLocal(t *table, f ipFamily, services []directService) {
 	out := chain{name: "local_out", hook: &hook{
-		kind: nftables.ChainTypeNAT, num: *nftables.ChainHookOutput, priority: dnatPriority,
+		kind: nftables.ChainTypeNAT, num: *nftables.ChainHookOutput, priority: dnatPriority, steps: natSteps,
 	}}
 	in := chain{name: "local_in", hook: &hook{
-		kind: nftables.ChainTypeNAT, num: *nftables.ChainHookPrerouting, priority: dnatPriority,
+		kind: nftables.ChainTypeNAT, num: *nftables.ChainHookPrerouting, priority: dnatPriority, steps: natSteps,
 	}}
 	post := chain{name: "local_post", hook: &hook{
-		kind: nftables.ChainTypeNAT, num: *nftables.ChainHookPostrouting, priority: snatPriority,
+		kind: nftables.ChainTypeNAT, num: *nftables.ChainHookPostrouting, priority: snatPriority, steps: natSteps,
 	}}
 	var branches []chain
 	for _, s := range services {

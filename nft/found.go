@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -14,6 +15,9 @@ type found struct {
 	chains   map[string]foundChain
 	sets     map[string]int // number of elements
 	counters map[string]uint64
+	// twice says that chains are hooked for the second time, see stagger. They
+	// are not among chains.
+	twice bool
 }
 
 type foundChain struct {
@@ -118,6 +122,12 @@ func read(conn *nftables.Conn, want table, elements bool) (found, error) {
 	}
 	if err := f.readRules(want); err != nil {
 		return found{}, err
+	}
+	for name := range f.chains {
+		if strings.HasPrefix(name, twicePrefix) {
+			f.twice = true
+			delete(f.chains, name)
+		}
 	}
 	if f.counters, err = readCounters(conn, kt); err != nil || !elements {
 		return f, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/google/nftables"
@@ -64,7 +65,7 @@ func (k *keeper) apply(want table) (repaired int, err error) {
 	if k.applied.whole == is.whole {
 		damaged = true
 	}
-	if damaged || diffChains(have, k.kept, k.applied) != "" || !k.kept.framesLike(want) || rewrite(conn, k.kept, k.applied, want, is) != nil {
+	if damaged || have.twice || diffChains(have, k.kept, k.applied) != "" || !k.kept.framesLike(want) || rewrite(conn, k.kept, k.applied, want, is) != nil {
 		if err := replace(conn, want.stagger(have), is, have.counters); err != nil {
 			return 0, explain(err, want)
 		}
@@ -82,21 +83,36 @@ func (k *keeper) apply(want table) (repaired int, err error) {
 // the hooks one by one, and at equal priority the kernel puts the new hook
 // before the old. A packet between the two at that moment has met the new
 // chain before its rules were in force, and meets the old one when its rules
-// are not any more. With the old hook first it meets one of them. Only at the
-// wrap, once in steps replacements, the order is the other one.
+// are not any more. With the old hook first it meets one of them.
+//
+// At the wrap, once in steps replacements, the order is the other one. There a
+// chain of NAT is hooked twice, at the beginning and behind the old one: a
+// connection that the first has translated does not meet the second.
 func (t table) stagger(have found) table {
-	t.chains = slices.Clone(t.chains)
-	for i, c := range t.chains {
+	chains := make([]chain, 0, len(t.chains))
+	for _, c := range t.chains {
 		old, ok := have.chains[c.name]
 		if c.hook == nil || c.hook.steps == 0 || !ok || !c.hook.admits(old.priority) {
+			chains = append(chains, c)
 			continue
 		}
 		moved := *c.hook
 		moved.priority += (old.priority - c.hook.priority + 1) % c.hook.steps
-		t.chains[i].hook = &moved
+		if moved.priority <= old.priority && c.hook.kind == nftables.ChainTypeNAT {
+			again := *c.hook
+			again.priority += again.steps
+			chains = append(chains, chain{name: twicePrefix + c.name, hook: &again, rules: c.rules})
+		}
+		c.hook = &moved
+		chains = append(chains, c)
 	}
+	t.chains = chains
 	return t
 }
+
+// twicePrefix begins the name of a chain that is hooked for the second time. No
+// other chain of ours begins so.
+const twicePrefix = "again_"
 
 // admits says whether the hook may have priority p.
 func (h *hook) admits(p nftables.ChainPriority) bool {
@@ -238,7 +254,7 @@ func rewrite(conn *nftables.Conn, old table, was digest, want table, is digest) 
 func addRules(conn *nftables.Conn, kt *nftables.Table, c chain, d digest) {
 	kc := &nftables.Chain{Table: kt, Name: c.name}
 	for _, r := range c.rules {
-		conn.AddRule(&nftables.Rule{Table: kt, Chain: kc, Exprs: r.exprs, UserData: r.comment(d.chains[c.name])})
+		conn.AddRule(&nftables.Rule{Table: kt, Chain: kc, Exprs: r.exprs, UserData: r.comment(d.chains[strings.TrimPrefix(c.name, twicePrefix)])})
 	}
 }
 

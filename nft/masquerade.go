@@ -50,7 +50,7 @@ func masquerade(frontends []netip.AddrPort) (table, error) {
 	t.chains = []chain{
 		{name: "prerouting", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_PRE_ROUTING, priority: manglePriority}, rules: mark},
 		{name: "output", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_LOCAL_OUT, priority: manglePriority}, rules: mark},
-		{name: "postrouting", hook: &hook{kind: nftables.ChainTypeNAT, num: unix.NF_INET_POST_ROUTING, priority: snatPriority}, rules: []rule{{
+		{name: "postrouting", hook: &hook{kind: nftables.ChainTypeNAT, num: unix.NF_INET_POST_ROUTING, priority: snatPriority, steps: natSteps}, rules: []rule{{
 			why:   "backends answer to the node that asked",
 			exprs: concat(hasMark(masqueradeMark), []expr.Any{&expr.Masq{}}),
 		}}},

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ func TestMasquerade(t *testing.T) {
 		"elements = { fd00::200 . 6443 }",
 		"type filter hook prerouting priority mangle",
 		"type filter hook output priority mangle",
-		"type nat hook postrouting priority srcnat - 10",
+		fmt.Sprintf("type nat hook postrouting priority %d", snatPriority),
 		"ip daddr . tcp dport @frontends4 meta mark set mark or 0x1000",
 		"meta mark & 0x00001000 != 0x00000000 masquerade",
 	} {

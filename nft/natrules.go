@@ -86,7 +86,11 @@ func nat(f ipFamily, services []balancer.Service) table {
 		}),
 	}}
 	base := func(name string, kind nftables.ChainType, num nftables.ChainHook, p nftables.ChainPriority, rules []rule) chain {
-		return chain{name: name, hook: &hook{kind: kind, num: num, priority: p}, rules: rules}
+		h := &hook{kind: kind, num: num, priority: p}
+		if kind == nftables.ChainTypeNAT {
+			h.steps = natSteps
+		}
+		return chain{name: name, hook: h, rules: rules}
 	}
 	t.chains = append(t.chains,
 		base("prerouting", nftables.ChainTypeNAT, unix.NF_INET_PRE_ROUTING, dnatPriority, dnat),

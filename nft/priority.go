@@ -5,15 +5,24 @@ import "github.com/google/nftables"
 // Where our chains sit among those of others. Several chains may hang in one
 // hook; the lower number comes first.
 const (
-	// dnatPriority is just before dstnat (-100), where kube-proxy (iptables
-	// and nftables mode), docker and iptables have theirs: the first NAT rule
-	// that matches a connection decides, and no other program has a claim on
-	// our frontends. It is after conntrack (-200), without which there is no
-	// NAT, and after mangle (-150), so that marks for policy routing are set.
-	dnatPriority nftables.ChainPriority = -110
-	// snatPriority is just before srcnat (100), for the same reason: docker
-	// and kube-proxy masquerade there what they know; what we match is ours.
-	snatPriority nftables.ChainPriority = 90
+	// dnatPriority, with natSteps, ends just before dstnat (-100), where
+	// kube-proxy (iptables and nftables mode), docker and iptables have theirs: the
+	// first NAT rule that matches a connection decides, and no other program has
+	// a claim on our frontends. The kernel runs all NAT chains of a hook at that
+	// place, after conntrack (-200) and mangle (-150), so that marks for policy
+	// routing are set; their own numbers say which of them comes first.
+	dnatPriority nftables.ChainPriority = dstnat - 1 - natSteps
+	// snatPriority, with natSteps, ends just before srcnat (100), for the same
+	// reason: docker and kube-proxy masquerade there what they know; what we
+	// match is ours.
+	snatPriority nftables.ChainPriority = srcnat - 1 - natSteps
+	// natSteps is how many priorities chains of NAT go through when they are
+	// replaced. One more is for those that are there twice, see stagger.
+	natSteps nftables.ChainPriority = 32
+
+	dstnat nftables.ChainPriority = -100 // NF_IP_PRI_NAT_DST
+	srcnat nftables.ChainPriority = 100  // NF_IP_PRI_NAT_SRC
+
 	// manglePriority is that of mangle itself: marks are set before the
 	// decisions that look at them, NAT at -110 and IPVS in the input hook.
 	manglePriority nftables.ChainPriority = -150

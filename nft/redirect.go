@@ -81,8 +81,8 @@ func redirect(ports map[netip.AddrPort]netip.AddrPort) (table, error) {
 		return t, nil
 	}
 	t.chains = []chain{
-		{name: "prerouting", hook: &hook{kind: nftables.ChainTypeNAT, num: unix.NF_INET_PRE_ROUTING, priority: dnatPriority}, rules: nat},
-		{name: "output", hook: &hook{kind: nftables.ChainTypeNAT, num: unix.NF_INET_LOCAL_OUT, priority: dnatPriority}, rules: nat},
+		{name: "prerouting", hook: &hook{kind: nftables.ChainTypeNAT, num: unix.NF_INET_PRE_ROUTING, priority: dnatPriority, steps: natSteps}, rules: nat},
+		{name: "output", hook: &hook{kind: nftables.ChainTypeNAT, num: unix.NF_INET_LOCAL_OUT, priority: dnatPriority, steps: natSteps}, rules: nat},
 		{name: "input", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_LOCAL_IN, priority: rejectPriority}, rules: guard},
 	}
 	return t, nil

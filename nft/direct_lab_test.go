@@ -40,6 +40,7 @@ type directHost struct {
 	addrs []netip.Addr
 	ns    netns.NsHandle
 	mac   net.HardwareAddr
+	ports []string // the bridge's ends of its cards
 }
 
 // do runs f in the namespace. The thread ends with it.
@@ -100,15 +101,15 @@ type directLab struct {
 	servers []*directServer
 	planes  []*Direct
 	ports   int
-	kind    string // what eth0 is: "" for a card, or "bridge", "vlan", "bond" on one
+	kind    kind // of every eth0
 }
 
 func newDirectLab(t *testing.T) *directLab {
 	t.Helper()
-	return newDirectLabOn(t, "")
+	return newDirectLabOn(t, kind{})
 }
 
-func newDirectLabOn(t *testing.T, kind string) *directLab {
+func newDirectLabOn(t *testing.T, kind kind) *directLab {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces and nf_tables need root")
@@ -162,32 +163,19 @@ func (l *directLab) host(name string, last byte) *directHost {
 // plug gives h an eth0, whose MAC is a new one each time.
 func (l *directLab) plug(h *directHost) {
 	l.t.Helper()
-	l.ports++
-	port := fmt.Sprintf("p%d", l.ports)
-	card := "eth0"
-	if l.kind != "" {
-		card = "card"
+	cards := []string{"eth0"}
+	if l.kind.build != nil {
+		cards = []string{"card0", "card1"}
 	}
-	l.sw.do(func() error {
-		br, err := netlink.LinkByName("sw0")
-		if err != nil {
-			return err
-		}
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = port
-		attrs.MasterIndex = br.Attrs().Index
-		veth := &netlink.Veth{
-			LinkAttrs: attrs, PeerName: card, PeerNamespace: netlink.NsFd(int(h.ns)),
-			PeerHardwareAddr: net.HardwareAddr{2, 0, 0, 0, byte(l.ports), h.addrs[0].As4()[3]},
-		}
-		if err := netlink.LinkAdd(veth); err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(veth)
-	})
+	h.ports = nil
+	for _, card := range cards {
+		h.ports = append(h.ports, l.wire(h, card))
+	}
 	h.do(func() error {
-		if err := stack(l.kind, card); err != nil {
-			return err
+		if l.kind.build != nil {
+			if err := l.kind.build(cards); err != nil {
+				return err
+			}
 		}
 		eth, err := netlink.LinkByName("eth0")
 		if err != nil {
@@ -217,40 +205,29 @@ func (l *directLab) plug(h *directHost) {
 	})
 }
 
-// stack puts an eth0 of some kind on the card.
-func stack(kind, name string) error {
-	if kind == "" {
-		return nil
-	}
-	card, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = "eth0"
-	attrs.HardwareAddr = card.Attrs().HardwareAddr
-	var eth netlink.Link
-	switch kind {
-	case "bridge":
-		snooping := false
-		eth = &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
-	case "bond":
-		bond := netlink.NewLinkBond(attrs)
-		bond.Mode, bond.Miimon = netlink.BOND_MODE_ACTIVE_BACKUP, 10
-		eth = bond
-	case "vlan":
-		attrs.ParentIndex = card.Attrs().Index
-		eth = &netlink.Vlan{LinkAttrs: attrs, VlanId: 5}
-	}
-	if err := netlink.LinkAdd(eth); err != nil {
-		return err
-	}
-	if kind != "vlan" {
-		if err := netlink.LinkSetMaster(card, eth); err != nil {
+// wire puts a card into h, and gives the name of the bridge's end.
+func (l *directLab) wire(h *directHost, card string) (port string) {
+	l.t.Helper()
+	l.ports++
+	port = fmt.Sprintf("p%d", l.ports)
+	l.sw.do(func() error {
+		br, err := netlink.LinkByName("sw0")
+		if err != nil {
 			return err
 		}
-	}
-	return netlink.LinkSetUp(card)
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = port
+		attrs.MasterIndex = br.Attrs().Index
+		veth := &netlink.Veth{
+			LinkAttrs: attrs, PeerName: card, PeerNamespace: netlink.NsFd(int(h.ns)),
+			PeerHardwareAddr: net.HardwareAddr{2, 0, 0, 0, byte(l.ports), h.addrs[0].As4()[3]},
+		}
+		if err := netlink.LinkAdd(veth); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(veth)
+	})
+	return port
 }
 
 func addAddr(l netlink.Link, p netip.Prefix) error {
@@ -505,6 +482,9 @@ func (c *directConn) echo(msg []byte) error {
 	return nil
 }
 
+// busy is how long connections are silent between two messages.
+const busy = 10 * time.Millisecond
+
 // A stream is many connections with data in flight in both directions.
 type stream struct {
 	conns  []*directConn
@@ -514,7 +494,7 @@ type stream struct {
 	echoes atomic.Int64
 }
 
-func startStream(conns []*directConn) *stream {
+func startStream(conns []*directConn, pause time.Duration) *stream {
 	s := &stream{conns: conns, errs: make(chan error, len(conns))}
 	for i, c := range conns {
 		s.wg.Go(func() {
@@ -525,7 +505,7 @@ func startStream(conns []*directConn) *stream {
 					return
 				}
 				s.echoes.Add(1)
-				time.Sleep(10 * time.Millisecond)
+				time.Sleep(pause)
 			}
 		})
 	}

@@ -142,7 +142,10 @@ func (s directService) addIngress(t *table) {
 	}
 	errs := chain{name: "error_" + n}
 	if len(s.hops) > 0 {
-		slots.rules = append(slots.rules, rule{"to the owner of the slot", concat(f.client(), s.lookup("slots_"+n))})
+		slots.rules = append(slots.rules,
+			rule{"handed on by a fellow that has a new card", concat(f.sealed(expr.CmpOpEq), verdict(expr.VerdictAccept))},
+			rule{"to the owner of the slot", concat(f.client(), s.lookup("slots_"+n))},
+		)
 		errs.rules = append(errs.rules, rule{"to the owner of the slot", concat(f.embeddedClient(), s.lookup("slots_"+n))})
 		s.addSlots(t, "slots_"+n, func(slot slot) (expr.Verdict, bool) {
 			h := s.hops[slot.target()]
@@ -237,7 +240,7 @@ func (s directService) addArrival(t *table) {
 	})
 	if owners {
 		straight := rule{"straight from a client, past a missing ingress hook",
-			concat(fromFellow(true), f.client(), s.lookup("owner_"+n))}
+			concat(fromFellow(true), f.sealed(expr.CmpOpNeq), f.client(), s.lookup("owner_"+n))}
 		lack.rules = append(lack.rules, straight)
 		absent.rules = append(absent.rules, straight)
 	}
@@ -282,7 +285,7 @@ func (s directService) hand(to hop) chain {
 		}
 		c.rules = append(c.rules, rule{
 			fmt.Sprintf("hand on to %v, number %d", to.addr.Addr(), n),
-			concat(before, f.markHandedOn(n), []expr.Any{
+			concat(before, f.markHandedOn(n), f.seal(), []expr.Any{
 				&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
 				&expr.Immediate{Register: reg2, Data: native(s.link.index)},
 				&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},
@@ -329,15 +332,52 @@ func (f ipFamily) markHandedOn(n int) []expr.Any {
 	for i := range mask {
 		mask[i] = ^mask[i]
 	}
-	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 2}
-	if f.proto == unix.NFPROTO_IPV4 {
-		write.CsumType, write.CsumOffset = expr.CsumTypeInet, 10 // RFC 791 section 3.1
-	}
 	return []expr.Any{
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 2},
 		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 2, Mask: mask, Xor: value},
-		write,
+		f.writeHeader(0),
 	}
+}
+
+// A packet that was handed on is sealed besides: its sender is a fellow, even
+// if nobody knows that fellow's new MAC address yet. Were it taken for a
+// client's, it would begin its round once more, and end it, on a count that is
+// used up, at a node that does not know the connection. The seal is where a
+// receiver looks for nothing: in the ID of an IPv4 packet that is not to be
+// fragmented, as those handed on are (RFC 6864 section 4.1), and in the second
+// half of IPv6's flow label (RFC 8200 section 3). Of clients' packets one in
+// 65,536 has it by chance; that one begins its round at the holder.
+const sealValue = 0x6170
+
+func (f ipFamily) sealOffset() uint32 {
+	if f.proto == unix.NFPROTO_IPV6 {
+		return 2
+	}
+	return 4
+}
+
+// sealed compares what stands in the place of the seal with it.
+func (f ipFamily) sealed(op expr.CmpOp) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: f.sealOffset(), Len: 2},
+		&expr.Cmp{Op: op, Register: reg1, Data: binaryutil.BigEndian.PutUint16(sealValue)},
+	}
+}
+
+func (f ipFamily) seal() []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: reg1, Data: binaryutil.BigEndian.PutUint16(sealValue)},
+		f.writeHeader(f.sealOffset()),
+	}
+}
+
+// writeHeader writes two bytes of reg1 into the IP header.
+func (f ipFamily) writeHeader(offset uint32) *expr.Payload {
+	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 2}
+	if f.proto == unix.NFPROTO_IPV4 {
+		write.CsumType, write.CsumOffset = expr.CsumTypeInet, 10 // RFC 791 section 3.1
+	}
+	return write
 }
 
 // mostKinds is up to how many kinds of slots have chains of their own: five

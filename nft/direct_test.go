@@ -95,13 +95,18 @@ func (l *directLab) counted(node int, f netip.AddrPort) map[string]int {
 
 func (l *directLab) open(n int) *stream {
 	l.t.Helper()
+	return l.openSlow(n, busy)
+}
+
+func (l *directLab) openSlow(n int, pause time.Duration) *stream {
+	l.t.Helper()
 	var conns []*directConn
 	for _, f := range directFrontends {
 		for range n {
 			conns = append(conns, l.dial(f))
 		}
 	}
-	s := startStream(conns)
+	s := startStream(conns, pause)
 	l.t.Cleanup(func() {
 		s.stop.Store(true)
 		s.wg.Wait()
@@ -157,42 +162,6 @@ func TestDirectDrainAndReturn(t *testing.T) {
 	}
 	s.end(t)
 	meanwhile.end(t)
-}
-
-// The VIP's interface may be a bridge, a VLAN or a bond.
-func TestDirectOnOtherInterfaces(t *testing.T) {
-	for _, kind := range []string{"bridge", "vlan", "bond"} {
-		t.Run(kind, func(t *testing.T) {
-			needRoot(t)
-			if !kernelHas(t, kind) {
-				t.Skipf("this kernel has no interfaces of kind %s", kind)
-			}
-			l := newDirectLabOn(t, kind)
-			l.usable()
-			l.apply([]int{0, 1, 2}, nil)
-			s := l.open(30)
-			s.flow(t)
-			l.apply([]int{2}, []int{0, 1})
-			l.hold(1)
-			s.flow(t)
-			s.end(t)
-		})
-	}
-}
-
-func kernelHas(t *testing.T, kind string) bool {
-	err := newDirectHost(t, "trial").try(func() error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = "card"
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "other"}); err != nil {
-			return err
-		}
-		return stack(kind, "card")
-	})
-	if err != nil {
-		t.Log(err)
-	}
-	return !errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // The connections to a backend that is gone are reset as soon as the client
@@ -282,7 +251,7 @@ func (l *directLab) openApart(server string, n int) (others *stream, apart []*di
 	if len(apart) == 0 {
 		l.t.Fatalf("none of %d connections went to %s", 2*n, server)
 	}
-	others = startStream(rest)
+	others = startStream(rest, busy)
 	l.t.Cleanup(func() {
 		others.stop.Store(true)
 		others.wg.Wait()

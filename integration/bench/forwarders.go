@@ -18,6 +18,10 @@ import (
 // the data plane direct is like the others.
 const serverPort = 6443
 
+// ordinaryPriority is the user space of an appliance that may not raise its own
+// priority, as it does where it is allowed to.
+const ordinaryPriority = "appliance userspace, nice 0"
+
 // A forwarder is one way from the client to the servers.
 type forwarder struct {
 	name string
@@ -79,6 +83,7 @@ func newField(ctx context.Context, binary string, only []string) (f *field, err 
 		{"appliance direct", f.direct},
 		{"appliance nftables", func(w *forwarder) error { return f.worker(w, "nftables") }},
 		{"appliance userspace", f.listener},
+		{ordinaryPriority, f.listener},
 		{"appliance userspace, VIP", func(w *forwarder) error { return f.worker(w, "userspace") }},
 		{"haproxy", f.haproxy},
 		{"nginx stream", f.nginx},
@@ -198,7 +203,9 @@ func (f *field) appliance(w *forwarder, n *lab.Node, config string) error {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return err
 	}
-	// All forwarders run at the same priority; the appliance would raise its own.
+	if w.name != ordinaryPriority {
+		return f.start(w, n, f.binary, "start", "--config", file)
+	}
 	return f.start(w, n, "setpriv", "--bounding-set", "-sys_nice", f.binary, "start", "--config", file)
 }
 

@@ -47,7 +47,7 @@ func (s *survey) has(name string) bool { return slices.Contains(s.names, name) }
 
 func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
 	fmt.Fprintf(w, "# Forwarding, measured\n\n`make bench-forward` has written this page on %s: client, forwarder and three servers in network namespaces of one machine, "+
-		"so they share its cores, and their wake-ups are part of each figure. %d rounds of %s each, all forwarders in turns and at one priority; medians, ratios within a round. The load of the machine was %s when it began.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), rounds, length, s.load, machine())
+		"so they share its cores, and their wake-ups are part of each figure. %d rounds of %s each, all forwarders in turns, each as it runs by itself: the appliance raises its own priority, and one row is of an appliance that may not; medians, ratios within a round. The load of the machine was %s when it began.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), rounds, length, s.load, machine())
 	fmt.Fprintf(w, "\n![rates as parts of no balancer](forward.svg)\n")
 	for _, r := range s.rows {
 		unit, rate := "per s", "%.0f"

@@ -84,7 +84,7 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 			pref = prefer(members)
 		}
 		used[key] = pref
-		ds.kinds = pref.kinds
+		ds.preference = pref
 		ds.slots = pref.table(
 			func(a netip.AddrPort) bool { return rotation[a] },
 			func(a netip.AddrPort) bool { _, ok := ds.hops[a]; return ok },

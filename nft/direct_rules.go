@@ -53,7 +53,8 @@ type directService struct {
 	frontend netip.AddrPort
 	link     link
 	slots    []slot
-	kinds    int // of slots
+	// preference is what slots were made from.
+	preference preference
 	// refuse says that nobody gets new connections.
 	refuse bool
 	hops   map[netip.AddrPort]hop
@@ -393,11 +394,11 @@ const mostKinds = 128
 // elements: see keeper.rewrite. Where there are too many kinds, the map has the
 // verdicts.
 func (s directService) addSlots(t *table, name string, choose func(slot) (expr.Verdict, bool)) (leads bool) {
-	m := set{name: name, key: nftables.TypeMark, data: nftables.TypeVerdict}
 	if len(s.hops) == 0 {
 		return false
 	}
-	if s.kinds > mostKinds {
+	if s.preference.kinds > mostKinds {
+		m := slotMap(name)
 		for i, slot := range s.slots {
 			if v, ok := choose(slot); ok {
 				m.elements = append(m.elements, nftables.SetElement{Key: native(uint32(i)), VerdictData: &v})
@@ -408,22 +409,45 @@ func (s directService) addSlots(t *table, name string, choose func(slot) (expr.V
 		}
 		return len(m.elements) > 0
 	}
-	jumps := make([]*expr.Verdict, s.kinds)
-	for i, slot := range s.slots {
-		if jumps[slot.kind] == nil {
-			c := chain{name: name + "_" + strconv.Itoa(slot.kind)}
-			if v, ok := choose(slot); ok {
-				leads = true
-				c.rules = []rule{{fmt.Sprint("slots of kind ", slot.kind), []expr.Any{&v}}}
-			}
-			t.chains = append(t.chains, c)
-			jumps[slot.kind] = &expr.Verdict{Kind: expr.VerdictJump, Chain: c.name}
+	t.sets = append(t.sets, s.preference.jump(name))
+	seen := make([]bool, s.preference.kinds)
+	for _, slot := range s.slots {
+		if seen[slot.kind] {
+			continue
 		}
-		m.elements = append(m.elements, nftables.SetElement{Key: native(uint32(i)), VerdictData: jumps[slot.kind]})
+		seen[slot.kind] = true
+		c := chain{name: kindChain(name, slot.kind)}
+		if v, ok := choose(slot); ok {
+			leads = true
+			c.rules = []rule{{fmt.Sprint("slots of kind ", slot.kind), []expr.Any{&v}}}
+		}
+		t.chains = append(t.chains, c)
 	}
-	t.sets = append(t.sets, m)
 	return leads
 }
+
+// jump is the map of that name from slot to the chain of its kind.
+func (p preference) jump(name string) set {
+	if m, ok := p.jumps[name]; ok {
+		return m
+	}
+	verdicts := make([]*expr.Verdict, p.kinds)
+	for kind := range verdicts {
+		verdicts[kind] = &expr.Verdict{Kind: expr.VerdictJump, Chain: kindChain(name, kind)}
+	}
+	m := slotMap(name)
+	for i, kind := range p.kind {
+		m.elements = append(m.elements, nftables.SetElement{Key: native(uint32(i)), VerdictData: verdicts[kind]})
+	}
+	p.jumps[name] = m.summed()
+	return p.jumps[name]
+}
+
+func slotMap(name string) set {
+	return set{name: name, key: nftables.TypeMark, data: nftables.TypeVerdict}
+}
+
+func kindChain(slotMap string, kind int) string { return slotMap + "_" + strconv.Itoa(kind) }
 
 // lookup goes where the map says for the slot of the client in reg1 and
 // portReg.

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,8 +20,10 @@ type keeper struct {
 	// applied is the digest that we wrote or found last. It tells a repair
 	// (we had it, it is gone) from a change of mind.
 	applied digest
-	// kept is the table of that digest.
-	kept table
+	// kept is the table of that digest. twice says that some of its chains are
+	// hooked for the second time, see stagger.
+	kept  table
+	twice bool
 }
 
 // apply makes the kernel's table equal to want, in one transaction, and sends
@@ -41,36 +44,37 @@ func (k *keeper) apply(want table) (repaired int, err error) {
 	if err != nil {
 		return 0, explain(err, want)
 	}
+	changes := k.applied.whole != "" && k.applied.whole != is.whole
+	if changes && !k.twice && k.kept.framesLike(want) && rewrite(conn, k.kept, k.applied, want, is) == nil {
+		k.applied, k.kept = is, want
+		return 0, nil // what somebody else has done to the rest is found by the next round
+	}
 	// Who has changed its mind need not be told that the kernel has another table.
-	looks, elements := 2, true
-	if k.applied.whole != "" && k.applied.whole != is.whole {
-		looks, elements = 1, false
+	looks := 2
+	if changes {
+		looks = 1
 	}
 	// The kernel answers in several parts, between which others may change
 	// tables of theirs and shift what comes next. A difference that is real
 	// is seen twice.
 	var have found
 	for range looks {
-		if have, err = read(conn, want, elements); err != nil {
+		if have, err = read(conn, want, !changes); err != nil {
 			return 0, explain(err, want)
 		}
-		if elements && diff(have, want, is) == "" {
-			k.applied, k.kept = is, want
+		if !changes && diff(have, want, is) == "" {
+			k.applied, k.kept, k.twice = is, want, have.twice
 			return 0, nil
 		}
 	}
 	// What is there is not what we want. It is a repair if it is not what we
 	// wrote last either.
-	damaged := k.applied.whole != "" && !(have.exists && have.allCarry(k.applied))
-	if k.applied.whole == is.whole {
-		damaged = true
+	damaged := k.applied.whole != "" && !(changes && have.exists && have.allCarry(k.applied))
+	staggered := want.stagger(have)
+	if err := replace(conn, staggered, is, have.counters); err != nil {
+		return 0, explain(err, want)
 	}
-	if damaged || have.twice || diffChains(have, k.kept, k.applied) != "" || !k.kept.framesLike(want) || rewrite(conn, k.kept, k.applied, want, is) != nil {
-		if err := replace(conn, want.stagger(have), is, have.counters); err != nil {
-			return 0, explain(err, want)
-		}
-	}
-	k.applied, k.kept = is, want
+	k.applied, k.kept, k.twice = is, want, len(staggered.chains) > len(want.chains)
 	if damaged {
 		repaired = 1
 	}
@@ -123,7 +127,7 @@ func (h *hook) admits(p nftables.ChainPriority) bool {
 func (k *keeper) remove(t table) (removed bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.applied, k.kept = digest{}, table{}
+	k.applied, k.kept, k.twice = digest{}, table{}, false
 	return remove(t)
 }
 
@@ -204,7 +208,7 @@ func replace(conn *nftables.Conn, want table, d digest, counted map[string]uint6
 // rules, and chains that are gone to, can be different.
 func (t table) framesLike(other table) bool {
 	return len(t.chains) > 0 && t.family == other.family && t.name == other.name &&
-		slices.EqualFunc(t.sets, other.sets, set.equal) && slices.Equal(t.quotas, other.quotas) &&
+		slices.EqualFunc(t.sets, other.sets, func(a, b set) bool { return bytes.Equal(a.content(), b.content()) }) && slices.Equal(t.quotas, other.quotas) &&
 		slices.EqualFunc(t.hooked(), other.hooked(), func(a, b chain) bool { return a.name == b.name && *a.hook == *b.hook })
 }
 
@@ -215,7 +219,8 @@ func (t table) hooked() []chain {
 // rewrite makes the chains of old that are others those of want, in one
 // transaction, and leaves the hooks and the sets as they are. A packet that is in
 // a chain meanwhile goes on by the rules that it began with. It takes a fraction
-// of the time of replace.
+// of the time of replace, and counts when a host has just died. It fails, and
+// changes nothing, if a chain of old is not there any more.
 func rewrite(conn *nftables.Conn, old table, was digest, want table, is digest) error {
 	kt := want.kernel()
 	for _, c := range old.chains {

@@ -49,6 +49,9 @@ type preference struct {
 	// slot has. Slots of one kind have the same owner whoever is in rotation.
 	kinds int
 	kind  []int
+	// jumps are maps from slot to the chain of its kind, by name; they are all
+	// that is needed as long as the members are the same.
+	jumps map[string]set
 }
 
 // prefer makes the preference of a set of members.
@@ -58,6 +61,7 @@ func prefer(members []member) preference {
 	p := preference{
 		members: members,
 		slots:   make([][]uint16, slotCount(len(members))),
+		jumps:   make(map[string]set),
 	}
 	candidates := make([]candidate, 0, len(members))
 	for i, m := range members {

@@ -1,13 +1,11 @@
 package nft
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"hash"
-	"slices"
 	"strings"
 	"time"
 
@@ -101,16 +99,32 @@ type set struct {
 	size uint32
 	// timeout is how long an element of a dynamic set lives.
 	timeout time.Duration
+	// sum stands for the elements of a set that is made once and used often.
+	sum string
 }
 
-// equal says that the two are the same set with the same elements in the same
-// order; what a dynamic one holds is not compared.
-func (s set) equal(o set) bool {
-	return s.name == o.name && s.key == o.key && s.data == o.data && s.dynamic == o.dynamic && s.size == o.size && s.timeout == o.timeout &&
-		slices.EqualFunc(s.elements, o.elements, func(a, b nftables.SetElement) bool {
-			return bytes.Equal(a.Key, b.Key) && bytes.Equal(a.Val, b.Val) && (a.VerdictData == nil) == (b.VerdictData == nil) &&
-				(a.VerdictData == nil || *a.VerdictData == *b.VerdictData)
-		})
+// summed is s with its sum.
+func (s set) summed() set {
+	s.sum = string(s.content())
+	return s
+}
+
+// content is what digests have of s.
+func (s set) content() []byte {
+	if s.sum != "" {
+		return []byte(s.sum)
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q %q %v %d %d\n", s.name, s.key.Name, s.data.Name, s.dynamic, s.size, s.timeout)
+	var b []byte
+	for _, e := range s.elements {
+		b = append(append(append(b[:0], e.Key...), ' '), e.Val...)
+		if e.VerdictData != nil {
+			b = append(binary.AppendVarint(append(b, ' '), int64(e.VerdictData.Kind)), e.VerdictData.Chain...)
+		}
+		h.Write(append(b, '\n'))
+	}
+	return h.Sum(nil)
 }
 
 func (s set) isMap() bool { return s.data.Name != "" }
@@ -134,19 +148,7 @@ func (t table) digest() (digest, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%v\n", t)
 	for _, s := range t.sets {
-		fmt.Fprintf(h, "set %q %q %q %v %d %d\n", s.name, s.key.Name, s.data.Name, s.dynamic, s.size, s.timeout)
-		// There are thousands of elements, and this is most of the work.
-		var b []byte
-		for _, e := range s.elements {
-			b = append(append(append(b[:0], e.Key...), ' '), e.Val...)
-			if e.VerdictData != nil {
-				b = append(binary.AppendVarint(append(b, ' '), int64(e.VerdictData.Kind)), e.VerdictData.Chain...)
-			}
-			h.Write(append(b, '\n'))
-		}
-	}
-	for _, q := range t.quotas {
-		fmt.Fprintf(h, "quota %q %d\n", q.name, q.bytes)
+		h.Write(s.content())
 	}
 	sets := h.Sum(nil)
 	d := digest{chains: make(map[string]string)}
@@ -175,7 +177,10 @@ func (t table) digest() (digest, error) {
 	return d, nil
 }
 
-func shorten(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)[:6]) }
+// digestLen is the length of a digest, in characters.
+const digestLen = 12
+
+func shorten(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil))[:digestLen] }
 
 // comment is the userdata of a rule: nft shows it after the rule.
 func (r rule) comment(digest string) []byte {
@@ -193,6 +198,17 @@ func (r rule) comment(digest string) []byte {
 func carries(userData []byte, digest string) bool {
 	s, ok := userdata.GetString(userData, userdata.TypeComment)
 	return ok && strings.HasSuffix(s, "["+digest+"]")
+}
+
+// signed tells whether we wrote a rule read back from the kernel, for whatever chain.
+func signed(userData []byte) bool {
+	s, ok := userdata.GetString(userData, userdata.TypeComment)
+	if !ok || !strings.HasSuffix(s, "]") || len(s) < digestLen+2 {
+		return false
+	}
+	mark := s[len(s)-1-digestLen : len(s)-1]
+	_, err := hex.DecodeString(mark)
+	return err == nil && s[len(s)-digestLen-2] == '['
 }
 
 func familyName(f nftables.TableFamily) string {

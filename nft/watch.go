@@ -13,7 +13,7 @@ import (
 )
 
 // Watch calls changed after each transaction in which somebody took a table of
-// ours away, or something out of it, without putting the table back. It
+// ours away, or something out of it, without putting it back. It
 // returns when ctx ends, with nil, or when the kernel cannot be listened to.
 // changed runs in the goroutine of Watch.
 //
@@ -75,12 +75,31 @@ func (t *transaction) add(m netlink.Message) bool {
 		if name, ok := ourTable(m); ok {
 			delete(t.harmed, name)
 		}
+	case unix.NFT_MSG_NEWRULE:
+		// We add rules behind those that we have taken away: see rewrite.
+		if name, ok := ourTable(m); ok && ourRule(m) {
+			delete(t.harmed, name)
+		}
 	case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET:
 		if name, ok := ourTable(m); ok {
 			if t.harmed == nil {
 				t.harmed = make(map[string]bool)
 			}
 			t.harmed[name] = true
+		}
+	}
+	return false
+}
+
+// ourRule says that a rule of a message was written by us.
+func ourRule(m netlink.Message) bool {
+	ad, err := netlink.NewAttributeDecoder(m.Data[nfgenmsgLen:])
+	if err != nil {
+		return false
+	}
+	for ad.Next() {
+		if ad.Type() == unix.NFTA_RULE_USERDATA {
+			return signed(ad.Bytes())
 		}
 	}
 	return false

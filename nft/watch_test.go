@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -76,6 +78,18 @@ func TestTransaction(t *testing.T) {
 			})
 		}
 	}
+	var k keeper
+	rewritten := func(why string) func() {
+		return func() {
+			m.in(func() {
+				if _, err := k.apply(table{family: nftables.TableFamilyARP, name: silenceTable, chains: []chain{
+					{name: "c", rules: []rule{{why, verdict(expr.VerdictAccept)}}},
+				}}); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
 	nft := func(command string) func() { return func() { m.run("nft", command) } }
 	ours := silence(Silenced{VIP: vip4})
 	steps := []struct {
@@ -95,6 +109,9 @@ func TestTransaction(t *testing.T) {
 		{"all is flushed", nft("flush ruleset"), true},
 		{"we repair it", ours, false},
 		{"the table is deleted", nft("delete table arp appliance_silence"), true},
+		{"another keeper makes it", rewritten("one"), false},
+		{"it writes another rule", rewritten("two"), false},
+		{"others write another rule", nft("flush chain arp appliance_silence c; add rule arp appliance_silence c accept comment \"two [too short]\""), true},
 	}
 	var got, want []bool
 	var tr transaction

@@ -215,15 +215,15 @@ func TestARPFilter(t *testing.T) {
 	}
 	many[filteredVIPs-1] = vip4
 	for _, vips := range [][]netip.Addr{{vip4}, many} {
-		f := arpFilter(vips)
+		f := arpFilter(0, vips)
 		if _, err := bpf.Assemble(f); err != nil {
 			t.Fatal(err)
 		}
 		if len(f) > 4096 {
 			t.Errorf("%d instructions, more than the kernel takes", len(f))
 		}
-		// The virtual machine has no packet type and no VLAN tag: what is
-		// loaded there is replaced by what an untagged packet to us has.
+		// The virtual machine has no packet type, interface and VLAN tag: what
+		// is loaded there is replaced by what an untagged packet to us has.
 		for i, ins := range f {
 			if _, ok := ins.(bpf.LoadExtension); ok {
 				f[i] = bpf.LoadConstant{Dst: bpf.RegA, Val: unix.PACKET_HOST}

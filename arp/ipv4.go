@@ -43,7 +43,7 @@ type arpStation struct {
 }
 
 func openARP(ifi *net.Interface, vips []netip.Addr) (*arpStation, error) {
-	filter, err := bpf.Assemble(arpFilter(vips))
+	filter, err := bpf.Assemble(arpFilter(ifi.Index, vips))
 	if err != nil {
 		return nil, fmt.Errorf("arp: assemble filter: %w", err)
 	}
@@ -54,16 +54,20 @@ func openARP(ifi *net.Interface, vips []netip.Addr) (*arpStation, error) {
 	return &arpStation{conn: c, mac: ifi.HardwareAddr, vips: vips}, nil
 }
 
-// arpFilter accepts untagged ARP packets to this host that name a VIP. What
-// was tagged for a VLAN that this host has no interface for would otherwise
-// arrive here without its tag.
-func arpFilter(vips []netip.Addr) []bpf.Instruction {
+// arpFilter accepts untagged ARP packets to this host on that interface that
+// name a VIP. What was tagged for a VLAN would otherwise arrive here without its
+// tag: a packet socket gets what comes for an interface that stands on its own
+// one, and what comes for a VLAN that this host has no interface for.
+func arpFilter(index int, vips []netip.Addr) []bpf.Instruction {
 	drop := bpf.RetConstant{Val: 0}
 	accept := bpf.RetConstant{Val: ethernetHeaderLen + arpLen}
 	f := []bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtType},
 		bpf.JumpIf{Cond: bpf.JumpLessThan, Val: unix.PACKET_OTHERHOST, SkipTrue: 1},
 		drop, // for another host, or our own
+		bpf.LoadExtension{Num: bpf.ExtInterfaceIndex},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(index), SkipTrue: 1},
+		drop,
 		bpf.LoadExtension{Num: bpf.ExtVLANTagPresent},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
 		drop,

@@ -112,20 +112,35 @@ func (l *lan) host(addrs ...string) *host {
 
 // plug makes eth0 as a new device.
 func (h *host) plug(addrs ...string) {
+	h.lan.t.Helper()
+	h.card("eth0")
+	h.use(addrs...)
+}
+
+// card plugs in a device of that name, and gives the index of the lan's end.
+func (h *host) card(name string) (index int) {
 	t := h.lan.t
 	t.Helper()
 	within(t, h.lan.ns, func() error {
 		port := &netlink.Veth{
 			LinkAttrs:     netlink.LinkAttrs{MasterIndex: h.lan.br},
-			PeerName:      "eth0",
+			PeerName:      name,
 			PeerNamespace: netlink.NsFd(h.ns),
 		}
 		port.Name = fmt.Sprintf("p%d", time.Now().UnixNano()%1e12)
 		if err := netlink.LinkAdd(port); err != nil {
 			return fmt.Errorf("add veth: %w", err)
 		}
+		index = port.Attrs().Index
 		return netlink.LinkSetUp(port)
 	})
+	return index
+}
+
+// use gives eth0 its addresses and brings it up.
+func (h *host) use(addrs ...string) {
+	t := h.lan.t
+	t.Helper()
 	within(t, h.ns, func() error {
 		eth, err := netlink.LinkByName("eth0")
 		if err != nil {

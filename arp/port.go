@@ -132,7 +132,15 @@ func (p *port) send(pk packet) error {
 	if st == nil {
 		return errNotOpen
 	}
-	return st.send(pk)
+	err := st.send(pk)
+	if err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.now != st {
+			return errNotOpen // it was closed under our hands
+		}
+	}
+	return err
 }
 
 func (p *port) hear(h heard) {
@@ -222,6 +230,7 @@ func (p *port) serve(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		p.follow(ctx, opened)
+		p.set(nil)
 		stop() // so that the receiver takes its end for the wanted one
 		return st.close()
 	})

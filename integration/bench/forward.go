@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"appliance/integration/bench/load"
+	"appliance/integration/vm"
 )
 
 // A row is one thing that is measured of every forwarder.
@@ -63,26 +65,72 @@ type survey struct {
 	figures map[[2]string][]figure // by row and forwarder
 	idle    map[string]idleFigure
 	broken  map[[2]string][]brokenFigure // by fault and forwarder
+	ipvs    *survey                      // in the virtual machine; nil where there was none
 }
 
-func forward(ctx context.Context, binary string, rounds int, length time.Duration, onlyRows, onlyNames, outDir string, out, progress io.Writer) (err error) {
+// forward measures and writes the page. Unless only a part is wanted, it ends
+// with what takes a kernel with ip_vs, which has a page of its own.
+func forward(ctx context.Context, binary string, rounds int, length time.Duration, onlyRows, onlyNames, outDir string, out, progress io.Writer) error {
+	s, err := takeSurvey(ctx, binary, rounds, length, onlyRows, onlyNames, progress)
+	if err != nil {
+		return err
+	}
+	// Written at once, so that it is there whatever becomes of the rest.
+	if err := s.write(outDir, rounds, length); err != nil {
+		return err
+	}
+	if onlyRows == "" && onlyNames == "" {
+		s.ipvs, err = ipvsInVM(ctx, binary, rounds, length, outDir, io.Discard, progress)
+		switch {
+		case errors.Is(err, vm.ErrUnavailable):
+			fmt.Fprintln(progress, "data plane ipvs is not measured:", err)
+		case err != nil:
+			return err
+		}
+		if err := s.write(outDir, rounds, length); err != nil {
+			return err
+		}
+	}
+	s.markdown(out, rounds, length)
+	return nil
+}
+
+// write writes page and picture, if there is a directory for them.
+func (s *survey) write(dir string, rounds int, length time.Duration) error {
+	var text bytes.Buffer
+	s.markdown(&text, rounds, length)
+	return writePage(dir, "forward", text.Bytes(), s.svg())
+}
+
+func writePage(dir, name string, page, picture []byte) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, name+".md"), page, 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, name+".svg"), picture, 0o644)
+}
+
+// takeSurvey measures the rows and forwarders that are named; empty is all.
+func takeSurvey(ctx context.Context, binary string, rounds int, length time.Duration, onlyRows, onlyNames string, progress io.Writer) (*survey, error) {
 	var names []string
 	if onlyNames != "" {
 		names = strings.Split(onlyNames, ";")
 	}
 	f, err := newField(ctx, binary, names)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.close()
 	if err := sleep(ctx, 5*time.Second); err != nil { // checks begin to trust, direct proves its paths
-		return err
+		return nil, err
 	}
 	wanted := func(row string) bool { return onlyRows == "" || slices.Contains(strings.Split(onlyRows, ","), row) }
-	s := &survey{figures: map[[2]string][]figure{}, idle: map[string]idleFigure{}, broken: map[[2]string][]brokenFigure{}}
-	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
-		s.load = strings.Fields(string(text))[0]
-	}
+	s := &survey{load: loadAverage(), figures: map[[2]string][]figure{}, idle: map[string]idleFigure{}, broken: map[[2]string][]brokenFigure{}}
 	for _, w := range f.forwarders {
 		s.names = append(s.names, w.name)
 	}
@@ -97,7 +145,7 @@ func forward(ctx context.Context, binary string, rounds int, length time.Duratio
 			for _, w := range f.forwarders {
 				got, err := f.measure(ctx, r, w)
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w", r.name, w.name, err)
+					return nil, fmt.Errorf("%s, %s: %w", r.name, w.name, err)
 				}
 				key := [2]string{r.name, w.name}
 				s.figures[key] = append(s.figures[key], got)
@@ -112,7 +160,7 @@ func forward(ctx context.Context, binary string, rounds int, length time.Duratio
 		}
 		if wanted("idle") {
 			if s.idle[w.name], err = f.measureIdle(ctx, w); err != nil {
-				return fmt.Errorf("idle, %s: %w", w.name, err)
+				return nil, fmt.Errorf("idle, %s: %w", w.name, err)
 			}
 			fmt.Fprintf(progress, "idle %-26s %s\n", w.name, s.idle[w.name])
 		}
@@ -125,25 +173,14 @@ func forward(ctx context.Context, binary string, rounds int, length time.Duratio
 				}
 				got, err := f.break1(ctx, fault, w)
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w", fault, w.name, err)
+					return nil, fmt.Errorf("%s, %s: %w", fault, w.name, err)
 				}
 				s.broken[[2]string{fault, w.name}] = append(s.broken[[2]string{fault, w.name}], got)
 				fmt.Fprintf(progress, "%s %-26s %s\n", fault, w.name, got)
 			}
 		}
 	}
-	var text bytes.Buffer
-	s.markdown(&text, rounds, length)
-	if _, err := out.Write(text.Bytes()); err != nil || outDir == "" {
-		return err
-	}
-	if err := os.MkdirAll(outDir, 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(outDir, "forward.md"), text.Bytes(), 0o644); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(outDir, "forward.svg"), s.svg(), 0o644)
+	return s, nil
 }
 
 // measure runs one job through w.

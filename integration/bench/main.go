@@ -17,7 +17,7 @@ import (
 )
 
 func main() {
-	suite := flag.String("suite", "failover", "what is measured: failover, forward, or ipvs (in a virtual machine)")
+	suite := flag.String("suite", "failover", "what is measured: failover, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is the part in that machine")
 	binary := flag.String("binary", "", "the appliance to measure; empty builds it")
 	trials := flag.Int("trials", 10, "trials of each fault")
 	only := flag.String("only", "", "comma-separated faults or rows to measure; empty is all")
@@ -48,7 +48,10 @@ func main() {
 		case "forward":
 			return forward(ctx, binary, *rounds, *length, *only, *through, *out, os.Stdout, os.Stderr)
 		case "ipvs":
-			return ipvsInVM(ctx, binary, *rounds, *length, *out, os.Stdout, os.Stderr)
+			_, err := ipvsInVM(ctx, binary, *rounds, *length, *out, os.Stdout, os.Stderr)
+			return err
+		case "ipvs-guest":
+			return ipvsGuest(ctx, binary, *rounds, *length, os.Stdout, os.Stderr)
 		}
 		return fmt.Errorf("there is no suite %q; write failover, forward or ipvs", *suite)
 	})

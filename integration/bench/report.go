@@ -34,13 +34,31 @@ func (s *survey) of(row, name string, value func(figure) float64) float64 {
 
 // ratio is the median, over the rounds, of the rate against base in the same
 // round.
-func (s *survey) ratio(row, name, base string) float64 {
+func (s *survey) ratio(row, name, base string) float64 { return median(s.ratios(row, name, base)) }
+
+func (s *survey) ratios(row, name, base string) (all []float64) {
 	ours, theirs := s.figures[[2]string{row, name}], s.figures[[2]string{row, base}]
-	var all []float64
 	for i := range min(len(ours), len(theirs)) {
 		all = append(all, ours[i].rate()/theirs[i].rate())
 	}
-	return median(all)
+	return all
+}
+
+// words are what the rates of a row are in, and how one is written.
+func (r row) words() (unit, format string) {
+	if r.per == "GB" {
+		return "Gbit/s", "%.1f"
+	}
+	return "per s", "%.0f"
+}
+
+// latencies are the medians of a row that has some.
+func (s *survey) latencies(r row, name string) (p50, p99 string) {
+	if r.per == "GB" {
+		return "–", "–"
+	}
+	return fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P50 })),
+		fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P99 }))
 }
 
 func (s *survey) has(name string) bool { return slices.Contains(s.names, name) }
@@ -50,18 +68,11 @@ func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
 		"so they share its cores, and their wake-ups are part of each figure. %d rounds of %s each, all forwarders in turns, each as it runs by itself: the appliance raises its own priority, and one row is of an appliance that may not; medians, ratios within a round. The load of the machine was %s when it began.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), rounds, length, s.load, machine())
 	fmt.Fprintf(w, "\n![rates as parts of no balancer](forward.svg)\n")
 	for _, r := range s.rows {
-		unit, rate := "per s", "%.0f"
-		if r.per == "GB" {
-			unit, rate = "Gbit/s", "%.1f"
-		}
+		unit, rate := r.words()
 		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of haproxy | of nginx | p50 µs | p99 µs | CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|---|\n", r.name, unit, r.per)
 		for _, name := range s.names {
 			errors := s.of(r.name, name, func(f figure) float64 { return float64(f.Errors) })
-			p50, p99 := "–", "–"
-			if r.per != "GB" {
-				p50 = fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P50 }))
-				p99 = fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P99 }))
-			}
+			p50, p99 := s.latencies(r, name)
 			against := func(base string) string {
 				if !s.has(base) || name == base {
 					return "–"
@@ -113,6 +124,11 @@ func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
 
 // machine says where and with what it was measured.
 func machine() string {
+	return fmt.Sprintf("%s, haproxy %s (nbthread 2), %s (stream, 2 workers).\n", host(), version(2, "haproxy", "-v"), version(2, "nginx", "-v"))
+}
+
+// host is the machine itself.
+func host() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u)
 	cpu := "unknown CPU"
@@ -124,16 +140,26 @@ func machine() string {
 			}
 		}
 	}
-	version := func(word int, program string, args ...string) string {
-		out, _ := exec.Command(program, args...).CombinedOutput()
-		fields := strings.Fields(string(out))
-		if len(fields) <= word {
-			return "unknown"
-		}
-		return fields[word]
+	return fmt.Sprintf("%d cores (%s), Linux %s, %s", runtime.NumCPU(), cpu, unix.ByteSliceToString(u.Release[:]), runtime.Version())
+}
+
+// version is a word of what a program says of itself.
+func version(word int, program string, args ...string) string {
+	out, _ := exec.Command(program, args...).CombinedOutput()
+	fields := strings.Fields(string(out))
+	if len(fields) <= word {
+		return "unknown"
 	}
-	return fmt.Sprintf("%d cores (%s), Linux %s, %s, haproxy %s (nbthread 2), %s (stream, 2 workers).\n", runtime.NumCPU(), cpu,
-		unix.ByteSliceToString(u.Release[:]), runtime.Version(), version(2, "haproxy", "-v"), version(2, "nginx", "-v"))
+	return fields[word]
+}
+
+// loadAverage is that of the last minute.
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Fields(string(text))[0]
 }
 
 // svg is a bar for each row and forwarder: its rate as a part of no balancer.

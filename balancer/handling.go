@@ -72,7 +72,9 @@ func (lb LoadBalancer) NeedsUserSpace(able ...string) error {
 	need("acceptProxy", len(h.AcceptProxyFrom) > 0)
 	need("sendProxy", h.SendProxy != "")
 	for _, b := range lb.Backends {
-		need("backends.maxconn", b.MaxConn > 0)
+		// IPVS has thresholds, but no queue before them: that has to be wanted.
+		need("backends.maxconn", b.MaxConn > 0 && lb.Plane != IPVS)
+		need("backends.maxqueue", b.MaxQueue > 0 && lb.Plane == IPVS)
 		need("backends.slowstart", b.SlowStart > 0)
 	}
 	if len(needs) == 0 {

@@ -46,4 +46,12 @@ func TestNeedsUserSpace(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "needs user space: sendProxy, backends.maxconn, backends.slowstart; set dataPlane") {
 		t.Errorf("error is %v", err)
 	}
+	lb = LoadBalancer{Name: "lb", Plane: IPVS, Backends: []Backend{{MaxConn: 1}}}
+	if err := lb.NeedsUserSpace(); err != nil {
+		t.Errorf("a threshold of a data plane that was asked for: %v", err)
+	}
+	lb.Backends[0].MaxQueue = 1
+	if err := lb.NeedsUserSpace(); err == nil || !strings.Contains(err.Error(), "backends.maxqueue") {
+		t.Errorf("a queue there: error is %v", err)
+	}
 }

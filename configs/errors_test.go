@@ -139,6 +139,9 @@ func TestErrors(t *testing.T) {
 		// How connections are treated.
 		{"queue without limit", withLB + "  backends: [{address: 192.0.2.21, maxqueue: 5}]\n", []string{"5: loadBalancers[0].backends: 192.0.2.21:6443 has maxqueue without maxconn, so nobody ever queues for it; write maxconn, or remove maxqueue"}},
 		{"queue's timeout without limit", withLB + "  timeouts: {queue: 1s}\n" + servers, []string{"5: loadBalancers[0].timeouts.queue: has no effect: no backend has maxconn, so nobody ever queues; write maxconn for the backends, or remove it"}},
+		{"queue in ipvs", withLB + "  dataPlane: ipvs\n  timeouts: {queue: 1s}\n  backends: [{address: 192.0.2.21, maxconn: 5, maxqueue: 5}]\n", []string{
+			"5: loadBalancers[0].dataPlane: backends.maxqueue is done by user space, but dataPlane is ipvs; write dataPlane: auto or userspace, or remove it",
+			"6: loadBalancers[0].timeouts.queue: is done by user space, but dataPlane is ipvs; write dataPlane: auto or userspace, or remove it"}},
 		{"negative limit", withLB + "  maxconn: -1\n" + servers, []string{"5: loadBalancers[0].maxconn: -1 is not a number from 0 to 1000000; write one"}},
 		{"retries", withLB + "  retries: many\n" + servers, []string{"5: loadBalancers[0].retries: many is not a number from 0 to 100; write one"}},
 		{"PROXY from nobody", withLB + "  acceptProxy: true\n" + servers, []string{"5: loadBalancers[0].acceptProxy: is true, but nobody is named who may send the header; write acceptProxyFrom: [192.0.2.5] with the addresses of the proxies before this one"}},

@@ -160,7 +160,7 @@ func (b *builder) relateHandling(i int) {
 		return
 	}
 	for _, n := range b.userSpaceKeys(i) {
-		if lb.DataPlane == "ipvs" && n == "persistence" {
+		if lb.DataPlane == "ipvs" && (n == "persistence" || n == "backends.maxconn") {
 			continue
 		}
 		key, what := b.lbKey(i, n), ""
@@ -189,7 +189,9 @@ func (b *builder) userSpaceKeys(i int) []string {
 		{"requireTLS", h.RequireTLS > 0},
 		{"acceptProxy", len(h.AcceptProxyFrom) > 0},
 		{"sendProxy", h.SendProxy != ""},
+		{"timeouts.queue", h.QueueTimeout > 0},
 		{"backends.maxconn", has(func(be Backend) bool { return be.MaxConn > 0 })},
+		{"backends.maxqueue", has(func(be Backend) bool { return be.MaxQueue > 0 })},
 		{"backends.slowstart", has(func(be Backend) bool { return be.SlowStart > 0 })},
 	} {
 		if k.set {

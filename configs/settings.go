@@ -242,7 +242,7 @@ var settings = slices.Concat([]Setting{
 		Usage: "share of new connections relative to the others, 0 to 256; 0: none",
 		Why:   "all servers are equal unless it is said that they are not"},
 	{Key: "loadBalancers[].backends[].maxconn", Type: Int, Default: "0",
-		Usage: "open connections with it from each address of this node, at which further clients queue; 0: no limit (user space)",
+		Usage: "open connections with it from each address of this node, at which further clients queue; 0: no limit (user space; a threshold without queue with dataPlane: ipvs)",
 		Why:   "servers that can be overrun are rare, and say so"},
 	{Key: "loadBalancers[].backends[].maxqueue", Type: Int, Default: "0",
 		Usage: "clients that may queue for it; more are refused; 0: no limit (user space)",

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -134,15 +135,24 @@ func testSchedulers(t *testing.T) {
 
 	// Each name makes the kernel load its module.
 	for _, s := range []balancer.Scheduler{"rr", "wrr", "lc", "wlc", "sh", "mh", "sed", "nq", "fo", "ovf", "lblc", "lblcr", "dh"} {
-		roomy := all(false)
-		for i := range roomy {
-			roomy[i].Weight = 100 // for ovf, weight is how many connections fit
+		var services []balancer.Service
+		for _, ip6 := range []bool{false, true} {
+			roomy := all(ip6)
+			for i := range roomy {
+				roomy[i].Weight = 100 // for ovf, weight is how many connections fit
+			}
+			services = append(services, service(ip6, 443, s, roomy...))
 		}
-		p.apply(service(false, 443, s, roomy...))
-		if c, err := dial("client", at); err != nil {
-			t.Errorf("scheduler %s: %v", s, err)
-		} else {
-			c.Close()
+		p.apply(services...)
+		if out := command(t, "node", "ipvsadm", "-Sn"); len(regexp.MustCompile(`(?m) -s `+string(s)+`\b`).FindAllString(out, -1)) != 2 {
+			t.Errorf("the kernel does not have two services with scheduler %s:\n%s", s, out)
+		}
+		for _, svc := range services {
+			if c, err := dial("client", svc.Frontend); err != nil {
+				t.Errorf("scheduler %s at %v: %v", s, svc.Frontend, err)
+			} else {
+				c.Close()
+			}
 		}
 	}
 
@@ -229,6 +239,9 @@ func testPersistence(t *testing.T) {
 		if len(got) != 1 {
 			t.Errorf("one client was spread over %v", got)
 		}
+		if out := command(t, "node", "ipvsadm", "-Sn"); !strings.Contains(out, " -p 300") {
+			t.Errorf("the kernel does not persist for 300 s: %s", out)
+		}
 		// Its backend drains: the binding must not hold it there.
 		s := service(ip6, 443, balancer.RoundRobin)
 		for i, b := range all(ip6) {
@@ -254,25 +267,36 @@ func sameKeys(a, b map[string]int) bool {
 	return true
 }
 
+// A backend at its threshold gets no more; who comes when all are is refused.
 func testThresholds(t *testing.T) {
-	// A port of its own: the kernel counts on where it knew a backend before.
-	p := newPlane(t, "node", tuned(ipvs.Tuning{MaxConns: 2, MinConns: 1}))
-	at := netip.AddrPortFrom(vip(false), 444)
-	p.apply(service(false, 444, balancer.RoundRobin, all(false)...))
-	open := map[string]int{}
-	for range 6 {
-		open[mustDial(t, "client", at).host]++
-	}
-	for _, host := range []string{"node", "peer", "third"} {
-		if open[host] != 2 {
-			t.Errorf("open connections by host: %v, want 2 each", open)
-			break
+	each(t, func(t *testing.T, ip6 bool) {
+		// A port of its own: the kernel counts on where it knew a backend before.
+		p := newPlane(t, "node", tuned(ipvs.Tuning{MaxConns: 2, MinConns: 1}))
+		s := service(ip6, 444, balancer.RoundRobin, all(ip6)...)
+		s.Backends[2].MaxConn = 3
+		p.apply(s)
+		open := map[string]int{}
+		for range 7 {
+			open[mustDial(t, "client", s.Frontend).host]++
 		}
-	}
-	if c, err := dial("client", at); err == nil {
-		t.Errorf("the seventh connection was served by %s, with room for six", c.host)
-		c.Close()
-	}
+		if open["node"] != 2 || open["peer"] != 2 || open["third"] != 3 {
+			t.Errorf("open connections by host: %v, want 2, 2 and 3", open)
+		}
+		if c, err := dial("client", s.Frontend); err == nil {
+			t.Errorf("the eighth connection was served by %s, with room for seven", c.host)
+			c.Close()
+		}
+		// What is full is full, and no damage.
+		if n := p.apply(s); n != 0 {
+			t.Errorf("an Apply with nothing to do repaired %d", n)
+		}
+		// Another threshold is in force at once.
+		s.Backends[2].MaxConn = 8
+		p.apply(s)
+		if c := mustDial(t, "client", s.Frontend); c.host != "third" {
+			t.Errorf("the eighth connection is served by %s, and only third has room", c.host)
+		}
+	})
 }
 
 func testNoBackends(t *testing.T) {

@@ -23,9 +23,9 @@ type Tuning struct {
 	// network for one; zero means each address (32 and 128).
 	PersistencePrefix4, PersistencePrefix6 int
 	// MaxConns is the number of connections, closing ones counted, at which a
-	// backend gets no more; zero means no limit. MinConns is where it gets
-	// connections again;
-	// zero means three quarters of MaxConns, as the kernel has it.
+	// backend that has no maximum of its own gets no more; zero means no limit.
+	// MinConns is where it gets connections again; zero means three quarters of
+	// MaxConns, as the kernel has it.
 	MaxConns, MinConns int
 }
 
@@ -83,10 +83,11 @@ func translate(s balancer.Service, t Tuning) (virtual, error) {
 		}
 	}
 	for _, b := range s.Backends {
-		v.add(b.Addr, b.Weight, t)
+		v.add(b, t)
 	}
 	for _, b := range s.Draining {
-		v.add(b.Addr, 0, t)
+		b.Weight = 0
+		v.add(b, t)
 	}
 	slices.SortFunc(v.destinations, order)
 	v.destinations = slices.CompactFunc(v.destinations, func(a, b ipvs.Destination) bool { return order(a, b) == 0 })
@@ -102,16 +103,20 @@ func (t Tuning) prefix(a netip.Addr) int {
 
 // add takes in a backend of the service's own family. A dual-stack load
 // balancer has backends of both, and each frontend takes its own.
-func (v *virtual) add(at netip.AddrPort, weight int, t Tuning) {
+func (v *virtual) add(b balancer.Backend, t Tuning) {
+	at := b.Addr
 	if family(at.Addr()) != v.service.Family {
 		return
+	}
+	if b.MaxConn > 0 {
+		t.MaxConns, t.MinConns = b.MaxConn, 0
 	}
 	v.destinations = append(v.destinations, ipvs.Destination{
 		Address:        at.Addr(),
 		Port:           at.Port(),
 		Family:         family(at.Addr()),
 		FwdMethod:      ipvs.Masquerade,
-		Weight:         uint32(max(weight, 0)),
+		Weight:         uint32(max(b.Weight, 0)),
 		UpperThreshold: uint32(t.MaxConns),
 		LowerThreshold: uint32(t.MinConns),
 	})

@@ -19,7 +19,7 @@ func TestTranslate(t *testing.T) {
 		Frontend:  netip.MustParseAddrPort("[fd00::100]:443"),
 		Scheduler: "sh",
 		Backends:  []balancer.Backend{{Addr: six, Weight: 256}, {Addr: four, Weight: 1}},
-		Draining:  []balancer.Backend{{Addr: netip.MustParseAddrPort("[fd00::2]:6443"), Weight: 5}, {Addr: six, Weight: 256}},
+		Draining:  []balancer.Backend{{Addr: netip.MustParseAddrPort("[fd00::2]:6443"), Weight: 5, MaxConn: 7}, {Addr: six, Weight: 256}},
 	}
 	got, err := translate(s, Tuning{Persistence: 1500 * time.Millisecond, PersistencePrefix4: 24, PersistencePrefix6: 64, MaxConns: 100, MinConns: 80})
 	if err != nil {
@@ -29,6 +29,7 @@ func TestTranslate(t *testing.T) {
 	first, second := destination, destination
 	first.Address, first.Weight = six.Addr(), 256 // in both sets: it serves
 	second.Address, second.Weight = netip.MustParseAddr("fd00::2"), 0
+	second.UpperThreshold, second.LowerThreshold = 7, 0 // its own
 	want := virtual{
 		service: ipvs.Service{
 			Family: ipvs.INET6, Protocol: ipvs.TCP, Address: s.Frontend.Addr(), Port: 443, Scheduler: "sh",

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
+	"appliance/balancer"
 	"appliance/raft"
 )
 
@@ -28,4 +30,71 @@ func (n *node) lingerAfterTenure(ctx context.Context) error {
 		time.Sleep(handoverGrace)
 	}
 	return nil
+}
+
+// A former is another peer that was holder, and the last term in which it was.
+type former struct {
+	id   string
+	term uint64
+}
+
+// handBack has packets of connections that this node does not know go to the
+// peer that held last besides this one. So the rules are there before the VIPs
+// come here, and clients whose connections are open at that moment are served
+// to their end.
+func (n *node) handBack(ctx context.Context) error {
+	tick := time.NewTicker(handoverGrace)
+	defer tick.Stop()
+	var last former
+	said := ""
+	for {
+		changed := n.group.Changed()
+		s := n.group.Status()
+		if holder := n.holder(s); holder != "" && holder != s.ID {
+			last = former{holder, s.Term}
+		}
+		to, frontends := last.keeps(s, n.balancer.Health(), n.interfaces(), n.cfg.Linger)
+		err := n.handback.To(to, n.interfaces(), frontends)
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			n.log.Warn("connections that are open when the holder changes will break", "reason", err)
+		}
+		select {
+		case <-changed:
+		case <-tick.C: // load balancers may have changed
+		case <-ctx.Done():
+			return n.handback.Close()
+		}
+	}
+}
+
+// keeps is where the former holder is, and the frontends whose connections it
+// has; none if it has none or is not there any more. Those of user space it has
+// while its process lives, and the kernel goes on without that for a while.
+func (f former) keeps(s raft.Status, lbs []balancer.LoadBalancerStatus, vips map[netip.Addr]string, linger time.Duration) ([]netip.Addr, []netip.AddrPort) {
+	i := slices.IndexFunc(s.Peers, func(p raft.PeerStatus) bool { return p.ID == f.id && !p.Self })
+	if i < 0 || s.Peers[i].Vanished {
+		return nil, nil
+	}
+	p := s.Peers[i]
+	process := p.Connected && p.Died < f.term || time.Since(p.Left) < handoverGrace
+	kernel := process || p.Connected || time.Since(p.Since) < linger
+	var frontends []netip.AddrPort
+	for _, lb := range lbs {
+		switch {
+		case lb.Plane == balancer.UserSpace && process:
+		case (lb.Plane == balancer.NFTables || lb.Plane == balancer.IPVS) && kernel:
+		default: // direct finds the way by itself
+			continue
+		}
+		for _, f := range lb.Frontends {
+			for vip := range vips {
+				if f.Addr() == vip || f.Addr().IsUnspecified() && f.Addr().Is4() == vip.Is4() {
+					frontends = append(frontends, netip.AddrPortFrom(vip, f.Port()))
+				}
+			}
+		}
+	}
+	slices.SortFunc(frontends, netip.AddrPort.Compare)
+	return p.Addrs(), slices.Compact(frontends)
 }

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"appliance/balancer"
 	"appliance/raft"
 )
 
@@ -44,4 +46,46 @@ func TestLoneNodeStopsAtOnce(t *testing.T) {
 			t.Errorf("%v after %v", err, time.Since(now))
 		}
 	})
+}
+
+func TestFormerKeeps(t *testing.T) {
+	vip := netip.MustParseAddr("10.0.0.1")
+	of := func(plane balancer.PlaneName, port uint16) balancer.LoadBalancerStatus {
+		return balancer.LoadBalancerStatus{Plane: plane, Frontends: []netip.AddrPort{netip.AddrPortFrom(vip, port)}}
+	}
+	everywhere := balancer.LoadBalancerStatus{Plane: balancer.UserSpace,
+		Frontends: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:5"), netip.MustParseAddrPort("[::]:5")}}
+	lbs := []balancer.LoadBalancerStatus{of(balancer.UserSpace, 4), of(balancer.Direct, 1), of(balancer.IPVS, 2), of(balancer.NFTables, 3), everywhere}
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		peer raft.PeerStatus
+		want string // ports
+	}{
+		"lives":                   {raft.PeerStatus{Connected: true}, "[2 3 4 5]"},
+		"lives, and had died":     {raft.PeerStatus{Connected: true, Died: 6}, "[2 3 4 5]"},
+		"about to end":            {raft.PeerStatus{Since: now, Died: 7, Left: now}, "[2 3 4 5]"},
+		"has ended":               {raft.PeerStatus{Since: now.Add(-2 * time.Second), Died: 7, Left: now.Add(-2 * time.Second)}, "[2 3]"},
+		"killed":                  {raft.PeerStatus{Since: now, Died: 7}, "[2 3]"},
+		"killed, not noticed yet": {raft.PeerStatus{Connected: true, Died: 7}, "[2 3]"},
+		"dead for long":           {raft.PeerStatus{Since: now.Add(-time.Minute), Died: 7}, "[]"},
+		"host gone":               {raft.PeerStatus{Connected: true, Vanished: true}, "[]"},
+		"is this node":            {raft.PeerStatus{Connected: true, Self: true}, "[]"},
+	} {
+		tt.peer.ID = "a"
+		s := raft.Status{Peers: []raft.PeerStatus{{ID: "b"}, tt.peer}}
+		ports := []uint16{}
+		_, frontends := former{"a", 7}.keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, 30*time.Second)
+		for _, f := range frontends {
+			if f.Addr() != vip {
+				t.Errorf("%s: frontend %v", name, f)
+			}
+			ports = append(ports, f.Port())
+		}
+		if got := fmt.Sprint(ports); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+	if _, frontends := (former{}).keeps(raft.Status{Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}, lbs, nil, time.Minute); frontends != nil {
+		t.Errorf("nobody held before: %v", frontends)
+	}
 }

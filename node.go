@@ -55,6 +55,7 @@ type node struct {
 	direct   *nft.Direct
 	prober   *nft.EthernetProber // of direct
 	refusals *nft.Refusals       // of the kernel's planes that translate
+	handback *nft.Handback       // nil without a group, and without nf_tables
 	nftables bool                // rules of ours are in nf_tables
 	closers  []io.Closer         // what newNode opened, in the order of closing
 	// kernel is what goes on without this process, in the order of closing. It
@@ -188,6 +189,9 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 		// Nobody hands packets to a worker, and it hands none to others.
 		return silence{silencer}, planes, nil
 	}
+	if n.group != nil {
+		n.handback = &nft.Handback{}
+	}
 	n.prober = nft.NewProber(nft.ProberConfig{
 		Interfaces: n.interfaces(),
 		Nodes:      n.neighbours(),
@@ -304,6 +308,9 @@ func (n *node) parts() []part {
 	if n.site.follows(n.cfg) {
 		parts = append(parts, part{name: "list of the peers", run: n.followPeers})
 	}
+	if n.handback != nil {
+		parts = append(parts, part{name: "open connections", run: n.handBack})
+	}
 	if n.group != nil {
 		parts = append(parts,
 			part{name: "after the tenure", run: n.lingerAfterTenure},
@@ -354,6 +361,9 @@ func (n *node) followRules(ctx context.Context) error {
 	err := nft.Watch(ctx, func() {
 		if n.wire != nil {
 			n.wire.Recheck()
+		}
+		if n.handback != nil {
+			n.handback.Recheck()
 		}
 		n.balancer.Reconcile()
 	})

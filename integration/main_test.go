@@ -98,6 +98,12 @@ type trial struct {
 // are left to the caller, so is waiting.
 func serve(t *testing.T, o scene.Options) *trial {
 	t.Helper()
+	return serveOn(t, o, plane())
+}
+
+// serveOn is serve with a data plane.
+func serveOn(t *testing.T, o scene.Options, plane string) *trial {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
@@ -111,7 +117,7 @@ func serve(t *testing.T, o scene.Options) *trial {
 			t.Error(err)
 		}
 	})
-	app, err := s.Appliance(scene.Settings{Binary: binary, Plane: plane()})
+	app, err := s.Appliance(scene.Settings{Binary: binary, Plane: plane})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,15 +76,17 @@ func nat(f ipFamily, services []balancer.Service) table {
 		exprs: concat(tcp(), f.addrPort(), []expr.Any{inMap("services", regVerdict)}),
 	}}
 	snat := t.addMasquerade(services, f)
-	refuse := []rule{{
-		why: "no backend, or a connection that was cut",
-		exprs: concat(tcp(), f.addrPort(), []expr.Any{
-			inSet("frontends"),
-		}, toLocal(), []expr.Any{
-			&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: refusedCounter},
-			resetTCP(),
-		}),
-	}}
+	refuse := func(but ...expr.Any) []rule {
+		return []rule{{
+			why: "no backend, or a connection that was cut",
+			exprs: concat(tcp(), f.addrPort(), []expr.Any{
+				inSet("frontends"),
+			}, toLocal(), but, []expr.Any{
+				&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: refusedCounter},
+				resetTCP(),
+			}),
+		}}
+	}
 	base := func(name string, kind nftables.ChainType, num nftables.ChainHook, p nftables.ChainPriority, rules []rule) chain {
 		h := &hook{kind: kind, num: num, priority: p}
 		if kind == nftables.ChainTypeNAT {
@@ -96,8 +98,9 @@ func nat(f ipFamily, services []balancer.Service) table {
 		base("prerouting", nftables.ChainTypeNAT, unix.NF_INET_PRE_ROUTING, dnatPriority, dnat),
 		base("output", nftables.ChainTypeNAT, unix.NF_INET_LOCAL_OUT, dnatPriority, dnat),
 		base("postrouting", nftables.ChainTypeNAT, unix.NF_INET_POST_ROUTING, snatPriority, snat),
-		base("refuse_input", nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, rejectPriority, refuse),
-		base("refuse_output", nftables.ChainTypeFilter, unix.NF_INET_LOCAL_OUT, rejectPriority, refuse),
+		base("refuse_input", nftables.ChainTypeFilter, unix.NF_INET_LOCAL_IN, rejectPriority, refuse()),
+		// What a Handback sends on is none of this node's connections.
+		base("refuse_output", nftables.ChainTypeFilter, unix.NF_INET_LOCAL_OUT, rejectPriority, refuse(ctStateIsNot(ctUntracked)...)),
 	)
 	return t
 }

@@ -25,6 +25,7 @@ const (
 	directTable     = "appliance_direct"
 	accessTable     = "appliance_access"
 	refusalTable    = "appliance_refusals"
+	handbackTable   = "appliance_handback"
 )
 
 // ourTables are the tables that Cleanup removes and Watch looks after.
@@ -37,6 +38,8 @@ func ourTables() []table {
 		{family: nftables.TableFamilyINet, name: masqueradeTable},
 		{family: nftables.TableFamilyINet, name: refuseTable},
 		{family: nftables.TableFamilyINet, name: accessTable},
+		{family: nftables.TableFamilyIPv4, name: handbackTable},
+		{family: nftables.TableFamilyIPv6, name: handbackTable},
 		{family: nftables.TableFamilyIPv4, name: refusalTable},
 		{family: nftables.TableFamilyIPv6, name: refusalTable},
 		{family: nftables.TableFamilyNetdev, name: directTable},

@@ -377,6 +377,11 @@ func (g *Group) checkSplit(o hello) {
 // onSilence makes use of a leaving process's word.
 func (g *Group) onSilence(d death) {
 	g.ledger.proved(d.peer, d.term)
+	if d.told {
+		g.mu.Lock()
+		g.left[d.peer] = time.Now()
+		g.mu.Unlock()
+	}
 	g.change.fire()
 }
 

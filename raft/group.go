@@ -61,6 +61,7 @@ type Group struct {
 	intent  intent
 	phase   string
 	hellos  map[string]hello
+	left    map[string]time.Time // by peer: when a process of it said that it leaves
 	tenure  tenureState
 	count   Counters
 	causes  map[string]uint64
@@ -86,7 +87,7 @@ func Open(cfg Config) (*Group, error) {
 		lease: newLease(cfg.ID, cfg.span(), cfg.now), ledger: newLedger(cfg.now),
 		heartbeats: newHeartbeats(cfg.Heartbeat),
 		watched:    &watched{conns: make(map[net.Conn]struct{})},
-		links:      make(map[string]*link), hellos: make(map[string]hello), causes: make(map[string]uint64),
+		links:      make(map[string]*link), hellos: make(map[string]hello), left: make(map[string]time.Time), causes: make(map[string]uint64),
 		started: make(chan struct{}), stopping: make(chan struct{}), failed: make(chan error, 1),
 		handover: make(chan handover),
 		phase:    "starting",

@@ -74,8 +74,10 @@ type PeerStatus struct {
 	HeardTerm uint64        `json:"heardTerm,omitempty"`
 	// Died is the last term that a process of the peer led which is known to
 	// have ended.
-	Died    uint64 `json:"died,omitempty"`
-	Version string `json:"version,omitempty"`
+	Died uint64 `json:"died,omitempty"`
+	// Left is when a process of the peer said last that it leaves. Zero: never.
+	Left    time.Time `json:"left,omitzero"`
+	Version string    `json:"version,omitempty"`
 	// Priority, Drained and Pinned are how much it is wanted as holder; Standby
 	// follows without a vote until it is promoted.
 	Priority int  `json:"priority,omitempty"`
@@ -109,7 +111,7 @@ func (g *Group) Status() Status {
 	s.Counters = g.count
 	s.Counters.Ended = maps.Clone(g.causes)
 	tenure := g.tenure
-	hellos := maps.Clone(g.hellos)
+	hellos, left := maps.Clone(g.hellos), maps.Clone(g.left)
 	g.mu.Unlock()
 	s.Counters.Refused = g.port.refused.Load()
 	if tenure.may != nil {
@@ -141,7 +143,7 @@ func (g *Group) Status() Status {
 	for _, p := range g.roster() {
 		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
 		ps.Priority, ps.Drained, ps.Pinned = g.standingOf(p.ID).priority, settings[drainPrefix+p.ID] != "", settings[pinKey] == p.ID
-		ps.Witness = p.Witness
+		ps.Witness, ps.Left = p.Witness, left[p.ID]
 		ps.Unfit = g.claimOf(p.ID).String()
 		m, known := memberOf(settings, p.ID)
 		ps.Standby = m.Standby

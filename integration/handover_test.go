@@ -1,0 +1,81 @@
+package integration
+
+import (
+	"errors"
+	"syscall"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/integration/scene"
+	"appliance/lab"
+)
+
+// TestOpenConnectionsSurviveAHandover: also in the data planes whose state is
+// on the holder, connections that are open as it hands over go on, and a request
+// that is on its way as it stops is answered.
+func TestOpenConnectionsSurviveAHandover(t *testing.T) {
+	for _, plane := range planes() {
+		t.Run(string(plane), func(t *testing.T) {
+			tr := serveOn(t, scene.Options{Family: scene.IPv4, Stacked: true}, string(plane))
+			target := tr.Target(tr.VIPs[0])
+			open, err := tr.Client.OpenConns(patient(t), lab.LongConns{Target: target, N: 30})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			holder := tr.holder(t, 0, 1, 2)
+			if err := tr.app.Transfer(holder); err != nil {
+				t.Fatal(err)
+			}
+			next := tr.holder(t, others(holder)...)
+			if n := open.Count(2 * time.Second); n.OK != 30 {
+				t.Errorf("after a transfer from node %d to %d: %+v", holder+1, next+1, n)
+			}
+
+			often := tr.Client.Probe(t.Context(), lab.Probe{Target: target, Every: 2 * time.Millisecond, Patience: patience})
+			time.Sleep(100 * time.Millisecond)
+			stopped := time.Now()
+			if err := tr.app.Stop(next); err != nil {
+				t.Errorf("the appliance did not end well: %v", err)
+			}
+			tr.holder(t, others(next)...)
+			time.Sleep(500 * time.Millisecond)
+			often.Stop()
+			tries := often.Tries()
+			if len(tries) < 100 {
+				t.Errorf("asked %d times only", len(tries))
+			}
+			for _, try := range tries {
+				// However slow the machine is, nobody has to be told no.
+				if errors.Is(try.Err, syscall.ECONNRESET) || errors.Is(try.Err, syscall.ECONNREFUSED) {
+					t.Errorf("a request %v after the stop, ended after %v: %v", try.Start.Sub(stopped), try.End.Sub(stopped), try.Err)
+				}
+			}
+			tr.oneAnswer(t)
+		})
+	}
+}
+
+// TestOpenConnectionsSurviveACrash: the kernel of the holder goes on.
+func TestOpenConnectionsSurviveACrash(t *testing.T) {
+	for _, plane := range planes() {
+		if plane == balancer.UserSpace {
+			continue // its connections are the process's own
+		}
+		t.Run(string(plane), func(t *testing.T) {
+			tr := serveOn(t, scene.Options{Family: scene.IPv4, Stacked: true}, string(plane))
+			open, err := tr.Client.OpenConns(patient(t), lab.LongConns{Target: tr.Target(tr.VIPs[0]), N: 30})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			holder := tr.holder(t, 0, 1, 2)
+			tr.app.Kill(holder)
+			tr.holder(t, others(holder)...)
+			if n := open.Count(2 * time.Second); n.OK != 30 {
+				t.Errorf("after node %d was killed: %+v", holder+1, n)
+			}
+		})
+	}
+}

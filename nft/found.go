@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nltest"
 	"golang.org/x/sys/unix"
 )
 
@@ -158,11 +159,7 @@ func read(conn *nftables.Conn, want table, elements bool) (found, error) {
 // library's own reader asks chain by chain, and fails at the direction of a ct
 // expression, which the kernel sends as one byte.
 func (f found) readRules(t table) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
+	conn := nltest.Dial(newLine().exchange)
 	attrs := netlink.NewAttributeEncoder()
 	attrs.String(unix.NFTA_RULE_TABLE, t.name)
 	data, err := attrs.Encode()

@@ -10,24 +10,79 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // A Redirector brings connections to one port of a local address to another
 // port, so that a virtual address can be served beside a process that listens
-// on the same port of every address. The zero Redirector is ready.
-type Redirector struct{ keep keeper }
+// on the same port of every address. The zero Redirector is ready. Calls of its
+// methods come one at a time.
+type Redirector struct {
+	keep keeper
+	seen map[netip.AddrPort]bool // frontends that were redirected in this life
+}
 
 // Redirect makes ports the whole set of what is redirected: TCP to each key
 // arrives at its value, wherever the client is. An empty set removes the rules.
 // Connections from elsewhere straight to a value are reset: it is no service
-// of its own. Open connections stay as they are.
+// of its own. Open connections stay as they are, but for those of an earlier life:
+// nobody has them any more.
 func (r *Redirector) Redirect(_ context.Context, ports map[netip.AddrPort]netip.AddrPort) (repaired int, err error) {
 	want, err := redirect(ports)
 	if err != nil {
 		return 0, err
 	}
-	return r.keep.apply(want)
+	if repaired, err = r.keep.apply(want); err != nil {
+		return repaired, err
+	}
+	left := make(leftBehind)
+	for from, to := range ports {
+		if !r.seen[from] {
+			left[from] = to
+		}
+	}
+	if err := left.forget(); err != nil {
+		return repaired, err
+	}
+	if r.seen == nil {
+		r.seen = make(map[netip.AddrPort]bool)
+	}
+	for from := range left {
+		r.seen[from] = true
+	}
+	return repaired, nil
+}
+
+// leftBehind picks what conntrack remembers of connections to its keys that
+// were redirected elsewhere than to its values. It outlives the process that
+// had the connection by days where no reset came through, since the address had
+// moved; a client that takes the same port again would be led to where nobody
+// listens.
+type leftBehind map[netip.AddrPort]netip.AddrPort
+
+func (l leftBehind) forget() error {
+	g := make(gone)
+	for from := range l {
+		g[from] = nil
+	}
+	for _, family := range g.families() {
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, l); err != nil {
+			return conntrackError(err)
+		}
+	}
+	return nil
+}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (l leftBehind) MatchConntrackFlow(entry *netlink.ConntrackFlow) bool {
+	from := addrPort(entry.Forward.DstIP, entry.Forward.DstPort)
+	to, ours := l[from]
+	if entry.Forward.Protocol != unix.IPPROTO_TCP || !ours {
+		return false
+	}
+	was := addrPort(entry.Reverse.SrcIP, entry.Reverse.SrcPort)
+	return was.Addr() == from.Addr() && was != from && was != to
 }
 
 // Close removes the rules.

@@ -3,6 +3,8 @@ package nft
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"net/netip"
 	"syscall"
 	"testing"
@@ -91,6 +93,89 @@ func TestRedirectRefusals(t *testing.T) {
 	} {
 		if _, err := redirect(map[netip.AddrPort]netip.AddrPort{ap(c.from): ap(c.to)}); err == nil {
 			t.Errorf("%s to %s: no error", c.from, c.to)
+		}
+	}
+}
+
+// A client whose connection to an earlier life was never ended, because the
+// address had moved, gets to the new one from the same port.
+func TestRedirectAfterAnEarlierLife(t *testing.T) {
+	w := newWorld(t)
+	for _, f := range families() {
+		var l net.Listener
+		w.node.in(func() {
+			var err error
+			if l, err = net.Listen("tcp", vip(f, 16443).String()); err != nil {
+				t.Fatal(err)
+			}
+		})
+		w.node.serve("second", vip(f, 16444).String())
+		w.node.serve("other", vip(f, 6444).String())
+		redirect := func(r *Redirector, port uint16) {
+			t.Helper()
+			w.node.in(func() {
+				to := map[netip.AddrPort]netip.AddrPort{vip(f, 6443): vip(f, port)}
+				if _, err := r.Redirect(context.Background(), to); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+		var first, second Redirector
+		redirect(&first, 16443)
+		accepted := make(chan net.Conn, 1)
+		go func() {
+			defer close(accepted)
+			if c, err := l.Accept(); err == nil {
+				io.WriteString(c, "first here\n")
+				accepted <- c
+			}
+		}()
+		old, err := w.client.dial(vip(f, 6443))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// This one is nobody's business.
+		straight, err := w.client.dial(vip(f, 6444))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer straight.Close()
+		from := old.LocalAddr().(*net.TCPAddr)
+		l.Close()
+		mute := "add table inet mute; add chain inet mute out { type filter hook output priority -400; }; add rule inet mute out meta l4proto tcp drop"
+		w.client.run("nft", mute)
+		w.node.run("nft", mute)
+		for _, c := range []net.Conn{old.Conn, <-accepted} {
+			if err := c.(*net.TCPConn).SetLinger(0); err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+		}
+		w.client.run("nft", "delete table inet mute")
+		w.node.run("nft", "delete table inet mute")
+		redirect(&second, 16444)
+		w.client.in(func() {
+			c, err := (&net.Dialer{LocalAddr: from, Timeout: patience}).Dial("tcp", vip(f, 6443).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			line := make([]byte, len("second"))
+			if _, err := io.ReadFull(c, line); err != nil || string(line) != "second" {
+				t.Errorf("%q answers (%v), want second", line, err)
+			}
+		})
+		// In this life, what is open goes on.
+		s, err := w.client.dial(vip(f, 6443))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		redirect(&second, 16443)
+		for _, open := range []*session{s, straight} {
+			if err := open.echo(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"sync"
@@ -45,6 +47,13 @@ func newWiring() (*wiring, error) {
 		}
 		if err := sysctl("ipv6/conf/default/disable_ipv6", "1"); err != nil {
 			return err
+		}
+		// Nor do switches look at what they carry as a firewall would
+		// (br_netfilter, where the kernel has it).
+		for _, key := range []string{"arptables", "iptables", "ip6tables"} {
+			if err := sysctl("bridge/bridge-nf-call-"+key, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
 		}
 		for _, name := range []string{near, far} {
 			attrs := netlink.NewLinkAttrs()

@@ -249,12 +249,12 @@ func (b *Balancer) steward(ctx context.Context) error {
 	ticker := time.NewTicker(b.cfg.Reconsider)
 	defer ticker.Stop()
 	all := false
+	var again <-chan time.Time // is not lost when another load balancer changes
 	for {
 		wanted, err := b.adopt(ctx)
 		if err != nil {
 			return err
 		}
-		var again <-chan time.Time
 		if b.choosePlanes(ctx, wanted, all) {
 			again = time.After(settle)
 		}
@@ -262,7 +262,7 @@ func (b *Balancer) steward(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-again:
-			all = true
+			all, again = true, nil
 		case <-b.changed:
 			all = false
 		case <-b.reconsider:

@@ -20,6 +20,15 @@ type choice struct {
 	err     error
 }
 
+// why is the reason with what was against the others.
+func (c choice) why() string {
+	why := c.reason
+	for _, r := range c.refused {
+		why += fmt.Sprintf("; not %s: %s", r.Plane, r.Reason)
+	}
+	return why
+}
+
 // choose asks the planes, in the order of preference, whether they can serve
 // lb. A plane that the operator forced is the only one asked.
 func choose(ctx context.Context, planes []Plane, lb LoadBalancer) choice {

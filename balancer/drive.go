@@ -135,7 +135,7 @@ func (b *Balancer) didApply(d *driver, services []Service, version uint64, repai
 			b.version++
 			moved = true
 			events = append(events, Event{LoadBalancer: name, Plane: true, From: from,
-				To: string(d.plane.Name()), Reason: e.choice.reason})
+				To: string(d.plane.Name()), Reason: e.choice.why()})
 		}
 	}
 	log := d.burstLine(repaired, now)

@@ -90,6 +90,23 @@ func TestFlappingPlaneMovesNothing(t *testing.T) {
 	})
 }
 
+// A load balancer that is about to move does so although another one changes
+// meanwhile.
+func TestMoveOutlivesOtherChanges(t *testing.T) {
+	run(t, []LoadBalancer{lbOf("api", 1)}, nil, func(b *bench) {
+		b.planes[Direct].do(func() { b.planes[Direct].unusable = errors.New("no path") })
+		b.b.Reconsider()
+		time.Sleep(time.Second)
+		if err := b.b.Set([]LoadBalancer{lbOf("api", 1), lbOf("web", 2, "198.51.100.9:443")}); err != nil {
+			b.Fatal(err)
+		}
+		time.Sleep(settle)
+		if st := b.b.Status().LoadBalancers[0]; st.Plane != IPVS {
+			b.Errorf("status %+v", st)
+		}
+	})
+}
+
 // What has changed is handed to a plane only when the plane was asked.
 func TestChangedLoadBalancerIsAskedFor(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 1)}, nil, func(b *bench) {

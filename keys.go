@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"slices"
 	"time"
 
@@ -56,10 +59,85 @@ func probeKeys(keys []raft.Key) [][]byte {
 	return secrets
 }
 
-func (n *node) speakIn(secrets [][]byte) {
-	if n.prober != nil {
-		n.prober.SetKeys(secrets)
+// probeSecrets are what a node's path probes are signed with: among the nodes of
+// the group, and between those and workers.
+type probeSecrets struct{ own, workers [][]byte }
+
+// probeSecrets are what this node begins with.
+func (n *node) probeSecrets() probeSecrets {
+	own := probeKeys(n.site.security.Keys)
+	switch {
+	case !n.cfg.Worker():
+		return probeSecrets{own, n.workerSecrets(own)}
+	case n.site.follows(n.cfg):
+		own = [][]byte{[]byte(rand.Text())} // which nobody understands, until it has the peers' list
+		if l := n.list.Load(); l != nil && len(l.ProbeKeys) > 0 {
+			own = secretsOf(l.ProbeKeys)
+		}
+	default:
+		own = [][]byte{nil} // as those of a group that trusts everybody
 	}
+	return probeSecrets{own, own}
+}
+
+// workerSecrets are the secrets between workers and a group with secrets of its
+// own, which do not come out of them. A group without a key, whose workers
+// nobody could tell one from, has an empty one; and one of certificates, none
+// until it has agreed on its own.
+func (n *node) workerSecrets(own [][]byte) [][]byte {
+	if s := n.site.security; len(s.Keys) == 0 && s.CA == "" {
+		return [][]byte{nil}
+	}
+	var secrets [][]byte
+	for _, o := range own {
+		mac := hmac.New(sha256.New, o)
+		mac.Write([]byte("appliance path probes of workers v1"))
+		secrets = append(secrets, hex.AppendEncode(nil, mac.Sum(nil)))
+	}
+	return secrets
+}
+
+// speakIn signs path probes with the group's new secrets, and tells the workers.
+func (n *node) speakIn(own [][]byte) {
+	n.speak(probeSecrets{own, n.workerSecrets(own)})
+	n.republish()
+}
+
+// speakAsWorker signs a worker's path probes with what the peers have told it.
+// Peers of a version that tells nothing speak to no worker.
+func (n *node) speakAsWorker(keys []string) {
+	if len(keys) == 0 || !n.site.follows(n.cfg) {
+		return
+	}
+	secrets := secretsOf(keys)
+	n.speak(probeSecrets{secrets, secrets})
+}
+
+func secretsOf(keys []string) (secrets [][]byte) {
+	for _, k := range keys {
+		secrets = append(secrets, []byte(k))
+	}
+	return secrets
+}
+
+func (n *node) speak(s probeSecrets) {
+	n.probing.Store(&s)
+	if n.prober != nil {
+		n.prober.SetKeys(s.own, s.workers)
+	}
+}
+
+// probeKeysForWorkers are what workers that follow this peer are to speak with.
+func (n *node) probeKeysForWorkers() []string {
+	s := n.probing.Load()
+	if s == nil || len(n.site.security.Keys) == 0 && n.site.security.CA == "" {
+		return nil
+	}
+	var keys []string
+	for _, k := range s.workers {
+		keys = append(keys, string(k))
+	}
+	return keys
 }
 
 // probeKeySetting is the group's setting with the secret of the path probes,

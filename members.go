@@ -74,26 +74,21 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 // the group.
 func (n *node) followMembers(ctx context.Context) error {
 	var last []configs.LoadBalancer
-	var nodes []nft.Node
 	for {
 		changed := n.group.Changed()
 		n.setting.Lock()
-		now, next := n.grown(n.serving.Load()), n.neighbours()
-		// Who comes is a node before its server is a backend, and who goes, after
-		// it was one: no load balancer leaves the data plane in between.
-		n.meet(meeting(nodes, next))
-		if last == nil || !reflect.DeepEqual(last, now.LoadBalancers) {
-			if err := n.balancer.Set(loadBalancers(now)); err != nil {
-				n.log.Error("the peers as they are now cannot be the backends", "error", err)
+		now := n.grown(n.serving.Load())
+		err := n.serve(now, func(lbs []balancer.LoadBalancer) error {
+			if last != nil && reflect.DeepEqual(last, now.LoadBalancers) {
+				return nil
 			}
 			last = now.LoadBalancers
-			select {
-			case n.reloaded <- struct{}{}:
-			default:
-			}
+			n.republish()
+			return n.balancer.Set(lbs)
+		})
+		if err != nil {
+			n.log.Error("the peers as they are now cannot be the backends", "error", err)
 		}
-		n.meet(next)
-		nodes = next
 		n.setting.Unlock()
 		select {
 		case <-changed:
@@ -101,6 +96,29 @@ func (n *node) followMembers(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// republish has the workers told what is new.
+func (n *node) republish() {
+	select {
+	case n.reloaded <- struct{}{}:
+	default:
+	}
+}
+
+// serve puts cfg's load balancers into force by set, together with the nodes that
+// the direct data plane knows: who comes is a node before its server is a
+// backend, and who goes, after it was one, so that no load balancer leaves the
+// data plane in between. It is called with setting held.
+func (n *node) serve(cfg *configs.Config, set func([]balancer.LoadBalancer) error) error {
+	next := n.neighbours(cfg)
+	n.meet(meeting(n.met, next))
+	err := set(loadBalancers(cfg))
+	if err == nil {
+		n.met = next
+	}
+	n.meet(n.met)
+	return err
 }
 
 func (n *node) meet(nodes []nft.Node) {
@@ -115,7 +133,8 @@ func meeting(before, next []nft.Node) []nft.Node {
 	for _, node := range slices.Concat(next, before) {
 		at := slices.IndexFunc(all, func(o nft.Node) bool { return o.ID == node.ID })
 		if at < 0 {
-			all = append(all, nft.Node{ID: node.ID, Addrs: slices.Clone(node.Addrs)})
+			node.Addrs = slices.Clone(node.Addrs)
+			all = append(all, node)
 			continue
 		}
 		for _, a := range node.Addrs {

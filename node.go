@@ -54,10 +54,16 @@ type node struct {
 	claimed  chan struct{}
 	direct   *nft.Direct
 	prober   *nft.EthernetProber // of direct
-	refusals *nft.Refusals       // of the kernel's planes that translate
-	handback *nft.Handback       // nil without a group, and without nf_tables
-	nftables bool                // rules of ours are in nf_tables
-	closers  []io.Closer         // what newNode opened, in the order of closing
+	met      []nft.Node          // the nodes that direct knows; guarded by setting
+	recalled []netip.Addr        // the workers on disk; owned by followDirect
+	// left is until when workers that have left are nodes; guarded by setting.
+	left map[netip.Addr]time.Time
+	// probing is what path probes are signed with.
+	probing  atomic.Pointer[probeSecrets]
+	refusals *nft.Refusals // of the kernel's planes that translate
+	handback *nft.Handback // nil without a group, and without nf_tables
+	nftables bool          // rules of ours are in nf_tables
+	closers  []io.Closer   // what newNode opened, in the order of closing
 	// kernel is what goes on without this process, in the order of closing. It
 	// stays when the node lingers.
 	kernel  []io.Closer
@@ -88,6 +94,9 @@ func newNode(cfg *configs.Config, site site, log *slog.Logger) (n *node, err err
 	n.tracker.Set(o.tracks)
 	n.sight = openSight(cfg, site.self.ID, log, n.snapshot, n.askPeer())
 	n.closers = append(n.closers, n.sight)
+	if site.follows(cfg) {
+		n.recallList()
+	}
 	if !cfg.Worker() {
 		if err := n.openGroup(); err != nil {
 			return n, err
@@ -185,24 +194,27 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 	// Planes are closed before the rules that they stand on.
 	n.closers = append(n.closers, user, redirector)
 	n.kernel = []io.Closer{virtual, nat, n.refusals, access, refuser, masquerader, silencer}
-	if n.cfg.Worker() {
-		// Nobody hands packets to a worker, and it hands none to others.
-		return silence{silencer}, planes, nil
-	}
 	if n.group != nil {
 		n.handback = &nft.Handback{}
 	}
+	n.met = n.neighbours(n.grown(n.cfg))
+	secrets := n.probeSecrets()
+	n.probing.Store(&secrets)
 	n.prober = nft.NewProber(nft.ProberConfig{
 		Interfaces: n.interfaces(),
-		Nodes:      n.neighbours(),
+		Nodes:      n.met,
 		Self:       n.site.self.ID,
-		Keys:       probeKeys(n.site.security.Keys),
+		Worker:     n.cfg.Worker(),
+		Keys:       secrets.own,
+		WorkerKeys: secrets.workers,
+		Reached:    n.recallWorkers(),
 		Log:        n.log,
 	})
 	n.direct = nft.NewDirect(nft.DirectConfig{
 		Interfaces: n.interfaces(),
-		Nodes:      n.neighbours(),
+		Nodes:      n.met,
 		Self:       n.site.self.ID,
+		Worker:     n.cfg.Worker(),
 		Prober:     n.prober,
 		Log:        n.log,
 	})
@@ -243,26 +255,6 @@ func (n *node) interfaces() map[netip.Addr]string {
 		on[v.Addr] = v.Interface
 	}
 	return on
-}
-
-// neighbours are the nodes that have the VIPs bound: the peers as the group has
-// them now, or, where there is none, as the file does.
-func (n *node) neighbours() []nft.Node {
-	var nodes []nft.Node
-	if n.group == nil {
-		for _, p := range n.cfg.Peers {
-			if p.Role != configs.RoleWitness {
-				nodes = append(nodes, nft.Node{ID: p.ID, Addrs: p.Addrs()})
-			}
-		}
-		return nodes
-	}
-	for _, p := range n.group.Status().Peers {
-		if !p.Witness {
-			nodes = append(nodes, nft.Node{ID: p.ID, Addrs: p.Addrs()})
-		}
-	}
-	return nodes
 }
 
 // parts are the rooms in the order in which they start: the data plane is ready
@@ -341,6 +333,7 @@ func (n *node) followDirect(ctx context.Context, farewell <-chan struct{}) error
 		for {
 			select {
 			case <-n.direct.Changed():
+				n.rememberWorkers()
 				n.balancer.Reconsider()
 				n.balancer.Reconcile()
 			case <-farewell:

@@ -128,16 +128,14 @@ func (n *node) put(ctx context.Context, next *configs.Config) error {
 		n.setting.Lock()
 		defer n.setting.Unlock()
 		// The last that can fail, and it changes nothing if it does.
-		if err := n.balancer.Change(ctx, loadBalancers(n.grown(next))); err != nil {
+		err := n.serve(n.grown(next), func(lbs []balancer.LoadBalancer) error { return n.balancer.Change(ctx, lbs) })
+		if err != nil {
 			return err
 		}
 	}
 	n.tracker.Set(o.tracks)
 	n.hooks.Set(o.hooks)
 	n.serving.Store(next)
-	select {
-	case n.reloaded <- struct{}{}:
-	default:
-	}
+	n.republish()
 	return nil
 }

@@ -61,7 +61,7 @@ func start(ctx context.Context, cfg *configs.Config, path string, load func() (*
 		}
 	}()
 	if n.balancer != nil {
-		if err := errors.Join(n.unoccupied(), n.balancer.Check(ctx)); err != nil {
+		if err := errors.Join(n.unoccupied(), n.check(ctx)); err != nil {
 			return err
 		}
 	}

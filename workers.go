@@ -23,6 +23,16 @@ type list struct {
 	// Format grows when a worker of before would misread it.
 	Format        int      `json:"format"`
 	LoadBalancers []listed `json:"loadBalancers"`
+	// Nodes are the peers that have the virtual addresses, and ProbeKeys what
+	// they speak with to workers in path probes: a worker with a backend may get
+	// packets from them.
+	Nodes     []listedNode `json:"nodes,omitempty"`
+	ProbeKeys []string     `json:"probeKeys,omitempty"`
+}
+
+type listedNode struct {
+	ID    string       `json:"id"`
+	Addrs []netip.Addr `json:"addresses"`
 }
 
 type listed struct {
@@ -54,12 +64,21 @@ func listOf(cfg *configs.Config, given map[ordered]balancer.Order, group raft.St
 		}
 		l.LoadBalancers = append(l.LoadBalancers, lb)
 	}
+	for _, p := range group.Peers {
+		if !p.Witness {
+			l.Nodes = append(l.Nodes, listedNode{p.ID, p.Addrs()})
+		}
+	}
+	// Every peer has them in an order of its own.
+	slices.SortFunc(l.Nodes, func(a, b listedNode) int { return strings.Compare(a.ID, b.ID) })
 	return l
 }
 
 // publish tells the workers what this peer serves, as of index in the group's log.
 func (n *node) publish(cfg *configs.Config, group raft.Status, index uint64) {
-	data, err := json.Marshal(listOf(cfg, orders(n.group.Settings()), group))
+	l := listOf(cfg, orders(n.group.Settings()), group)
+	l.ProbeKeys = n.probeKeysForWorkers()
+	data, err := json.Marshal(l)
 	if err != nil {
 		n.log.Error("the workers cannot be told of the backends", "error", err)
 		return
@@ -115,14 +134,12 @@ func (n *node) followPeers(ctx context.Context) error {
 	for _, at := range n.cfg.Join {
 		f.Peers = append(f.Peers, raft.Peer{Addr: at})
 	}
-	if data, err := os.ReadFile(listPath(n.cfg)); err == nil {
-		if err := n.take(data); err != nil {
+	if l := n.list.Load(); l != nil {
+		if err := n.adopt(l); err != nil {
 			n.log.Warn("the last good list of backends is of no use", "path", listPath(n.cfg), "error", err)
 		} else {
 			n.log.Info("serves from the last good list of backends until a peer answers", "path", listPath(n.cfg))
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		n.log.Warn("the last good list of backends cannot be read", "error", err)
 	}
 	answered := false
 	return f.Follow(ctx, func(data []byte) {
@@ -143,23 +160,55 @@ func (n *node) followPeers(ctx context.Context) error {
 	})
 }
 
-// take puts a list into force.
-func (n *node) take(data []byte) error {
+// recallList reads the last good list. A worker begins with it, so that it does
+// not serve for a moment what stands in its own file.
+func (n *node) recallList() {
+	data, err := os.ReadFile(listPath(n.cfg))
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var l *list
+	if err == nil {
+		l, err = readList(data)
+	}
+	if err != nil {
+		n.log.Warn("the last good list of backends is of no use", "path", listPath(n.cfg), "error", err)
+		return
+	}
+	n.list.Store(l)
+}
+
+func readList(data []byte) (*list, error) {
 	var l list
 	if err := json.Unmarshal(data, &l); err != nil {
-		return err
+		return nil, err
 	}
 	if l.Format > listFormat {
-		return fmt.Errorf("it is of format %d, and this program knows up to %d; install the peers' version here", l.Format, listFormat)
+		return nil, fmt.Errorf("it is of format %d, and this program knows up to %d; install the peers' version here", l.Format, listFormat)
 	}
+	return &l, nil
+}
+
+// take puts a list of the peers into force.
+func (n *node) take(data []byte) error {
+	l, err := readList(data)
+	if err != nil {
+		return err
+	}
+	return n.adopt(l)
+}
+
+// adopt puts a list into force.
+func (n *node) adopt(l *list) error {
 	n.setting.Lock()
 	defer n.setting.Unlock()
-	before := n.list.Swap(&l)
-	now, given := withList(n.serving.Load(), &l)
-	if err := n.balancer.Set(loadBalancers(now)); err != nil {
+	before := n.list.Swap(l)
+	now, given := withList(n.serving.Load(), l)
+	if err := n.serve(now, n.balancer.Set); err != nil {
 		n.list.Store(before)
 		return err
 	}
+	n.speakAsWorker(l.ProbeKeys)
 	n.balancer.Order(targets(now, given, raft.Status{}))
 	return nil
 }

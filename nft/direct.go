@@ -23,9 +23,22 @@ type Node struct {
 	ID string
 	// Addrs are the node's own addresses on the link, of either family.
 	Addrs []netip.Addr
+	// Worker says that the node is none of the group's. Whether it runs the
+	// appliance at all is for its answers to the probes to prove; see Proof.
+	Worker bool
 }
 
-func (n Node) equal(o Node) bool { return n.ID == o.ID && slices.Equal(n.Addrs, o.Addrs) }
+func (n Node) equal(o Node) bool {
+	return n.ID == o.ID && n.Worker == o.Worker && slices.Equal(n.Addrs, o.Addrs)
+}
+
+// String is what messages call the node.
+func (n Node) String() string {
+	if n.Worker {
+		return n.ID
+	}
+	return "node " + n.ID
+}
 
 // DirectConfig is what Direct needs to know.
 type DirectConfig struct {
@@ -35,6 +48,9 @@ type DirectConfig struct {
 	Nodes []Node
 	// Self is the ID of this node.
 	Self string
+	// Worker says that this node is outside the group: who has no backend here
+	// hands nothing to it.
+	Worker bool
 	// Prober tells which paths are proved. Nil takes all of them for good.
 	Prober Prober
 	// Log gets one line for each change. Nil means slog.Default().
@@ -48,11 +64,16 @@ type Prober interface {
 	Want(frontends []netip.AddrPort)
 	// SetNodes replaces the nodes to which ways are proved.
 	SetNodes(nodes []Node)
-	// InForce tells which nodes the plane's rules have for fellows, and which
-	// they hand packets on to; nil is that there are no rules.
-	InForce(fellows, hops map[string]bool)
+	// InForce tells which nodes the plane's rules have for fellows, which have
+	// a backend and get nothing handed on, and what is served; nil fellows are
+	// that there are no rules.
+	InForce(fellows, lacking map[string]bool, frontends []netip.AddrPort)
 	// Path says what is known of the way to a node.
 	Path(frontend netip.AddrPort, node string) Path
+	// Proof says what a worker has proved of itself.
+	Proof(node string) Proof
+	// Hurry asks those at once to whom no way is proved: it may have opened.
+	Hurry()
 	// Run probes until ctx ends and calls changed whenever the answer of
 	// Path has changed.
 	Run(ctx context.Context, changed func()) error
@@ -104,6 +125,8 @@ type Direct struct {
 	// newcomers have been added to the nodes, and have not yet been sent
 	// anything: they have no connections.
 	newcomers map[string]bool
+	added     map[string]time.Time // when workers were, or could be asked first
+	running   bool
 	tables    [3]keeper
 	applied   []balancer.Service
 	tried     bool // the kernel takes our rules
@@ -120,8 +143,10 @@ func NewDirect(cfg DirectConfig) *Direct {
 		configured: make(map[string][]balancer.Backend),
 		preferred:  make(map[string]preference),
 		newcomers:  make(map[string]bool),
+		added:      make(map[string]time.Time),
 		neighbours: &neighbours{},
 	}
+	d.meet(cfg.Nodes)
 	links := slices.Sorted(maps.Values(cfg.Interfaces))
 	d.neighbours.links = slices.Compact(links)
 	d.nodes.Store(&cfg.Nodes)
@@ -146,6 +171,7 @@ func (d *Direct) SetNodes(nodes []Node) {
 		}
 	}
 	d.newcomers = newcomers
+	d.meet(nodes)
 	d.mu.Unlock()
 	d.neighbours.follow(nodes, d.cfg.Self)
 	if d.cfg.Prober != nil {
@@ -186,6 +212,7 @@ const (
 
 // Run follows links, neighbours and paths until ctx ends.
 func (d *Direct) Run(ctx context.Context) error {
+	d.begin()
 	g, ctx := errgroup.WithContext(ctx)
 	if d.cfg.Prober != nil {
 		g.Go(func() error { return d.cfg.Prober.Run(ctx, d.notify) })
@@ -252,8 +279,7 @@ func (d *Direct) follow(ctx context.Context) error {
 				if !ok {
 					neighs = nil
 				}
-				addr, _ := netip.AddrFromSlice(u.IP)
-				waiting = ok && !d.neighbours.follows(addr.Unmap())
+				waiting = ok && !d.neighbours.isNews(u)
 			}
 		}
 	}
@@ -264,6 +290,9 @@ func (d *Direct) look() (surroundings, error) {
 	now, changed, err := d.neighbours.look()
 	if changed {
 		d.neighbours.resolve()
+		if d.cfg.Prober != nil {
+			d.cfg.Prober.Hurry()
+		}
 		d.notify()
 	}
 	return now, err
@@ -281,15 +310,21 @@ func (d *Direct) Usable(ctx context.Context, lb balancer.LoadBalancer) error {
 	if err != nil {
 		return err
 	}
-	if d.cfg.Prober != nil {
-		d.cfg.Prober.Want(lb.Frontends)
-	}
 	for _, f := range lb.Frontends {
 		if err := d.onLink(now, f, lb); err != nil {
 			return err
 		}
 	}
+	if err := d.acquaint(ctx, lb); err != nil {
+		return err
+	}
+	if d.cfg.Prober != nil {
+		d.cfg.Prober.Want(lb.Frontends)
+	}
 	now = d.await(ctx, lb)
+	if err := d.reached(lb); err != nil {
+		return err
+	}
 	if err := d.try(now, lb); err != nil {
 		return err
 	}
@@ -297,7 +332,7 @@ func (d *Direct) Usable(ctx context.Context, lb balancer.LoadBalancer) error {
 		for _, n := range *d.nodes.Load() {
 			if n.ID != d.cfg.Self && d.hasBackend(n, f, lb) && d.path(f, n.ID) == PathFiltered {
 				return fmt.Errorf("the network does not carry packets of clients from this node to %s, though it carries ours: "+
-					"allow foreign source addresses on the port (address filter of the hypervisor or switch, port security, security group), or use another data plane", n.ID)
+					"allow foreign source addresses on the port (address filter of the hypervisor or switch, port security, security group), or use another data plane", n)
 			}
 		}
 	}
@@ -317,7 +352,7 @@ func (d *Direct) suits(lb balancer.LoadBalancer) error {
 		if _, ok := d.cfg.Interfaces[f.Addr()]; !ok {
 			return fmt.Errorf("frontend %v is not a VIP that is answered on an interface: data plane direct serves only those", f)
 		}
-		n := 0
+		n, here := 0, false
 		for _, b := range lb.Backends {
 			if b.Addr.Addr().Is4() != f.Addr().Is4() {
 				continue
@@ -326,12 +361,17 @@ func (d *Direct) suits(lb balancer.LoadBalancer) error {
 			if b.Addr.Port() != f.Port() {
 				return fmt.Errorf("backend %v has another port than %v, and data plane direct changes none: use the same, or another data plane", b, f)
 			}
-			if _, ok := d.node(b.Addr.Addr()); !ok {
+			node, ok := d.node(b.Addr.Addr())
+			here = here || ok && node.ID == d.cfg.Self
+			if !ok {
 				return fmt.Errorf("backend %v is at none of the peers' addresses, so data plane direct does not know that its node has the VIP: make the node a peer with that address among its addresses, or use another data plane", b)
 			}
 		}
 		if n == 0 {
 			return fmt.Errorf("frontend %v has no backend of its own family, and data plane direct translates none: list backends by such addresses, or use another data plane", f)
+		}
+		if d.cfg.Worker && !here && !d.leaves(lb) {
+			return fmt.Errorf("this node is a worker and has none of the backends of %v, so no peer hands packets to it: use another data plane", f)
 		}
 	}
 	return nil
@@ -422,30 +462,12 @@ func (d *Direct) Apply(_ context.Context, services []balancer.Service) (repaired
 		}
 	}
 	if d.cfg.Prober != nil {
-		d.cfg.Prober.InForce(d.inForce(plan, now))
+		d.cfg.Prober.InForce(d.fellowNodes(now), plan.lacking, plan.frontends())
 	}
 	d.shown.Store(&directShown{slices.Clone(services), plan.passed})
 	_, err = disconnect(left(d.applied, services))
 	d.applied = slices.Clone(services)
 	return repaired, err
-}
-
-// inForce are the nodes that the rules of a plan know.
-func (d *Direct) inForce(p directPlan, now surroundings) (fellows, hops map[string]bool) {
-	fellows, hops = make(map[string]bool), make(map[string]bool)
-	for at := range now.macs {
-		if n, ok := d.node(at.addr); ok {
-			fellows[n.ID] = true
-		}
-	}
-	for _, s := range p.services {
-		for at := range s.hops {
-			if n, ok := d.node(at.Addr()); ok {
-				hops[n.ID] = true
-			}
-		}
-	}
-	return fellows, hops
 }
 
 // Close implements balancer.Plane.
@@ -459,7 +481,7 @@ func (d *Direct) remove() error {
 	d.applied = nil
 	d.shown.Store(&directShown{})
 	if d.cfg.Prober != nil {
-		d.cfg.Prober.InForce(nil, nil)
+		d.cfg.Prober.InForce(nil, nil, nil)
 	}
 	var errs []error
 	for i, t := range (directPlan{}).tables() {

@@ -101,7 +101,8 @@ type directLab struct {
 	servers []*directServer
 	planes  []*Direct
 	ports   int
-	kind    kind // of every eth0
+	kind    kind   // of every eth0
+	worker  string // the node that is outside the group, if one is
 }
 
 func newDirectLab(t *testing.T) *directLab {
@@ -262,15 +263,23 @@ func (l *directLab) holdFor(client *directHost, node int) {
 }
 
 func (l *directLab) plane(self *directHost, p Prober) *Direct {
-	cfg := DirectConfig{Interfaces: make(map[netip.Addr]string), Self: self.name, Prober: p}
+	cfg := DirectConfig{Interfaces: make(map[netip.Addr]string), Self: self.name, Worker: self.name == l.worker, Prober: p}
 	for _, f := range directFrontends {
 		cfg.Interfaces[f.Addr()] = "eth0"
 	}
 	for _, n := range l.nodesOr(self) {
-		cfg.Nodes = append(cfg.Nodes, Node{n.name, n.addrs})
+		if n.name != l.worker || n == self {
+			cfg.Nodes = append(cfg.Nodes, Node{ID: n.name, Addrs: n.addrs})
+			continue
+		}
+		for _, a := range n.addrs { // nobody knows that it is one machine
+			cfg.Nodes = append(cfg.Nodes, Node{ID: workerAt(a), Addrs: []netip.Addr{a}, Worker: true})
+		}
 	}
 	return NewDirect(cfg)
 }
+
+func workerAt(a netip.Addr) string { return "worker " + a.String() }
 
 func (l *directLab) nodesOr(self *directHost) []*directHost {
 	if len(l.nodes) == 0 {

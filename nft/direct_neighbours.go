@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -40,11 +39,27 @@ func (n *neighbours) follow(nodes []Node, self string) {
 	}
 }
 
-// follows says whether addr is one of the other nodes.
-func (n *neighbours) follows(addr netip.Addr) bool {
+// isNews says whether the kernel's word about a neighbour is about one of the
+// other nodes, and not what is known already: that it confirms an entry.
+func (n *neighbours) isNews(heard netlink.NeighUpdate) bool {
+	addr, _ := netip.AddrFromSlice(heard.IP)
+	addr = addr.Unmap()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.Contains(n.nodes, addr)
+	if !slices.Contains(n.nodes, addr) {
+		return false
+	}
+	for name, l := range n.seen.links {
+		if at := (place{name, addr}); int(l.index) == heard.LinkIndex && n.held[at] && heard.Type == unix.RTM_NEWNEIGH && isHeard(heard.Neigh) {
+			return n.seen.macs[at] != [6]byte(heard.HardwareAddr)
+		}
+	}
+	return true
+}
+
+// isHeard says that the kernel's entry holds the neighbour's MAC address.
+func isHeard(n netlink.Neigh) bool {
+	return len(n.HardwareAddr) == 6 && n.State&(unix.NUD_FAILED|unix.NUD_INCOMPLETE|unix.NUD_NOARP) == 0
 }
 
 // surroundings are what neighbours saw at one moment. They are not changed
@@ -64,13 +79,6 @@ type place struct {
 
 func (s surroundings) equal(o surroundings) bool {
 	return maps.Equal(s.links, o.links) && maps.Equal(s.macs, o.macs) && maps.Equal(s.off, o.off)
-}
-
-// fellows are the MAC addresses of all other nodes.
-func (s surroundings) fellows() [][6]byte {
-	macs := slices.Collect(maps.Values(s.macs))
-	slices.SortFunc(macs, func(a, b [6]byte) int { return bytes.Compare(a[:], b[:]) })
-	return slices.Compact(macs)
 }
 
 // look reads the kernel's tables and tells whether anything differs from the
@@ -103,13 +111,16 @@ func (n *neighbours) look() (now surroundings, changed bool, err error) {
 				now.off[place{name, addr}] = why
 			}
 		}
+		if len(n.nodes) == 0 {
+			continue
+		}
 		heard, err := netlink.NeighList(int(l.index), netlink.FAMILY_ALL)
 		if err != nil {
 			return n.seen, false, fmt.Errorf("reading the neighbours on %s: %w", name, err)
 		}
 		for _, h := range heard {
 			addr, ok := netip.AddrFromSlice(h.IP)
-			if !ok || len(h.HardwareAddr) != 6 || h.State&(unix.NUD_FAILED|unix.NUD_INCOMPLETE|unix.NUD_NOARP) != 0 {
+			if !ok || !isHeard(h) {
 				continue
 			}
 			at := place{name, addr.Unmap()}
@@ -200,17 +211,17 @@ func offLink(l link, addr netip.Addr) string {
 	return "it is behind a router"
 }
 
-// neighbour is the MAC address of one neighbour, if the kernel knows it.
-func neighbour(l link, addr netip.Addr) (mac [6]byte, ok bool) {
+// neighboursOn are the MAC addresses that the kernel knows on a link.
+func neighboursOn(l link) map[netip.Addr][6]byte {
+	macs := make(map[netip.Addr][6]byte)
 	heard, err := netlink.NeighList(int(l.index), netlink.FAMILY_ALL)
 	if err != nil {
-		return mac, false
+		return macs
 	}
 	for _, h := range heard {
-		a, ok := netip.AddrFromSlice(h.IP)
-		if ok && a.Unmap() == addr && len(h.HardwareAddr) == 6 && h.State&(unix.NUD_FAILED|unix.NUD_INCOMPLETE|unix.NUD_NOARP) == 0 {
-			return [6]byte(h.HardwareAddr), true
+		if a, ok := netip.AddrFromSlice(h.IP); ok && isHeard(h) {
+			macs[a.Unmap()] = [6]byte(h.HardwareAddr)
 		}
 	}
-	return mac, false
+	return macs
 }

@@ -17,7 +17,7 @@ func (p directPlan) tables() [3]table {
 
 // plan makes the plan of services in these surroundings.
 func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan {
-	p := directPlan{fellows: now.fellows(), passed: make(map[balancer.Target]string)}
+	p := directPlan{fellows: d.fellows(now), passed: make(map[balancer.Target]string), lacking: make(map[string]bool)}
 	for _, name := range d.neighbours.links {
 		if l, ok := now.links[name]; ok {
 			p.links = append(p.links, l)
@@ -46,14 +46,18 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 			if !h.self {
 				why := ""
 				if h.mac, ok = mac(now, l.name, n, b.Addr.Addr()); !ok {
-					why = fmt.Sprintf("the MAC address of node %s is not known: it answers nothing on %s", n.ID, l.name)
+					why = fmt.Sprintf("the MAC address of %v is not known: it answers nothing on %s", n, l.name)
 				} else {
-					why = d.path(s.Frontend, n.ID).why(n.ID)
+					why = d.path(s.Frontend, n.ID).why(n)
+				}
+				if d.proof(n) == ProofNone {
+					ok, why = false, strange
 				}
 				if inRotation && why != "" {
 					p.passed[balancer.Target{LoadBalancer: s.LoadBalancer, Backend: b.Addr}] = why
 				}
-				if !ok {
+				if ok = ok && d.proof(n) == ProofReached; !ok {
+					p.lacking[n.ID] = true
 					return
 				}
 				// A node that has stopped answering may keep its open
@@ -64,6 +68,7 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 					delete(d.newcomers, n.ID)
 				}
 				if d.newcomers[n.ID] {
+					p.lacking[n.ID] = true
 					return
 				}
 				inRotation = inRotation && why == ""
@@ -118,13 +123,24 @@ func (d *Direct) membersOf(s balancer.Service) []member {
 	return members
 }
 
-func (d *Direct) node(addr netip.Addr) (Node, bool) {
-	nodes := *d.nodes.Load()
+func (d *Direct) node(addr netip.Addr) (Node, bool) { return nodeAt(*d.nodes.Load(), addr) }
+
+// nodeAt is the node of nodes that has an address.
+func nodeAt(nodes []Node, addr netip.Addr) (Node, bool) {
 	i := slices.IndexFunc(nodes, func(n Node) bool { return slices.Contains(n.Addrs, addr) })
 	if i < 0 {
 		return Node{}, false
 	}
 	return nodes[i], true
+}
+
+// frontends are what the plan serves.
+func (p directPlan) frontends() []netip.AddrPort {
+	fs := make([]netip.AddrPort, 0, len(p.services))
+	for _, s := range p.services {
+		fs = append(fs, s.frontend)
+	}
+	return fs
 }
 
 func (d *Direct) hasBackend(n Node, f netip.AddrPort, lb balancer.LoadBalancer) bool {

@@ -14,8 +14,8 @@ func testPlane() *Direct {
 	return NewDirect(DirectConfig{
 		Interfaces: map[netip.Addr]string{netip.MustParseAddr("10.77.0.10"): "eth0", netip.MustParseAddr("fd77::10"): "eth0"},
 		Nodes: []Node{
-			{"a", []netip.Addr{netip.MustParseAddr("10.77.0.11"), netip.MustParseAddr("fd77::11")}},
-			{"b", []netip.Addr{netip.MustParseAddr("10.77.0.12"), netip.MustParseAddr("fd77::12")}},
+			{ID: "a", Addrs: []netip.Addr{netip.MustParseAddr("10.77.0.11"), netip.MustParseAddr("fd77::11")}},
+			{ID: "b", Addrs: []netip.Addr{netip.MustParseAddr("10.77.0.12"), netip.MustParseAddr("fd77::12")}},
 		},
 		Self: "a",
 	})
@@ -167,8 +167,10 @@ func TestDirectPassedOver(t *testing.T) {
 // paths is a Prober that knows.
 type paths map[string]Path
 
-func (paths) SetNodes([]Node)                           {}
-func (paths) InForce(_, _ map[string]bool)              {}
-func (paths) Want([]netip.AddrPort)                     {}
-func (p paths) Path(_ netip.AddrPort, node string) Path { return p[node] }
-func (paths) Run(ctx context.Context, _ func()) error   { <-ctx.Done(); return nil }
+func (paths) SetNodes([]Node)                                  {}
+func (paths) InForce(_, _ map[string]bool, _ []netip.AddrPort) {}
+func (paths) Want([]netip.AddrPort)                            {}
+func (p paths) Path(_ netip.AddrPort, node string) Path        { return p[node] }
+func (paths) Run(ctx context.Context, _ func()) error          { <-ctx.Done(); return nil }
+func (paths) Proof(string) Proof                               { return ProofReached }
+func (paths) Hurry()                                           {}

@@ -32,6 +32,18 @@ type ProberConfig struct {
 	// are accepted; the first one is spoken in, but to a node that speaks in
 	// another. None is an empty one. SetKeys replaces them.
 	Keys [][]byte
+	// WorkerKeys are the same for who is outside the group: they may be known to
+	// all workers, so nobody speaks for a node of the group with them. None is
+	// that no worker is heard.
+	WorkerKeys [][]byte
+	// Worker says that this node is one. It has the group's nodes on the link
+	// speak to it with its own Keys, and takes clients' packets only for what
+	// its rules serve: what another data plane of a worker does with the rest,
+	// nobody knows.
+	Worker bool
+	// Reached are addresses of workers to which a way was proved in an earlier
+	// life.
+	Reached []netip.Addr
 	// Every is the time between two probes of a path. Zero means 2 s.
 	Every time.Duration
 	// Log gets one line for each change. Nil means slog.Default().
@@ -57,6 +69,9 @@ const (
 // before it has the VIPs and the rules, and, where it is new, not before it and
 // the others know each other.
 //
+// A worker, which nobody lists, has to answer a first word before it gets such a
+// packet; see call.
+//
 // Probes are resets with a payload (RFC 9293 section 3.5.3 lets them have
 // one): no kernel answers a reset, and a packet socket sees what no firewall
 // of the host does.
@@ -74,16 +89,19 @@ type EthernetProber struct {
 	mu    sync.Mutex
 	// keys are derived from the group's, so that nothing signed here means
 	// anything elsewhere. spoken has the one in which a node spoke last.
-	keys   []probeKey
-	spoken map[netip.Addr]probeKey
-	opened time.Time // zero before Open
-	// fellows and hops are those of InForce.
-	fellows, hops map[string]bool
-	settled       bool // see isSettled
-	told          bool // the others know what this node says now
-	wanted        map[netip.AddrPort]bool
-	paths         map[pathID]*pathState
-	logged        map[string]Path // what the log says of each node
+	keys, workerKeys []probeKey
+	spoken           map[netip.Addr]probeKey
+	proofs           map[netip.Addr]Proof // of workers
+	calls            map[string]*call     // to workers without a proof
+	opened           time.Time            // zero before Open
+	// fellows, lacking and frontends are those of InForce.
+	fellows, lacking map[string]bool
+	frontends        []netip.AddrPort
+	settled          bool // see isSettled
+	told             bool // the others know what this node says now
+	wanted           map[netip.AddrPort]bool
+	paths            map[pathID]*pathState
+	logged           map[string]Path // what the log says of each node
 }
 
 type pathID struct {
@@ -124,11 +142,16 @@ func NewProber(cfg ProberConfig) *EthernetProber {
 		wanted: make(map[netip.AddrPort]bool),
 		paths:  make(map[pathID]*pathState),
 		spoken: make(map[netip.Addr]probeKey),
+		proofs: make(map[netip.Addr]Proof),
+		calls:  make(map[string]*call),
 		told:   true,
 		logged: make(map[string]Path),
 	}
 	p.nodes.Store(&cfg.Nodes)
-	p.SetKeys(cfg.Keys)
+	for _, a := range cfg.Reached {
+		p.proofs[a] = ProofReached
+	}
+	p.SetKeys(cfg.Keys, cfg.WorkerKeys)
 	return p
 }
 
@@ -137,47 +160,71 @@ type probeKey [sha256.Size]byte
 // SetKeys replaces the keys. Who rotates keys goes from node to node; two nodes
 // understand each other as long as they have one in common, and who speaks last
 // chooses it.
-func (p *EthernetProber) SetKeys(secrets [][]byte) {
+func (p *EthernetProber) SetKeys(secrets, workers [][]byte) {
 	if len(secrets) == 0 {
 		secrets = [][]byte{nil}
 	}
-	var keys []probeKey
+	keys, workerKeys := probeKeysOf(secrets), probeKeysOf(workers)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keys, p.workerKeys = keys, workerKeys
+	maps.DeleteFunc(p.spoken, func(_ netip.Addr, k probeKey) bool {
+		return !slices.Contains(keys, k) && !slices.Contains(workerKeys, k)
+	})
+}
+
+func probeKeysOf(secrets [][]byte) (keys []probeKey) {
 	for _, s := range secrets {
 		keys = append(keys, sha256.Sum256(append([]byte("appliance path probe\x00"), s...)))
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.keys = keys
-	maps.DeleteFunc(p.spoken, func(_ netip.Addr, k probeKey) bool { return !slices.Contains(keys, k) })
+	return keys
 }
 
-// keyTo is the key that a node understands.
-func (p *EthernetProber) keyTo(node netip.Addr) probeKey {
+// keyTo is the key that a node understands, if there is any.
+func (p *EthernetProber) keyTo(node netip.Addr) (key probeKey, ok bool) {
+	n, _ := p.nodeAt(node)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if k, ok := p.spoken[node]; ok {
-		return k
+	keys := p.keys
+	if n.Worker {
+		keys = p.workerKeys
 	}
-	return p.keys[0]
+	key, ok = p.spoken[node]
+	if ok && (n.Worker || slices.Contains(keys, key)) {
+		return key, true // a worker that has become a peer has another
+	}
+	if len(keys) == 0 {
+		return key, false
+	}
+	return keys[0], true
 }
 
-// parse reads a frame that was signed with any of the keys.
+// parse reads a frame that was signed with any of the keys that its sender may
+// sign with.
 func (p *EthernetProber) parse(frame []byte) (m probe, mac [6]byte, ok bool) {
 	p.mu.Lock()
-	keys := p.keys
+	keys, ours := slices.Concat(p.keys, p.workerKeys), len(p.keys)
 	p.mu.Unlock()
-	for _, k := range keys {
+	for i, k := range keys {
 		if m, mac, ok = parseProbe(frame, k[:]); !ok {
 			continue
 		}
+		if n, _ := p.nodeAt(m.from); i >= ours && !n.Worker {
+			return m, mac, false
+		}
 		p.mu.Lock()
-		if slices.Contains(p.keys, k) {
+		if slices.Contains(p.keys, k) || slices.Contains(p.workerKeys, k) {
 			p.spoken[m.from] = k
 		}
 		p.mu.Unlock()
 		return m, mac, true
 	}
 	return m, mac, false
+}
+
+// nodeAt is the node that has an address.
+func (p *EthernetProber) nodeAt(addr netip.Addr) (Node, bool) {
+	return nodeAt(*p.nodes.Load(), addr)
 }
 
 // SetNodes implements Prober. A node that has got another address is proved
@@ -191,6 +238,7 @@ func (p *EthernetProber) SetNodes(nodes []Node) {
 		stays[n.ID] = slices.ContainsFunc(before, n.equal)
 	}
 	maps.DeleteFunc(p.paths, func(id pathID, _ *pathState) bool { return !stays[id.node] })
+	p.forget(nodes)
 	p.mu.Unlock()
 	p.hurry()
 }
@@ -210,11 +258,12 @@ func (p *EthernetProber) Open() {
 }
 
 // InForce implements Prober.
-func (p *EthernetProber) InForce(fellows, hops map[string]bool) {
+func (p *EthernetProber) InForce(fellows, lacking map[string]bool, frontends []netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if (p.fellows == nil) != (fellows == nil) || !maps.Equal(p.fellows, fellows) || !maps.Equal(p.hops, hops) {
-		p.fellows, p.hops = fellows, hops
+	if (p.fellows == nil) != (fellows == nil) || !maps.Equal(p.fellows, fellows) || !maps.Equal(p.lacking, lacking) ||
+		!slices.Equal(p.frontends, frontends) {
+		p.fellows, p.lacking, p.frontends = fellows, lacking, frontends
 		p.tellAgain()
 	}
 }
@@ -225,17 +274,17 @@ func (p *EthernetProber) tellAgain() {
 	p.hurry()
 }
 
-// word is what this node says to one that asks. A node that serves with another
-// data plane has no rules that could harm.
-func (p *EthernetProber) word(to netip.Addr) probeKind {
-	nodes := *p.nodes.Load()
-	i := slices.IndexFunc(nodes, func(n Node) bool { return slices.Contains(n.Addrs, to) })
+// word is what this node says to one that asks about a frontend. A peer that
+// serves with another data plane has no rules that could harm.
+func (p *EthernetProber) word(to netip.Addr, frontend netip.AddrPort) probeKind {
+	n, ok := p.nodeAt(to)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
-	case p.fellows == nil && p.opened.IsZero(), p.fellows != nil && (i < 0 || !p.fellows[nodes[i].ID]):
+	case p.fellows == nil && p.opened.IsZero(), p.fellows != nil && (!ok || !p.fellows[n.ID]):
 		return kindStranger
-	case p.opened.IsZero(), p.fellows != nil && !p.isSettled(nodes):
+	case p.opened.IsZero(), p.fellows != nil && !p.isSettled(*p.nodes.Load()),
+		p.cfg.Worker && !slices.Contains(p.frontends, frontend):
 		return kindKnows
 	}
 	return kindAnswer
@@ -253,16 +302,20 @@ func (p *EthernetProber) isSettled(nodes []Node) bool {
 func (p *EthernetProber) hasMet(nodes []Node) bool {
 	for f := range p.wanted {
 		for _, n := range nodes {
-			if _, ok := p.addrOf(n.ID, f.Addr()); !ok || n.ID == p.cfg.Self {
+			a, ok := p.addrOf(n.ID, f.Addr())
+			if !ok || n.ID == p.cfg.Self || n.Worker && p.proofs[a] != ProofReached {
 				continue
 			}
-			if s := p.paths[pathID{f, n.ID}]; s == nil || !s.knows || s.path == PathProved && !p.hops[n.ID] {
+			if s := p.paths[pathID{f, n.ID}]; s == nil || !s.knows || s.path == PathProved && p.lacking[n.ID] {
 				return false
 			}
 		}
 	}
 	return true
 }
+
+// Hurry implements Prober.
+func (p *EthernetProber) Hurry() { p.hurry() }
 
 // hurry has those be probed at once to which no way is proved.
 func (p *EthernetProber) hurry() {
@@ -345,7 +398,7 @@ func (p *EthernetProber) Run(ctx context.Context, changed func()) error {
 // believe corrects the kernel's neighbour table if it has another MAC address.
 // The probe is signed, so it is better founded than any ARP.
 func (s sender) believe() {
-	if mac, ok := neighbour(s.link, s.addr); !ok || mac == s.mac {
+	if mac, ok := neighboursOn(s.link)[s.addr]; !ok || mac == s.mac {
 		return
 	}
 	family := unix.AF_INET6
@@ -360,22 +413,22 @@ func (s sender) believe() {
 }
 
 // listen opens a socket on every interface that has none, or that has become
-// another since.
+// another since. A node that has no others listens to nobody.
 func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Group, changed func()) error {
 	var errs []error
+	alone := len(*p.nodes.Load()) < 2
 	for _, name := range slices.Compact(slices.Sorted(maps.Values(p.cfg.Interfaces))) {
 		l, err := readLink(name)
 		have, open := sockets[name]
-		if open && (err != nil || have.link != l) {
+		if open && (alone || err != nil || have.link != l) {
 			have.conn.Close()
 			delete(sockets, name)
 			open = false
 		}
-		if err != nil {
+		if err != nil && !alone {
 			errs = append(errs, err)
-			continue
 		}
-		if open {
+		if err != nil || open || alone {
 			continue
 		}
 		filter, err := probeFilter()
@@ -462,7 +515,7 @@ type target struct {
 }
 
 // targets are those that can be reached now.
-func (p *EthernetProber) targets(sockets map[string]probeSocket) (ts []target) {
+func (p *EthernetProber) targets(sockets map[string]probeSocket, macs map[string]map[netip.Addr][6]byte) (ts []target) {
 	p.mu.Lock()
 	wanted := slices.SortedFunc(maps.Keys(p.wanted), netip.AddrPort.Compare)
 	p.mu.Unlock()
@@ -474,10 +527,10 @@ func (p *EthernetProber) targets(sockets map[string]probeSocket) (ts []target) {
 		}
 		for _, n := range *p.nodes.Load() {
 			its, ok := p.addrOf(n.ID, f.Addr())
-			if !ok || n.ID == p.cfg.Self {
+			if !ok || n.ID == p.cfg.Self || n.Worker && p.Proof(n.ID) == ProofNone {
 				continue
 			}
-			if mac, ok := neighbour(sock.link, its); ok {
+			if mac, ok := macs[sock.link.name][its]; ok {
 				ts = append(ts, target{pathID{f, n.ID}, sock, own, its, mac})
 			}
 		}
@@ -494,8 +547,11 @@ func (p *EthernetProber) tell(t target, kind probeKind, n nonce) {
 	if kind == kindPath {
 		m.src, m.dst = madeUpClient(t.frontend.Addr(), n), t.frontend
 	}
+	key, ok := p.keyTo(t.its)
+	if !ok {
+		return
+	}
 	// What is not sent is not heard.
-	key := p.keyTo(t.its)
 	_, _ = t.sock.conn.WriteTo(m.frame(t.sock.link.mac, t.mac, key[:]), &packet.Addr{HardwareAddr: t.mac[:]})
 }
 
@@ -505,7 +561,9 @@ func (p *EthernetProber) send(sockets map[string]probeSocket, all bool) {
 	told := p.told
 	p.told = true
 	p.mu.Unlock()
-	for _, t := range p.targets(sockets) {
+	macs := heardOn(sockets)
+	p.call(sockets, macs, all)
+	for _, t := range p.targets(sockets, macs) {
 		if !told {
 			p.tell(t, kindWelcome, nonce{})
 		}
@@ -529,10 +587,25 @@ func (p *EthernetProber) send(sockets map[string]probeSocket, all bool) {
 	}
 }
 
+// heardOn are the neighbours that the kernel knows where the sockets are.
+func heardOn(sockets map[string]probeSocket) map[string]map[netip.Addr][6]byte {
+	macs := make(map[string]map[netip.Addr][6]byte)
+	for name, s := range sockets {
+		macs[name] = neighboursOn(s.link)
+	}
+	return macs
+}
+
 // farewell tells everybody that this node no longer has the VIP, so that they
-// need not find out by silence.
+// need not find out by silence. Who never had it has nothing to tell.
 func (p *EthernetProber) farewell(sockets map[string]probeSocket) {
-	for _, t := range p.targets(sockets) {
+	p.mu.Lock()
+	opened := !p.opened.IsZero()
+	p.mu.Unlock()
+	if !opened {
+		return
+	}
+	for _, t := range p.targets(sockets, heardOn(sockets)) {
 		p.tell(t, kindFarewell, nonce{})
 	}
 }
@@ -554,8 +627,8 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 		if !ok {
 			continue
 		}
-		if own, is := p.addrOf(p.cfg.Self, m.frontend.Addr()); !is || own != m.to {
-			continue // ours, on its way out, or handed on
+		if self, _ := p.nodeAt(m.to); self.ID != p.cfg.Self || p.cfg.Interfaces[m.frontend.Addr()] != s.link.name {
+			continue // ours, on its way out, or handed on, or for a VIP that is not here
 		}
 		if m.kind == kindControl && cards[m.from] != mac {
 			select {
@@ -564,15 +637,17 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 			default: // the next one will do
 			}
 		}
+		p.called(m.from)
 		switch m.kind {
 		case kindControl, kindPath:
 			answer := probe{
-				kind: m.kind + p.word(m.from), nonce: m.nonce,
+				kind: m.kind + p.word(m.from, m.frontend), nonce: m.nonce,
 				from: m.to, to: m.from, frontend: m.frontend,
 				src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
 			}
-			key := p.keyTo(m.from)
-			_, _ = s.conn.WriteTo(answer.frame(s.link.mac, mac, key[:]), &packet.Addr{HardwareAddr: mac[:]})
+			if key, ok := p.keyTo(m.from); ok {
+				_, _ = s.conn.WriteTo(answer.frame(s.link.mac, mac, key[:]), &packet.Addr{HardwareAddr: mac[:]})
+			}
 		case kindWelcome:
 			p.hurry()
 		default:
@@ -585,14 +660,16 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 
 // hear notes an answer or a farewell.
 func (p *EthernetProber) hear(m probe) (changed bool) {
+	node, ok := p.nodeAt(m.from)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	nodes := *p.nodes.Load()
-	i := slices.IndexFunc(nodes, func(n Node) bool { return slices.Contains(n.Addrs, m.from) })
-	if i < 0 {
+	if !ok {
 		return false
 	}
-	id := pathID{m.frontend, nodes[i].ID}
+	if p.answered(node, m) {
+		return true
+	}
+	id := pathID{m.frontend, node.ID}
 	s := p.paths[id]
 	if s == nil {
 		return false
@@ -617,6 +694,9 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 		case kind == kindControl:
 		case word == kindAnswer:
 			s.path = PathProved
+			if node.Worker {
+				p.proofs[m.from] = ProofReached
+			}
 		default:
 			s.path = PathUnready
 		}

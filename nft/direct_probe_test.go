@@ -3,6 +3,7 @@ package nft
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -58,6 +59,35 @@ func TestProbeFrame(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Nodes are not upgraded at once, so a probe stays what it is. The key is that of
+// the secret "key".
+func TestProbeOfTheFirstVersion(t *testing.T) {
+	key := probeKeysOf([][]byte{[]byte("key")})[0]
+	for f, want := range map[netip.AddrPort]string{
+		directFrontends[0]: "0200000000020200000000010800" + // Ethernet
+			"4500009300004000400668fac61201020a4d000a" + // IP
+			"0704192b0102030400000000500400002c2b0000" + // TCP
+			"61706c70726f62310101020304050000000000000000000000" + // magic, kind, nonce
+			"00000000000000000000ffff0a4d000b" + // from
+			"00000000000000000000ffff0a4d000c" + // to
+			"00000000000000000000ffff0a4d000a192b" + // frontend
+			"1472de1aeab51201ae36d096bf4ec80e19d8f031ef8c018547cd7f1015d31a75", // signature
+		directFrontends[1]: "02000000000202000000000186dd" + // Ethernet
+			"60000000007f064020010002000000000000000000000102fd770000000000000000000000000010" + // IP
+			"0704192b0102030400000000500400006ee40000" + // TCP
+			"61706c70726f62310101020304050000000000000000000000" + // magic, kind, nonce
+			"00000000000000000000ffff0a4d000b" + // from
+			"00000000000000000000ffff0a4d000c" + // to
+			"fd770000000000000000000000000010192b" + // frontend
+			"9f3001693d4383a2d4e3bc9431972edb3e9db03d4cbbccb462b97bf972c96cbe", // signature
+	} {
+		frame := testProbe(f).frame([6]byte{2, 0, 0, 0, 0, 1}, [6]byte{2, 0, 0, 0, 0, 2}, key[:])
+		if got := hex.EncodeToString(frame); got != want {
+			t.Errorf("%v: %s, want %s", f, got, want)
+		}
+	}
 }
 
 func probeVM(t *testing.T) *bpf.VM {
@@ -118,11 +148,24 @@ func (l *directLab) probing() (probers []*EthernetProber, stop []func()) {
 // called. It is not open.
 func (l *directLab) probingAt(i int, every time.Duration) (p *EthernetProber, stop func()) {
 	l.t.Helper()
+	return l.probingWith(i, every, nil)
+}
+
+// probingWith may change what the prober is told.
+func (l *directLab) probingWith(i int, every time.Duration, change func(*ProberConfig)) (p *EthernetProber, stop func()) {
+	l.t.Helper()
 	n, cfg := l.nodes[i], l.planes[i].cfg
-	p = NewProber(ProberConfig{
-		Interfaces: cfg.Interfaces, Nodes: cfg.Nodes, Self: n.name,
-		Keys: [][]byte{[]byte("group")}, Every: every, Log: cfg.Log,
-	})
+	pc := ProberConfig{
+		Interfaces: cfg.Interfaces, Nodes: cfg.Nodes, Self: n.name, Worker: cfg.Worker,
+		Keys: [][]byte{[]byte("group")}, WorkerKeys: [][]byte{[]byte("workers")}, Every: every, Log: cfg.Log,
+	}
+	if cfg.Worker {
+		pc.Keys = pc.WorkerKeys
+	}
+	if change != nil {
+		change(&pc)
+	}
+	p = NewProber(pc)
 	plane := l.plane(n, p)
 	l.planes[i] = plane
 	ctx, cancel := context.WithCancel(context.Background())
@@ -245,17 +288,17 @@ func TestProberFollowsKeys(t *testing.T) {
 	old, young := []byte("group"), []byte("another")
 	for _, keys := range [][][]byte{{young, old}, {young}} {
 		for _, p := range probers {
-			p.SetKeys(keys)
+			p.SetKeys(keys, nil)
 			time.Sleep(10 * p.cfg.Every) // who is not understood is silent by then
 			proved()
 		}
 	}
 	// Who has none of them is not heard.
-	probers[1].SetKeys([][]byte{old})
+	probers[1].SetKeys([][]byte{old}, nil)
 	becomes(t, probers[0], "node2", PathSilent)
 	becomes(t, probers[1], "node1", PathSilent)
 	becomes(t, probers[0], "node3", PathProved)
-	probers[1].SetKeys([][]byte{young})
+	probers[1].SetKeys([][]byte{young}, nil)
 	proved()
 }
 
@@ -264,12 +307,12 @@ func TestProberFollowsKeys(t *testing.T) {
 func TestNodesComeAndGo(t *testing.T) {
 	l := newDirectLab(t)
 	all := l.nodes
-	newcomer := Node{all[2].name, all[2].addrs}
+	newcomer := Node{ID: all[2].name, Addrs: all[2].addrs}
 	l.nodes = all[:2] // who plans and probes
 	probers, _ := l.probing()
 	l.nodes = all
 	for i, p := range l.planes[:2] {
-		nodes := []Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}}
+		nodes := []Node{{ID: all[0].name, Addrs: all[0].addrs}, {ID: all[1].name, Addrs: all[1].addrs}}
 		p.SetNodes(nodes)
 		err := all[i].try(func() error { return p.Usable(context.Background(), l.loadBalancer()) })
 		if err == nil || !strings.Contains(err.Error(), "at none of the peers' addresses") {
@@ -300,7 +343,7 @@ func TestNodesComeAndGo(t *testing.T) {
 
 	// Its appliance begins. Nothing is sent to it before it has the VIPs and the
 	// rules, and before nobody takes what it hands on for a client's packet.
-	l.planes[1].SetNodes([]Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}})
+	l.planes[1].SetNodes([]Node{{ID: all[0].name, Addrs: all[0].addrs}, {ID: all[1].name, Addrs: all[1].addrs}})
 	l.applyAt(1, []int{0, 1}, nil)
 	third, _ := l.probingAt(2, 2*time.Second) // it waits for others for 6 s
 	all[2].do(func() error { return l.planes[2].Usable(context.Background(), l.loadBalancer()) })
@@ -310,7 +353,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	becomes(t, third, "node2", PathUnready)
 	third.Open()
 	never(t, probers[0], "node3", PathProved)
-	l.planes[1].SetNodes([]Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}, newcomer})
+	l.planes[1].SetNodes([]Node{{ID: all[0].name, Addrs: all[0].addrs}, {ID: all[1].name, Addrs: all[1].addrs}, newcomer})
 	all[1].do(func() error { return l.planes[1].Usable(context.Background(), l.loadBalancer()) })
 	l.applyAt(1, []int{0, 1, 2}, nil)
 	becomes(t, third, "node2", PathProved)
@@ -330,10 +373,10 @@ func TestNodesComeAndGo(t *testing.T) {
 
 	// It is removed.
 	for i, p := range l.planes[:2] {
-		p.SetNodes([]Node{{all[0].name, all[0].addrs}, {all[1].name, all[1].addrs}})
+		p.SetNodes([]Node{{ID: all[0].name, Addrs: all[0].addrs}, {ID: all[1].name, Addrs: all[1].addrs}})
 		now, err := surroundings{}, error(nil)
 		all[i].do(func() error { now, err = p.look(); return err })
-		if slices.Contains(now.fellows(), [6]byte(all[2].mac)) {
+		if slices.Contains(l.planes[i].fellows(now), [6]byte(all[2].mac)) {
 			t.Errorf("%s takes the removed node for a fellow", all[i].name)
 		}
 		if got := probers[i].Path(directFrontends[0], "node3"); got != PathSilent {

@@ -67,6 +67,8 @@ type directPlan struct {
 	services []directService
 	// passed says why backends in rotation get no new connections all the same.
 	passed map[balancer.Target]string
+	// lacking are the nodes with a backend that nothing is handed on to.
+	lacking map[string]bool
 }
 
 func (s directService) family() ipFamily {

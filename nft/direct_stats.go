@@ -79,15 +79,15 @@ func (d *Direct) PassedOver() map[balancer.Target]string {
 	return nil
 }
 
-// why is what a path lacks, to the node of that name; nothing if it is proved.
-func (p Path) why(node string) string {
+// why is what a path to a node lacks; nothing if it is proved.
+func (p Path) why(node Node) string {
 	switch p {
 	case PathProved:
 		return ""
 	case PathFiltered:
-		return fmt.Sprintf("the network does not carry packets of clients to node %s", node)
+		return fmt.Sprintf("the network does not carry packets of clients to %v", node)
 	case PathUnready:
-		return fmt.Sprintf("node %s does not take packets of clients from here yet: it has just begun, or does not know this node", node)
+		return fmt.Sprintf("%v does not take packets of clients from here yet: it has just begun, or does not know this node", node)
 	}
-	return fmt.Sprintf("the appliance on node %s answers no probe of the path, so nothing is handed to it", node)
+	return fmt.Sprintf("the appliance on %v answers no probe of the path, so nothing is handed to it", node)
 }

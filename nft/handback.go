@@ -43,10 +43,11 @@ func (h *Handback) To(former []netip.Addr, links map[netip.Addr]string, frontend
 		if err != nil {
 			return err
 		}
+		heard := neighboursOn(l)
 		for _, addr := range former {
 			// The rule must know what comes from there, or the two might give
 			// each other the same packet.
-			if mac, ok := neighbour(l, addr); ok && offLink(l, addr) == "" {
+			if mac, ok := heard[addr]; ok && offLink(l, addr) == "" {
 				ways = append(ways, way{l, addr, mac})
 			}
 		}

@@ -16,8 +16,8 @@ import (
 	"os"
 )
 
-// A WorkerKey lets a worker follow the group's load balancers, and nothing
-// else. It comes from the group key, always the same from the same, and does
+// A WorkerKey lets a worker follow the group's load balancers, with what they
+// tell it to be a node of the direct data plane, and nothing else. It comes from the group key, always the same from the same, and does
 // not give it away: it holds the secret of the workers' own authority, and of
 // the group's the public key, by which a worker knows the peers.
 type WorkerKey struct {

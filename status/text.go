@@ -137,7 +137,7 @@ func Text(w io.Writer, s Snapshot, colour bool) error {
 }
 
 // directCounts says what a number is worth.
-const directCounts = "TOTAL is this node's part: new connections at its own backend, and of its own clients; the page has the sum"
+const directCounts = "TOTAL is this node's part: new connections at its own backend, and of its own clients; the page has the sum of the peers"
 
 // percent of a whole.
 func percent(part float64) string { return fmt.Sprintf("%.0f%%", 100*part) }

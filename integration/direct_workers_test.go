@@ -1,0 +1,174 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/integration/scene"
+)
+
+// TestDirectWorkers has a worker's server be a backend beside those of the peers,
+// and the only one. A server on a machine without the appliance is not served by
+// direct.
+func TestDirectWorkers(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
+		t.Run(string(family), func(t *testing.T) {
+			t.Parallel() // most of it is waiting
+			w := newWorld(t, family)
+			const only = 446
+			w.serve(t, w.nodes[worker], only)
+			w.serve(t, w.s1, twin)
+			four := balance{name: "four", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3", "w1"}}
+			one := balance{name: "one", port: only, backend: only, scheduler: "rr", nodes: []string{"w1"}}
+			foreign := balance{name: "foreign", port: twin, backend: twin, scheduler: "rr", nodes: []string{"n1", "n2", "s1"}}
+			three := four
+			three.nodes = four.nodes[:3]
+			w.start(t, "", []balance{three, one, foreign})
+			w.watch(t)
+			direct := func(lb balance, nodes ...int) {
+				t.Helper()
+				for _, i := range nodes {
+					w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
+						return served(balancer.Direct, len(lb.nodes))(s) && !slices.ContainsFunc(s.Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
+					})
+				}
+			}
+			all := func() {
+				t.Helper()
+				direct(four, 0, 1, 2, worker)
+				direct(one, 0, 1, 2, worker)
+			}
+			// The worker is added, and nobody leaves the plane for that.
+			direct(three, 0, 1, 2)
+			w.reconfigure(t, four, one, foreign)
+			all()
+			w.reached(t, w.client, four, one, foreign)
+			w.reached(t, w.far, four, one)
+
+			// The stranger is named.
+			why := fmt.Sprintf("%s is at none of the peers' addresses, and no worker answers", netip.AddrPortFrom(w.addr("s1"), twin))
+			for i := range w.apps[:worker] {
+				w.chosen(t, i, "foreign", balancer.NFTables, map[balancer.PlaneName]string{balancer.Direct: why})
+				if !strings.Contains(w.apps[i].log(), why) {
+					t.Errorf("%s has not logged %q", w.nodes[i].Name, why)
+				}
+			}
+
+			for _, tt := range []struct {
+				name string
+				lb   balance
+				run  func(t *testing.T, holder int) (lost string)
+			}{
+				{"the holder is killed", four, w.killed},
+				{"the holder, whose servers are none of them, is killed", one, w.killed},
+				{"the worker stops", four, func(t *testing.T, _ int) string { return w.workerStops(t, four) }},
+				{"the worker is killed", four, func(t *testing.T, _ int) string {
+					w.apps[worker].proc.Kill()
+					time.Sleep(8 * time.Second) // the probes have noticed
+					w.apps[worker].start(t)
+					w.ready(t, worker)
+					return ""
+				}},
+				{"a peer starts without the worker", four, w.startsWithoutWorker},
+				{"the worker's cable", four, func(t *testing.T, _ int) string {
+					if err := w.nodes[worker].Unplug(); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(4 * time.Second)
+					if err := w.nodes[worker].Plug(); err != nil {
+						t.Fatal(err)
+					}
+					return "w1"
+				}},
+			} {
+				t.Run(tt.name, func(t *testing.T) {
+					all()
+					holder := w.holder(t)
+					w.keeps(t, tt.lb, func() string { return tt.run(t, holder) })
+				})
+			}
+			// It is taken out.
+			all()
+			w.reconfigure(t, three, one, foreign)
+			direct(three, 0, 1, 2, worker)
+			for i := range w.apps {
+				if log := w.apps[i].log(); strings.Contains(log, `data plane nftables" loadBalancer=four was=direct`) {
+					t.Errorf("%s has left direct", w.nodes[i].Name)
+				}
+			}
+			w.oneAnswer(t)
+		})
+	}
+}
+
+// reconfigure gives the peers other load balancers. The worker hears of it.
+func (w *world) reconfigure(t *testing.T, balances ...balance) {
+	t.Helper()
+	for _, p := range w.apps[:worker] {
+		text := w.config("", filepath.Join(w.dir, "group.key"), balances)
+		if err := os.WriteFile(p.path+".yaml", []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command(binary, "reload", "--socket", p.path+".sock").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+}
+
+// workerStops: who is asked to stop gets nothing new, and what it has goes on.
+func (w *world) workerStops(t *testing.T, lb balance) string {
+	w.apps[worker].stop(t)
+	eventually(t, func() error {
+		for range 60 {
+			c, a, err := dial(t.Context(), w.client, w.target(lb.port))
+			if err != nil {
+				return err
+			}
+			c.Close()
+			if a.Server == "w1" {
+				return errors.New("a worker that has stopped gets new connections")
+			}
+		}
+		return nil
+	})
+	for i := range w.apps[:worker] {
+		w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
+			return s.Plane == balancer.Direct && s.Moving == "" && strings.Contains(s.Backends[worker].PassedOver, "worker")
+		})
+	}
+	w.apps[worker].start(t)
+	w.ready(t, worker)
+	return ""
+}
+
+// startsWithoutWorker: a peer remembers that there is one, and so comes to the
+// same choice as the others.
+func (w *world) startsWithoutWorker(t *testing.T, holder int) string {
+	w.apps[worker].stop(t)
+	i := others(holder)[0]
+	w.apps[i].stop(t)
+	const away = `data plane nftables" loadBalancer=four`
+	before := strings.Count(w.apps[i].log(), away)
+	w.apps[i].start(t)
+	if s := w.await(t, i, "four", served(balancer.Direct, 4)); len(s.Refused) > 0 {
+		t.Errorf("%s: %+v", w.nodes[i].Name, s.Refused)
+	}
+	if strings.Count(w.apps[i].log(), away) > before {
+		t.Errorf("%s took the worker for a stranger", w.nodes[i].Name)
+	}
+	w.apps[worker].start(t)
+	w.ready(t, worker)
+	return ""
+}

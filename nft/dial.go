@@ -77,14 +77,21 @@ func (l *line) open() error {
 func (l *line) hangUp() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	unix.Close(l.fd)
-	l.fd = -1
+	l.close()
+}
+
+// close closes the socket if it is open. Called with mu held.
+func (l *line) close() {
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
 }
 
 // exchange sends requests as one datagram and returns all that the kernel has to say
 // of them, which is there when the sending is done. Who asks for more without a
 // request gets io.EOF: there is none.
-func (l *line) exchange(requests []netlink.Message) ([]netlink.Message, error) {
+func (l *line) exchange(requests []netlink.Message) (replies []netlink.Message, err error) {
 	if len(requests) == 0 {
 		return nil, io.EOF
 	}
@@ -101,12 +108,16 @@ func (l *line) exchange(requests []netlink.Message) ([]netlink.Message, error) {
 	if err := l.open(); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			l.close() // answers may be left in it that nobody has asked for
+		}
+	}()
 	if err := again(func() error {
 		return unix.Sendto(l.fd, datagram, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	}); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
 	}
-	var replies []netlink.Message
 	buf := make([]byte, answer)
 	for {
 		var n int

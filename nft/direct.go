@@ -382,6 +382,17 @@ func (d *Direct) onLink(now surroundings, f netip.AddrPort, lb balancer.LoadBala
 	if _, ok := now.links[name]; !ok {
 		return fmt.Errorf("interface %s of VIP %v does not exist: create it, or set `interface`", name, f.Addr())
 	}
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	why, err := severalSources(link)
+	if err != nil {
+		return err
+	}
+	if why != "" {
+		return fmt.Errorf("nodes would not know each other's frames: %s; use a mode that keeps to one, such as active-backup or 802.3ad, or another data plane", why)
+	}
 	for _, b := range lb.Backends {
 		if why := now.off[place{name, b.Addr.Addr()}]; why != "" {
 			return fmt.Errorf("backend %v is not on the link of %s: %s; use another data plane", b, name, why)

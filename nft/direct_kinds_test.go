@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"appliance/balancer"
 )
 
 // A kind of interface that a VIP may be answered on. The zero kind is a card.
@@ -44,11 +48,7 @@ func kinds() []kind {
 			if err := addBond("bond0", cards, netlink.BOND_FAIL_OVER_MAC_NONE); err != nil {
 				return err
 			}
-			if err := addVLAN("bond0.5", "bond0"); err != nil {
-				return err
-			}
-			_, err := addBridge("eth0", "bond0.5")
-			return err
+			return bridgeOnVLANOn("bond0")
 		}, failOver, false},
 	}
 }
@@ -79,11 +79,23 @@ func addVLAN(name, card string) error {
 	return netlink.LinkSetUp(parent)
 }
 
+func bridgeOnVLANOn(name string) error {
+	if err := addVLAN(name+".5", name); err != nil {
+		return err
+	}
+	_, err := addBridge("eth0", name+".5")
+	return err
+}
+
 func addBond(name string, cards []string, mac netlink.BondFailOverMac) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	bond := netlink.NewLinkBond(attrs)
 	bond.Mode, bond.Miimon, bond.FailOverMac = netlink.BOND_MODE_ACTIVE_BACKUP, 10, mac
+	return addBondOf(bond, cards)
+}
+
+func addBondOf(bond *netlink.Bond, cards []string) error {
 	if err := netlink.LinkAdd(bond); err != nil {
 		return err
 	}
@@ -323,4 +335,44 @@ func kernelHas(t *testing.T, k kind) bool {
 		t.Log(err)
 	}
 	return !errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// A bond that sends with several MAC addresses is no way to know a fellow by,
+// whatever stands on it.
+func TestDirectRefusesBondsOfManyAddresses(t *testing.T) {
+	needRoot(t)
+	lb := balancer.LoadBalancer{Name: "api", Frontends: directFrontends}
+	for _, f := range directFrontends {
+		lb.Backends = append(lb.Backends, balancer.Backend{Addr: netip.AddrPortFrom(f.Addr().Next(), f.Port()), Weight: 1})
+	}
+	for mode, refused := range map[netlink.BondMode]bool{
+		netlink.BOND_MODE_802_3AD:     false,
+		netlink.BOND_MODE_BALANCE_TLB: true,
+		netlink.BOND_MODE_BALANCE_ALB: true,
+	} {
+		k := kind{name: "bond " + mode.String(), build: func(cards []string) error {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name = "bond0"
+			bond := netlink.NewLinkBond(attrs)
+			bond.Mode = mode
+			if err := addBondOf(bond, cards); err != nil {
+				return err
+			}
+			return bridgeOnVLANOn("bond0")
+		}}
+		if !kernelHas(t, k) {
+			t.Skipf("this kernel has no interfaces of kind %s", k.name)
+		}
+		l := &directLab{t: t, kind: k, sw: newDirectHost(t, "switch")}
+		l.switchOn()
+		h := l.host("node1", 11)
+		cfg := DirectConfig{Interfaces: make(map[netip.Addr]string), Self: "node1", Nodes: []Node{{ID: "node1", Addrs: []netip.Addr{lb.Backends[0].Addr.Addr(), lb.Backends[1].Addr.Addr()}}}}
+		for _, f := range directFrontends {
+			cfg.Interfaces[f.Addr()] = "eth0"
+		}
+		err := h.try(func() error { return NewDirect(cfg).Usable(t.Context(), lb) })
+		if refused != (err != nil) || refused && !strings.Contains(err.Error(), "bond bond0 in mode "+mode.String()) {
+			t.Errorf("in mode %s: %v", mode, err)
+		}
+	}
 }

@@ -116,16 +116,7 @@ func newDirectLabOn(t *testing.T, kind kind) *directLab {
 		t.Skip("network namespaces and nf_tables need root")
 	}
 	l := &directLab{t: t, kind: kind, sw: newDirectHost(t, "switch")}
-	l.sw.do(func() error {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = "sw0"
-		snooping := false
-		br := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
-		if err := netlink.LinkAdd(br); err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(br)
-	})
+	l.switchOn()
 	for i := range 3 {
 		n := l.host(fmt.Sprintf("node%d", i+1), byte(11+i))
 		n.do(func() error {
@@ -149,6 +140,21 @@ func newDirectLabOn(t *testing.T, kind kind) *directLab {
 	}
 	l.hold(0)
 	return l
+}
+
+// switchOn makes the bridge that all are on.
+func (l *directLab) switchOn() {
+	l.t.Helper()
+	l.sw.do(func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "sw0"
+		snooping := false
+		br := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
+		if err := netlink.LinkAdd(br); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(br)
+	})
 }
 
 // host makes a namespace with an interface on the bridge.
@@ -429,7 +435,13 @@ func (h *directHost) counter(name ...string) (value string) {
 	return value
 }
 
-const directPatience = 20 * time.Second
+// directPatience bounds every wait. In an emulated machine all takes longer.
+var directPatience = func() time.Duration {
+	if os.Getenv("APPLIANCE_TEST_IN_VM") != "" {
+		return 2 * time.Minute
+	}
+	return 20 * time.Second
+}()
 
 // A directConn is a client's connection.
 type directConn struct {

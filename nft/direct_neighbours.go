@@ -197,6 +197,43 @@ func readLink(name string) (link, error) {
 	return link{name: name, index: uint32(a.Index), mac: [6]byte(a.HardwareAddr)}, nil
 }
 
+// severalSources says why frames of one node that leave by l may come with
+// another source MAC address than the one by which its fellows know it, or "".
+// They would take such a frame for a client's and send it on by their own idea of
+// the slots: where ideas differ, in a circle.
+//
+// The drivers that stand on others are looked through down to the bond.
+func severalSources(l netlink.Link) (why string, err error) {
+	var below []netlink.Link
+	switch l := l.(type) {
+	case *netlink.Bond:
+		if l.Mode == netlink.BOND_MODE_BALANCE_TLB || l.Mode == netlink.BOND_MODE_BALANCE_ALB {
+			return fmt.Sprintf("bond %s in mode %s sends with the MAC addresses of all its cards", l.Name, l.Mode), nil
+		}
+	case *netlink.Bridge:
+		all, err := netlink.LinkList()
+		if err != nil {
+			return "", fmt.Errorf("listing the ports of %s: %w", l.Name, err)
+		}
+		for _, p := range all {
+			if p.Attrs().MasterIndex == l.Index {
+				below = append(below, p)
+			}
+		}
+	case *netlink.Vlan, *netlink.Macvlan:
+		// In a container, what it stands on may be out of sight.
+		if p, err := netlink.LinkByIndex(l.Attrs().ParentIndex); err == nil {
+			below = append(below, p)
+		}
+	}
+	for _, b := range below {
+		if why, err := severalSources(b); why != "" || err != nil {
+			return why, err
+		}
+	}
+	return "", nil
+}
+
 // offLink says why a node is not reached directly over a link, or "".
 func offLink(l link, addr netip.Addr) string {
 	routes, err := netlink.RouteGetWithOptions(net.IP(addr.AsSlice()), &netlink.RouteGetOptions{OifIndex: int(l.index)})

@@ -1,9 +1,16 @@
 package integration
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -110,6 +117,114 @@ func TestDirectWorkers(t *testing.T) {
 			}
 			w.oneAnswer(t)
 		})
+	}
+}
+
+// TestDirectWorkersTrust: peers and a worker understand each other however they
+// trust, and while the group's key is replaced.
+func TestDirectWorkersTrust(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	four := balance{name: "four", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3", "w1"}}
+	direct := func(t *testing.T, w *world) {
+		t.Helper()
+		for i := range w.apps {
+			w.await(t, i, four.name, func(s balancer.LoadBalancerStatus) bool {
+				return served(balancer.Direct, 4)(s) && !slices.ContainsFunc(s.Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
+			})
+		}
+	}
+	t.Run("rotation", func(t *testing.T) {
+		t.Parallel() // most of it is waiting
+		w := newWorld(t, scene.IPv4)
+		w.start(t, "", []balance{four})
+		direct(t, w)
+		path := filepath.Join(w.dir, "group.key")
+		old, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		young, err := exec.Command(binary, "keygen").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for step, keys := range []string{string(old) + string(young), string(young) + string(old), string(young)} {
+			if err := os.WriteFile(path, []byte(keys), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range w.apps[:worker] {
+				eventually(t, func() error {
+					if n := strings.Count(p.log(), "the group keys have changed"); n <= step {
+						return fmt.Errorf("%s has changed its keys %d times", p.node.Name, n)
+					}
+					return nil
+				})
+			}
+			time.Sleep(7 * time.Second) // who is not understood is silent by then
+			direct(t, w)
+		}
+	})
+	t.Run("certificates", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, scene.IPv4)
+		issue := w.authority(t)
+		w.begin(t, func(i int) string {
+			n := w.nodes[i]
+			cert := x509.Certificate{DNSNames: []string{n.Name}}
+			if i == worker {
+				cert.URIs = []*url.URL{{Scheme: "appliance", Host: "worker", Path: "/" + n.Name}}
+			}
+			return strings.Replace(w.config("", "KEY", []balance{four}), "keyFile: KEY", issue(n.Name, cert), 1)
+		})
+		direct(t, w)
+	})
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, scene.IPv4)
+		w.begin(t, func(i int) string {
+			return strings.Replace(w.config("", "KEY", []balance{four}), "keyFile: KEY", "insecure: true", 1)
+		})
+		direct(t, w)
+	})
+}
+
+// authority makes a certificate authority. What it returns issues a certificate
+// and says how to configure it.
+func (w *world) authority(t *testing.T) (issue func(name string, c x509.Certificate) string) {
+	t.Helper()
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(w.dir, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	sign := func(c, by *x509.Certificate, key ed25519.PrivateKey) (der []byte, own ed25519.PrivateKey) {
+		public, own, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if by == nil {
+			by, key = c, own
+		}
+		c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(1), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		if der, err = x509.CreateCertificate(rand.Reader, c, by, public, key); err != nil {
+			t.Fatal(err)
+		}
+		return der, own
+	}
+	ca := &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, Subject: pkix.Name{CommonName: "a test's own"}}
+	der, key := sign(ca, nil, nil)
+	caFile := write("ca.crt", "CERTIFICATE", der)
+	return func(name string, c x509.Certificate) string {
+		c.KeyUsage, c.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+		der, own := sign(&c, ca, key)
+		pkcs8, err := x509.MarshalPKCS8PrivateKey(own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("caFile: %s\n  certFile: %s\n  certKeyFile: %s", caFile, write(name+".crt", "CERTIFICATE", der), write(name+".tls", "PRIVATE KEY", pkcs8))
 	}
 }
 

@@ -222,15 +222,25 @@ type program struct {
 func (w *world) start(t *testing.T, plane string, balances []balance) {
 	t.Helper()
 	group, own := w.keys(t)
+	w.begin(t, func(i int) string {
+		if i == worker {
+			return w.config(w.ofWorker(plane), own, balances)
+		}
+		return w.config(plane, group, balances)
+	})
+}
+
+// begin starts the appliance on the three peers and the worker, each with a
+// configuration of its own, and waits until all are ready.
+func (w *world) begin(t *testing.T, config func(i int) string) {
+	t.Helper()
 	for i, n := range w.nodes {
 		p := &program{node: n, path: filepath.Join(w.dir, n.Name)}
 		p.client = status.NewClient(p.path + ".sock")
-		text := w.config(plane, group, balances)
 		if i == worker {
-			text = w.config(w.ofWorker(plane), own, balances)
 			p.args = []string{"--role", "worker"}
 		}
-		if err := os.WriteFile(p.path+".yaml", []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(p.path+".yaml", []byte(config(i)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		w.apps = append(w.apps, p)

@@ -219,7 +219,7 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 		Log:        n.log,
 	})
 	n.kernel = append([]io.Closer{n.direct}, n.kernel...)
-	return silence{silencer}, append([]balancer.Plane{meterDirect(access.Guard(n.direct), n.direct)}, planes...), nil
+	return silence{silencer, arp.NewBelt(sysctls()), n.log, new(sync.Once)}, append([]balancer.Plane{meterDirect(access.Guard(n.direct), n.direct)}, planes...), nil
 }
 
 // sysctls is where kernel settings can be written: where the manifest mounts
@@ -232,10 +232,19 @@ func sysctls() string {
 }
 
 // silence hands the wire's wishes to nf_tables; the two rooms do not know
-// each other.
-type silence struct{ *nft.Silencer }
+// each other. The belt keeps the kernel from answering for the VIPs in the moment
+// between somebody's `nft flush ruleset` and the repair.
+type silence struct {
+	*nft.Silencer
+	belt *arp.Sysctls
+	log  *slog.Logger
+	said *sync.Once
+}
 
 func (s silence) Silence(ctx context.Context, set []arp.Silenced) (repaired int, err error) {
+	if _, err := s.belt.Silence(ctx, set); err != nil {
+		s.said.Do(func() { s.log.Debug("the rules alone keep the kernel silent", "reason", err) })
+	}
 	wanted := make([]nft.Silenced, len(set))
 	for i, one := range set {
 		wanted[i] = nft.Silenced(one)

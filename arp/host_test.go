@@ -315,18 +315,25 @@ func TestSysctls(t *testing.T) {
 		}
 	}
 	silence(set, 0)
-	want("silenced", "eth0", 1, 2)
+	want("silenced", "eth0", 3, 2)
 	want("good before", "eth1", 2, 2)
 	want("of all", "all", 0, 0)
 	silence(set, 0)
 	write("eth0", "arp_ignore", "0")
 	silence(set, 1)
-	want("set back by somebody", "eth0", 1, 2)
+	want("set back by somebody", "eth0", 3, 2)
 	silence(nil, 0)
 	want("restored", "eth0", 0, 0)
 	want("never touched", "eth1", 2, 2)
 
-	write("all", "arp_ignore", "4") // means nothing, and wins over 1
+	s = NewBelt(root)
+	silence(set, 0)
+	want("with a belt", "eth0", 3, 0)
+	silence(nil, 0)
+	want("without it", "eth0", 0, 0)
+
+	s = NewSysctls(root)
+	write("all", "arp_ignore", "4") // means nothing, and wins over 3
 	if _, err := s.Silence(context.Background(), set); err == nil || !strings.Contains(err.Error(), "net.ipv4.conf.all.arp_ignore=4") {
 		t.Errorf("reserved value of all: %v", err)
 	}
@@ -352,7 +359,7 @@ func TestSysctlsReadOnly(t *testing.T) {
 			return fmt.Errorf("remount /proc/sys: %w", err)
 		}
 		_, err := NewSysctls("").Silence(context.Background(), []Silenced{{VIP: vip4, Interface: "eth0"}})
-		if err == nil || !strings.Contains(err.Error(), "put net.ipv4.conf.eth0.arp_ignore=1 into /etc/sysctl.d") {
+		if err == nil || !strings.Contains(err.Error(), "put net.ipv4.conf.eth0.arp_ignore=3 into /etc/sysctl.d") {
 			t.Errorf("%v, want the line to put", err)
 		}
 		return nil

@@ -18,27 +18,37 @@ const (
 	procSys  = "/proc/sys"
 	ipv4Conf = "net/ipv4/conf"
 
-	// arp_ignore 1: reply only if the target is an address of the interface
-	// that the request came in on; the VIP is on lo.
-	ignoreOthers = 1
+	// arp_ignore 3: reply for no address of scope host, which the VIP on lo has,
+	// and other people's hardly ever (Documentation/networking/ip-sysctl.rst).
+	ignoreHostScope = 3
 	// arp_announce 2: the sender of a request is the best address of the
 	// interface for the target, whatever the packet that waits for it.
 	announceOwn = 2
 )
 
 // Sysctls is the Silencer for kernels without nf_tables. It silences by
-// arp_ignore and arp_announce of the interface, and so for all addresses that
-// other interfaces have, not for the VIP alone. A value that was changed is
-// restored by the empty set; after a crash it stays, and is harmless.
+// arp_ignore and arp_announce of the interface, and so not for the VIP alone. A
+// value that was changed is restored by the empty set; after a crash it stays,
+// and is harmless.
 type Sysctls struct {
 	dir     string         // of the per-interface settings
 	changed map[string]int // the value before, by file
+	belt    bool
 }
 
 // NewSysctls makes a Silencer of the sysctls below root; empty means /proc/sys.
 // In a container that one may be read only, and the host's be mounted elsewhere.
 func NewSysctls(root string) *Sysctls {
 	return &Sysctls{dir: filepath.Join(cmp.Or(root, procSys), ipv4Conf), changed: make(map[string]int)}
+}
+
+// NewBelt is for those who silence by other means: it makes a Silencer that only
+// keeps the kernel from answering, by arp_ignore, while rules that do more have been
+// flushed by somebody. It leaves the host as it is where it may not do that.
+func NewBelt(root string) *Sysctls {
+	s := NewSysctls(root)
+	s.belt = true
+	return s
 }
 
 // Silence implements Silencer. Its caller is one goroutine.
@@ -50,9 +60,12 @@ func (s *Sysctls) Silence(_ context.Context, set []Silenced) (repaired int, err 
 			want   int
 			enough func(int) bool
 		}{
-			{"arp_ignore", ignoreOthers, func(v int) bool { return v == 1 || v == 2 || v == 3 || v == 8 }},
+			{"arp_ignore", ignoreHostScope, func(v int) bool { return v == 1 || v == 2 || v == 3 || v == 8 }},
 			{"arp_announce", announceOwn, func(v int) bool { return v == announceOwn }},
 		} {
+			if s.belt && k.key != "arp_ignore" {
+				continue
+			}
 			file := filepath.Join(s.dir, v.Interface, k.key)
 			wanted[file] = true
 			did, err := s.ensure(file, v.Interface, k.key, k.want, k.enough)

@@ -441,22 +441,11 @@ func (w *world) watch(t *testing.T) {
 // answered for the VIP, or anybody but the peers.
 func (w *world) oneAnswer(t *testing.T) {
 	t.Helper()
-	w.oneAnswerBut(t, nil)
-}
-
-// A gap is a time in which the kernel of a node was let speak.
-type gap struct{ from, to time.Time }
-
-// oneAnswerBut leaves gaps out.
-func (w *world) oneAnswerBut(t *testing.T, gaps []gap) {
-	t.Helper()
 	macs := map[string]bool{}
 	for _, n := range w.nodes[:worker] {
 		macs[n.MAC().String()] = true
 	}
-	claims := slices.DeleteFunc(w.wire.Claims(), func(c lab.Claim) bool {
-		return slices.ContainsFunc(gaps, func(g gap) bool { return !c.At.Before(g.from) && !c.Asked.After(g.to) })
-	})
+	claims := w.wire.Claims()
 	if two := claims.Overlap(); two > 0 {
 		t.Errorf("two machines answered for %s at the same time:\n%s", w.vip(), claims.Around())
 	}

@@ -54,7 +54,8 @@ func (n *node) handBack(ctx context.Context) error {
 			last = former{holder, s.Term}
 		}
 		to, frontends := last.keeps(s, n.balancer.Health(), n.interfaces(), n.cfg.Linger)
-		err := n.handback.To(to, n.interfaces(), frontends)
+		repaired, err := n.handback.To(to, n.interfaces(), frontends)
+		n.wire.Repaired(repaired)
 		if err != nil && err.Error() != said {
 			said = err.Error()
 			n.log.Warn("connections that are open when the holder changes will break", "reason", err)

@@ -106,3 +106,11 @@ func (w *Wire) Status() []VIPStatus {
 	}
 	return all
 }
+
+// Repaired counts repairs of rules for the VIPs that others keep, as those of the
+// first VIP.
+func (w *Wire) Repaired(n int) {
+	if n > 0 {
+		w.vips[w.order[0]].repairs.Add(uint64(n))
+	}
+}

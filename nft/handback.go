@@ -30,8 +30,9 @@ type Handback struct {
 // To hands packets for frontends to the node with the addresses former, of which
 // one in the family of a frontend has to be a neighbour on the link that it is
 // reached by. Links are the interfaces of the virtual addresses. Frontends of
-// which that is not so are left out; without any, there are no rules.
-func (h *Handback) To(former []netip.Addr, links map[netip.Addr]string, frontends []netip.AddrPort) error {
+// which that is not so are left out; without any, there are no rules. repaired
+// counts the tables that somebody else had damaged.
+func (h *Handback) To(former []netip.Addr, links map[netip.Addr]string, frontends []netip.AddrPort) (repaired int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	var ways []way
@@ -41,7 +42,7 @@ func (h *Handback) To(former []netip.Addr, links map[netip.Addr]string, frontend
 		}
 		l, err := readLink(on)
 		if err != nil {
-			return err
+			return 0, err
 		}
 		heard := neighboursOn(l)
 		for _, addr := range former {
@@ -57,13 +58,15 @@ func (h *Handback) To(former []netip.Addr, links map[netip.Addr]string, frontend
 		if h.known && reflect.DeepEqual(t, h.wanted[i]) {
 			continue
 		}
-		if _, err := h.keep[i].apply(t); err != nil {
-			return err
+		n, err := h.keep[i].apply(t)
+		repaired += n
+		if err != nil {
+			return repaired, err
 		}
 		h.wanted[i] = t
 	}
 	h.known = true
-	return nil
+	return repaired, nil
 }
 
 // Recheck has the next To look whether the rules are still there.
@@ -74,7 +77,10 @@ func (h *Handback) Recheck() {
 }
 
 // Close removes the rules.
-func (h *Handback) Close() error { return h.To(nil, nil, nil) }
+func (h *Handback) Close() error {
+	_, err := h.To(nil, nil, nil)
+	return err
+}
 
 // A way leads to a neighbour.
 type way struct {

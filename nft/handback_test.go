@@ -77,7 +77,10 @@ func TestHandback(t *testing.T) {
 			}
 		}
 		w.node.in(func() {
-			end := func() error { return h.To([]netip.Addr{former.addr4, former.addr6}, links, frontends) }
+			end := func() error {
+				_, err := h.To([]netip.Addr{former.addr4, former.addr6}, links, frontends)
+				return err
+			}
 			if !handed {
 				end = h.Close
 			}
@@ -131,7 +134,7 @@ func TestHandbackEndsThere(t *testing.T) {
 	}
 	defer s.Close()
 	w.node.in(func() {
-		if err := h.To([]netip.Addr{former.addr4}, map[netip.Addr]string{vip4: "eth0"}, []netip.AddrPort{vip(ipv4(), 6443)}); err != nil {
+		if _, err := h.To([]netip.Addr{former.addr4}, map[netip.Addr]string{vip4: "eth0"}, []netip.AddrPort{vip(ipv4(), 6443)}); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -30,27 +30,28 @@ echo /run/vm/modprobe >/proc/sys/kernel/modprobe
 # The kernel patches its own code when the first hook of a kind comes and when
 # the last one goes. An emulated processor that runs that code at the same moment
 # may crash on half an instruction. So one of each kind stays, out of the way.
-echo 'table netdev keep {
-	chain ingress { type filter hook ingress device lo priority 0;
-	}
-}' >/run/vm/hooks
-for family in ip ip6; do
-	echo "table $family keep {"
-	for hook in prerouting input forward output postrouting; do
-		echo "chain $hook { type filter hook $hook priority 0;
+keep() { # FAMILY HOOK...: a table with a chain in each hook
+	echo "table $1 keep {"
+	shift
+	for hook; do
+		echo "chain ${hook%% *} { type filter hook $hook priority 0;
 		}"
 	done
 	echo "}"
-done >>/run/vm/hooks
-echo 'table arp keep {
-	chain input { type filter hook input priority 0;
-	}
-	chain output { type filter hook output priority 0;
-	}
-}' >>/run/vm/hooks
+}
+{
+	keep netdev "ingress device lo"
+	keep ip prerouting input forward output postrouting
+	keep ip6 prerouting input forward output postrouting
+	keep arp input output
+} >/run/vm/hooks
+keep bridge prerouting input forward output postrouting >/run/vm/hooks-bridge
 (
 	PATH=$PATH:/usr/sbin:/sbin
-	exec $bb unshare -n $bb sh -c 'nft -f /run/vm/hooks; : >/run/vm/hooked; exec /run/vm/busybox sleep 1000000'
+	exec $bb unshare -n $bb sh -c '
+		for file in /run/vm/hooks*; do nft -f $file; done
+		: >/run/vm/hooked
+		exec /run/vm/busybox sleep 1000000'
 ) &
 i=0
 while [ $i -lt 100 ] && ! [ -e /run/vm/hooked ]; do

@@ -177,16 +177,10 @@ func (r *Refusals) Close() error {
 // Run reports backends that refuse until ctx ends, or until the kernel cannot
 // be listened to.
 func (r *Refusals) Run(ctx context.Context) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	conn, stop, err := events(ctx)
 	if err != nil {
-		return fmt.Errorf("watching for refusals: %w; give the container the capability NET_ADMIN", err)
+		return err
 	}
-	defer conn.Close()
-	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return fmt.Errorf("watching for refusals: %w; give the container the capability NET_ADMIN", err)
-	}
-	// The end of ctx makes Receive return.
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(0, 1)) })
 	defer stop()
 	for {
 		// Only while a quota has to be filled again is there a reason to wake up.

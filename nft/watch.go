@@ -20,18 +20,11 @@ import (
 // It is the edge to the level of applying everything every few seconds. Events
 // that the kernel had no room for count as a change.
 func Watch(ctx context.Context, changed func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	conn, stop, err := events(ctx)
 	if err != nil {
-		return fmt.Errorf("watching nf_tables: %w; give the container the capability NET_ADMIN, or repairs wait for the next round", err)
+		return err
 	}
-	defer conn.Close()
-	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return fmt.Errorf("watching nf_tables: %w; give the container the capability NET_ADMIN, or repairs wait for the next round", err)
-	}
-	// The end of ctx makes Receive return.
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(0, 1)) })
 	defer stop()
-
 	var t transaction
 	for {
 		messages, err := conn.Receive()
@@ -51,6 +44,25 @@ func Watch(ctx context.Context, changed func()) error {
 			}
 		}
 	}
+}
+
+// events is a connection on which the kernel tells of each change of nf_tables. The
+// end of ctx makes Receive return; stop closes it.
+func events(ctx context.Context) (conn *netlink.Conn, stop func(), err error) {
+	conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err == nil {
+		if err = conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+			conn.Close()
+		}
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("watching nf_tables: %w; give the container the capability NET_ADMIN", err)
+	}
+	wake := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(0, 1)) })
+	return conn, func() {
+		wake()
+		conn.Close()
+	}, nil
 }
 
 // A transaction gathers the messages of one change of nf_tables.

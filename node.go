@@ -187,8 +187,8 @@ func (n *node) openPlanes() (arp.Silencer, []balancer.Plane, error) {
 	user := forward.New(forward.Config{Redirector: redirector, Report: n.report, Log: n.log, Loops: loops()})
 	n.refusals = nft.NewRefusals(func(t balancer.Target) { n.report(t, errRefused) }, n.log)
 	planes := []balancer.Plane{
-		meterIPVS(access.Guard(n.refusals.Watch(virtual, false), "persistence"), virtual),
-		meterNAT(access.Guard(n.refusals.Watch(nat, true)), nat),
+		meterIPVS(access.Guard(n.refusals.Watch(virtual, nft.AgainByIPVS), "persistence"), virtual),
+		meterNAT(access.Guard(n.refusals.Watch(nat, nft.AgainByNAT)), nat),
 		user,
 	}
 	// Planes are closed before the rules that they stand on.

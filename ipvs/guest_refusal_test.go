@@ -12,11 +12,12 @@ import (
 	"appliance/nft"
 )
 
-// A backend that refuses is reported, wherever it and the client are.
+// A backend that refuses is reported, wherever it and the client are. With another
+// one, the client is not refused.
 func testRefusals(t *testing.T) {
 	told := make(chan balancer.Target, 100)
 	r := nft.NewRefusals(func(t balancer.Target) { told <- t }, nil)
-	p := r.Watch(newPlane(t, "node").Plane, false)
+	p := r.Watch(newPlane(t, "node").Plane, nft.AgainByIPVS)
 	ctx, cancel := context.WithCancel(t.Context())
 	done, started := make(chan error, 1), make(chan struct{})
 	go in("node", func() {
@@ -54,14 +55,29 @@ func testRefusals(t *testing.T) {
 				if c, err := dial(from, s.Frontend); !errors.Is(err, syscall.ECONNREFUSED) {
 					t.Errorf("from %s: %v, %v; want refused", from, c, err)
 				}
-				select {
-				case got := <-told:
-					if want := (balancer.Target{LoadBalancer: "api", Backend: dead.Addr}); got != want {
-						t.Errorf("reported %v, want %v", got, want)
+				report := func() {
+					t.Helper()
+					select {
+					case got := <-told:
+						if want := (balancer.Target{LoadBalancer: "api", Backend: dead.Addr}); got != want {
+							t.Errorf("reported %v, want %v", got, want)
+						}
+					case <-time.After(10 * time.Second):
+						t.Errorf("from %s: refused by %v, and it was not reported", from, dead.Addr)
 					}
-				case <-time.After(10 * time.Second):
-					t.Errorf("from %s: refused by %v, and it was not reported", from, dead.Addr)
 				}
+				report()
+				// Where there is another one, the client gets there.
+				apply()
+				apply(service(ip6, 446, balancer.RoundRobin, dead, backend(ip6, "2")))
+				for range 4 {
+					if c, err := dial(from, s.Frontend); err != nil || c.host != "peer" {
+						t.Errorf("from %s: %v, %v; want peer", from, c, err)
+					} else {
+						c.Close()
+					}
+				}
+				report()
 			}
 		}
 	})

@@ -98,7 +98,12 @@ func (f ipFamily) frontends(addrs []netip.AddrPort) (set, error) {
 	return s, nil
 }
 
-const ctOriginal = 0 // IP_CT_DIR_ORIGINAL
+// Directions of conntrack: IP_CT_DIR_ORIGINAL and IP_CT_DIR_REPLY. The kernel takes
+// one byte, and the library sends four, the most significant first.
+const (
+	ctOriginal = 0
+	ctReply    = 1 << 24
+)
 
 // originallyTo matches packets of TCP connections that the family's clients
 // opened, and leaves the address and port that they had dialled in reg1 and

@@ -26,6 +26,9 @@ const (
 	// manglePriority is that of mangle itself: marks are set before the
 	// decisions that look at them, NAT at -110 and IPVS in the input hook.
 	manglePriority nftables.ChainPriority = -150
+	// latePriority is after srcnat and after IPVS (98 in the input hook, 99 in
+	// the forward hook): packets look as those see them that they go to.
+	latePriority nftables.ChainPriority = 110
 	// rejectPriority is before the filters of iptables (0), firewalld (10)
 	// and kube-proxy (0): a client of a service without backends is to be
 	// refused at once, not dropped. An accept here is no promise: their

@@ -52,9 +52,23 @@ type Refusals struct {
 // A watchedService is a service whose backends' refusals are of interest.
 type watchedService struct {
 	balancer.Service
-	// again says that a refused client is made to try again.
-	again bool
+	again Again
 }
+
+// Again says whether, and where, a client that was refused is made to try again
+// at once. It gets to another backend then, where there is one.
+type Again int
+
+const (
+	// Refused it is told.
+	Refused Again = iota
+	// AgainByNAT is for connections that NAT translates: conntrack forgets one
+	// that is refused, and the next attempt is new to it.
+	AgainByNAT
+	// AgainByIPVS is for those of IPVS, which has to see the refusal, or the next
+	// attempt would go where the first did.
+	AgainByIPVS
+)
 
 // A quotaID is how the kernel names a quota that was used up.
 type quotaID struct {
@@ -65,6 +79,7 @@ type quotaID struct {
 // watchedQuota is one backend of one frontend.
 type watchedQuota struct {
 	target balancer.Target
+	again  string // another quota that is filled with it
 	// seen is when it was used up, due when it is to be filled again; zero
 	// while it is full. shy is the time between the two.
 	seen, due time.Time
@@ -81,17 +96,15 @@ func NewRefusals(report func(balancer.Target), log *slog.Logger) *Refusals {
 	return &Refusals{report: report, log: log, now: time.Now, want: make(map[balancer.PlaneName][]watchedService)}
 }
 
-// Watch is plane with its backends watched. With again, a client that was refused is
-// made to try at once, and so gets to another backend where there is one; it takes
-// a plane that finds the connection's answers by conntrack alone.
-func (r *Refusals) Watch(plane balancer.Plane, again bool) balancer.Plane {
+// Watch is plane with its backends watched.
+func (r *Refusals) Watch(plane balancer.Plane, again Again) balancer.Plane {
 	return watchedPlane{plane, r, again}
 }
 
 type watchedPlane struct {
 	balancer.Plane
 	refusals *Refusals
-	again    bool
+	again    Again
 }
 
 // Apply implements balancer.Plane. Without the rules for refusals the plane
@@ -105,12 +118,12 @@ func (w watchedPlane) Apply(ctx context.Context, services []balancer.Service) (r
 // Close implements balancer.Plane.
 func (w watchedPlane) Close() error {
 	err := w.Plane.Close()
-	w.refusals.limit(w.Name(), nil, false)
+	w.refusals.limit(w.Name(), nil, Refused)
 	return err
 }
 
 // limit makes the rules those of services, for that plane.
-func (r *Refusals) limit(plane balancer.PlaneName, services []balancer.Service, again bool) (repaired int) {
+func (r *Refusals) limit(plane balancer.PlaneName, services []balancer.Service, again Again) (repaired int) {
 	r.applying.Lock()
 	defer r.applying.Unlock()
 	var watched []watchedService
@@ -158,6 +171,7 @@ func (r *Refusals) remember(all []watchedService) {
 				q = &watchedQuota{}
 			}
 			q.target = balancer.Target{LoadBalancer: s.LoadBalancer, Backend: b}
+			q.again = s.againQuota(b)
 			quota[id] = q
 		}
 	}
@@ -182,6 +196,7 @@ func (r *Refusals) Run(ctx context.Context) error {
 		return err
 	}
 	defer stop()
+	r.look()
 	for {
 		// Only while a quota has to be filled again is there a reason to wake up.
 		_ = conn.SetReadDeadline(r.refill())
@@ -193,7 +208,7 @@ func (r *Refusals) Run(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			r.lost()
+			r.look() // the kernel had no room for what it had to tell
 			continue
 		case isTimeout(err):
 			continue
@@ -232,15 +247,22 @@ func (r *Refusals) refused(id quotaID) {
 	r.report(target)
 }
 
-// lost is called when the kernel had no room for what it had to tell: any quota may
-// be used up.
-func (r *Refusals) lost() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	due := r.now().Add(shyLeast)
-	for _, q := range r.quota {
-		if q.due.IsZero() {
-			q.due = due
+// look asks which quotas are used up: nobody may have been told.
+func (r *Refusals) look() {
+	conn, err := dial()
+	if err != nil {
+		return
+	}
+	for _, f := range families() {
+		t := refusals(f, nil)
+		objects, err := conn.GetObjects(t.kernel())
+		if err != nil {
+			continue // there are none
+		}
+		for _, o := range objects {
+			if q, ok := o.(*nftables.QuotaObj); ok && q.Consumed >= q.Bytes {
+				r.refused(quotaID{t.family, q.Name})
+			}
 		}
 	}
 }
@@ -251,13 +273,19 @@ func (r *Refusals) refill() (next time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var due []quotaID
+	add := func(id quotaID, name string) {
+		if name != "" {
+			due = append(due, quotaID{id.family, name})
+		}
+	}
 	now := r.now()
 	for id, q := range r.quota {
 		switch {
 		case q.due.IsZero():
 		case !q.due.After(now):
 			q.due = time.Time{}
-			due = append(due, id)
+			add(id, id.name)
+			add(id, q.again)
 		case next.IsZero() || q.due.Before(next):
 			next = q.due
 		}
@@ -273,7 +301,6 @@ func (r *Refusals) refill() (next time.Time) {
 		t := &nftables.Table{Family: id.family, Name: refusalTable}
 		// They may be gone with their backend, or full since the table was made anew.
 		_, _ = conn.ResetObject(&nftables.NamedObj{Table: t, Name: id.name, Type: nftables.ObjTypeQuota})
-		_, _ = conn.ResetObject(&nftables.NamedObj{Table: t, Name: againName(id.name), Type: nftables.ObjTypeQuota})
 	}
 	return next
 }
@@ -323,7 +350,23 @@ func refusedName(frontend, backend netip.AddrPort) string {
 	return "refused_" + name(frontend) + "_by_" + name(backend)
 }
 
-func againName(refused string) string { return "again_" + refused }
+// againQuota bounds the attempts of clients that b has refused; "" if they are
+// told.
+func (s watchedService) againQuota(b netip.AddrPort) string {
+	another := slices.ContainsFunc(serving(s.Service), func(o balancer.Backend) bool { return o.Addr != b })
+	switch {
+	case another && s.again == AgainByNAT:
+		return "again_" + refusedName(s.Frontend, b)
+	case s.late():
+		return "again_" + name(s.Frontend)
+	}
+	return ""
+}
+
+// late says that refusals are changed when they look as the client sees them.
+func (s watchedService) late() bool {
+	return s.again == AgainByIPVS && len(serving(s.Service)) > 0 && len(allowed(s.Service)) > 1
+}
 
 // refusals is the table for the services of one family, a pure function.
 //
@@ -336,6 +379,7 @@ func refusals(f ipFamily, services []watchedService) table {
 	// A load balancer that moves is served by two planes for a moment.
 	services = slices.CompactFunc(services, func(a, b watchedService) bool { return a.Frontend == b.Frontend })
 	refusal := chain{name: "refusal"}
+	late := set{name: "late", key: f.addrPortType(), data: nftables.TypeVerdict}
 	for _, s := range services {
 		if !f.has(s.Frontend.Addr()) {
 			continue
@@ -362,11 +406,10 @@ func refusals(f ipFamily, services []watchedService) table {
 			c := chain{name: n, rules: []rule{{
 				why: s.LoadBalancer + ": the first one is told", exprs: []expr.Any{useUp(n)},
 			}}}
-			if s.again && slices.ContainsFunc(serving(s.Service), func(o balancer.Backend) bool { return o.Addr != b }) {
-				// The destination address is the end of the IP header.
-				t.quotas = append(t.quotas, quota{name: againName(n), bytes: againMost * uint64(f.daddr+f.addrLen+tcpHeaderLen)})
+			if q := s.againQuota(b); q != "" && !s.late() {
+				t.quotas = append(t.quotas, f.refusalsOf(q))
 				c.rules = append(c.rules, rule{
-					why: s.LoadBalancer + ": the client tries again, and meets another", exprs: concat([]expr.Any{useUp(againName(n))}, tryAgain()),
+					why: s.LoadBalancer + ": the client tries again, and meets another", exprs: concat([]expr.Any{useUp(q)}, tryAgain()),
 				})
 			}
 			t.chains = append(t.chains, c)
@@ -376,6 +419,23 @@ func refusals(f ipFamily, services []watchedService) table {
 			why:   s.LoadBalancer,
 			exprs: concat(f.client(), []expr.Any{inMap(by, regVerdict)}),
 		}}})
+		if s.late() {
+			q := s.againQuota(netip.AddrPort{})
+			t.quotas = append(t.quotas, f.refusalsOf(q))
+			retry := "retry_" + name(s.Frontend)
+			t.chains = append(t.chains, chain{name: retry, rules: []rule{{
+				why: s.LoadBalancer + ": the client tries again, and meets another",
+				exprs: concat([]expr.Any{
+					// What this node itself refuses has been nowhere else.
+					&expr.Ct{Key: expr.CtKeySRC, Direction: ctReply, Register: reg1},
+					&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: s.Frontend.Addr().Unmap().AsSlice()},
+					useUp(q),
+				}, tryAgain()),
+			}}})
+			late.elements = append(late.elements, nftables.SetElement{
+				Key: addrPortKey(s.Frontend), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: retry},
+			})
+		}
 		refusal.rules = append(refusal.rules, rule{
 			why: "clients of " + s.Frontend.String(),
 			exprs: concat([]expr.Any{
@@ -397,7 +457,22 @@ func refusals(f ipFamily, services []watchedService) table {
 		chain{name: "prerouting", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_PRE_ROUTING, priority: manglePriority}, rules: look},
 		chain{name: "output", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_LOCAL_OUT, priority: manglePriority}, rules: look},
 	)
+	if len(late.elements) == 0 {
+		return t
+	}
+	t.sets = append(t.sets, late)
+	changed := []rule{{why: "a client is refused", exprs: concat(tcp(), tcpRefusal(), f.client(), []expr.Any{inMap(late.name, regVerdict)})}}
+	t.chains = append(t.chains,
+		chain{name: "input", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_LOCAL_IN, priority: latePriority}, rules: changed},
+		chain{name: "postrouting", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_POST_ROUTING, priority: latePriority}, rules: changed},
+	)
 	return t
+}
+
+// refusalsOf is a quota of againMost refusals.
+func (f ipFamily) refusalsOf(name string) quota {
+	// The destination address is the end of the IP header.
+	return quota{name: name, bytes: againMost * uint64(f.daddr+f.addrLen+tcpHeaderLen)}
 }
 
 func useUp(name string) expr.Any { return &expr.Objref{Type: unix.NFT_OBJECT_QUOTA, Name: name} }

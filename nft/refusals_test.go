@@ -14,7 +14,7 @@ import (
 )
 
 // refusals is a plane with refusals watched, and what they report.
-func (w *world) refusals(again bool) (p balancer.Plane, reports <-chan balancer.Target) {
+func (w *world) refusals(again Again) (p balancer.Plane, reports <-chan balancer.Target) {
 	w.t.Helper()
 	told := make(chan balancer.Target, 100)
 	r := NewRefusals(func(t balancer.Target) { told <- t }, nil)
@@ -68,7 +68,7 @@ func awaitReport(t *testing.T, reports <-chan balancer.Target, want balancer.Tar
 // fails by it, wherever the backend and the client are.
 func TestRefusedClientGetsToAnotherBackend(t *testing.T) {
 	w := newWorld(t)
-	p, reports := w.refusals(true)
+	p, reports := w.refusals(AgainByNAT)
 	w.backends[1].serve("b2", ":6443")
 	for _, dead := range []*machine{w.backends[0], w.node} {
 		for _, f := range families() {
@@ -95,11 +95,11 @@ func TestRefusedClientGetsToAnotherBackend(t *testing.T) {
 // Where there is no other backend, or a plane cannot have it, the client is refused.
 func TestRefusedClientWithoutAnotherBackend(t *testing.T) {
 	w := newWorld(t)
-	for _, again := range []bool{true, false} {
+	for _, again := range []Again{AgainByNAT, Refused} {
 		p, reports := w.refusals(again)
 		for _, f := range families() {
 			s := w.service(f, w.backends[0])
-			if !again {
+			if again == Refused {
 				s = w.service(f, w.backends[0], w.backends[2])
 			}
 			for _, c := range w.clients() {
@@ -122,7 +122,7 @@ func TestRefusedClientWithoutAnotherBackend(t *testing.T) {
 // What this node asks of a backend itself, as checks do, is nobody's refusal.
 func TestRefusedCheckIsNotReported(t *testing.T) {
 	w := newWorld(t)
-	p, reports := w.refusals(true)
+	p, reports := w.refusals(AgainByNAT)
 	for _, f := range families() {
 		w.serveBy(p, w.service(f, w.backends[0], w.backends[1]))
 		to := w.service(f, w.backends[0]).Backends[0].Addr
@@ -144,7 +144,7 @@ func TestRefusedCheckIsNotReported(t *testing.T) {
 // A backend that goes on refusing is told again, less and less often.
 func TestRefusalsAreToldAgain(t *testing.T) {
 	w := newWorld(t)
-	p, reports := w.refusals(false)
+	p, reports := w.refusals(Refused)
 	s := w.service(ipv4(), w.backends[0])
 	w.serveBy(p, s)
 	var told []time.Time
@@ -164,6 +164,32 @@ func TestRefusalsAreToldAgain(t *testing.T) {
 	if first, second := told[1].Sub(told[0]), told[2].Sub(told[1]); first < shyLeast/2 || second < shyLeast*3/2 {
 		t.Errorf("told again after %v and after %v", first, second)
 	}
+}
+
+// What was used up before anybody listened is told all the same.
+func TestRefusalsBeforeRun(t *testing.T) {
+	w := newWorld(t)
+	told := make(chan balancer.Target, 100)
+	r := NewRefusals(func(t balancer.Target) { told <- t }, nil)
+	s := w.service(ipv4(), w.backends[0])
+	w.serveBy(r.Watch(w.newNAT(), Refused), s)
+	if _, err := w.client.dial(s.Frontend); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v, want a refusal", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go w.node.in(func() { done <- r.Run(ctx) })
+	awaitReport(t, told, balancer.Target{LoadBalancer: "api", Backend: s.Backends[0].Addr})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	w.node.in(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // A table that the kernel does not take is said once, and harms nobody.

@@ -1,11 +1,16 @@
 package nft
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 
 	"appliance/balancer"
 )
@@ -174,3 +179,70 @@ func (p paths) Path(_ netip.AddrPort, node string) Path        { return p[node] 
 func (paths) Run(ctx context.Context, _ func()) error          { <-ctx.Done(); return nil }
 func (paths) Proof(string) Proof                               { return ProofReached }
 func (paths) Hurry()                                           {}
+
+// Whatever way the rules say it in, with few members and with many, each slot
+// leads where its owner is, and only the verdicts of who has gone change.
+func TestDirectSlotsLeadToOwners(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 5, 6, 20} {
+		var members []member
+		for i := range n {
+			members = append(members, member{netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 77, 0, byte(20 + i)}), 6443), 1})
+		}
+		pref := prefer(members)
+		if few := n <= 5; few != (pref.kinds <= mostKinds) {
+			t.Errorf("%d members: %d kinds of slots", n, pref.kinds)
+		}
+		var before table
+		for gone := -1; gone < min(n, 3); gone++ {
+			s := directService{frontend: netip.MustParseAddrPort("10.77.0.10:6443"), preference: pref, hops: make(map[netip.AddrPort]hop)}
+			for i, m := range members {
+				if i != gone {
+					s.hops[m.addr] = hop{addr: m.addr, self: i == 0}
+				}
+			}
+			in := func(a netip.AddrPort) bool { _, ok := s.hops[a]; return ok }
+			s.slots = pref.table(in, in)
+			ingress := directPlan{services: []directService{s}}.ingress()
+			for i, slot := range s.slots {
+				if len(s.hops) == 0 {
+					continue
+				}
+				want := expr.Verdict{Kind: expr.VerdictAccept}
+				if h := s.hops[slot.owner]; !h.self {
+					want = expr.Verdict{Kind: expr.VerdictGoto, Chain: "to_" + name(s.frontend) + "_" + name(slot.owner)}
+				}
+				if got := ingress.leads(t, "slots_"+name(s.frontend), i); got != want {
+					t.Fatalf("%d members, %d gone: slot %d of %v leads to %+v", n, gone, i, slot.owner, got)
+				}
+			}
+			if gone >= 0 && n > 1 && n <= 5 && !before.framesLike(ingress) {
+				t.Errorf("%d members: who goes changes more than rules", n)
+			}
+			if gone < 0 {
+				before = ingress
+			}
+		}
+	}
+}
+
+// leads is the verdict at the end of a map of slots.
+func (t table) leads(tb testing.TB, slotMap string, slot int) expr.Verdict {
+	tb.Helper()
+	m := slices.IndexFunc(t.sets, func(s set) bool { return s.name == slotMap })
+	if m < 0 {
+		tb.Fatalf("no map %s", slotMap)
+	}
+	e := slices.IndexFunc(t.sets[m].elements, func(e nftables.SetElement) bool { return bytes.Equal(e.Key, native(uint32(slot))) })
+	if e < 0 {
+		return expr.Verdict{}
+	}
+	v := *t.sets[m].elements[e].VerdictData
+	if v.Kind != expr.VerdictJump {
+		return v
+	}
+	c := slices.IndexFunc(t.chains, func(c chain) bool { return c.name == v.Chain })
+	if c < 0 || len(t.chains[c].rules) != 1 {
+		tb.Fatalf("chain %s is missing, or says nothing", v.Chain)
+	}
+	return *t.chains[c].rules[0].exprs[0].(*expr.Verdict)
+}

@@ -120,6 +120,43 @@ func TestDirectWorkers(t *testing.T) {
 	}
 }
 
+// TestDirectWorkerOfBothFamilies: the same machine is a backend of both.
+func TestDirectWorkerOfBothFamilies(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	tr := gatherAll(t, scene.Dual)
+	tr.begin(t)
+	four, start := tr.joinWorker(t)
+	start()
+	tr.served(t, balancer.Direct, 0, 1, 2)
+	text, err := os.ReadFile(tr.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := tr.Nodes[four]
+	const after = "  check: {type: tcp}\n"
+	next := strings.Replace(string(text), after, after+fmt.Sprintf("  backends: [%q, %q]\n", n.Addr(true), n.Addr(false)), 1)
+	if err := errors.Join(os.WriteFile(tr.config()+".next", []byte(next), 0o644), os.Rename(tr.config()+".next", tr.config())); err != nil {
+		t.Fatal(err)
+	}
+	tr.served(t, balancer.Direct, 0, 1, 2, four)
+	for _, vip := range tr.VIPs {
+		eventually(t, func() error {
+			c, a, err := dial(t.Context(), tr.Client, tr.Target(vip))
+			if err != nil {
+				return err
+			}
+			c.Close()
+			if a.Server != "server4" {
+				return fmt.Errorf("%v leads to %s", vip, a.Server)
+			}
+			return nil
+		})
+	}
+	tr.oneAnswer(t)
+}
+
 // TestDirectWorkersTrust: peers and a worker understand each other however they
 // trust, and while the group's key is replaced.
 func TestDirectWorkersTrust(t *testing.T) {

@@ -32,6 +32,11 @@ func (n *node) lingerAfterTenure(ctx context.Context) error {
 	return nil
 }
 
+// handBackFor is how long a holder gives connections back to the one before. The
+// watches of Kubernetes' clients, which are the longest there are, have ended
+// by then.
+const handBackFor = time.Hour
+
 // A former is another peer that was holder, and the last term in which it was.
 type former struct {
 	id   string
@@ -74,7 +79,7 @@ func (n *node) handBack(ctx context.Context) error {
 // while its process lives, and the kernel goes on without that for a while.
 func (f former) keeps(s raft.Status, lbs []balancer.LoadBalancerStatus, vips map[netip.Addr]string, linger time.Duration) ([]netip.Addr, []netip.AddrPort) {
 	i := slices.IndexFunc(s.Peers, func(p raft.PeerStatus) bool { return p.ID == f.id && !p.Self })
-	if i < 0 || s.Peers[i].Vanished {
+	if i < 0 || s.Peers[i].Vanished || s.Holder && time.Since(s.Since) > handBackFor {
 		return nil, nil
 	}
 	p := s.Peers[i]

@@ -85,6 +85,12 @@ func TestFormerKeeps(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, tt.want)
 		}
 	}
+	for ago, want := range map[time.Duration]int{time.Minute: 4, 2 * time.Hour: 0} {
+		s := raft.Status{Holder: true, Since: now.Add(-ago), Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}
+		if _, frontends := (former{"a", 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(frontends) != want {
+			t.Errorf("after a tenure of %v: %v", ago, frontends)
+		}
+	}
 	if _, frontends := (former{}).keeps(raft.Status{Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}, lbs, nil, time.Minute); frontends != nil {
 		t.Errorf("nobody held before: %v", frontends)
 	}

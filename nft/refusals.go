@@ -438,18 +438,16 @@ func refusals(f ipFamily, services []watchedService) table {
 		}
 		refusal.rules = append(refusal.rules, rule{
 			why: "clients of " + s.Frontend.String(),
-			exprs: concat([]expr.Any{
-				&expr.Ct{Key: expr.CtKeyPROTODST, Direction: ctOriginal, Register: reg1},
-				equal(reg1, binary.BigEndian.AppendUint16(nil, s.Frontend.Port())...),
-				&expr.Ct{Key: expr.CtKeyDST, Direction: ctOriginal, Register: reg1},
+			exprs: concat(f.originallyTo(), []expr.Any{
 				equal(reg1, s.Frontend.Addr().Unmap().AsSlice()...),
+				equal(f.portReg, binary.BigEndian.AppendUint16(nil, s.Frontend.Port())...),
 			}, gotoChain(by)),
 		})
 	}
 	if len(refusal.rules) == 0 {
 		return t
 	}
-	look := []rule{{why: "a server refuses", exprs: concat(tcp(), tcpRefusal(), gotoChain(refusal.name))}}
+	look := []rule{{why: "a server refuses", exprs: concat(tcpRefusal(), gotoChain(refusal.name))}}
 	// After conntrack, whose knowledge is needed, and before NAT and IPVS make
 	// the frontend of the backend's address. Backends on this node answer by
 	// the output hook.
@@ -461,7 +459,7 @@ func refusals(f ipFamily, services []watchedService) table {
 		return t
 	}
 	t.sets = append(t.sets, late)
-	changed := []rule{{why: "a client is refused", exprs: concat(tcp(), tcpRefusal(), f.client(), []expr.Any{inMap(late.name, regVerdict)})}}
+	changed := []rule{{why: "a client is refused", exprs: concat(tcpRefusal(), f.client(), []expr.Any{inMap(late.name, regVerdict)})}}
 	t.chains = append(t.chains,
 		chain{name: "input", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_LOCAL_IN, priority: latePriority}, rules: changed},
 		chain{name: "postrouting", hook: &hook{kind: nftables.ChainTypeFilter, num: unix.NF_INET_POST_ROUTING, priority: latePriority}, rules: changed},
@@ -480,15 +478,17 @@ func useUp(name string) expr.Any { return &expr.Objref{Type: unix.NFT_OBJECT_QUO
 const tcpHeaderLen = 20 // RFC 9293 section 3.1, without options
 
 // tcpRefusal matches the answer to a SYN that nobody listens for: `tcp flags ==
-// rst | ack tcp sequence 0`.
+// rst | ack tcp sequence 0`. The flags come before the question whether it is TCP
+// at all: nearly every packet differs in them, and so is done with at once.
 func tcpRefusal() []expr.Any {
 	const rst, ack = 0x04, 0x10 // RFC 9293 section 3.1
-	return []expr.Any{
+	return concat([]expr.Any{
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
 		equal(reg1, rst|ack),
+	}, tcp(), []expr.Any{
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 4, Len: 4},
 		equal(reg1, 0, 0, 0, 0),
-	}
+	})
 }
 
 // tryAgain makes of a refusal an acknowledgement of what the client never

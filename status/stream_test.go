@@ -246,3 +246,29 @@ func TestPageSleeps(t *testing.T) {
 		t.Errorf("rendered %d times, asked %d", p.shown.revision, asked.Load())
 	}
 }
+
+// A part that has changed is laid over what the page had node by node. A space
+// between the two would shift all nodes of the first change, and close what the
+// reader has opened.
+func TestPartsAreWhatThePageHas(t *testing.T) {
+	addr, p := server(t, newCast(t, time.Now(), 2, 3))
+	resp, err := http.Get("http://" + addr + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.shown.parts) < 7 {
+		t.Errorf("%d parts", len(p.shown.parts))
+	}
+	for _, part := range p.shown.parts {
+		if part.HTML == "" || !strings.Contains(string(body), ">"+string(part.HTML)+"</section>") {
+			t.Errorf("the page has %s with something around it", part.ID)
+		}
+	}
+}

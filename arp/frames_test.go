@@ -3,6 +3,7 @@ package arp
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -354,5 +355,32 @@ func FuzzHearNDP(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
+	})
+}
+
+// The question whether a frame may be sent is asked once, and its answer counts.
+func TestSendFrameAsksLast(t *testing.T) {
+	h := newLAN(t).host("192.0.2.11/24")
+	within(t, h.ns, func() error {
+		ifi, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		s, err := openARP(ifi, []netip.Addr{vip4})
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		for _, c := range []struct {
+			allowed bool
+			want    error
+		}{{false, errNotAllowed}, {true, nil}, {false, errNotAllowed}} {
+			asked := 0
+			may := func() bool { asked++; return c.allowed }
+			if err := s.send(packet{kind: announceReply, vip: vip4}, may); !errors.Is(err, c.want) || asked != 1 {
+				t.Errorf("allowed %v: asked %d times, %v, want %v", c.allowed, asked, err, c.want)
+			}
+		}
+		return nil
 	})
 }

@@ -1,6 +1,7 @@
 package arp
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -143,16 +144,36 @@ func unicastMAC(mac string) bool {
 	return len(mac) == ethernetAddrLen && mac[0]&1 == 0 && mac != "\x00\x00\x00\x00\x00\x00"
 }
 
-func (s *arpStation) send(pk packet) error {
-	b, to, err := s.marshal(pk)
+func (s *arpStation) send(pk packet, may func() bool) error {
+	b, _, err := s.marshal(pk)
 	if err != nil {
 		return err
 	}
-	if err := s.conn.SetWriteDeadline(time.Now().Add(sendWithin)); err != nil {
+	return sendFrame(s.conn, b, may)
+}
+
+// sendFrame sends a frame if may says so. Between the question and the system call
+// are a few instructions: a process that is stopped there, or kept waiting for a core,
+// would speak for a lost term when it goes on.
+func sendFrame(c *rawpacket.Conn, frame []byte, may func() bool) error {
+	if err := c.SetWriteDeadline(time.Now().Add(sendWithin)); err != nil {
 		return err
 	}
-	_, err = s.conn.WriteTo(b, &rawpacket.Addr{HardwareAddr: to})
-	return err
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Write(func(fd uintptr) (done bool) {
+		if !may() {
+			failed = errNotAllowed
+			return true
+		}
+		// The socket is bound to its interface, and the frame says the rest.
+		_, failed = unix.Write(int(fd), frame)
+		return failed != unix.EAGAIN
+	})
+	return cmp.Or(err, failed)
 }
 
 func (s *arpStation) marshal(pk packet) (frame []byte, to net.HardwareAddr, err error) {

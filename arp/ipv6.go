@@ -146,30 +146,30 @@ func linkLayer(options []ndp.Option, d ndp.Direction) string {
 	return ""
 }
 
-func (s *ndpStation) send(pk packet) error {
+func (s *ndpStation) send(pk packet, may func() bool) error {
 	if pk.kind == reply && !pk.to.IsUnspecified() && len(pk.toMAC) == 0 {
-		return s.sendRouted(pk)
+		return s.sendRouted(pk, may)
 	}
-	b, to, err := s.marshal(pk)
+	b, _, err := s.marshal(pk)
 	if err != nil {
 		return err
 	}
-	if err := s.raw.SetWriteDeadline(time.Now().Add(sendWithin)); err != nil {
-		return err
-	}
-	_, err = s.raw.WriteTo(b, &rawpacket.Addr{HardwareAddr: to})
-	return err
+	return sendFrame(s.raw, b, may)
 }
 
 // sendRouted answers an asker that did not tell its link-layer address, which
 // it may leave out of a unicast solicitation (RFC 4861 4.3): the kernel knows
 // or finds it.
-func (s *ndpStation) sendRouted(pk packet) error {
+func (s *ndpStation) sendRouted(pk packet, may func() bool) error {
 	if err := s.conn.SetWriteDeadline(time.Now().Add(sendWithin)); err != nil {
 		return err
 	}
 	cm := &ipv6.ControlMessage{HopLimit: ndp.HopLimit, Src: pk.vip.AsSlice(), IfIndex: s.ifi.Index}
-	return s.conn.WriteTo(s.advertisement(pk.vip, true), cm, pk.to)
+	m := s.advertisement(pk.vip, true)
+	if !may() {
+		return errNotAllowed
+	}
+	return s.conn.WriteTo(m, cm, pk.to)
 }
 
 func (s *ndpStation) advertisement(vip netip.Addr, solicited bool) *ndp.NeighborAdvertisement {

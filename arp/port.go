@@ -24,8 +24,9 @@ const (
 )
 
 var (
-	errNotOpen   = errors.New("arp: socket is not open")
-	errNoCarrier = errors.New("arp: link is down")
+	errNotOpen    = errors.New("arp: socket is not open")
+	errNoCarrier  = errors.New("arp: link is down")
+	errNotAllowed = errors.New("arp: the time to answer is over")
 )
 
 // A packet is one thing to say on the wire, in either protocol.
@@ -78,7 +79,9 @@ const (
 // A station is one opened socket pair: it sends for one protocol on one
 // interface as it is now.
 type station interface {
-	send(packet) error
+	// send sends if may says so, which it asks as late as possible: this process
+	// may be kept waiting anywhere.
+	send(p packet, may func() bool) error
 	// receive hands over what it hears until close.
 	receive(hear func(heard)) error
 	close() error
@@ -122,7 +125,7 @@ func (p *port) announcement(vip netip.Addr) []packet {
 	return []packet{{kind: announceRequest, vip: vip}, {kind: announceReply, vip: vip}}
 }
 
-func (p *port) send(pk packet) error {
+func (p *port) send(pk packet, may func() bool) error {
 	if s, _, _ := p.wire.links.get(p.iface); !s.up {
 		return errNoCarrier
 	}
@@ -132,8 +135,8 @@ func (p *port) send(pk packet) error {
 	if st == nil {
 		return errNotOpen
 	}
-	err := st.send(pk)
-	if err != nil {
+	err := st.send(pk, may)
+	if err != nil && !errors.Is(err, errNotAllowed) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.now != st {

@@ -137,16 +137,15 @@ func (t *tenure) announceOne(p *port, vip netip.Addr) {
 
 // send is the only way to the wire.
 func (t *tenure) send(p *port, pk packet) bool {
-	if !t.may() {
-		t.wire.vips[pk.vip].suppressed.Add(1)
-		t.owing = true
-		return false
-	}
-	err := p.send(pk)
+	err := p.send(pk, t.may)
 	switch {
 	case err == nil:
 		delete(t.failing, p)
 		return true
+	case errors.Is(err, errNotAllowed):
+		t.wire.vips[pk.vip].suppressed.Add(1)
+		t.owing = true
+		return false
 	case errors.Is(err, errNoCarrier), errors.Is(err, errNotOpen):
 		return false // logged by the port, and announced when that is over
 	}

@@ -30,7 +30,10 @@ type sentPacket struct {
 	to   netip.Addr
 }
 
-func (s *fakeStation) send(p packet) error {
+func (s *fakeStation) send(p packet, may func() bool) error {
+	if !may() {
+		return errNotAllowed
+	}
 	if s.err != nil {
 		return s.err
 	}

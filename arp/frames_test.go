@@ -67,7 +67,7 @@ func TestARPFrames(t *testing.T) {
 			020000000099 00000000`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, _, err := st.marshal(tt.pk)
+			got, err := st.marshal(tt.pk)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +76,7 @@ func TestARPFrames(t *testing.T) {
 			}
 		})
 	}
-	if _, _, err := st.marshal(packet{kind: advertise, vip: vip4}); err == nil {
+	if _, err := st.marshal(packet{kind: advertise, vip: vip4}); err == nil {
 		t.Error("ARP sent an NDP packet")
 	}
 }
@@ -110,7 +110,7 @@ func TestNDPFrames(t *testing.T) {
 			packet{kind: probe, vip: vip6}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got, _, err := st.marshal(tt.pk)
+			got, err := st.marshal(tt.pk)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,7 +124,7 @@ func TestNDPFrames(t *testing.T) {
 			}
 		})
 	}
-	if _, _, err := st.marshal(packet{kind: announceReply, vip: vip6}); err == nil {
+	if _, err := st.marshal(packet{kind: announceReply, vip: vip6}); err == nil {
 		t.Error("NDP sent an ARP packet")
 	}
 }
@@ -322,7 +322,7 @@ func FuzzHearARP(f *testing.F) {
 		if h.vip != vip4 || !unicastMAC(h.mac) || h.mac == string(ownMAC) {
 			t.Fatalf("heard %+v", h)
 		}
-		if _, _, err := st.marshal(packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}); err != nil {
+		if _, err := st.marshal(packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -351,7 +351,7 @@ func FuzzHearNDP(f *testing.F) {
 			t.Fatalf("heard %+v", h)
 		}
 		if h.kind == question && (h.mac != "" || src.IsUnspecified()) {
-			if _, _, err := st.marshal(packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}); err != nil {
+			if _, err := st.marshal(packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}); err != nil {
 				t.Fatal(err)
 			}
 		}

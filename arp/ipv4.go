@@ -145,7 +145,7 @@ func unicastMAC(mac string) bool {
 }
 
 func (s *arpStation) send(pk packet, may func() bool) error {
-	b, _, err := s.marshal(pk)
+	b, err := s.marshal(pk)
 	if err != nil {
 		return err
 	}
@@ -176,9 +176,11 @@ func sendFrame(c *rawpacket.Conn, frame []byte, may func() bool) error {
 	return cmp.Or(err, failed)
 }
 
-func (s *arpStation) marshal(pk packet) (frame []byte, to net.HardwareAddr, err error) {
+func (s *arpStation) marshal(pk packet) ([]byte, error) {
 	nobody := make(net.HardwareAddr, ethernetAddrLen)
+	var to net.HardwareAddr
 	var p *arp.Packet
+	var err error
 	switch pk.kind {
 	case reply:
 		to = pk.toMAC
@@ -196,18 +198,17 @@ func (s *arpStation) marshal(pk packet) (frame []byte, to net.HardwareAddr, err 
 		to = ethernet.Broadcast
 		p, err = arp.NewPacket(arp.OperationRequest, s.mac, netip.IPv4Unspecified(), nobody, pk.vip)
 	default:
-		return nil, nil, fmt.Errorf("arp: ARP has no packet of kind %d", pk.kind)
+		return nil, fmt.Errorf("arp: ARP has no packet of kind %d", pk.kind)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("arp: build packet for %s: %w", pk.vip, err)
+		return nil, fmt.Errorf("arp: build packet for %s: %w", pk.vip, err)
 	}
 	payload, err := p.MarshalBinary()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	f := ethernet.Frame{Destination: to, Source: s.mac, EtherType: ethernet.EtherTypeARP, Payload: payload}
-	frame, err = f.MarshalBinary()
-	return frame, to, err
+	return f.MarshalBinary()
 }
 
 func (s *arpStation) close() error { return s.conn.Close() }

@@ -150,7 +150,7 @@ func (s *ndpStation) send(pk packet, may func() bool) error {
 	if pk.kind == reply && !pk.to.IsUnspecified() && len(pk.toMAC) == 0 {
 		return s.sendRouted(pk, may)
 	}
-	b, _, err := s.marshal(pk)
+	b, err := s.marshal(pk)
 	if err != nil {
 		return err
 	}
@@ -181,8 +181,10 @@ func (s *ndpStation) advertisement(vip netip.Addr, solicited bool) *ndp.Neighbor
 	}
 }
 
-func (s *ndpStation) marshal(pk packet) (frame []byte, to net.HardwareAddr, err error) {
+func (s *ndpStation) marshal(pk packet) ([]byte, error) {
+	var to net.HardwareAddr
 	var m ndp.Message
+	var err error
 	src, dst := pk.vip, netip.IPv6LinkLocalAllNodes()
 	switch {
 	case pk.kind == reply && pk.to.IsUnspecified():
@@ -198,15 +200,15 @@ func (s *ndpStation) marshal(pk packet) (frame []byte, to net.HardwareAddr, err 
 		// RFC 4862 5.4.2: from ::, so that nobody's cache is touched.
 		src = netip.IPv6Unspecified()
 		if dst, err = ndp.SolicitedNodeMulticast(pk.vip); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		m = &ndp.NeighborSolicitation{TargetAddress: pk.vip}
 	default:
-		return nil, nil, fmt.Errorf("arp: NDP has no packet of kind %d", pk.kind)
+		return nil, fmt.Errorf("arp: NDP has no packet of kind %d", pk.kind)
 	}
 	body, err := ndp.MarshalMessageChecksum(m, src, dst)
 	if err != nil {
-		return nil, nil, fmt.Errorf("arp: build packet for %s: %w", pk.vip, err)
+		return nil, fmt.Errorf("arp: build packet for %s: %w", pk.vip, err)
 	}
 	if dst.IsMulticast() {
 		// RFC 2464 7: 33:33 and the last four bytes of the group.
@@ -221,8 +223,7 @@ func (s *ndpStation) marshal(pk packet) (frame []byte, to net.HardwareAddr, err 
 	b = append(b, dst.AsSlice()...)
 	b = append(b, body...)
 	f := ethernet.Frame{Destination: to, Source: s.ifi.HardwareAddr, EtherType: unix.ETH_P_IPV6, Payload: b}
-	frame, err = f.MarshalBinary()
-	return frame, to, err
+	return f.MarshalBinary()
 }
 
 func (s *ndpStation) close() error { return errors.Join(s.conn.Close(), s.raw.Close()) }

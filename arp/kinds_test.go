@@ -193,7 +193,7 @@ func TestVLANBesideTheInterface(t *testing.T) {
 		}
 	}
 	st := &arpStation{mac: stranger.mac}
-	frame, _, err := st.marshal(packet{kind: announceReply, vip: vip4})
+	frame, err := st.marshal(packet{kind: announceReply, vip: vip4})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -155,7 +155,7 @@ func TestForeignClaimIsDefended(t *testing.T) {
 	before := p.status()[0]
 	st := &arpStation{mac: w.client.mac}
 	for range 20 {
-		frame, _, err := st.marshal(packet{kind: announceReply, vip: vip4})
+		frame, err := st.marshal(packet{kind: announceReply, vip: vip4})
 		if err != nil {
 			t.Fatal(err)
 		}

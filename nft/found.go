@@ -44,26 +44,6 @@ func (f found) allCarry(d digest) bool {
 // The contents of rules are compared by the digest in their comments: who
 // replaces one of our rules does not write our comment.
 func diff(have found, want table, d digest) string {
-	if why := diffChains(have, want, d); why != "" {
-		return why
-	}
-	if len(have.sets) != len(want.sets) {
-		return fmt.Sprintf("table %v has %d sets and not %d", want, len(have.sets), len(want.sets))
-	}
-	for _, s := range want.sets {
-		n, ok := have.sets[s.name]
-		if !ok {
-			return fmt.Sprintf("set %s of %v is missing", s.name, want)
-		}
-		if !s.dynamic && n != len(s.elements) {
-			return fmt.Sprintf("set %s of %v has %d elements and not %d", s.name, want, n, len(s.elements))
-		}
-	}
-	return ""
-}
-
-// diffChains is diff without a look at the sets.
-func diffChains(have found, want table, d digest) string {
 	if !have.exists {
 		return fmt.Sprintf("table %v is missing", want)
 	}
@@ -88,6 +68,18 @@ func diffChains(have found, want table, d digest) string {
 			if !carries(r, d.chains[c.name]) {
 				return fmt.Sprintf("rule %d in chain %s of %v is another", i+1, c.name, want)
 			}
+		}
+	}
+	if len(have.sets) != len(want.sets) {
+		return fmt.Sprintf("table %v has %d sets and not %d", want, len(have.sets), len(want.sets))
+	}
+	for _, s := range want.sets {
+		n, ok := have.sets[s.name]
+		if !ok {
+			return fmt.Sprintf("set %s of %v is missing", s.name, want)
+		}
+		if !s.dynamic && n != len(s.elements) {
+			return fmt.Sprintf("set %s of %v has %d elements and not %d", s.name, want, n, len(s.elements))
 		}
 	}
 	return ""

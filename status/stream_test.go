@@ -33,8 +33,8 @@ func server(t *testing.T, c *cast) (addr string, p *Page) {
 	return l.Addr().String(), p
 }
 
-// revision is what the page at addr is, as its script would ask on from.
-func revision(t *testing.T, addr string) string {
+// page is what a browser gets at addr.
+func page(t *testing.T, addr string) string {
 	t.Helper()
 	resp, err := http.Get("http://" + addr + "/")
 	if err != nil {
@@ -45,7 +45,13 @@ func revision(t *testing.T, addr string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(body), `data-revision="`)
+	return string(body)
+}
+
+// revision is what the page at addr is, as its script would ask on from.
+func revision(t *testing.T, addr string) string {
+	t.Helper()
+	_, rest, _ := strings.Cut(page(t, addr), `data-revision="`)
 	rev, _, _ := strings.Cut(rest, `"`)
 	return rev
 }
@@ -252,22 +258,14 @@ func TestPageSleeps(t *testing.T) {
 // reader has opened.
 func TestPartsAreWhatThePageHas(t *testing.T) {
 	addr, p := server(t, newCast(t, time.Now(), 2, 3))
-	resp, err := http.Get("http://" + addr + "/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := page(t, addr)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.shown.parts) < 7 {
 		t.Errorf("%d parts", len(p.shown.parts))
 	}
 	for _, part := range p.shown.parts {
-		if part.HTML == "" || !strings.Contains(string(body), ">"+string(part.HTML)+"</section>") {
+		if part.HTML == "" || !strings.Contains(body, ">"+string(part.HTML)+"</section>") {
 			t.Errorf("the page has %s with something around it", part.ID)
 		}
 	}

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
+	"appliance/arp"
 	"appliance/balancer"
 	"appliance/raft"
 )
@@ -54,6 +56,7 @@ func (n *node) handBack(ctx context.Context) error {
 	said := ""
 	for {
 		changed := n.group.Changed()
+		n.tellOnLink()
 		s := n.group.Status()
 		if holder := n.holder(s); holder != "" && holder != s.ID {
 			last = former{holder, s.Term}
@@ -102,5 +105,16 @@ func (f former) keeps(s raft.Status, lbs []balancer.LoadBalancerStatus, vips map
 		}
 	}
 	slices.SortFunc(frontends, netip.AddrPort.Compare)
-	return p.Addrs(), slices.Compact(frontends)
+	return append(p.Addrs(), p.OnLink...), slices.Compact(frontends)
+}
+
+// tellOnLink lets the peers know this host by addresses of both families, where
+// they are configured with those of one.
+func (n *node) tellOnLink() {
+	addrs, err := arp.AddrsOn(slices.Collect(maps.Values(n.interfaces()))...)
+	if err != nil {
+		n.log.Debug("this host's addresses are not known", "error", err)
+		return
+	}
+	n.group.SetOnLink(addrs)
 }

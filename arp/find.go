@@ -153,6 +153,37 @@ func LocalAddrs() ([]netip.Addr, error) {
 	return local, nil
 }
 
+// AddrsOn lists this host's addresses on the interfaces with these names, those
+// first that are good beyond the link, without any that an appliance has bound
+// or that the kernel would not answer for: tentative ones, and duplicates
+// (RFC 4862 section 5.4).
+func AddrsOn(names ...string) ([]netip.Addr, error) {
+	all, err := addresses()
+	if err != nil {
+		return nil, err
+	}
+	on, err := interfaceNames()
+	if err != nil {
+		return nil, err
+	}
+	var found []netip.Addr
+	for _, a := range all {
+		if slices.Contains(names, on[a.index]) && !a.marked() && a.flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+			found = append(found, a.addr)
+		}
+	}
+	slices.SortFunc(found, func(a, b netip.Addr) int {
+		if a.IsLinkLocalUnicast() != b.IsLinkLocalUnicast() {
+			if b.IsLinkLocalUnicast() {
+				return -1
+			}
+			return 1
+		}
+		return a.Compare(b)
+	})
+	return slices.Compact(found), nil
+}
+
 // interfaceNames maps index to name.
 func interfaceNames() (map[int]string, error) {
 	links, err := whole(netlink.LinkList)

@@ -13,7 +13,6 @@ import (
 
 	"appliance/balancer"
 	"appliance/integration/scene"
-	"appliance/lab"
 )
 
 // stamp is how the logs tell the time.
@@ -103,14 +102,7 @@ func TestGroupGrowsDirect(t *testing.T) {
 	tr.ready(t, 0)
 	tr.Ask(t.Context())
 	tr.steady(t, time.Now())
-	// A packet may be lost where the rules change, and is sent again; no
-	// connection may be.
-	var patients []*lab.Prober
-	for _, vip := range tr.VIPs {
-		p := tr.Client.Probe(t.Context(), lab.Probe{Target: tr.Target(vip), Patience: patience})
-		defer p.Stop()
-		patients = append(patients, p)
-	}
+	clients := tr.patients(t)
 	for _, i := range []int{1, 2} {
 		if err := tr.app.Start(i); err != nil {
 			t.Fatal(err)
@@ -130,14 +122,7 @@ func TestGroupGrowsDirect(t *testing.T) {
 	tr.served(t, balancer.Direct, 0, 1, 2, four)
 	tr.ready(t, 0, 1, 2, four)
 	tr.steady(t, time.Now())
-	for _, p := range patients {
-		p.Stop()
-		for _, try := range p.Tries() {
-			if try.Err != nil {
-				t.Errorf("the growth was noticed: from %s to %s, %v", try.Start.UTC().Format(stamp), try.End.UTC().Format(stamp), try.Err)
-			}
-		}
-	}
+	clients.noticed(t, "the growth")
 
 	h := tr.holder(t, 0, 1, 2, four)
 	rest := except(h, 0, 1, 2, four)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"appliance/integration/scene"
+	"appliance/lab"
 )
 
 // binary is the program under test, built once by TestMain. With
@@ -159,6 +160,39 @@ func (tr *trial) steady(t *testing.T, fault time.Time) {
 		t.Fatal(err)
 	}
 	t.Log(o)
+}
+
+// patients are clients who wait as long as it takes. However slow a machine is
+// and whatever packet is lost where rules change, nobody has to be told no; how
+// long a request takes is what the benchmarks measure. The clients end with the
+// test, or with noticed.
+func (tr *trial) patients(t *testing.T) (all patients) {
+	for _, vip := range tr.VIPs {
+		p := tr.Client.Probe(t.Context(), lab.Probe{Target: tr.Target(vip), Every: 2 * time.Millisecond, Patience: patience})
+		t.Cleanup(p.Stop)
+		all = append(all, p)
+	}
+	return all
+}
+
+type patients []*lab.Prober
+
+// noticed fails the test if a client was told no or nothing while something
+// happened that nobody is to notice.
+func (all patients) noticed(t *testing.T, what string) {
+	t.Helper()
+	for _, p := range all {
+		p.Finish()
+		tries := p.Tries()
+		if len(tries) < 100 {
+			t.Errorf("a client asked %d times only", len(tries))
+		}
+		for _, try := range tries {
+			if try.Err != nil {
+				t.Errorf("%s was noticed: from %s to %s, %v", what, try.Start.UTC().Format(stamp), try.End.UTC().Format(stamp), try.Err)
+			}
+		}
+	}
 }
 
 // holder waits until one of the given nodes answers for the VIPs.

@@ -1,9 +1,7 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
-	"syscall"
 	"time"
 )
 
@@ -21,8 +19,6 @@ type Outage struct {
 	Steady time.Duration
 	// Failed of Tries that ended after the fault have failed.
 	Failed, Tries int
-	// Broken of Failed had a connection that was reset: the others got none.
-	Broken int
 	// Recovered tells that the second without a failure has been seen.
 	// Without it First and Steady last until the end of what was seen.
 	Recovered bool
@@ -62,9 +58,6 @@ func OutageSince(tries []Try, fault time.Time) Outage {
 		o.Tries++
 		switch {
 		case t.Err != nil:
-			if errors.Is(t.Err, syscall.ECONNRESET) {
-				o.Broken++
-			}
 			o.Failed++
 			o.LastErr = t.Err
 			if firstFail < 0 {

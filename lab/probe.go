@@ -42,6 +42,8 @@ type Try struct {
 // A Prober is a client of a service of Servers that never gives up.
 type Prober struct {
 	cancel context.CancelFunc
+	enough chan struct{} // closed when no more tries are to begin
+	once   sync.Once
 	wg     sync.WaitGroup
 
 	mu    sync.Mutex
@@ -57,7 +59,7 @@ func (n *Node) Probe(ctx context.Context, p Probe) *Prober {
 		p.Patience = 200 * time.Millisecond
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r := &Prober{cancel: cancel}
+	r := &Prober{cancel: cancel, enough: make(chan struct{})}
 	r.wg.Go(func() {
 		tick := time.NewTicker(p.Every)
 		defer tick.Stop()
@@ -75,6 +77,8 @@ func (n *Node) Probe(ctx context.Context, p Probe) *Prober {
 			})
 			select {
 			case <-ctx.Done():
+				return
+			case <-r.enough:
 				return
 			case <-tick.C:
 			}
@@ -146,7 +150,15 @@ func (r *Prober) Tries() []Try {
 	return tries
 }
 
-// Stop ends the probe and waits for its open tries.
+// Finish begins no more tries and waits for what becomes of the open ones, for
+// as long as they have patience.
+func (r *Prober) Finish() {
+	r.once.Do(func() { close(r.enough) })
+	r.wg.Wait()
+	r.cancel()
+}
+
+// Stop ends the probe and cuts its open tries off.
 func (r *Prober) Stop() {
 	r.cancel()
 	r.wg.Wait()

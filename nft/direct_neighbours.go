@@ -147,16 +147,7 @@ func (n *neighbours) resolve() {
 			if now.off[place{name, addr}] != "" {
 				continue
 			}
-			family := netlink.FAMILY_V6
-			if addr.Is4() {
-				family = netlink.FAMILY_V4
-			}
-			ask := netlink.Neigh{
-				LinkIndex: int(l.index),
-				Family:    family,
-				Flags:     netlink.NTF_USE,
-				IP:        addr.AsSlice(),
-			}
+			ask := question(l, addr)
 			if at := (place{name, addr}); held[at] && doubtful(now, same, name, addr) {
 				mac := now.macs[at]
 				ask.Flags, ask.State, ask.HardwareAddr = 0, unix.NUD_PROBE, mac[:]
@@ -165,6 +156,15 @@ func (n *neighbours) resolve() {
 			_ = netlink.NeighSet(&ask)
 		}
 	}
+}
+
+// question has the kernel find out where addr is on l, as sending to it would.
+func question(l link, addr netip.Addr) netlink.Neigh {
+	family := netlink.FAMILY_V6
+	if addr.Is4() {
+		family = netlink.FAMILY_V4
+	}
+	return netlink.Neigh{LinkIndex: int(l.index), Family: family, Flags: netlink.NTF_USE, IP: addr.AsSlice()}
 }
 
 // doubtful tells whether the addresses of a node, which stand together in same, are said to be at different

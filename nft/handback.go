@@ -7,9 +7,11 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,6 +25,7 @@ type Handback struct {
 	keep [2]keeper // by the order of families
 
 	mu     sync.Mutex
+	former []netip.Addr
 	known  bool // wanted is in the kernel, as far as is known
 	wanted [2]table
 }
@@ -35,6 +38,8 @@ type Handback struct {
 func (h *Handback) To(former []netip.Addr, links map[netip.Addr]string, frontends []netip.AddrPort) (repaired int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	fresh := !slices.Equal(former, h.former)
+	h.former = former
 	var ways []way
 	for _, on := range slices.Compact(slices.Sorted(maps.Values(links))) {
 		if len(frontends) == 0 {
@@ -44,7 +49,7 @@ func (h *Handback) To(former []netip.Addr, links map[netip.Addr]string, frontend
 		if err != nil {
 			return 0, err
 		}
-		heard := neighboursOn(l)
+		heard := find(l, former, fresh)
 		for _, addr := range former {
 			// The rule must know what comes from there, or the two might give
 			// each other the same packet.
@@ -80,6 +85,29 @@ func (h *Handback) Recheck() {
 func (h *Handback) Close() error {
 	_, err := h.To(nil, nil, nil)
 	return err
+}
+
+// findTime is what an answer to a neighbour solicitation may take.
+const findTime = 100 * time.Millisecond
+
+// find has the kernel find out where those of addrs are that it does not know,
+// and waits for the answers a moment, or looks without waiting. It returns all
+// neighbours on l.
+func find(l link, addrs []netip.Addr, wait bool) map[netip.Addr][6]byte {
+	for until := time.Now().Add(findTime); ; time.Sleep(5 * time.Millisecond) {
+		heard := neighboursOn(l)
+		sought := 0
+		for _, addr := range addrs {
+			if _, ok := heard[addr]; !ok && offLink(l, addr) == "" {
+				ask := question(l, addr)
+				_ = netlink.NeighSet(&ask) // fails where the family or the link is off
+				sought++
+			}
+		}
+		if sought == 0 || !wait || time.Now().After(until) {
+			return heard
+		}
+	}
 }
 
 // A way leads to a neighbour.

@@ -51,6 +51,7 @@ func goldenMessages() map[string]any {
 				StartAsLeader: true, Intent: foundTogether, Peers: peers, Members: []string{"a", "b", "w"}, Self: peers[0], Joins: true,
 				Priority: 7, Claim: Claim{Blind: 1, Barred: "a track", Lowered: 5}, Removed: "peer a was removed",
 				Protocol: 1, Oldest: 1, Heartbeat: 150 * time.Millisecond,
+				OnLink: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fe80::1")},
 			},
 			Datagrams: []byte("0123456789abcdef0123456789abcdef"),
 		},

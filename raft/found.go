@@ -2,6 +2,7 @@ package raft
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +30,8 @@ type hello struct {
 	Claim Claim `json:"claim,omitzero"`
 	// Heartbeat is the peer's, in nanoseconds; 0 is of a version that does not tell.
 	Heartbeat time.Duration `json:"heartbeat,omitempty"`
+	// OnLink are addresses of the peer's host on the links of the virtual ones.
+	OnLink []netip.Addr `json:"onLink,omitempty"`
 	// Removed says that the group has removed the peer that asks.
 	Removed string `json:"removed,omitempty"`
 	// Protocol is what the peer speaks, Oldest what it still understands.

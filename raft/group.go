@@ -70,6 +70,7 @@ type Group struct {
 	refused string // why the group does not want this peer, or ""
 	feed    feed   // what workers follow
 	claim   Claim  // how fit this peer is
+	onLink  []netip.Addr
 }
 
 // Open takes what the peer needs from the host: data directory, keys, port.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -181,6 +182,9 @@ func (g *Group) greet(ctx context.Context, l *link) (hello, error) {
 	old, met := g.hellos[l.id]
 	g.hellos[l.id] = *rep.Hello
 	g.mu.Unlock()
+	if !slices.Equal(old.OnLink, rep.Hello.OnLink) {
+		g.change.fire()
+	}
 	g.heardOfRemoval(*rep.Hello)
 	if why := conflict(g.hello(), *rep.Hello); why != "" && (!met || why != conflict(g.hello(), old)) {
 		g.log.Warn("refused a peer", "peer", l.id, "why", why)
@@ -201,7 +205,7 @@ func (g *Group) hello() hello {
 	h := hello{
 		ID: g.cfg.ID, Version: g.cfg.Version, Cluster: g.written, HasState: g.known,
 		StartAsLeader: g.cfg.StartAsLeader, Intent: g.intent, Peers: g.cfg.Peers,
-		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Claim: g.claim,
+		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Claim: g.claim, OnLink: g.onLink,
 		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat,
 	}
 	g.mu.Unlock()
@@ -223,6 +227,14 @@ func (g *Group) hello() hello {
 		h.Members = append(h.Members, string(s.ID))
 	}
 	return h
+}
+
+// SetOnLink tells the other peers what addresses this host has on the links of
+// the virtual ones. They learn it within a second.
+func (g *Group) SetOnLink(addrs []netip.Addr) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.onLink = addrs
 }
 
 // running is raft once it has been started, and nil before.

@@ -55,6 +55,9 @@ type PeerStatus struct {
 	Addr netip.AddrPort `json:"address"`
 	// Further are other addresses of its host.
 	Further []netip.Addr `json:"addresses,omitempty"`
+	// OnLink are what addresses the peer says that its host has on the links of
+	// the virtual ones, which nobody had to configure.
+	OnLink []netip.Addr `json:"onLink,omitempty"`
 	// Role is "voter", "nonvoter", "witness", or "" for one that is no member.
 	Role      string        `json:"role,omitempty"`
 	Self      bool          `json:"self,omitempty"`
@@ -95,7 +98,7 @@ type PeerStatus struct {
 	Conflict string `json:"conflict,omitempty"`
 }
 
-// Addrs are all addresses of the peer's host that are known.
+// Addrs are the configured addresses of the peer's host.
 func (p PeerStatus) Addrs() []netip.Addr { return Peer{Addr: p.Addr, Further: p.Further}.Addrs() }
 
 // Changed is closed at the next change of what Status tells about roles,
@@ -141,7 +144,7 @@ func (g *Group) Status() Status {
 		s.Trouble = g.oddHeartbeat()
 	}
 	for _, p := range g.roster() {
-		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
+		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, OnLink: hellos[p.ID].OnLink, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
 		ps.Priority, ps.Drained, ps.Pinned = g.standingOf(p.ID).priority, settings[drainPrefix+p.ID] != "", settings[pinKey] == p.ID
 		ps.Witness, ps.Left = p.Witness, left[p.ID]
 		ps.Unfit = g.claimOf(p.ID).String()

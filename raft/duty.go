@@ -336,20 +336,25 @@ func (g *Group) apply(c change) error {
 }
 
 // probe says hello to a peer every second, for Status, and to notice a peer
-// that does not belong.
+// that does not belong. It also keeps the connection open on which a vote is
+// asked for.
 func (g *Group) probe(ctx context.Context, p Peer) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	defer g.stream.cool(p.Addr)
 	for woken := false; ; {
 		unmet := g.heartbeats.unmet.next()
 		_, known := g.heartbeats.of(p.ID)
 		if l := g.link(p.ID); l != nil && !(woken && known) {
 			once, cancel := context.WithTimeout(ctx, askTimeout)
 			h, err := g.greet(once, l)
-			cancel()
 			if err == nil {
 				g.checkSplit(h)
+				if g.running() != nil {
+					g.stream.warm(once, p.Addr)
+				}
 			}
+			cancel()
 		}
 		woken = false
 		select {

@@ -29,6 +29,7 @@ type wires struct {
 	cut   map[[2]string]bool
 	delay time.Duration
 	noUDP bool // a firewall that knows TCP only
+	noNew bool // no new connection comes about
 	addrs map[netip.AddrPort]string
 }
 
@@ -66,12 +67,18 @@ func (w *wires) isCut(from, to string) bool {
 	return w.cut[[2]string{from, to}]
 }
 
+func (w *wires) isOld() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.noNew
+}
+
 func (w *wires) dial(from string) func(context.Context, netip.AddrPort) (net.Conn, error) {
 	return func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 		w.mu.Lock()
 		to := w.addrs[addr]
 		w.mu.Unlock()
-		for w.isCut(from, to) || w.isCut(to, from) {
+		for w.isCut(from, to) || w.isCut(to, from) || w.isOld() {
 			select {
 			case <-ctx.Done():
 				return nil, ctx.Err()
@@ -111,6 +118,8 @@ type wire struct {
 	queue []byte // written while the direction was cut
 	busy  bool   // flush runs
 }
+
+func (c *wire) NetConn() net.Conn { return c.Conn }
 
 func (c *wire) wait(from, to string, deadline *atomic.Int64) error {
 	c.w.mu.Lock()

@@ -18,6 +18,7 @@ type stream struct {
 	accepted chan net.Conn
 	done     context.Context
 	cancel   context.CancelFunc
+	spares   spares
 }
 
 func newStream(p *port, addr netip.AddrPort) *stream {
@@ -64,6 +65,7 @@ func (s *stream) Accept() (net.Conn, error) {
 
 func (s *stream) Close() error {
 	s.cancel()
+	s.spares.close()
 	return nil
 }
 
@@ -73,6 +75,9 @@ func (s *stream) Dial(address hraft.ServerAddress, timeout time.Duration) (net.C
 	addr, err := netip.ParseAddrPort(string(address))
 	if err != nil {
 		return nil, err
+	}
+	if conn := s.spares.take(addr); conn != nil {
+		return conn, nil
 	}
 	ctx, cancel := context.WithTimeout(s.done, timeout)
 	defer cancel()

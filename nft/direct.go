@@ -129,7 +129,8 @@ type Direct struct {
 	running   bool
 	tables    [3]keeper
 	applied   []balancer.Service
-	tried     bool // the kernel takes our rules
+	needed    time.Time // when clients here were led to other nodes; zero is unknown
+	tried     bool      // the kernel takes our rules
 }
 
 // NewDirect returns the plane. It touches nothing before Apply.
@@ -444,7 +445,9 @@ func (d *Direct) try(now surroundings, lb balancer.LoadBalancer) error {
 	for _, f := range lb.Frontends {
 		services = append(services, balancer.Service{LoadBalancer: lb.Name, Frontend: f, Backends: lb.Backends})
 	}
-	for _, t := range d.plan(services, now).tables() {
+	plan := d.plan(services, now)
+	plan.nat = true // it may become needed
+	for _, t := range plan.tables() {
 		if err := try(t); err != nil {
 			return err
 		}
@@ -465,6 +468,9 @@ func (d *Direct) Apply(_ context.Context, services []balancer.Service) (repaired
 		return 0, err
 	}
 	plan := d.plan(services, now)
+	if plan.nat, err = d.translates(plan); err != nil {
+		return 0, err
+	}
 	for i, t := range plan.tables() {
 		n, err := d.tables[i].apply(t)
 		repaired += n

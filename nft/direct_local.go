@@ -2,6 +2,8 @@ package nft
 
 import (
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -9,11 +11,73 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// natFor is how long the rules that translate stay after they were needed last:
+// open connections do not outlive them. The watches of Kubernetes' clients,
+// which are the longest there are, have ended by then.
+const natFor = time.Hour
+
+// translates says whether the plan, which is about to be in force, needs NAT:
+// rules of that kind have the kernel keep a table of all connections of the host. Where
+// every load balancer has a backend on this node, nothing else would want one.
+func (d *Direct) translates(p directPlan) (bool, error) {
+	now := time.Now()
+	if d.needed.IsZero() {
+		// What an earlier life of this node translates goes on.
+		had, err := hasLocal()
+		if err != nil {
+			return false, err
+		}
+		if had {
+			d.needed = now
+		} else {
+			d.needed = now.Add(-natFor)
+		}
+	}
+	if slices.ContainsFunc(p.services, func(s directService) bool {
+		_, here := s.servesHere()
+		return !here
+	}) {
+		d.needed = now
+	}
+	return now.Sub(d.needed) < natFor, nil
+}
+
+// hasLocal says that the kernel has what addLocal adds.
+func hasLocal() (bool, error) {
+	conn, err := dial()
+	if err != nil {
+		return false, explain(err, directPlan{}.arrival(ipv4()))
+	}
+	for _, f := range families() {
+		t := directPlan{}.arrival(f)
+		have, err := read(conn, t, false)
+		if err != nil {
+			return false, explain(err, t)
+		}
+		if _, ok := have.chains[localOut]; ok {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// servesHere is the backend on this node that gets the connections of clients
+// on it, if there is one in rotation.
+func (s directService) servesHere() (hop, bool) {
+	self, ok := s.self()
+	return self, ok && !s.refuse && s.owners()[self.addr]
+}
+
+// localOut is the chain that tells that a table translates.
+const localOut = "local_out"
+
 // addLocal adds what serves clients on this node, and in containers on it:
 // their packets never pass the interface's ingress. The node's own backend
-// serves them if it may, else they get another by NAT.
+// serves them if it may, else they get another by NAT. Only what begins a
+// connection is led anywhere: when these rules come, the kernel takes each packet
+// of those that are open for the first one.
 func addLocal(t *table, f ipFamily, services []directService) {
-	out := chain{name: "local_out", hook: &hook{
+	out := chain{name: localOut, hook: &hook{
 		kind: nftables.ChainTypeNAT, num: *nftables.ChainHookOutput, priority: dnatPriority, steps: natSteps,
 	}}
 	in := chain{name: "local_in", hook: &hook{
@@ -26,8 +90,8 @@ func addLocal(t *table, f ipFamily, services []directService) {
 	for _, s := range services {
 		n := name(s.frontend)
 		why := "clients here of " + s.frontend.String()
-		out.rules = append(out.rules, rule{why, concat(s.toFrontend(), gotoChain("local_"+n))})
-		in.rules = append(in.rules, rule{why, concat(s.fromLink(expr.CmpOpNeq), s.toFrontend(), gotoChain("local_"+n))})
+		out.rules = append(out.rules, rule{why, concat(s.toFrontend(), tcpSYN(), gotoChain("local_"+n))})
+		in.rules = append(in.rules, rule{why, concat(s.fromLink(expr.CmpOpNeq), s.toFrontend(), tcpSYN(), gotoChain("local_"+n))})
 		post.rules = append(post.rules, rule{
 			// The client's source is the VIP itself, which the backend has, too.
 			"answers of " + s.frontend.String() + " come back this way",
@@ -39,15 +103,14 @@ func addLocal(t *table, f ipFamily, services []directService) {
 		local := chain{name: "local_" + n, rules: []rule{
 			{"the address is not here any more", concat(notToLocal(), verdict(expr.VerdictAccept))},
 		}}
-		owners := s.owners()
-		self, isBackend := s.self()
+		self, here := s.servesHere()
 		s.addSlots(t, "local_"+n, func(slot slot) (expr.Verdict, bool) {
 			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "dnat_" + n + "_" + name(slot.owner)}, slot.owner.IsValid() && slot.owner != self.addr
 		})
 		switch {
-		case s.refuse || len(owners) == 0:
+		case s.refuse || len(s.owners()) == 0:
 			local.rules = append(local.rules, rule{"no backend takes new connections", []expr.Any{resetTCP()}})
-		case isBackend && owners[self.addr]:
+		case here:
 			local.rules = append(local.rules, rule{"its own backend is here", concat(s.count(t, self), verdict(expr.VerdictAccept))})
 		default:
 			local.rules = append(local.rules, rule{"to another node's backend", []expr.Any{

@@ -441,6 +441,7 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 			errs = append(errs, fmt.Errorf("packet socket on %s: %w; give the container the capability NET_RAW", name, err))
 			continue
 		}
+		ignoreOutgoing(conn)
 		s := probeSocket{l, conn}
 		sockets[name] = s
 		g.Go(func() error {
@@ -449,6 +450,16 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 		})
 	}
 	return errors.Join(errs...)
+}
+
+// ignoreOutgoing spares the kernel a copy of each packet that it sends, for the
+// filter to refuse. Before Linux 4.20 it makes them.
+func ignoreOutgoing(conn *packet.Conn) {
+	if raw, err := conn.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+		})
+	}
 }
 
 // judge closes the last round: it draws conclusions from what was heard.

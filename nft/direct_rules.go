@@ -69,6 +69,8 @@ type directPlan struct {
 	passed map[balancer.Target]string
 	// lacking are the nodes with a backend that nothing is handed on to.
 	lacking map[string]bool
+	// nat says that clients on this node may be led to other nodes.
+	nat bool
 }
 
 func (s directService) family() ipFamily {
@@ -182,7 +184,8 @@ func (s directService) addIngress(t *table) {
 // node does not have goes on to the next in the ring of its slot, so that a
 // change of the set of backends breaks no connection of those who stay. So
 // does a new connection while no server listens here: nobody notices a server
-// that restarts. The table also serves clients on this node itself.
+// that restarts. The table also serves clients on this node itself: by what the
+// kernel does anyway, while the node's own backends are in rotation.
 func (p directPlan) arrival(f ipFamily) table {
 	t := table{family: nftables.TableFamilyIPv4, name: directTable}
 	if f.proto == unix.NFPROTO_IPV6 {
@@ -202,11 +205,19 @@ func (p directPlan) arrival(f ipFamily) table {
 		arrive.rules = append(arrive.rules, rule{"arrived for " + s.frontend.String(),
 			concat(s.fromLink(expr.CmpOpEq), s.toFrontend(), gotoChain("have_"+name(s.frontend)))})
 	}
+	for _, s := range services {
+		if self, ok := s.servesHere(); ok && !p.nat {
+			arrive.rules = append(arrive.rules, rule{"clients here of " + s.frontend.String(),
+				concat(s.fromLink(expr.CmpOpNeq), s.toFrontend(), tcpSYN(), s.count(&t, self))})
+		}
+	}
 	t.chains = append(t.chains, arrive)
 	for _, s := range services {
 		s.addArrival(&t)
 	}
-	addLocal(&t, f, services)
+	if p.nat {
+		addLocal(&t, f, services)
+	}
 	return t
 }
 

@@ -50,6 +50,34 @@ func TestClaim(t *testing.T) {
 	b.holder("a", "c")
 }
 
+// What ails the holder may have come over its first heir in the same moment,
+// as of a router that both look at: the third takes over, and at once.
+func TestGivesWayByWhatIsTrueNow(t *testing.T) {
+	b := newBench(t, 3)
+	b.start("a", "b", "c")
+	b.voters(3)
+	for range 3 {
+		old := b.holder()
+		var rest []string // in the order in which they are wanted
+		for _, p := range b.peers {
+			if p.ID != old {
+				rest = append(rest, p.ID)
+			}
+		}
+		passed := b.nodes[rest[0]].Status().Counters.Tenures
+		bar := Claim{Barred: "the router does not answer"}
+		b.nodes[rest[0]].SetClaim(bar)
+		b.nodes[old].SetClaim(bar)
+		b.holder(rest[1])
+		if now := b.nodes[rest[0]].Status().Counters.Tenures; now != passed {
+			t.Errorf("%s gave way to %s, which was no fitter", old, rest[0])
+		}
+		b.nodes[rest[0]].SetClaim(Claim{})
+		b.nodes[old].SetClaim(Claim{})
+		time.Sleep(2 * time.Second) // all have heard
+	}
+}
+
 // The worst of a claim counts first, then what the operator wants.
 func TestStandingOrder(t *testing.T) {
 	order := []standing{

@@ -101,6 +101,14 @@ func (g *Group) giveWay(ctx context.Context) {
 	if !g.leading.Load() || g.cfg.now() < g.gaveWay+giveWayPause && g.gaveWay > 0 {
 		return
 	}
+	if g.better() == "" {
+		return
+	}
+	// What is known of the others may be a second old: what ails this peer may
+	// have come over the one that is better in the same moment.
+	once, stop := context.WithTimeout(ctx, g.cfg.Heartbeat)
+	g.ask(once)
+	stop()
 	id := g.better()
 	if id == "" {
 		return

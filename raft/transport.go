@@ -191,6 +191,14 @@ func (t *transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress,
 	return err
 }
 
+// AppendEntriesPipeline is left off: if an answer ends the library's pipeline
+// while the next piece is being sent, the two goroutines of netPipeline wait for
+// each other for ever, and so does Shutdown for them. The log of a group is
+// short, and nothing waits for a second piece of it.
+func (t *transport) AppendEntriesPipeline(hraft.ServerID, hraft.ServerAddress) (hraft.AppendPipeline, error) {
+	return nil, hraft.ErrPipelineReplicationNotSupported
+}
+
 var errQuiet = errors.New("removed from the group, so no vote is asked for")
 
 func (t *transport) RequestPreVote(id hraft.ServerID, target hraft.ServerAddress, args *hraft.RequestPreVoteRequest, resp *hraft.RequestPreVoteResponse) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -11,11 +12,59 @@ import (
 	"testing"
 	"time"
 
+	"appliance/balancer"
+	"appliance/integration/scene"
 	"appliance/integration/vm"
+	"appliance/lab"
 )
 
-// TestOtherInterfacesInVM runs the tests of the rooms arp and nft that take
-// VLANs and bonds in a virtual machine whose kernel has them.
+// TestGroupOnOtherInterfaces: the VIP is on what stands on a card, and the group
+// does there what it does on one.
+func TestGroupOnOtherInterfaces(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	for _, k := range []struct {
+		name   string
+		stack  lab.Stack
+		family scene.Family
+		vm     bool // takes a kernel that not every machine has
+	}{
+		{"bridge", lab.Bridge, scene.IPv6, false},
+		{"VLAN", lab.VLAN, scene.IPv6, true},
+		{"bond", lab.Bond, scene.IPv4, true},
+	} {
+		t.Run(k.name, func(t *testing.T) {
+			if k.vm && os.Getenv(inVM) == "" {
+				t.Skip("TestOtherInterfacesInVM runs it in a virtual machine, whose kernel has this")
+			}
+			tr := serve(t, scene.Options{Family: k.family, Stacked: true, Stack: k.stack, Emulated: k.vm})
+			tr.served(t, balancer.Direct, 0, 1, 2)
+			open, err := tr.Client.OpenConns(patient(t), lab.LongConns{Target: tr.Target(tr.VIPs[0]), N: 30})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer open.Close()
+			holder := tr.holder(t, 0, 1, 2)
+			killed := time.Now()
+			tr.app.Kill(holder)
+			tr.holder(t, others(holder)...)
+			tr.steady(t, killed)
+			if n := open.Count(2 * time.Second); n.OK != 30 {
+				t.Errorf("after node %d was killed: %+v", holder+1, n)
+			}
+			tr.silent(t, holder, time.Now())
+			back(t, tr, holder)
+			cable(t, tr, tr.holder(t, 0, 1, 2))
+			tr.served(t, balancer.Direct, 0, 1, 2)
+			tr.oneAnswer(t)
+		})
+	}
+}
+
+// TestOtherInterfacesInVM runs TestGroupOnOtherInterfaces, and the tests of the
+// rooms arp and nft that take VLANs and bonds, in a virtual machine whose kernel
+// has them.
 func TestOtherInterfacesInVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a virtual machine; run without -short")
@@ -25,8 +74,9 @@ func TestOtherInterfacesInVM(t *testing.T) {
 	var script strings.Builder
 	script.WriteString("set -e\n")
 	want := map[string][]string{
-		"arp": {"TestVLANAndBondAsInterface/VLAN", "TestVLANAndBondAsInterface/bond", "TestVLANBesideTheInterface"},
-		"nft": {"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond", "TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"},
+		"arp":         {"TestVLANAndBondAsInterface/VLAN", "TestVLANAndBondAsInterface/bond", "TestVLANBesideTheInterface"},
+		"integration": {"TestGroupOnOtherInterfaces/VLAN", "TestGroupOnOtherInterfaces/bond"},
+		"nft":         {"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond", "TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"},
 	}
 	for room, names := range want {
 		// Without the race detector, which takes too long there.
@@ -41,7 +91,7 @@ func TestOtherInterfacesInVM(t *testing.T) {
 	}
 	var said bytes.Buffer
 	both := io.MultiWriter(t.Output(), &said)
-	code, err := vm.Run(t.Context(), vm.Options{Dir: dir, Env: []string{inVM + "=1"}, Timeout: 8 * time.Minute, Stdout: both, Stderr: t.Output()},
+	code, err := vm.Run(t.Context(), vm.Options{Dir: dir, Env: []string{inVM + "=1", "APPLIANCE_TEST_BINARY=" + binary}, Timeout: 10 * time.Minute, Stdout: both, Stderr: t.Output()},
 		"/bin/sh", "-c", script.String())
 	switch {
 	case errors.Is(err, vm.ErrUnavailable):

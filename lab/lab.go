@@ -12,13 +12,16 @@ import (
 type Options struct {
 	// Log hears about faults that are made and healed. Nil is silence.
 	Log *slog.Logger
+	// Stack is what the machines' interfaces are made of. Nil are cards.
+	Stack Stack
 }
 
 // A Lab is a set of machines on two bridges: the near one that Node joins,
 // and the far one behind a router, for clients of another subnet.
 type Lab struct {
-	log *slog.Logger
-	sw  *wiring
+	log   *slog.Logger
+	sw    *wiring
+	stack Stack
 
 	mu     sync.Mutex
 	nodes  []*Node
@@ -36,7 +39,7 @@ func New(o Options) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Lab{log: log, sw: sw}, nil
+	return &Lab{log: log, sw: sw, stack: o.Stack}, nil
 }
 
 // Node adds a machine with one interface, eth0, on the near bridge. Its

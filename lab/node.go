@@ -68,11 +68,21 @@ func (n *Node) build(number int) error {
 		p.name = fmt.Sprintf("eth%d", i)
 		// Locally administered; the number makes it readable in captures.
 		p.mac = net.HardwareAddr{0x02, 0x77, 0x00, byte(i), byte(number >> 8), byte(number)}
-		index, err := n.lab.sw.plug(p.bridge, fmt.Sprintf("m%d-%d", number, i), n.threads, p.name, p.mac)
+		card := p.name
+		if n.lab.stack != nil {
+			card = fmt.Sprintf("card%d", i)
+		}
+		index, err := n.lab.sw.plug(p.bridge, fmt.Sprintf("m%d-%d", number, i), n.threads, card, p.mac)
 		if err != nil {
 			return err
 		}
 		p.index = index
+		if n.lab.stack == nil {
+			continue
+		}
+		if err := n.Do(func() error { return n.lab.stack(card, p.name) }); err != nil {
+			return err
+		}
 	}
 	if err := n.Do(n.configure); err != nil {
 		return err

@@ -34,6 +34,11 @@ type Options struct {
 	Stacked bool
 	// NoServers leaves the servers to the caller.
 	NoServers bool
+	// Stack is what every machine's interface is made of. Nil is a card.
+	Stack lab.Stack
+	// Emulated machines open a few hundred connections a second: the client and
+	// the watcher ask ten times less, and the client has patience.
+	Emulated bool
 	// ClientPort is the port of the VIPs that clients connect to. Zero means
 	// Port.
 	ClientPort uint16
@@ -65,6 +70,9 @@ type Scene struct {
 	running []*lab.Server // by node, nil where none runs
 }
 
+// slow is how often is asked in an emulated machine.
+const slow = 50 * time.Millisecond
+
 // Build makes the machines and starts the servers.
 func Build(o Options) (_ *Scene, err error) {
 	s := &Scene{Options: o}
@@ -76,7 +84,7 @@ func Build(o Options) (_ *Scene, err error) {
 	if s.Dir, err = os.MkdirTemp("", "appliance-scene-"); err != nil {
 		return nil, err
 	}
-	if s.Lab, err = lab.New(lab.Options{}); err != nil {
+	if s.Lab, err = lab.New(lab.Options{Stack: o.Stack}); err != nil {
 		return nil, err
 	}
 	for _, p := range s.addrs(10) {
@@ -167,7 +175,11 @@ func (s *Scene) Target(vip netip.Addr) netip.AddrPort {
 // Watch starts to watch who answers for each VIP.
 func (s *Scene) Watch(ctx context.Context) error {
 	for _, vip := range s.VIPs {
-		w, err := s.Watcher.Watch(ctx, lab.Watch{VIP: vip})
+		o := lab.Watch{VIP: vip}
+		if s.Emulated {
+			o.Every = slow
+		}
+		w, err := s.Watcher.Watch(ctx, o)
 		if err != nil {
 			return err
 		}
@@ -179,7 +191,11 @@ func (s *Scene) Watch(ctx context.Context) error {
 // Ask starts a client for each VIP.
 func (s *Scene) Ask(ctx context.Context) {
 	for _, vip := range s.VIPs {
-		s.Probers = append(s.Probers, s.Client.Probe(ctx, lab.Probe{Target: s.Target(vip)}))
+		p := lab.Probe{Target: s.Target(vip)}
+		if s.Emulated {
+			p.Every, p.Patience = slow, 5*time.Second
+		}
+		s.Probers = append(s.Probers, s.Client.Probe(ctx, p))
 	}
 }
 

@@ -31,8 +31,7 @@ func TestGroupOnOtherInterfaces(t *testing.T) {
 		vm     bool // takes a kernel that not every machine has
 	}{
 		{"bridge", lab.Bridge, scene.IPv6, false},
-		{"VLAN", lab.VLAN, scene.IPv6, true},
-		{"bond", lab.Bond, scene.IPv4, true},
+		{"VLAN on bond", lab.VLANOnBond, scene.IPv4, true},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			if k.vm && os.Getenv(inVM) == "" {
@@ -75,7 +74,7 @@ func TestOtherInterfacesInVM(t *testing.T) {
 	script.WriteString("set -e\n")
 	want := map[string][]string{
 		"arp":         {"TestVLANAndBondAsInterface/VLAN", "TestVLANAndBondAsInterface/bond", "TestVLANBesideTheInterface"},
-		"integration": {"TestGroupOnOtherInterfaces/VLAN", "TestGroupOnOtherInterfaces/bond"},
+		"integration": {"TestGroupOnOtherInterfaces/VLAN_on_bond"},
 		"nft":         {"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond", "TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"},
 	}
 	for room, names := range want {

@@ -10,27 +10,22 @@ import (
 // real machines do. It is called inside the machine.
 type Stack func(card, name string) error
 
-// VLAN makes the interface that of VLAN 5 of the card (IEEE 802.1Q).
-func VLAN(card, name string) error {
-	parent, err := netlink.LinkByName(card)
-	if err != nil {
-		return err
-	}
+// VLANOnBond makes the interface that of VLAN 5 (IEEE 802.1Q) of a bond with
+// the card in it.
+func VLANOnBond(card, name string) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.ParentIndex = name, parent.Attrs().Index
-	if err := netlink.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: 5}); err != nil {
-		return fmt.Errorf("add VLAN %s on %s: %w", name, card, err)
-	}
-	return netlink.LinkSetUp(parent)
-}
-
-// Bond makes the interface a bond of the card, of which one is active.
-func Bond(card, name string) error {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
+	attrs.Name = "bond-" + name
 	bond := netlink.NewLinkBond(attrs)
 	bond.Mode, bond.Miimon = netlink.BOND_MODE_ACTIVE_BACKUP, 10
-	return enslave(card, bond)
+	if err := enslave(card, bond); err != nil {
+		return err
+	}
+	attrs = netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = name, bond.Index
+	if err := netlink.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: 5}); err != nil {
+		return fmt.Errorf("add VLAN %s on %s: %w", name, bond.Name, err)
+	}
+	return netlink.LinkSetUp(bond)
 }
 
 // Bridge makes the interface a bridge with the card in it, as hosts of virtual

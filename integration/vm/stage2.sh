@@ -27,9 +27,10 @@ exec /run/vm/busybox modprobe "$@"' >/run/vm/modprobe
 $bb chmod 755 /run/vm/modprobe
 echo /run/vm/modprobe >/proc/sys/kernel/modprobe
 
-# The kernel patches its own code when the first hook of a kind comes and when
-# the last one goes. An emulated processor that runs that code at the same moment
-# may crash on half an instruction. So one of each kind stays, out of the way.
+# The kernel patches its own code while it boots, when the first hook of a kind
+# comes and when the last one goes. An emulated processor that runs that code at
+# the same moment may crash on half an instruction. So it boots with one
+# processor, and one hook of each kind stays, out of the way.
 keep() { # FAMILY HOOK...: a table with a chain in each hook
 	echo "table $1 keep {"
 	shift
@@ -58,6 +59,9 @@ while [ $i -lt 100 ] && ! [ -e /run/vm/hooked ]; do
 	$bb usleep 50000
 	i=$((i + 1))
 done
+for cpu in /sys/devices/system/cpu/cpu*/online; do
+	echo 1 >"$cpu"
+done 2>/dev/null
 
 for port in /sys/class/virtio-ports/vport*; do
 	read -r name <"$port/name"

@@ -136,7 +136,8 @@ func (o Options) boot(ctx context.Context, k kernel, dir, initramfs string) (int
 		"-kernel", k.image, "-initrd", initramfs,
 		// panic=-1 with -no-reboot makes a kernel panic the end of qemu.
 		// mitigations=off: emulation pays for them and gains nothing.
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on",
+		// maxcpus=1: see stage 2, which starts the others.
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on maxcpus=1",
 		// multidevs=remap keeps inode numbers apart where the host's root
 		// spans file systems, as in a container.
 		"-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap",

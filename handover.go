@@ -108,6 +108,9 @@ func (f former) keeps(s raft.Status, lbs []balancer.LoadBalancerStatus, vips map
 	return append(p.Addrs(), p.OnLink...), slices.Compact(frontends)
 }
 
+// onLinkMost is how many addresses of each family the peers are told.
+const onLinkMost = 2
+
 // tellOnLink lets the peers know this host by addresses of both families, where
 // they are configured with those of one.
 func (n *node) tellOnLink() {
@@ -116,5 +119,9 @@ func (n *node) tellOnLink() {
 		n.log.Debug("this host's addresses are not known", "error", err)
 		return
 	}
-	n.group.SetOnLink(addrs)
+	told := make(map[bool]int)
+	n.group.SetOnLink(slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		told[a.Is4()]++
+		return told[a.Is4()] > onLinkMost
+	}))
 }

@@ -154,9 +154,9 @@ func LocalAddrs() ([]netip.Addr, error) {
 }
 
 // AddrsOn lists this host's addresses on the interfaces with these names, those
-// first that are good beyond the link, without any that an appliance has bound
-// or that the kernel would not answer for: tentative ones, and duplicates
-// (RFC 4862 section 5.4).
+// first that are nobody else's ever, which IPv6 makes of the interface (RFC 4291
+// section 2.5.6), without any that an appliance has bound or that the kernel
+// would not answer for: tentative ones, and duplicates (RFC 4862 section 5.4).
 func AddrsOn(names ...string) ([]netip.Addr, error) {
 	all, err := addresses()
 	if err != nil {
@@ -172,17 +172,20 @@ func AddrsOn(names ...string) ([]netip.Addr, error) {
 			found = append(found, a.addr)
 		}
 	}
-	slices.SortFunc(found, func(a, b netip.Addr) int {
-		if a.IsLinkLocalUnicast() != b.IsLinkLocalUnicast() {
-			if b.IsLinkLocalUnicast() {
-				return -1
-			}
-			return 1
+	slices.SortFunc(found, netip.Addr.Compare)
+	slices.SortStableFunc(found, func(a, b netip.Addr) int {
+		switch own := isOwn(a); {
+		case own == isOwn(b):
+			return 0
+		case own:
+			return -1
 		}
-		return a.Compare(b)
+		return 1
 	})
 	return slices.Compact(found), nil
 }
+
+func isOwn(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
 
 // interfaceNames maps index to name.
 func interfaceNames() (map[int]string, error) {

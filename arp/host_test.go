@@ -176,6 +176,14 @@ func TestCleanup(t *testing.T) {
 			!slices.Contains(local, theirs) || !slices.Contains(local, netip.MustParseAddr("192.0.2.11")) {
 			t.Errorf("local addresses %v, %v", local, err)
 		}
+		if on, err := AddrsOn("lo"); err != nil || slices.Contains(on, vip4) || slices.Contains(on, vip6) || !slices.Contains(on, theirs) {
+			t.Errorf("addresses on lo %v, %v", on, err)
+		}
+		on, err := AddrsOn("eth0", "no such interface")
+		if err != nil || len(on) < 2 || slices.Contains(on, theirs) || !slices.Contains(on, netip.MustParseAddr("192.0.2.11")) ||
+			slices.ContainsFunc(on[1:], netip.Addr.IsLinkLocalUnicast) {
+			t.Errorf("addresses on eth0 %v, %v", on, err)
+		}
 		// A crashed life's addresses are no obstacle to the next one.
 		if _, err := Open(Config{VIPs: []VIP{{vip4, "eth0"}, {vip6, "eth0"}}, Silencer: NewSysctls("")}); err != nil {
 			t.Errorf("open after a crash: %v", err)

@@ -1,7 +1,6 @@
 package raft
 
 import (
-	"io"
 	"testing"
 	"time"
 
@@ -12,18 +11,7 @@ import (
 // TestLeaderEndsThoughPiecesAreRefused: a follower that refuses pieces of the log
 // while the next ones are on their way must not keep the leader from ending.
 func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
-	wire := func() *hraft.NetworkTransport {
-		n, err := hraft.NewTCPTransport("127.0.0.1:0", nil, 3, time.Second, io.Discard)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			n.CloseStreams() // Close leaves those that are kept for the next RPC
-			n.Close()
-		})
-		return n
-	}
-	peer, own := wire(), wire()
+	peer, own := libraryWire(t, "127.0.0.1:0"), libraryWire(t, "127.0.0.1:0")
 	stop := make(chan struct{})
 	leader := &transport{
 		NetworkTransport: own, stop: stop, rpcs: make(chan hraft.RPC),

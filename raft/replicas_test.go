@@ -9,6 +9,20 @@ import (
 	hraft "github.com/hashicorp/raft"
 )
 
+// libraryWire is the library's transport, bound to an address.
+func libraryWire(t *testing.T, bind string) *hraft.NetworkTransport {
+	t.Helper()
+	n, err := hraft.NewTCPTransport(bind, nil, 1, time.Second, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		n.CloseStreams() // Close leaves those that are kept for the next RPC
+		n.Close()
+	})
+	return n
+}
+
 // TestPieceFollowsHeartbeat: a piece of the log that could not be sent goes as
 // soon as the peer answers heartbeats again, and not when the library's rest is over.
 func TestPieceFollowsHeartbeat(t *testing.T) {
@@ -19,20 +33,9 @@ func TestPieceFollowsHeartbeat(t *testing.T) {
 	addr := l.Addr().String()
 	l.Close() // nobody is there for now
 
-	wire := func(bind string) *hraft.NetworkTransport {
-		n, err := hraft.NewTCPTransport(bind, nil, 1, time.Second, io.Discard)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			n.CloseStreams() // Close leaves those that are kept for the next RPC
-			n.Close()
-		})
-		return n
-	}
 	stop := make(chan struct{})
 	leader := &transport{
-		NetworkTransport: wire("127.0.0.1:0"), stop: stop,
+		NetworkTransport: libraryWire(t, "127.0.0.1:0"), stop: stop,
 		lease: newLease("a", time.Second, boottime), now: boottime,
 	}
 	t.Cleanup(func() { close(stop) })
@@ -56,7 +59,7 @@ func TestPieceFollowsHeartbeat(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 
-	peer := wire(addr)
+	peer := libraryWire(t, addr)
 	pieces := make(chan uint64, 4)
 	go func() {
 		for {

@@ -52,11 +52,11 @@ type former struct {
 func (n *node) handBack(ctx context.Context) error {
 	tick := time.NewTicker(handoverGrace)
 	defer tick.Stop()
+	n.tellOnLink()
 	var last former
 	said := ""
 	for {
 		changed := n.group.Changed()
-		n.tellOnLink()
 		s := n.group.Status()
 		if holder := n.holder(s); holder != "" && holder != s.ID {
 			last = former{holder, s.Term}
@@ -70,7 +70,8 @@ func (n *node) handBack(ctx context.Context) error {
 		}
 		select {
 		case <-changed:
-		case <-tick.C: // load balancers may have changed
+		case <-tick.C: // load balancers may have changed, and addresses
+			n.tellOnLink()
 		case <-ctx.Done():
 			return n.handback.Close()
 		}

@@ -2,6 +2,7 @@ package arp
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -162,30 +163,33 @@ func AddrsOn(names ...string) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	on, err := interfaceNames()
-	if err != nil {
-		return nil, err
+	on := make(map[int]bool)
+	for _, name := range names {
+		// One by one: a host of containers has thousands, and this is asked often.
+		l, err := netlink.LinkByName(name)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("arp: interface %s: %w", name, err)
+		}
+		on[l.Attrs().Index] = true
 	}
 	var found []netip.Addr
 	for _, a := range all {
-		if slices.Contains(names, on[a.index]) && !a.marked() && a.flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+		if on[a.index] && !a.marked() && a.flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
 			found = append(found, a.addr)
 		}
 	}
-	slices.SortFunc(found, netip.Addr.Compare)
-	slices.SortStableFunc(found, func(a, b netip.Addr) int {
-		switch own := isOwn(a); {
-		case own == isOwn(b):
+	rank := func(a netip.Addr) int {
+		if a.Is6() && a.IsLinkLocalUnicast() {
 			return 0
-		case own:
-			return -1
 		}
 		return 1
-	})
+	}
+	slices.SortFunc(found, func(a, b netip.Addr) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b)) })
 	return slices.Compact(found), nil
 }
-
-func isOwn(a netip.Addr) bool { return a.Is6() && a.IsLinkLocalUnicast() }
 
 // interfaceNames maps index to name.
 func interfaceNames() (map[int]string, error) {

@@ -1,7 +1,6 @@
 package nft
 
 import (
-	"net/netip"
 	"slices"
 	"time"
 
@@ -65,7 +64,7 @@ func hasLocal() (bool, error) {
 // on it, if there is one in rotation.
 func (s directService) servesHere() (hop, bool) {
 	self, ok := s.self()
-	return self, ok && !s.refuse && s.owners()[self.addr]
+	return self, ok && slices.ContainsFunc(s.slots, func(slot slot) bool { return slot.owner == self.addr })
 }
 
 // localOut is the chain that tells that a table translates.
@@ -108,7 +107,7 @@ func addLocal(t *table, f ipFamily, services []directService) {
 			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "dnat_" + n + "_" + name(slot.owner)}, slot.owner.IsValid() && slot.owner != self.addr
 		})
 		switch {
-		case s.refuse || len(s.owners()) == 0:
+		case s.refuse:
 			local.rules = append(local.rules, rule{"no backend takes new connections", []expr.Any{resetTCP()}})
 		case here:
 			local.rules = append(local.rules, rule{"its own backend is here", concat(s.count(t, self), verdict(expr.VerdictAccept))})
@@ -135,15 +134,4 @@ func addLocal(t *table, f ipFamily, services []directService) {
 	}
 	t.chains = append(t.chains, out, in, post)
 	t.chains = append(t.chains, branches...)
-}
-
-// owners are the backends that own at least one slot.
-func (s directService) owners() map[netip.AddrPort]bool {
-	owners := make(map[netip.AddrPort]bool)
-	for _, slot := range s.slots {
-		if slot.owner.IsValid() {
-			owners[slot.owner] = true
-		}
-	}
-	return owners
 }

@@ -23,12 +23,20 @@ type Node struct {
 	ID string
 	// Addrs are the node's own addresses on the link, of either family.
 	Addrs []netip.Addr
+	// Serves are the frontends of the load balancers that have a backend on the
+	// node, or will have when the balancer has read what is new.
+	Serves []netip.AddrPort
 	// Worker says that the node is none of the group's. Whether it runs the
 	// appliance at all is for its answers to the probes to prove; see Proof.
 	Worker bool
 }
 
 func (n Node) equal(o Node) bool {
+	return n.isAt(o) && slices.Equal(n.Serves, o.Serves)
+}
+
+// isAt says that nothing is new about where the node is.
+func (n Node) isAt(o Node) bool {
 	return n.ID == o.ID && n.Worker == o.Worker && slices.Equal(n.Addrs, o.Addrs)
 }
 
@@ -64,10 +72,10 @@ type Prober interface {
 	Want(frontends []netip.AddrPort)
 	// SetNodes replaces the nodes to which ways are proved.
 	SetNodes(nodes []Node)
-	// InForce tells which nodes the plane's rules have for fellows, which have
-	// a backend and get nothing handed on, and what is served; nil fellows are
-	// that there are no rules.
-	InForce(fellows, lacking map[string]bool, frontends []netip.AddrPort)
+	// InForce tells which nodes the plane's rules have for fellows, and, for
+	// each frontend that is served, which nodes get its packets handed on. Nil
+	// fellows are that there are no rules.
+	InForce(fellows map[string]bool, handed map[netip.AddrPort]map[string]bool)
 	// Path says what is known of the way to a node.
 	Path(frontend netip.AddrPort, node string) Path
 	// Proof says what a worker has proved of itself.
@@ -185,6 +193,7 @@ func cloneNodes(nodes []Node) []Node {
 	nodes = slices.Clone(nodes)
 	for i := range nodes {
 		nodes[i].Addrs = slices.Clone(nodes[i].Addrs)
+		nodes[i].Serves = slices.Clone(nodes[i].Serves)
 	}
 	return nodes
 }
@@ -479,7 +488,7 @@ func (d *Direct) Apply(_ context.Context, services []balancer.Service) (repaired
 		}
 	}
 	if d.cfg.Prober != nil {
-		d.cfg.Prober.InForce(d.fellowNodes(now), plan.lacking, plan.frontends())
+		d.cfg.Prober.InForce(d.fellowNodes(now), plan.handed)
 	}
 	d.shown.Store(&directShown{slices.Clone(services), plan.passed})
 	_, err = disconnect(left(d.applied, services))
@@ -498,7 +507,7 @@ func (d *Direct) remove() error {
 	d.applied = nil
 	d.shown.Store(&directShown{})
 	if d.cfg.Prober != nil {
-		d.cfg.Prober.InForce(nil, nil, nil)
+		d.cfg.Prober.InForce(nil, nil)
 	}
 	var errs []error
 	for i, t := range (directPlan{}).tables() {

@@ -196,7 +196,7 @@ func TestDirectOnOtherInterfaces(t *testing.T) {
 			if !kernelHas(t, k) {
 				t.Skipf("this kernel has no interfaces of kind %s", k.name)
 			}
-			l := newDirectLabOn(t, k)
+			l := newDirectLabOf(t, k, 3)
 			var probers []*EthernetProber
 			for i := range l.nodes {
 				// Seldom, so that no answer is late in an emulated machine.

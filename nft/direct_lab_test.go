@@ -92,7 +92,7 @@ func newDirectHost(t *testing.T, name string, addrs ...netip.Addr) *directHost {
 	return h
 }
 
-// A directLab is three nodes and a client on one bridge.
+// A directLab is some nodes, mostly three, and a client on one bridge.
 type directLab struct {
 	t       *testing.T
 	sw      *directHost
@@ -107,17 +107,17 @@ type directLab struct {
 
 func newDirectLab(t *testing.T) *directLab {
 	t.Helper()
-	return newDirectLabOn(t, kind{})
+	return newDirectLabOf(t, kind{}, 3)
 }
 
-func newDirectLabOn(t *testing.T, kind kind) *directLab {
+func newDirectLabOf(t *testing.T, kind kind, nodes int) *directLab {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces and nf_tables need root")
 	}
 	l := &directLab{t: t, kind: kind, sw: newDirectHost(t, "switch")}
 	l.switchOn()
-	for i := range 3 {
+	for i := range nodes {
 		n := l.host(fmt.Sprintf("node%d", i+1), byte(11+i))
 		n.do(func() error {
 			lo, err := netlink.LinkByName("lo")
@@ -275,11 +275,11 @@ func (l *directLab) plane(self *directHost, p Prober) *Direct {
 	}
 	for _, n := range l.nodesOr(self) {
 		if n.name != l.worker || n == self {
-			cfg.Nodes = append(cfg.Nodes, Node{ID: n.name, Addrs: n.addrs})
+			cfg.Nodes = append(cfg.Nodes, Node{ID: n.name, Addrs: n.addrs, Serves: directFrontends})
 			continue
 		}
 		for _, a := range n.addrs { // nobody knows that it is one machine
-			cfg.Nodes = append(cfg.Nodes, Node{ID: workerAt(a), Addrs: []netip.Addr{a}, Worker: true})
+			cfg.Nodes = append(cfg.Nodes, Node{ID: workerAt(a), Addrs: []netip.Addr{a}, Worker: true, Serves: directFrontends})
 		}
 	}
 	return NewDirect(cfg)
@@ -299,9 +299,17 @@ func (l *directLab) backend(node, family int) balancer.Backend {
 }
 
 func (l *directLab) loadBalancer() balancer.LoadBalancer {
+	all := make([]int, len(l.nodes))
+	for i := range all {
+		all[i] = i
+	}
+	return l.loadBalancerOf(all...)
+}
+
+func (l *directLab) loadBalancerOf(nodes ...int) balancer.LoadBalancer {
 	lb := balancer.LoadBalancer{Name: "api", Frontends: directFrontends}
 	for family := range directFrontends {
-		for i := range l.nodes {
+		for _, i := range nodes {
 			lb.Backends = append(lb.Backends, l.backend(i, family))
 		}
 	}

@@ -17,7 +17,7 @@ func (p directPlan) tables() [3]table {
 
 // plan makes the plan of services in these surroundings.
 func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan {
-	p := directPlan{fellows: d.fellows(now), passed: make(map[balancer.Target]string), lacking: make(map[string]bool)}
+	p := directPlan{fellows: d.fellows(now), passed: make(map[balancer.Target]string), handed: make(map[netip.AddrPort]map[string]bool)}
 	for _, name := range d.neighbours.links {
 		if l, ok := now.links[name]; ok {
 			p.links = append(p.links, l)
@@ -29,7 +29,8 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 		if !ok {
 			continue // an event will tell when the interface is back
 		}
-		ds := directService{frontend: s.Frontend, link: l, hops: make(map[netip.AddrPort]hop)}
+		ds := directService{frontend: s.Frontend, link: l, hops: make(map[netip.AddrPort]hop), place: d.place(s.Frontend)}
+		p.handed[s.Frontend] = make(map[string]bool)
 		rotation := make(map[netip.AddrPort]bool)
 		add := func(b balancer.Backend, inRotation bool) {
 			if b.Addr.Addr().Is4() != s.Frontend.Addr().Is4() {
@@ -43,7 +44,9 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 				return
 			}
 			h := hop{addr: b.Addr, self: n.ID == d.cfg.Self}
-			if !h.self {
+			if h.self {
+				ds.place = b.Addr
+			} else {
 				why := ""
 				if h.mac, ok = mac(now, l.name, n, b.Addr.Addr()); !ok {
 					why = fmt.Sprintf("the MAC address of %v is not known: it answers nothing on %s", n, l.name)
@@ -57,7 +60,6 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 					p.passed[balancer.Target{LoadBalancer: s.LoadBalancer, Backend: b.Addr}] = why
 				}
 				if ok = ok && d.proof(n) == ProofReached; !ok {
-					p.lacking[n.ID] = true
 					return
 				}
 				// A node that has stopped answering may keep its open
@@ -68,12 +70,12 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 					delete(d.newcomers, n.ID)
 				}
 				if d.newcomers[n.ID] {
-					p.lacking[n.ID] = true
 					return
 				}
 				inRotation = inRotation && why == ""
 			}
 			ds.hops[b.Addr] = h
+			p.handed[s.Frontend][n.ID] = true
 			rotation[b.Addr] = inRotation && b.Weight > 0
 		}
 		for _, b := range s.Draining {
@@ -123,6 +125,21 @@ func (d *Direct) membersOf(s balancer.Service) []member {
 	return members
 }
 
+// place is where a backend on this node would be, as far as is known.
+func (d *Direct) place(frontend netip.AddrPort) netip.AddrPort {
+	for _, n := range *d.nodes.Load() {
+		if n.ID != d.cfg.Self {
+			continue
+		}
+		for _, a := range n.Addrs {
+			if a.Is4() == frontend.Addr().Is4() {
+				return netip.AddrPortFrom(a, frontend.Port())
+			}
+		}
+	}
+	return netip.AddrPort{}
+}
+
 func (d *Direct) node(addr netip.Addr) (Node, bool) { return nodeAt(*d.nodes.Load(), addr) }
 
 // nodeAt is the node of nodes that has an address.
@@ -132,15 +149,6 @@ func nodeAt(nodes []Node, addr netip.Addr) (Node, bool) {
 		return Node{}, false
 	}
 	return nodes[i], true
-}
-
-// frontends are what the plan serves.
-func (p directPlan) frontends() []netip.AddrPort {
-	fs := make([]netip.AddrPort, 0, len(p.services))
-	for _, s := range p.services {
-		fs = append(fs, s.frontend)
-	}
-	return fs
 }
 
 func (d *Direct) hasBackend(n Node, f netip.AddrPort, lb balancer.LoadBalancer) bool {

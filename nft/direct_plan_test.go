@@ -172,13 +172,13 @@ func TestDirectPassedOver(t *testing.T) {
 // paths is a Prober that knows.
 type paths map[string]Path
 
-func (paths) SetNodes([]Node)                                  {}
-func (paths) InForce(_, _ map[string]bool, _ []netip.AddrPort) {}
-func (paths) Want([]netip.AddrPort)                            {}
-func (p paths) Path(_ netip.AddrPort, node string) Path        { return p[node] }
-func (paths) Run(ctx context.Context, _ func()) error          { <-ctx.Done(); return nil }
-func (paths) Proof(string) Proof                               { return ProofReached }
-func (paths) Hurry()                                           {}
+func (paths) SetNodes([]Node)                                             {}
+func (paths) InForce(map[string]bool, map[netip.AddrPort]map[string]bool) {}
+func (paths) Want([]netip.AddrPort)                                       {}
+func (p paths) Path(_ netip.AddrPort, node string) Path                   { return p[node] }
+func (paths) Run(ctx context.Context, _ func()) error                     { <-ctx.Done(); return nil }
+func (paths) Proof(string) Proof                                          { return ProofReached }
+func (paths) Hurry()                                                      {}
 
 // Whatever way the rules say it in, with few members and with many, each slot
 // leads where its owner is, and only the verdicts of who has gone change.

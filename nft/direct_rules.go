@@ -58,6 +58,9 @@ type directService struct {
 	// refuse says that nobody gets new connections.
 	refuse bool
 	hops   map[netip.AddrPort]hop
+	// place is where this node stands in the order of addresses, also while it
+	// has no backend.
+	place netip.AddrPort
 }
 
 // A directPlan is all that direct puts into the kernel.
@@ -67,8 +70,8 @@ type directPlan struct {
 	services []directService
 	// passed says why backends in rotation get no new connections all the same.
 	passed map[balancer.Target]string
-	// lacking are the nodes with a backend that nothing is handed on to.
-	lacking map[string]bool
+	// handed are the nodes that packets for a frontend are handed on to.
+	handed map[netip.AddrPort]map[string]bool
 	// nat says that clients on this node may be led to other nodes.
 	nat bool
 }
@@ -180,12 +183,10 @@ func (s directService) addIngress(t *table) {
 	}
 }
 
-// arrival is the table of one IP family. A packet of a connection that this
-// node does not have goes on to the next in the ring of its slot, so that a
-// change of the set of backends breaks no connection of those who stay. So
-// does a new connection while no server listens here: nobody notices a server
-// that restarts. The table also serves clients on this node itself: by what the
-// kernel does anyway, while the node's own backends are in rotation.
+// arrival is the table of one IP family. What arrives here and belongs to
+// somebody else goes on from here; see round. The table also serves clients on
+// this node itself: by what the kernel does anyway, while the node's own
+// backends are in rotation.
 func (p directPlan) arrival(f ipFamily) table {
 	t := table{family: nftables.TableFamilyIPv4, name: directTable}
 	if f.proto == unix.NFPROTO_IPV6 {
@@ -219,95 +220,6 @@ func (p directPlan) arrival(f ipFamily) table {
 		addLocal(&t, f, services)
 	}
 	return t
-}
-
-func (s directService) addArrival(t *table) {
-	f, n := s.family(), name(s.frontend)
-	have := chain{name: "have_" + n, rules: []rule{
-		// A listener of this address and no other hides whether the
-		// connection exists; then this node keeps what it gets.
-		{"the connection is open here", concat(socket(expr.SocketKeyWildcard), equals(0), verdict(expr.VerdictAccept))},
-		{"only the listener is here", concat(socket(expr.SocketKeyWildcard), equals(1), gotoChain("lack_"+n))},
-		// Neither question has an answer for a handshake or a closed
-		// connection that still has its place (RFC 9293, TIME-WAIT).
-		{"the connection begins or ends here", concat(socket(expr.SocketKeyTransparent), verdict(expr.VerdictAccept))},
-		// Not even a listener: the server has ended, or is about to begin, and
-		// the checks do not know it yet.
-		{"nobody is here", gotoChain("absent_" + n)},
-	}}
-	self, isBackend := s.self()
-	lack, absent, onward := chain{name: "lack_" + n}, chain{name: "absent_" + n}, chain{name: "onward_" + n}
-	toOther := func(h hop) (expr.Verdict, bool) {
-		return expr.Verdict{Kind: expr.VerdictGoto, Chain: "hand_" + n + "_" + name(h.addr)}, !h.self
-	}
-	// A packet that comes straight from a client should have met the ingress
-	// hook. For a moment it does not, while that table is replaced.
-	owners := s.addSlots(t, "owner_"+n, func(slot slot) (expr.Verdict, bool) {
-		return toOther(s.hops[slot.target()])
-	})
-	next := s.addSlots(t, "next_"+n, func(slot slot) (expr.Verdict, bool) {
-		next, ok := slot.after(self.addr)
-		if !ok {
-			return expr.Verdict{}, false
-		}
-		return toOther(s.hops[next])
-	})
-	if owners {
-		straight := rule{"straight from a client, past a missing ingress hook",
-			concat(fromFellow(true), f.sealed(expr.CmpOpNeq), f.client(), s.lookup("owner_"+n))}
-		lack.rules = append(lack.rules, straight)
-		absent.rules = append(absent.rules, straight)
-	}
-	count := []expr.Any(nil)
-	if isBackend {
-		count = s.count(t, self)
-	}
-	lack.rules = append(lack.rules,
-		rule{"a new connection is for this node", concat(tcpSYN(), count, verdict(expr.VerdictAccept))},
-		rule{"an open one is not", gotoChain(onward.name)},
-	)
-	absent.rules = append(absent.rules, rule{"new or open, for somebody else", gotoChain(onward.name)})
-	// A node with another idea of the backends may have counted further.
-	for n := s.mostHops(); n <= ringMost; n++ {
-		onward.rules = append(onward.rules, rule{"everybody has been asked", concat(f.handedOn(n), verdict(expr.VerdictAccept))})
-	}
-	if next {
-		onward.rules = append(onward.rules, rule{"perhaps on the next", concat(f.client(), s.lookup("next_"+n))})
-	}
-	t.chains = append(t.chains, have, lack, absent, onward)
-	for _, h := range s.others() {
-		t.chains = append(t.chains, s.hand(h))
-	}
-}
-
-// mostHops is how often one packet is handed on: once round the ring, until it
-// is back where it began. Its listener there answers it: with a reset, or,
-// after a handshake by SYN cookie, which leaves no socket (RFC 4987 section
-// 3.6), with the connection.
-func (s directService) mostHops() int { return min(len(s.hops), ringMost) }
-
-// hand is the chain that hands a packet on to a backend and counts how often
-// that has happened to it. Some other end is needed than the kernel's lowering
-// of the TTL: the ring has none.
-func (s directService) hand(to hop) chain {
-	f := s.family()
-	c := chain{name: "hand_" + name(s.frontend) + "_" + name(to.addr)}
-	for n := s.mostHops(); n > 0; n-- {
-		before := []expr.Any(nil)
-		if n > 1 {
-			before = f.handedOn(n - 1)
-		}
-		c.rules = append(c.rules, rule{
-			fmt.Sprintf("hand on to %v, number %d", to.addr.Addr(), n),
-			concat(before, f.markHandedOn(n), f.seal(), []expr.Any{
-				&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
-				&expr.Immediate{Register: reg2, Data: native(s.link.index)},
-				&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},
-				&expr.Verdict{Kind: expr.VerdictDrop},
-			}),
-		})
-	}
-	return c
 }
 
 // target is where a packet of the slot goes first.

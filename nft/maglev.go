@@ -223,20 +223,17 @@ type slot struct {
 	// owner gets all new connections. It is the zero value if nobody may.
 	owner netip.AddrPort
 	// ring are the members that may have open connections, in an order that
-	// does not depend on who owns the slot: nodes that disagree about that
-	// agree on the ring.
+	// does not depend on who owns the slot: nodes that disagree about that and
+	// know the same members agree on the ring.
 	ring []netip.AddrPort
 	// kind is the kind of the slot, of preference.
 	kind int
 }
 
-// ringMost bounds a ring, because the count of how often a packet was handed on
-// has four bits. Nobody is missed in practice: the owner was always the first
-// of the slot's order who was in rotation.
-const ringMost = 15
-
 // table is the table in which inRotation says who may own slots, and present
-// who, beside those, may have open connections.
+// who, beside those, may have open connections. A ring has no more members than
+// a packet can ask. Nobody is missed in practice: the owner was always the first
+// of the slot's order who was in rotation.
 func (p preference) table(inRotation, present func(netip.AddrPort) bool) []slot {
 	may := make([]bool, len(p.members))
 	has := make([]bool, len(p.members))
@@ -251,7 +248,7 @@ func (p preference) table(inRotation, present func(netip.AddrPort) bool) []slot 
 			t[i].owner = p.members[order[first]].addr
 		}
 		for _, m := range order {
-			if has[m] && len(t[i].ring) < ringMost {
+			if has[m] && len(t[i].ring) < roundMost {
 				t[i].ring = append(t[i].ring, p.members[m].addr)
 			}
 		}

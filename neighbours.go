@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"iter"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -42,7 +43,7 @@ func (n *node) neighbours(cfg *configs.Config) []nft.Node {
 			nodes = append(nodes, nft.Node{ID: "worker " + a.String(), Addrs: []netip.Addr{a}, Worker: true})
 		}
 	}
-	return n.withLeavers(nodes)
+	return serving(n.withLeavers(nodes), cfg)
 }
 
 // has says that one of the nodes has the address.
@@ -75,22 +76,50 @@ func (n *node) peerNodes(cfg *configs.Config) (nodes []nft.Node) {
 }
 
 // directServers are the addresses of the backends that the direct data plane
-// could serve: it changes neither port nor family.
+// could serve.
 func directServers(cfg *configs.Config) (addrs []netip.Addr) {
-	for _, lb := range cfg.LoadBalancers {
-		p := balancer.PlaneName(lb.DataPlane)
-		if p != balancer.Auto && p != balancer.Direct || !lb.BindToVIP {
-			continue
-		}
-		for _, b := range lb.Backends {
-			a := b.Address.Addr()
-			ours := slices.ContainsFunc(lb.VIPs, func(v netip.Addr) bool { return v.Is4() == a.Is4() })
-			if ours && b.Address.Port() == lb.Port && !slices.Contains(addrs, a) {
-				addrs = append(addrs, a)
-			}
+	for a := range directPaths(cfg) {
+		if !slices.Contains(addrs, a) {
+			addrs = append(addrs, a)
 		}
 	}
 	return addrs
+}
+
+// serving is nodes with the frontends of cfg that the direct data plane could
+// serve by each.
+func serving(nodes []nft.Node, cfg *configs.Config) []nft.Node {
+	for i, n := range nodes {
+		nodes[i].Serves = nil
+		for a, frontend := range directPaths(cfg) {
+			if slices.Contains(n.Addrs, a) && !slices.Contains(nodes[i].Serves, frontend) {
+				nodes[i].Serves = append(nodes[i].Serves, frontend)
+			}
+		}
+	}
+	return nodes
+}
+
+// directPaths yields the addresses of the backends that the direct data plane
+// could serve, which changes neither port nor family, with each frontend of
+// theirs.
+func directPaths(cfg *configs.Config) iter.Seq2[netip.Addr, netip.AddrPort] {
+	return func(yield func(netip.Addr, netip.AddrPort) bool) {
+		for _, lb := range cfg.LoadBalancers {
+			p := balancer.PlaneName(lb.DataPlane)
+			if p != balancer.Auto && p != balancer.Direct || !lb.BindToVIP {
+				continue
+			}
+			for _, b := range lb.Backends {
+				for _, vip := range lb.VIPs {
+					a := b.Address.Addr()
+					if vip.Is4() == a.Is4() && b.Address.Port() == lb.Port && !yield(a, netip.AddrPortFrom(vip, lb.Port)) {
+						return
+					}
+				}
+			}
+		}
+	}
 }
 
 // leaveTime is for how long a worker that has no backend any more stays a node:

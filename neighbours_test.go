@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"appliance/arp"
 	"appliance/balancer"
@@ -35,6 +37,9 @@ func loadWorker(t *testing.T, backends ...netip.AddrPort) *configs.Config {
 	}
 	return cfg
 }
+
+// whereTheyAre compares nodes without what they serve.
+var whereTheyAre = cmpopts.IgnoreFields(nft.Node{}, "Serves")
 
 // local is an address of this host.
 func local(t *testing.T) netip.Addr {
@@ -64,34 +69,43 @@ func TestNeighboursOfWorkers(t *testing.T) {
 	cfg := loadWorker(t, at(host("192.0.2.1")), at(own), at(host("192.0.2.7")), netip.MustParseAddrPort("192.0.2.8:7443"), netip.MustParseAddrPort("[2001:db8::7]:6443"))
 	n := &node{cfg: cfg, site: site{self: configs.Peer{ID: "w"}}, log: slog.New(slog.DiscardHandler)}
 	with := append(slices.Clone(peers), peer("w", own), worker("192.0.2.7"))
-	if d := cmp.Diff(with, n.neighbours(cfg), sameAddrs); d != "" {
+	if d := cmp.Diff(with, n.neighbours(cfg), sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
+	for _, o := range n.neighbours(cfg) {
+		want := "[192.0.2.10:6443]"
+		if o.ID == "192.0.2.2" {
+			want = "[]"
+		}
+		if got := fmt.Sprint(o.Serves); got != want {
+			t.Errorf("%s serves %s, want %s", o.ID, got, want)
+		}
+	}
 	without := loadWorker(t, at(host("192.0.2.1")), at(host("192.0.2.7")))
-	if d := cmp.Diff([]nft.Node{peer("w")}, n.neighbours(without), sameAddrs); d != "" {
+	if d := cmp.Diff([]nft.Node{peer("w")}, n.neighbours(without), sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	// It has lost its backend, and another worker, too. Both stay for a while.
 	n.met = n.neighbours(cfg)
 	alone := loadWorker(t, at(host("192.0.2.1")))
-	if d := cmp.Diff(with, n.neighbours(alone), sameAddrs); d != "" {
+	if d := cmp.Diff(with, n.neighbours(alone), sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	for a := range n.left {
 		n.left[a] = time.Now()
 	}
-	if d := cmp.Diff([]nft.Node{peer("w")}, n.neighbours(alone), sameAddrs); d != "" {
+	if d := cmp.Diff([]nft.Node{peer("w")}, n.neighbours(alone), sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	// What the peers say of themselves goes before the file.
 	n.met, n.left = nil, nil
 	n.list.Store(&list{Nodes: []listedNode{{"three", []netip.Addr{host("192.0.2.3")}}}})
-	if d := cmp.Diff([]nft.Node{peer("three", host("192.0.2.3")), peer("w", own), worker("192.0.2.1"), worker("192.0.2.7")}, n.neighbours(cfg), sameAddrs); d != "" {
+	if d := cmp.Diff([]nft.Node{peer("three", host("192.0.2.3")), peer("w", own), worker("192.0.2.1"), worker("192.0.2.7")}, n.neighbours(cfg), sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	// Another data plane was asked for.
 	cfg.LoadBalancers[0].DataPlane = string(balancer.NFTables)
-	if d := cmp.Diff([]nft.Node{peer("w")}, n.neighbours(cfg), sameAddrs); d != "" {
+	if d := cmp.Diff([]nft.Node{peer("w")}, n.neighbours(cfg), sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 }

@@ -94,14 +94,14 @@ type EthernetProber struct {
 	proofs           map[netip.Addr]Proof // of workers
 	calls            map[string]*call     // to workers without a proof
 	opened           time.Time            // zero before Open
-	// fellows, lacking and frontends are those of InForce.
-	fellows, lacking map[string]bool
-	frontends        []netip.AddrPort
-	settled          bool // see isSettled
-	told             bool // the others know what this node says now
-	wanted           map[netip.AddrPort]bool
-	paths            map[pathID]*pathState
-	logged           map[string]Path // what the log says of each node
+	// fellows and handed are those of InForce.
+	fellows map[string]bool
+	handed  map[netip.AddrPort]map[string]bool
+	settled bool // see isSettled
+	told    bool // the others know what this node says now
+	wanted  map[netip.AddrPort]bool
+	paths   map[pathID]*pathState
+	logged  map[string]Path // what the log says of each node
 }
 
 type pathID struct {
@@ -235,7 +235,7 @@ func (p *EthernetProber) SetNodes(nodes []Node) {
 	before := *p.nodes.Swap(&nodes)
 	stays := make(map[string]bool)
 	for _, n := range nodes {
-		stays[n.ID] = slices.ContainsFunc(before, n.equal)
+		stays[n.ID] = slices.ContainsFunc(before, n.isAt)
 	}
 	maps.DeleteFunc(p.paths, func(id pathID, _ *pathState) bool { return !stays[id.node] })
 	p.forget(nodes)
@@ -258,12 +258,11 @@ func (p *EthernetProber) Open() {
 }
 
 // InForce implements Prober.
-func (p *EthernetProber) InForce(fellows, lacking map[string]bool, frontends []netip.AddrPort) {
+func (p *EthernetProber) InForce(fellows map[string]bool, handed map[netip.AddrPort]map[string]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if (p.fellows == nil) != (fellows == nil) || !maps.Equal(p.fellows, fellows) || !maps.Equal(p.lacking, lacking) ||
-		!slices.Equal(p.frontends, frontends) {
-		p.fellows, p.lacking, p.frontends = fellows, lacking, frontends
+	if (p.fellows == nil) != (fellows == nil) || !maps.Equal(p.fellows, fellows) || !maps.EqualFunc(p.handed, handed, maps.Equal) {
+		p.fellows, p.handed = fellows, handed
 		p.tellAgain()
 	}
 }
@@ -284,7 +283,7 @@ func (p *EthernetProber) word(to netip.Addr, frontend netip.AddrPort) probeKind 
 	case p.fellows == nil && p.opened.IsZero(), p.fellows != nil && (!ok || !p.fellows[n.ID]):
 		return kindStranger
 	case p.opened.IsZero(), p.fellows != nil && !p.isSettled(*p.nodes.Load()),
-		p.cfg.Worker && !slices.Contains(p.frontends, frontend):
+		p.cfg.Worker && p.handed[frontend] == nil:
 		return kindKnows
 	}
 	return kindAnswer
@@ -306,7 +305,13 @@ func (p *EthernetProber) hasMet(nodes []Node) bool {
 			if !ok || n.ID == p.cfg.Self || n.Worker && p.proofs[a] != ProofReached {
 				continue
 			}
-			if s := p.paths[pathID{f, n.ID}]; s == nil || !s.knows || s.path == PathProved && p.lacking[n.ID] {
+			s := p.paths[pathID{f, n.ID}]
+			if s == nil || !s.knows {
+				return false
+			}
+			// It may have connections whose packets come here, and more so when
+			// the balancer here does not yet know its backend.
+			if s.path == PathProved && slices.Contains(n.Serves, f) && !p.handed[f][n.ID] {
 				return false
 			}
 		}

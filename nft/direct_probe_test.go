@@ -342,13 +342,14 @@ func TestNodesComeAndGo(t *testing.T) {
 	before := l.open(20)
 
 	// Its appliance begins. Nothing is sent to it before it has the VIPs and the
-	// rules, and before nobody takes what it hands on for a client's packet.
+	// rules, before nobody takes what it hands on for a client's packet, and
+	// before it hands on to everybody whose packets it may get.
 	l.planes[1].SetNodes([]Node{{ID: all[0].name, Addrs: all[0].addrs}, {ID: all[1].name, Addrs: all[1].addrs}})
 	l.applyAt(1, []int{0, 1}, nil)
 	third, _ := l.probingAt(2, 2*time.Second) // it waits for others for 6 s
 	all[2].do(func() error { return l.planes[2].Usable(context.Background(), l.loadBalancer()) })
 	becomes(t, probers[0], "node3", PathUnready)
-	l.applyAt(2, []int{0, 1, 2}, nil)
+	l.applyAt(2, []int{2}, nil)
 	becomes(t, third, "node1", PathProved)
 	becomes(t, third, "node2", PathUnready)
 	third.Open()
@@ -357,6 +358,8 @@ func TestNodesComeAndGo(t *testing.T) {
 	all[1].do(func() error { return l.planes[1].Usable(context.Background(), l.loadBalancer()) })
 	l.applyAt(1, []int{0, 1, 2}, nil)
 	becomes(t, third, "node2", PathProved)
+	never(t, probers[0], "node3", PathProved)
+	l.applyAt(2, []int{0, 1, 2}, nil)
 	becomes(t, probers[0], "node3", PathProved)
 	becomes(t, probers[1], "node3", PathProved)
 	l.apply([]int{0, 1, 2}, nil)

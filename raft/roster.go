@@ -55,20 +55,26 @@ func (m member) text() string {
 	return string(text)
 }
 
-// roster is who the peers are, as this peer knows it now, by id: the members,
-// those that the group expects, and listed peers that may still join. What
-// the group says goes before what a file says.
+// roster is who the peers are, as this peer knows it now, by id.
 func (g *Group) roster() []Peer {
-	by := make(map[string]Peer)
-	settings := g.settings.all()
-	for _, p := range g.cfg.Peers {
-		if _, removed := settings[removedPrefix+p.ID]; !removed {
-			by[p.ID] = p
-		}
-	}
 	g.mu.Lock()
 	met := g.met
 	g.mu.Unlock()
+	return rosterOf(&g.cfg, met, g.settings.all(), g.servers())
+}
+
+// rosterOf is the members, those that the group expects, and listed peers that
+// may still join. What the group says goes before what a file says. What this
+// peer knew before, in met, is what the group said last: it holds where the log
+// is not there yet or is still being read, and is behind it.
+func rosterOf(cfg *Config, met []Peer, settings map[string]string, configured []hraft.Server) []Peer {
+	by := make(map[string]Peer)
+	removed := func(id string) bool { return settings[removedPrefix+id] != "" }
+	for _, p := range cfg.Peers {
+		if !removed(p.ID) {
+			by[p.ID] = p
+		}
+	}
 	firm := make(map[netip.AddrPort]string)
 	put := func(p Peer) {
 		// Who says nothing of further addresses is of an older version, or has
@@ -79,9 +85,11 @@ func (g *Group) roster() []Peer {
 		by[p.ID] = p
 		firm[p.Addr] = p.ID
 	}
-	configured := g.servers()
-	if len(configured) == 0 {
-		for _, p := range met {
+	known := make(map[string]Peer)
+	member := slices.ContainsFunc(configured, func(s hraft.Server) bool { return string(s.ID) == cfg.ID })
+	for _, p := range met {
+		known[p.ID] = p
+		if !member && !removed(p.ID) {
 			put(p)
 		}
 	}
@@ -93,13 +101,20 @@ func (g *Group) roster() []Peer {
 		}
 	}
 	for _, s := range configured {
-		if addr, err := netip.ParseAddrPort(string(s.Address)); err == nil {
-			put(Peer{ID: string(s.ID), Addr: addr, Witness: by[string(s.ID)].Witness})
+		id := string(s.ID)
+		addr, err := netip.ParseAddrPort(string(s.Address))
+		if err != nil {
+			continue
+		}
+		if _, recorded := memberOf(settings, id); !recorded && known[id].Addr == addr {
+			put(known[id])
+		} else {
+			put(Peer{ID: id, Addr: addr, Witness: by[id].Witness})
 		}
 	}
-	self := g.cfg.self()
+	self := cfg.self()
 	delete(firm, self.Addr)
-	if len(g.cfg.Join) == 0 {
+	if len(cfg.Join) == 0 {
 		delete(by, self.ID) // its file says all of it
 	}
 	put(self)

@@ -105,10 +105,11 @@ const (
 //
 // No node keeps state about connections but the servers, in their sockets. A
 // packet goes to the owner of its slot; who does not have the connection
-// hands it on to the next in the slot's ring. So an open connection survives
-// a change of the holder, of the set of backends, and of both at once; and
-// nodes that disagree about the set for a moment break nothing. A new
-// connection that meets a node without a listener goes on in the same way.
+// hands it on until somebody has it; see directService.next. So an open
+// connection survives a change of the holder, of the set of backends, and of
+// both at once; and while one backend is in the files of some nodes only,
+// nothing breaks. A new connection that meets a node without a listener goes on
+// in the same way.
 //
 // What this does not cover: a client that says nothing hears nothing of the
 // death of its server's host, until its keepalive speaks; nobody knows of its

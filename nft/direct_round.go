@@ -16,10 +16,10 @@ import (
 // backend that comes back finds there what was opened while it was away. From
 // there it goes on in the order of addresses. A table of four backends is not a
 // table of three and one more, so nodes that have read different files disagree
-// about preferences; about addresses they do not. Whoever is a backend in all
-// files but for one is asked, whatever way the packet takes: from the second
-// node that is asked, every step goes to the next address that the node knows,
-// so none that all know is passed by, and there are as many steps as that
+// about preferences; about addresses they do not. If the files differ by one
+// backend, all the others are asked, whatever way the packet takes: from the
+// second node that is asked, every step goes to the next address that the node
+// knows, so none that all know is passed by, and there are as many steps as that
 // takes with a backend that only some know.
 //
 // The last to be asked is the owner of the slot. After a handshake by SYN

@@ -101,6 +101,11 @@ func (s directService) addArrival(t *table) {
 	// hook. For a moment it does not, while that table is replaced.
 	owners := s.addSlots(t, "owner_"+n, step(s.steps()))
 	first := s.addSlots(t, "next_"+n, step(0))
+	// On a bridge, br_netfilter may have packets come by here before they meet
+	// the ingress hook and the prober's socket.
+	probe := rule{"a path probe is for this node", concat(pathProbe(), verdict(expr.VerdictAccept))}
+	lack.rules = append(lack.rules, probe)
+	absent.rules = append(absent.rules, probe)
 	if owners {
 		straight := rule{"straight from a client, past a missing ingress hook",
 			concat(fromFellow(true), f.sealed(expr.CmpOpNeq), f.client(), s.lookup("owner_"+n))}

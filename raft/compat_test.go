@@ -245,6 +245,7 @@ func goldenDatagrams() map[string]datagram {
 	life, to := incarnation{1, 2, 3, 4, 5, 6, 7, 8}, incarnation{9, 10, 11, 12, 13, 14, 15, 16}
 	return map[string]datagram{
 		"probe": {kind: datagramProbe, from: "a", life: life, to: to, seq: 17, echo: 16, term: 3},
+		"sign":  {kind: datagramSign, from: "a", life: life, to: to, seq: 19, echo: 18},
 		"reply": {kind: datagramReply, from: "b", life: to, to: life, seq: 18, echo: 17, term: 3,
 			silence: []silenceOf{{"c", 20}, {"w", 65535}}},
 	}

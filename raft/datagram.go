@@ -15,7 +15,9 @@ import (
 // The datagrams between peers
 //
 // They go from the UDP port to the UDP port that have the number of the peer
-// port. Every datagram is a probe, which wants an answer, or such an answer. What it says is in type datagram; nothing in it is secret.
+// port. Every datagram is a probe, which wants an answer, such an answer, or a
+// sign that its sender is there, which wants none. What it says is in type
+// datagram; nothing in it is secret.
 //
 // Authentication. Each process makes a random secret and derives one key per
 // peer from it. It tells a peer its key in the reply to hello, so over mutual
@@ -35,6 +37,7 @@ const (
 	datagramMagic = 0x61704431 // "apD1": another format gets another
 	datagramProbe = 'P'
 	datagramReply = 'R'
+	datagramSign  = 'S'
 
 	// maxDatagram is far more than nine peers need, and less than any MTU.
 	maxDatagram = 1200
@@ -42,8 +45,8 @@ const (
 
 	// freshWindow is counted in datagrams, not in time, so that a process that was
 	// kept from sending does not take the silence that follows for the other's.
-	// Two are sent per probe interval: this is twelve intervals, 120 ms by default.
-	freshWindow = 24
+	// One is sent per probe interval: this is 120 ms by default.
+	freshWindow = 12
 )
 
 // datagram is one message from a peer to another.
@@ -52,7 +55,7 @@ type datagram struct {
 	from     string
 	life, to incarnation // of the sender, and of the receiver as the sender knows it
 	seq      uint64
-	// echo is in a reply the number of the probe, in a probe the highest number that
+	// echo is in a reply the number of the probe, else the highest number that
 	// has come from the receiver.
 	echo uint64
 	// term is in a probe the term that the sender leads, 0 for none, in a reply the term
@@ -96,7 +99,7 @@ func openDatagram(b []byte, key func(from string) []byte) (d datagram, err error
 	magic := binary.BigEndian.Uint32(r.take(4))
 	d.kind = r.take(1)[0]
 	d.from = r.text()
-	if r.short || magic != datagramMagic || (d.kind != datagramProbe && d.kind != datagramReply) {
+	if r.short || magic != datagramMagic || (d.kind != datagramProbe && d.kind != datagramReply && d.kind != datagramSign) {
 		return d, errDatagram
 	}
 	k := key(d.from)

@@ -17,7 +17,7 @@ import (
 // needs little more than a third of one:
 //
 //	heartbeat / 30      tick      5 ms by default
-//	heartbeat / 15      probe    10 ms   to every peer, answered at its next tick
+//	heartbeat / 15      probe    10 ms   to every peer; the holder's are answered at the next tick
 //	heartbeat * 3/10    lease    45 ms   the holder is silent after that: lease.go
 //	heartbeat * 11/30   silence  55 ms   a peer that has said nothing for so long is suspected
 //
@@ -111,6 +111,7 @@ type fellow struct {
 	silence  time.Duration // since the last one, in ticks
 	pause    time.Duration // the longest that it made lately
 	vanished bool
+	told     bool // it has been answered since the last turn to probe
 	warned   bool
 	keyed    time.Duration // when the key came, for warned
 
@@ -276,12 +277,28 @@ func (d *detector) step(link packets) {
 	if d.ticks%ticksPerProbe == 0 {
 		term := d.world.leadsIn()
 		for _, f := range d.fellows {
-			d.probe(link, f, term, now)
+			d.show(link, f, term, now)
 		}
 	}
 	d.consider(link, now, true)
 	if changed {
 		d.world.reachChanged()
+	}
+}
+
+// show lets f hear that this peer is there. An answer is wanted by who leads,
+// for the lease; by who is not heard yet, to become known; and by who hears
+// little. All others need no more than the sign that f sends of itself. The
+// caller holds mu.
+func (d *detector) show(link packets, f *fellow, term uint64, now time.Duration) {
+	told := f.told
+	f.told = false
+	switch {
+	case term != 0 || !f.heard || f.silence > 2*ticksPerProbe*d.tick():
+		d.probe(link, f, term, now)
+	case !told && f.key != nil:
+		f.seq++
+		d.send(link, f, datagram{kind: datagramSign, echo: f.got})
 	}
 }
 
@@ -361,6 +378,7 @@ func (d *detector) answer(link packets, f *fellow, m datagram) {
 	if f.key == nil {
 		return
 	}
+	f.told = true
 	f.seq++
 	was := f.life
 	f.life = m.life // the answer is for who asked, whom we may not know yet

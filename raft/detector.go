@@ -16,7 +16,7 @@ import (
 // detector sends a datagram to every other peer fifteen times per heartbeat, and
 // needs little more than a third of one:
 //
-//	heartbeat / 30      tick      5 ms by default
+//	heartbeat / 30      tick      5 ms by default, of which who neither leads nor misses anybody sleeps through every other
 //	heartbeat / 15      probe    10 ms   to every peer; the holder's are answered at the next tick
 //	heartbeat * 3/10    lease    45 ms   the holder is silent after that: lease.go
 //	heartbeat * 11/30   silence  55 ms   a peer that has said nothing for so long is suspected
@@ -26,7 +26,7 @@ import (
 // there is nothing left to wait for.
 //
 // Silence is counted in ticks of this process, not by the clock: of a tick that comes
-// late only two ticks' time count, and all that has arrived is read before
+// late only one tick's time more counts, and all that has arrived is read before
 // anybody is judged. So a process that was kept waiting for a core, or
 // frozen, accuses nobody when it goes on. And silence that other processes
 // keep up with at times only, because their hosts are busy, is learned: a peer is suspected
@@ -47,8 +47,9 @@ const (
 	ticksPerProbe     = 2
 	ticksPerHeartbeat = 30
 
-	// lateTick is how many ticks' silence one late tick counts for at most.
-	lateTick = 2
+	// lateTick is how many ticks' silence a late one counts for at most, beside
+	// those that it was due after.
+	lateTick = 1
 	// forgetTicks is the time constant by which a learned pause is forgotten: 10 s by default.
 	forgetTicks = 2000
 	// blockedAfter is how long a peer has to be connected without any
@@ -71,7 +72,8 @@ type detector struct {
 	mu      sync.Mutex
 	fellows map[string]*fellow
 	last    time.Duration // the latest tick
-	ticks   uint64
+	rests   int           // after how many ticks the next is due
+	due     int           // ticks until the next turn to probe
 	since   time.Duration // when this peer's turn to stand began to count, 0: it does not
 	asking  bool          // others have been asked about the leader
 	stood   uint64        // the last term whose leader was to be replaced
@@ -100,7 +102,8 @@ type world interface {
 // fellow is another peer as the detector sees it.
 type fellow struct {
 	Peer
-	key []byte // what it accepts our datagrams by; nil: not known yet
+	key  []byte // what it accepts our datagrams by; nil: not known yet
+	ours []byte // what its datagrams are accepted by
 
 	life incarnation
 	got  uint64 // the highest number from that life
@@ -131,7 +134,7 @@ func newDetector(self Peer, life incarnation, heartbeat time.Duration, now clock
 		fellows: make(map[string]*fellow), buf: make([]byte, 0, maxDatagram),
 	}
 	rand.Read(d.secret[:])
-	d.last = now()
+	d.last, d.rests = now(), 1
 	return d
 }
 
@@ -154,7 +157,7 @@ func (d *detector) follow(peers []Peer) {
 		}
 		listed[p.ID] = true
 		if f := d.fellows[p.ID]; f == nil || f.Addr != p.Addr {
-			d.fellows[p.ID] = &fellow{Peer: p}
+			d.fellows[p.ID] = &fellow{Peer: p, ours: d.secret.keyOf(p.ID)}
 		} else {
 			f.Peer = p
 		}
@@ -187,7 +190,7 @@ func (d *detector) ended(peer string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if f := d.fellows[peer]; f != nil {
-		*f = fellow{Peer: f.Peer}
+		*f = fellow{Peer: f.Peer, ours: f.ours}
 	}
 }
 
@@ -212,13 +215,13 @@ func (d *detector) run(ctx context.Context, link packets) error {
 	d.last = d.now()
 	d.mu.Unlock()
 	b := make([]byte, maxDatagram)
-	tick := time.NewTicker(d.tick())
-	defer tick.Stop()
-	for {
+	at := time.Now()
+	for timer := time.NewTimer(0); ; timer.Reset(time.Until(at)) {
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
 		d.drain(link, b)
 		d.step(link)
@@ -227,8 +230,36 @@ func (d *detector) run(ctx context.Context, link packets) error {
 			d.drain(link, b)
 			d.count(link)
 		}
+		if at = at.Add(d.rest()); at.Before(time.Now()) {
+			at = time.Now() // what was missed is not made up for
+		}
 	}
 }
+
+// rest is how long after the latest tick the next one is due.
+func (d *detector) rest() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Duration(d.rests) * d.tick()
+}
+
+// pace is after how many ticks this peer has to look again: being scheduled is
+// what an idle peer costs. Who leads looks for the answers that keep its lease,
+// and who misses somebody sees at once when it is for too long.
+func (d *detector) pace() int {
+	if d.asking || d.world.leadsIn() != 0 {
+		return 1
+	}
+	for _, f := range d.fellows {
+		if f.heard && !f.vanished && f.silence >= d.missed() {
+			return 1
+		}
+	}
+	return ticksPerProbe
+}
+
+// missed is the silence of somebody whose probes have not come twice.
+func (d *detector) missed() time.Duration { return 2 * ticksPerProbe * d.tick() }
 
 // drain reads what has come, before anybody is judged.
 func (d *detector) drain(link packets, b []byte) {
@@ -260,12 +291,11 @@ func (d *detector) step(link packets) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()
-	passed := min(now-d.last, lateTick*d.tick())
+	passed := min(now-d.last, time.Duration(d.rests+lateTick)*d.tick())
 	d.last = now
-	d.ticks++
 	changed := false
 	for _, f := range d.fellows {
-		f.pause -= f.pause / forgetTicks
+		f.pause -= f.pause * time.Duration(d.rests) / forgetTicks
 		if !f.heard {
 			continue
 		}
@@ -274,13 +304,15 @@ func (d *detector) step(link packets) {
 			d.log.Info("a peer has vanished", "peer", f.ID, "silent", f.silence)
 		}
 	}
-	if d.ticks%ticksPerProbe == 0 {
+	if d.due -= d.rests; d.due <= 0 {
+		d.due = ticksPerProbe
 		term := d.world.leadsIn()
 		for _, f := range d.fellows {
 			d.show(link, f, term, now)
 		}
 	}
 	d.consider(link, now, true)
+	d.rests = d.pace()
 	if changed {
 		d.world.reachChanged()
 	}
@@ -294,7 +326,7 @@ func (d *detector) show(link packets, f *fellow, term uint64, now time.Duration)
 	told := f.told
 	f.told = false
 	switch {
-	case term != 0 || !f.heard || f.silence > 2*ticksPerProbe*d.tick():
+	case term != 0 || !f.heard || f.silence > d.missed():
 		d.probe(link, f, term, now)
 	case !told && f.key != nil:
 		f.seq++
@@ -330,10 +362,10 @@ func (d *detector) receive(link packets, b []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m, err := openDatagram(b, func(from string) []byte {
-		if d.fellows[from] == nil {
-			return nil
+		if f := d.fellows[from]; f != nil {
+			return f.ours
 		}
-		return d.secret.keyOf(from)
+		return nil
 	})
 	if err != nil {
 		return

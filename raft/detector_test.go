@@ -80,7 +80,7 @@ func (h *hall) run(d time.Duration) {
 				continue
 			}
 			h.read(id)
-			if dt := h.ds[id]; h.now-dt.last >= dt.tick() {
+			if dt := h.ds[id]; h.now-dt.last >= dt.rest() {
 				dt.step(&desk{h, id})
 			}
 		}
@@ -181,6 +181,28 @@ func TestDetectorSaysNothingTwice(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Who follows and misses nobody is scheduled half as often.
+func TestDetectorRests(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	rests := func(id string, want int) {
+		t.Helper()
+		if got := h.ds[id].rest(); got != time.Duration(want)*h.ds[id].tick() {
+			t.Errorf("%s looks again after %v, want %d ticks", id, got, want)
+		}
+	}
+	rests("a", 1)
+	rests("b", 2)
+	h.isolate("c", true)
+	h.run(35 * ms)
+	rests("b", 1)
+	h.run(time.Second)
+	rests("b", 2) // it has vanished, and that is that
+	h.isolate("c", false)
+	h.run(time.Second)
+	rests("c", 2)
 }
 
 func TestDetectorReplacesAVanishedLeader(t *testing.T) {

@@ -85,7 +85,7 @@ func rosterOf(cfg *Config, met []Peer, settings map[string]string, configured []
 		by[p.ID] = p
 		firm[p.Addr] = p.ID
 	}
-	known := make(map[string]Peer)
+	known := make(map[string]Peer) // in met, and without a record
 	member := slices.ContainsFunc(configured, func(s hraft.Server) bool { return string(s.ID) == cfg.ID })
 	for _, p := range met {
 		known[p.ID] = p
@@ -97,6 +97,7 @@ func rosterOf(cfg *Config, met []Peer, settings map[string]string, configured []
 		if id, ok := strings.CutPrefix(key, memberPrefix); ok {
 			if m, ok := memberOf(settings, id); ok {
 				put(Peer{ID: id, Addr: m.Addr, Further: m.Further, Witness: m.Witness})
+				delete(known, id)
 			}
 		}
 	}
@@ -106,8 +107,8 @@ func rosterOf(cfg *Config, met []Peer, settings map[string]string, configured []
 		if err != nil {
 			continue
 		}
-		if _, recorded := memberOf(settings, id); !recorded && known[id].Addr == addr {
-			put(known[id])
+		if was := known[id]; was.Addr == addr {
+			put(was) // the log is read up to who is a member, and not yet up to the record
 		} else {
 			put(Peer{ID: id, Addr: addr, Witness: by[id].Witness})
 		}

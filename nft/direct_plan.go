@@ -44,9 +44,7 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 				return
 			}
 			h := hop{addr: b.Addr, self: n.ID == d.cfg.Self}
-			if h.self {
-				ds.place = b.Addr
-			} else {
+			if !h.self {
 				why := ""
 				if h.mac, ok = mac(now, l.name, n, b.Addr.Addr()); !ok {
 					why = fmt.Sprintf("the MAC address of %v is not known: it answers nothing on %s", n, l.name)
@@ -83,6 +81,9 @@ func (d *Direct) plan(services []balancer.Service, now surroundings) directPlan 
 		}
 		for _, b := range s.Backends {
 			add(b, true)
+		}
+		if self, ok := ds.self(); ok {
+			ds.place = self.addr
 		}
 		members := d.membersOf(s)
 		key := fmt.Sprint(members)
@@ -127,17 +128,8 @@ func (d *Direct) membersOf(s balancer.Service) []member {
 
 // place is where a backend on this node would be, as far as is known.
 func (d *Direct) place(frontend netip.AddrPort) netip.AddrPort {
-	for _, n := range *d.nodes.Load() {
-		if n.ID != d.cfg.Self {
-			continue
-		}
-		for _, a := range n.Addrs {
-			if a.Is4() == frontend.Addr().Is4() {
-				return netip.AddrPortFrom(a, frontend.Port())
-			}
-		}
-	}
-	return netip.AddrPort{}
+	a, _ := addrOf(*d.nodes.Load(), d.cfg.Self, frontend.Addr())
+	return netip.AddrPortFrom(a, frontend.Port())
 }
 
 func (d *Direct) node(addr netip.Addr) (Node, bool) { return nodeAt(*d.nodes.Load(), addr) }

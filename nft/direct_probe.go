@@ -723,9 +723,13 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 	return s.path != was
 }
 
-// addrOf is a node's address of the family of the frontend's.
 func (p *EthernetProber) addrOf(node string, frontend netip.Addr) (netip.Addr, bool) {
-	for _, n := range *p.nodes.Load() {
+	return addrOf(*p.nodes.Load(), node, frontend)
+}
+
+// addrOf is a node's address of the family of the frontend's.
+func addrOf(nodes []Node, node string, frontend netip.Addr) (netip.Addr, bool) {
+	for _, n := range nodes {
 		if n.ID != node {
 			continue
 		}

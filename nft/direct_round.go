@@ -88,30 +88,25 @@ func (s directService) addArrival(t *table) {
 	}}
 	self, isBackend := s.self()
 	lack, absent, onward := chain{name: "lack_" + n}, chain{name: "absent_" + n}, chain{name: "onward_" + n}
-	toOther := func(h hop) expr.Verdict {
-		return expr.Verdict{Kind: expr.VerdictGoto, Chain: "hand_" + n + "_" + name(h.addr)}
-	}
-	step := func(n int) func(slot) (expr.Verdict, bool) {
+	step := func(count int) func(slot) (expr.Verdict, bool) {
 		return func(slot slot) (expr.Verdict, bool) {
-			h, ok := s.next(slot, n)
-			return toOther(h), ok
+			h, ok := s.next(slot, count)
+			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "hand_" + n + "_" + name(h.addr)}, ok
 		}
 	}
-	// A packet that comes straight from a client should have met the ingress
-	// hook. For a moment it does not, while that table is replaced.
 	owners := s.addSlots(t, "owner_"+n, step(s.steps()))
 	first := s.addSlots(t, "next_"+n, step(0))
 	// On a bridge, br_netfilter may have packets come by here before they meet
 	// the ingress hook and the prober's socket.
-	probe := rule{"a path probe is for this node", concat(pathProbe(), verdict(expr.VerdictAccept))}
-	lack.rules = append(lack.rules, probe)
-	absent.rules = append(absent.rules, probe)
+	astray := []rule{{"a path probe is for this node", concat(pathProbe(), verdict(expr.VerdictAccept))}}
 	if owners {
-		straight := rule{"straight from a client, past a missing ingress hook",
-			concat(fromFellow(true), f.sealed(expr.CmpOpNeq), f.client(), s.lookup("owner_"+n))}
-		lack.rules = append(lack.rules, straight)
-		absent.rules = append(absent.rules, straight)
+		// A packet that comes straight from a client should have met the ingress
+		// hook. For a moment it does not, while that table is replaced.
+		astray = append(astray, rule{"straight from a client, past a missing ingress hook",
+			concat(fromFellow(true), f.sealed(expr.CmpOpNeq), f.client(), s.lookup("owner_"+n))})
 	}
+	lack.rules = append(lack.rules, astray...)
+	absent.rules = append(absent.rules, astray...)
 	count := []expr.Any(nil)
 	if isBackend {
 		count = s.count(t, self)
@@ -129,7 +124,7 @@ func (s directService) addArrival(t *table) {
 		onward.rules = append(onward.rules, rule{"at last to the owner of the slot", concat(f.handedOn(s.steps()), f.client(), s.lookup("owner_"+n))})
 	}
 	onward.rules = append(onward.rules, rule{"who owns the slot is here", concat(f.handedOn(s.steps()), verdict(expr.VerdictAccept))})
-	if h, ok := s.next(slot{}, 1); ok && s.byAddress() {
+	if h, ok := s.hops[s.following()]; ok && s.byAddress() {
 		onward.rules = append(onward.rules, rule{"on its round, by address", concat(f.sealed(expr.CmpOpEq), gotoChain("hand_"+n+"_"+name(h.addr)))})
 	}
 	if first {

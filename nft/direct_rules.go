@@ -184,7 +184,7 @@ func (s directService) addIngress(t *table) {
 }
 
 // arrival is the table of one IP family. What arrives here and belongs to
-// somebody else goes on from here; see round. The table also serves clients on
+// somebody else goes on from here; see next. The table also serves clients on
 // this node itself: by what the kernel does anyway, while the node's own
 // backends are in rotation.
 func (p directPlan) arrival(f ipFamily) table {

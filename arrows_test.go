@@ -11,7 +11,6 @@ import (
 )
 
 // The arrows of the house: what each room may import of ours, and why no more.
-// Package main wires the rooms and may import all of them.
 var arrows = map[string]struct {
 	may []string
 	why string
@@ -29,6 +28,10 @@ var arrows = map[string]struct {
 	"appliance/script":           {nil, "a program is run without knowing what for"},
 	"appliance/track":            {nil, "what is asked is handed in as a function, so that nothing is known of checks and programs"},
 	"appliance/hook":             {nil, "what has happened is told without knowing how it came about"},
+	"appliance/host":             {nil, "what the process asks of its host knows nothing of what it is for"},
+	"appliance/cli":              {[]string{"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/manifest", "appliance/node", "appliance/raft", "appliance/status"}, "the command line reads words, asks a node and prints; it decides nothing"},
+	"appliance/node":             {[]string{"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/configs", "appliance/hook", "appliance/host", "appliance/ipvs", "appliance/manifest", "appliance/nft", "appliance/raft", "appliance/script", "appliance/status", "appliance/track"}, "one node wires the rooms; nobody below knows it"},
+	"appliance":                  {[]string{"appliance/cli"}, "main is the exit code of the command line"},
 	"appliance/lab":              {nil, "machines made of namespaces know nothing of what runs on them"},
 	"appliance/demo":             {[]string{"appliance/lab", "appliance/status"}, "the demo looks at the appliance from outside, as its users do"},
 }
@@ -40,7 +43,7 @@ var doors = map[string][]string{
 	"github.com/mdlayher/ndp":        {"appliance/arp", "appliance/lab"},
 	"github.com/cloudflare/ipvs":     {"appliance/ipvs"},
 	"github.com/google/nftables":     {"appliance/nft", "appliance/lab"},
-	"github.com/urfave/cli/v2":       {"appliance"},
+	"github.com/urfave/cli/v2":       {"appliance/cli"},
 	"github.com/prometheus":          {"appliance/status"},
 	"k8s.io/api":                     {"appliance/manifest"},
 	"github.com/vishvananda/netns":   {"appliance/lab"},
@@ -71,12 +74,12 @@ func TestArrows(t *testing.T) {
 			continue
 		}
 		room, known := arrows[pkg.ImportPath]
-		if !known && pkg.ImportPath != "appliance" {
+		if !known {
 			t.Errorf("%s is a new room: give it its arrows here, and its place in the docs", pkg.ImportPath)
 		}
 		rooms++
 		for _, imp := range pkg.Imports {
-			if known && strings.HasPrefix(imp, "appliance") && !slices.Contains(room.may, imp) {
+			if strings.HasPrefix(imp, "appliance") && !slices.Contains(room.may, imp) {
 				t.Errorf("%s imports %s: %s", pkg.ImportPath, imp, room.why)
 			}
 			for technology, may := range doors {
@@ -87,6 +90,6 @@ func TestArrows(t *testing.T) {
 		}
 	}
 	if rooms < len(arrows) {
-		t.Errorf("looked at %d rooms of %d: a room is gone, so its arrows here are dead", rooms, len(arrows)+1)
+		t.Errorf("looked at %d rooms of %d: a room is gone, so its arrows here are dead", rooms, len(arrows))
 	}
 }

@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"appliance/status"
+)
+
+func backendsCommand() *cli.Command {
+	order := func(do, usage, args string, most int) *cli.Command {
+		return &cli.Command{
+			Name:         do,
+			Usage:        usage,
+			ArgsUsage:    args,
+			Flags:        socketFlags(),
+			OnUsageError: usageError,
+			Action: func(c *cli.Context) error {
+				if c.NArg() != most {
+					return errUsage{fmt.Errorf("write `appliance backends %s %s`; `appliance backends list` has the names", do, args)}
+				}
+				q := url.Values{"do": {do}, "name": {c.Args().First()}, "weight": {c.Args().Get(1)}}
+				body, err := status.NewClient(socketPath(c)).Do(c.Context, http.MethodPost, "/backends?"+q.Encode())
+				if err != nil {
+					return err
+				}
+				_, err = c.App.Writer.Write(body)
+				return err
+			},
+		}
+	}
+	return &cli.Command{
+		Name:         "backends",
+		Usage:        "take backends out of rotation and back, on every node of the group",
+		OnUsageError: usageError,
+		Action:       unknownSubcommand,
+		Subcommands: []*cli.Command{
+			{
+				Name:         "list",
+				Usage:        "print the backends with their states and orders",
+				Flags:        socketFlags(),
+				OnUsageError: usageError,
+				Action:       listBackends,
+			},
+			order("drain", "give it no new connections; the open ones go on", "[LB/]BACKEND", 1),
+			order("disable", "give it no connections, and reset the open ones", "[LB/]BACKEND", 1),
+			order("enable", "take it as the configuration has it", "[LB/]BACKEND", 1),
+			order("weight", "give it another share of new connections, 0 to 256", "[LB/]BACKEND WEIGHT", 2),
+		},
+	}
+}
+
+func listBackends(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	snapshot, err := status.NewClient(socketPath(c)).Snapshot(c.Context)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "BACKEND\tADDRESS\tWEIGHT\tSTATE\tORDER")
+	for _, lb := range snapshot.LoadBalancers {
+		for _, b := range lb.Backends {
+			fmt.Fprintf(w, "%s/%s\t%s\t%d\t%s\t%s\n", lb.Name, b.Name, b.Address, b.Weight, b.State, b.Order)
+		}
+	}
+	return w.Flush()
+}

@@ -1,0 +1,123 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Exit codes.
+const (
+	exitFailed = 1 // the command was understood and failed
+	exitUsage  = 2 // the command line was not understood
+	// exitConfig is EX_CONFIG of sysexits.h: the configuration is not valid, and
+	// to start again would change nothing. The systemd units name it. It is not
+	// exitUsage, because that is how Go ends a process that panics.
+	exitConfig = 78
+)
+
+// Build is what is known of this program since it was built.
+type Build struct {
+	Version string
+	Image   string // the container image that the manifest runs; empty: named after the version
+}
+
+// Run runs the command line and returns the exit code. Data goes to stdout, everything for people to stderr.
+func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writer) int {
+	app := &cli.App{
+		Name:                 "appliance",
+		Usage:                "one address that does not go down, for kube-apiservers or any TCP servers",
+		Version:              build.Version,
+		Writer:               stdout,
+		ErrWriter:            stderr,
+		EnableBashCompletion: true,
+		// Usage errors belong on stderr; the library would print its help on stdout.
+		OnUsageError:   usageError,
+		ExitErrHandler: func(*cli.Context, error) {},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return errUsage{fmt.Errorf("there is no command %q; `appliance help` lists them", c.Args().First())}
+			}
+			return cli.ShowAppHelp(c)
+		},
+		Commands: []*cli.Command{
+			startCommand(),
+			configCommand(),
+			keygenCommand(),
+			manifestCommand(build),
+			convertCommand(),
+			statusCommand(),
+			topCommand(),
+			eventsCommand(),
+			healthCommand(),
+			transferCommand(),
+			peersCommand(),
+			drainCommand(),
+			undrainCommand(),
+			pinCommand(),
+			recoverCommand(),
+			backendsCommand(),
+			reloadCommand(),
+			cleanupCommand(),
+			demoCommand(),
+			logLevelCommand(),
+			passwdCommand(),
+			completionCommand(),
+			{
+				Name:         "version",
+				Usage:        "print the version",
+				OnUsageError: usageError,
+				Action: func(c *cli.Context) error {
+					_, err := fmt.Fprintln(c.App.Writer, "appliance", c.App.Version)
+					return err
+				},
+			},
+		},
+	}
+	err := app.RunContext(ctx, args)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(stderr, "appliance: %v\n", err)
+	var usage errUsage
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	var config errConfig
+	if errors.As(err, &config) {
+		return exitConfig
+	}
+	return exitFailed
+}
+
+// errUsage is a command line that was not understood.
+type errUsage struct{ error }
+
+func (e errUsage) Unwrap() error { return e.error }
+
+func usageError(c *cli.Context, err error, _ bool) error {
+	name := "appliance"
+	if c.Command != nil && c.Command.HelpName != "" {
+		name = c.Command.HelpName
+	}
+	return errUsage{fmt.Errorf("%w; `%s --help` lists what can be said", err, name)}
+}
+
+// noArgs refuses arguments, which would otherwise be passed over in silence.
+func noArgs(c *cli.Context) error {
+	if c.Args().Present() {
+		return errUsage{fmt.Errorf("%s takes no argument, and %q is one; `%s --help` lists what can be said", c.Command.HelpName, c.Args().First(), c.Command.HelpName)}
+	}
+	return nil
+}
+
+// unknownSubcommand is the action of a command that only has subcommands.
+func unknownSubcommand(c *cli.Context) error {
+	if c.Args().Present() {
+		return errUsage{fmt.Errorf("there is no command %q; `%s --help` lists them", c.Command.HelpName+" "+c.Args().First(), c.Command.HelpName)}
+	}
+	return cli.ShowSubcommandHelp(c)
+}

@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/urfave/cli/v2"
+
+	"appliance/configs"
+	"appliance/node"
+)
+
+func configCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "config",
+		Usage:        "check, print and explain configuration",
+		OnUsageError: usageError,
+		Action:       unknownSubcommand,
+		Subcommands: []*cli.Command{
+			{
+				Name:         "check",
+				Usage:        "say what is wrong with a configuration file, and touch nothing",
+				ArgsUsage:    "FILE",
+				Flags:        append(settingFlags(), &cli.BoolFlag{Name: "live", Usage: "ask each backend once, from this host, and print the line to write where its check does not fit"}),
+				OnUsageError: usageError,
+				Action:       checkConfig,
+			},
+			{
+				Name:         "sample",
+				Usage:        "print the reference file: every key, its default and why",
+				OnUsageError: usageError,
+				Action: func(c *cli.Context) error {
+					if err := noArgs(c); err != nil {
+						return err
+					}
+					_, err := c.App.Writer.Write(configs.Sample())
+					return err
+				},
+			},
+			{
+				Name:         "show",
+				Usage:        "print what is in force, and where each value came from",
+				Flags:        settingFlags(),
+				OnUsageError: usageError,
+				Action:       showConfig,
+			},
+		},
+	}
+}
+
+func checkConfig(c *cli.Context) error {
+	file := c.String("config")
+	switch {
+	case c.NArg() > 1, c.NArg() == 1 && file != "":
+		return errUsage{fmt.Errorf("one file at a time; give it as the only argument, after the flags")}
+	case c.NArg() == 1:
+		file = c.Args().First()
+	case file == "":
+		return errUsage{fmt.Errorf("which file? write `appliance config check FILE`")}
+	}
+	cfg, err := loadFile(file, flagSource(c))
+	if err != nil {
+		return err
+	}
+	printWarnings(c.App.ErrWriter, cfg)
+	if c.Bool("live") {
+		return checkLive(c.Context, c.App.Writer, cfg)
+	}
+	if err := node.CheckProgramsHere(cfg); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "%s is valid: %s, %s, %s\n", file,
+		count(len(cfg.VIPs), "virtual address", "es"), count(len(cfg.Peers), "peer", "s"), count(len(cfg.LoadBalancers), "load balancer", "s"))
+	return err
+}
+
+// count says how many of a thing there are; plural is what the word takes.
+func count(n int, thing, plural string) string {
+	if n == 1 {
+		plural = ""
+	}
+	return fmt.Sprintf("%d %s%s", n, thing, plural)
+}
+
+func showConfig(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(c)
+	if err != nil {
+		return err
+	}
+	printWarnings(c.App.ErrWriter, cfg)
+	w := tabwriter.NewWriter(c.App.Writer, 0, 0, 2, ' ', 0)
+	for _, v := range cfg.Show() {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", v.Key, v.Value, v.Origin)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"appliance/configs"
+	"appliance/convert"
+)
+
+func convertCommand() *cli.Command {
+	var kinds []string
+	for _, k := range convert.Kinds() {
+		kinds = append(kinds, string(k))
+	}
+	return &cli.Command{
+		Name:      "convert",
+		Usage:     "print our configuration for what haproxy, nginx, keepalived or kube-vip 0.1 have; - reads stdin",
+		ArgsUsage: "FILE...",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "from", Usage: "what the files are for: " + strings.Join(kinds, ", "), DefaultText: "found out for each file"},
+			&cli.StringSliceFlag{Name: "vip", Usage: "the virtual addresses, instead of those that the files name"},
+			&cli.StringSliceFlag{Name: "peers", Usage: "the members of the group, instead of those that the files name"},
+		},
+		OnUsageError: usageError,
+		Action:       printConverted,
+	}
+}
+
+// printConverted prints nothing at all unless the whole is right, as
+// printManifest does.
+func printConverted(c *cli.Context) error {
+	kind := convert.Kind(c.String("from"))
+	switch {
+	case c.NArg() == 0:
+		return errUsage{fmt.Errorf("which files? write `appliance convert /etc/keepalived/keepalived.conf /etc/haproxy/haproxy.cfg`")}
+	case kind != "" && !slices.Contains(convert.Kinds(), kind):
+		return errUsage{fmt.Errorf("--from %q is none; write one of %v", kind, convert.Kinds())}
+	}
+	var options convert.Options
+	var err error
+	if options.VIPs, err = addresses("vip", c.StringSlice("vip")); err != nil {
+		return err
+	}
+	if options.Peers, err = addresses("peers", c.StringSlice("peers")); err != nil {
+		return err
+	}
+	var files []convert.File
+	for _, name := range c.Args().Slice() {
+		if len(name) > 1 && name[0] == '-' {
+			return errUsage{fmt.Errorf("%s stands behind a file; write flags first, and ./%s if it is a file", name, name)}
+		}
+		if slices.ContainsFunc(files, func(f convert.File) bool { return f.Name == name }) {
+			return errUsage{fmt.Errorf("%s is given twice; name each file once", name)}
+		}
+		data, err := readForeign(c, name)
+		if err != nil {
+			return err
+		}
+		files = append(files, convert.File{Name: name, Kind: kind, Data: data})
+	}
+	result, err := convert.Convert(files, options)
+	if err != nil {
+		return fmt.Errorf("convert: %w", err)
+	}
+	// Whoever redirects stdout to a file relies on it.
+	cfg, err := configs.Parse("the result", result.YAML, configs.Source{})
+	if err != nil {
+		return fmt.Errorf("convert: what came out does not load, which is a mistake of this program; please report it:\n%w", err)
+	}
+	printWarnings(c.App.ErrWriter, cfg)
+	fmt.Fprintf(c.App.ErrWriter, "%d statements read: %d carried over as they are, %d to look at, %d without a meaning here; the comments say which and why\n",
+		result.Statements, result.Statements-result.Decide-result.Moot, result.Decide, result.Moot)
+	_, err = c.App.Writer.Write(result.YAML)
+	return err
+}
+
+// maxForeign is more than convert reads, so that it can say that a file is too large.
+const maxForeign = 2 << 20
+
+func readForeign(c *cli.Context, name string) ([]byte, error) {
+	if name == "-" {
+		return io.ReadAll(io.LimitReader(c.App.Reader, maxForeign))
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("%w; give the paths of configuration files", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxForeign))
+	if err != nil {
+		return nil, fmt.Errorf("%w; give the paths of configuration files", err)
+	}
+	return data, nil
+}
+
+func addresses(flag string, words []string) ([]netip.Addr, error) {
+	var list []netip.Addr
+	for _, w := range words {
+		a, err := netip.ParseAddr(strings.TrimSpace(w))
+		if err != nil {
+			return nil, errUsage{fmt.Errorf("--%s: %q is not an IP address; write one such as 192.0.2.10 or 2001:db8::10", flag, w)}
+		}
+		list = append(list, a.Unmap())
+	}
+	return list, nil
+}

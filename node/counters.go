@@ -1,0 +1,119 @@
+package node
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"sync"
+	"time"
+
+	"appliance/balancer"
+	"appliance/ipvs"
+	"appliance/nft"
+)
+
+// meterEvery is how old a kernel plane's counters may be. Everybody who looks
+// asks for them, and with many services reading them takes milliseconds.
+const meterEvery = 500 * time.Millisecond
+
+// metered is a plane whose counters the kernel keeps, in the balancer's words.
+type metered struct {
+	balancer.Plane
+	// read gets the counters; names are the load balancers by frontend.
+	read func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error)
+	// passed, if not nil, is whom the plane passes over.
+	passed func() map[balancer.Target]string
+
+	mu    sync.Mutex
+	names map[netip.AddrPort]string
+	at    time.Time
+	known map[balancer.Target]balancer.Traffic
+}
+
+// Apply remembers whose the services are.
+func (m *metered) Apply(ctx context.Context, services []balancer.Service) (int, error) {
+	names := make(map[netip.AddrPort]string, len(services))
+	for _, s := range services {
+		names[s.Frontend] = s.LoadBalancer
+	}
+	m.mu.Lock()
+	if !maps.Equal(m.names, names) {
+		m.names, m.at = names, time.Time{}
+	}
+	m.mu.Unlock()
+	return m.Plane.Apply(ctx, services)
+}
+
+// Stats implements balancer.Meter. Counters that cannot be read stay as they
+// were: a gap in what is shown is no reason to fail.
+func (m *metered) Stats() map[balancer.Target]balancer.Traffic {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.names) == 0 {
+		return nil
+	}
+	if time.Since(m.at) >= meterEvery {
+		if now, err := m.read(m.names); err == nil {
+			m.known = now
+		}
+		m.at = time.Now()
+	}
+	return maps.Clone(m.known)
+}
+
+// PassedOver implements balancer.Picky.
+func (m *metered) PassedOver() map[balancer.Target]string {
+	if m.passed == nil {
+		return nil
+	}
+	return m.passed()
+}
+
+// meterIPVS counts what goes through ipvs.
+func meterIPVS(p balancer.Plane, k *ipvs.Plane) balancer.Plane {
+	return &metered{Plane: p, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+		all, err := k.Stats()
+		if err != nil {
+			return nil, err
+		}
+		out := make(map[balancer.Target]balancer.Traffic)
+		for _, s := range all {
+			if names[s.Frontend] == "" {
+				continue // about to be removed
+			}
+			for _, be := range s.Backends {
+				t := balancer.Target{LoadBalancer: names[s.Frontend], Backend: be.Addr}
+				out[t] = out[t].Add(balancer.Traffic{
+					Open: uint64(be.Active), Total: be.Connections, In: be.BytesIn, Out: be.BytesOut,
+				})
+			}
+		}
+		return out, nil
+	}}
+}
+
+// meterNAT counts what goes through nft's NAT, which is connections only.
+func meterNAT(p balancer.Plane, k *nft.NAT) balancer.Plane {
+	return &metered{Plane: p, read: counts(k.Stats)}
+}
+
+// meterDirect counts what arrives at this node's own backends, and what clients
+// on this node send to others: connections only.
+func meterDirect(p balancer.Plane, k *nft.Direct) balancer.Plane {
+	return &metered{Plane: p, read: counts(k.Stats), passed: k.PassedOver}
+}
+
+func counts(stats func() (nft.Stats, error)) func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+	return func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+		all, err := stats()
+		if err != nil {
+			return nil, err
+		}
+		out := make(map[balancer.Target]balancer.Traffic)
+		for _, c := range all.Counts {
+			t := balancer.Target{LoadBalancer: c.LoadBalancer, Backend: c.Backend.Addr}
+			out[t] = out[t].Add(balancer.Traffic{Total: c.Connections})
+		}
+		return out, nil
+	}
+}

@@ -1,0 +1,67 @@
+package node
+
+import (
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/raft"
+	"appliance/track"
+)
+
+// A load balancer that loses its last backend is told of soon, one that has one
+// again late, and one that flaps is told of once.
+func TestDamped(t *testing.T) {
+	var d damped
+	now := time.Unix(0, 0)
+	for i, step := range []struct {
+		seconds int // of n, after the step before
+		n, want int
+	}{
+		{0, 0, 0}, {5, 0, 0}, {1, 1, 0}, {1, 1, 0}, {1, 1, 1}, // 2 s
+		{1, 0, 1}, {9, 0, 1}, {1, 0, 0}, // 10 s
+		{1, 1, 0}, {1, 0, 0}, {1, 1, 0}, {1, 0, 0}, // flaps each second
+		{1, 2, 0}, {2, 2, 2}, {1, 1, 2}, {5, 0, 2}, {5, 1, 2}, {9, 1, 2}, {1, 1, 1},
+	} {
+		now = now.Add(time.Duration(step.seconds) * time.Second)
+		if got := d.look(now, step.n); got != step.want {
+			t.Errorf("step %d: %d, want %d", i, got, step.want)
+		}
+	}
+}
+
+func TestBlind(t *testing.T) {
+	lb := func(states ...balancer.State) (s balancer.LoadBalancerStatus) {
+		for _, state := range states {
+			s.Backends = append(s.Backends, balancer.BackendStatus{State: state})
+		}
+		return s
+	}
+	lbs := []balancer.LoadBalancerStatus{
+		lb(balancer.Up, balancer.Down), lb(balancer.Down, balancer.Down), lb(balancer.Draining, balancer.Down), lb(balancer.Down, balancer.Unknown),
+	}
+	if n := blind(lbs); n != 2 {
+		t.Errorf("%d are blind, want 2", n)
+	}
+}
+
+// Who cannot write is no heir: a hand-over to it fails and costs answers.
+func TestFitness(t *testing.T) {
+	for name, test := range map[string]struct {
+		blind   int
+		tracks  *track.Claim
+		trouble string
+		want    raft.Claim
+	}{
+		"well":                  {want: raft.Claim{}},
+		"blind":                 {blind: 2, want: raft.Claim{Blind: 2}},
+		"tracks":                {tracks: &track.Claim{Barred: "eth1 is down", Lowered: 20}, want: raft.Claim{Barred: "eth1 is down", Lowered: 20}},
+		"a full disk":           {blind: 1, trouble: "cannot write", want: raft.Claim{Blind: 1, Barred: "cannot write"}},
+		"a full disk and claim": {tracks: &track.Claim{Lowered: 5}, trouble: "cannot write", want: raft.Claim{Barred: "cannot write", Lowered: 5}},
+		"both":                  {tracks: &track.Claim{Barred: "eth1 is down"}, trouble: "cannot write", want: raft.Claim{Barred: "eth1 is down"}},
+	} {
+		if got := fitness(test.blind, test.tracks, test.trouble); got != test.want {
+			t.Errorf("%s: %+v, want %+v", name, got, test.want)
+		}
+	}
+}

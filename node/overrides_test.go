@@ -1,0 +1,93 @@
+package node
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"appliance/balancer"
+	"appliance/configs"
+)
+
+func TestFindBackends(t *testing.T) {
+	at := netip.MustParseAddrPort
+	cfg := &configs.Config{LoadBalancers: []configs.LoadBalancer{
+		{Name: "api", Backends: []configs.Backend{{Name: "cp1", Address: at("192.0.2.1:6443")}, {Address: at("[2001:db8::2]:6443")}}},
+		{Name: "a/b", Backends: []configs.Backend{{Name: "cp1", Address: at("192.0.2.1:443")}}},
+	}}
+	seven := 7
+	given := orders(map[string]string{
+		"backend/api/192.0.2.1:6443": `{"out":"drain"}`,
+		"backend/a/b/192.0.2.9:443":  `{"weight":7}`, // not in the file any more
+		"backend/api/what":           `{}`,
+		"backend/api/192.0.2.3:1":    `{`,
+		"cluster":                    "x",
+	})
+	want := map[ordered]balancer.Order{
+		{lb: "api", addr: at("192.0.2.1:6443")}: {Out: "drain"},
+		{lb: "a/b", addr: at("192.0.2.9:443")}:  {Weight: &seven},
+	}
+	if len(given) != len(want) {
+		t.Errorf("read %v", given)
+	}
+	for k, v := range want {
+		if given[k].String() != v.String() {
+			t.Errorf("%v: read %q, want %q", k, given[k], v)
+		}
+	}
+	for name, want := range map[string]string{
+		"api/cp1":            "api/cp1",
+		"cp1":                "a/b/cp1 api/cp1",
+		"a/b/cp1":            "a/b/cp1",
+		"192.0.2.1":          "a/b/cp1 api/cp1",
+		"192.0.2.1:443":      "a/b/cp1",
+		"2001:db8::2":        "api/[2001:db8::2]:6443",
+		"[2001:db8::2]:6443": "api/[2001:db8::2]:6443",
+		"a/b/192.0.2.9":      "a/b/192.0.2.9:443",
+		"cp2":                `there is no backend "cp2"; known here: a/b/192.0.2.9:443, a/b/cp1, api/[2001:db8::2]:6443, api/cp1`,
+		"":                   `there is no backend ""; known here: a/b/192.0.2.9:443, a/b/cp1, api/[2001:db8::2]:6443, api/cp1`,
+	} {
+		found, err := find(cfg, given, name)
+		var names []string
+		for _, o := range found {
+			names = append(names, o.String())
+		}
+		slices.Sort(names)
+		got := strings.Join(names, " ")
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: %s\nwant %s", name, got, want)
+		}
+	}
+}
+
+func TestReviseOrder(t *testing.T) {
+	five := 5
+	for _, tt := range []struct {
+		from       balancer.Order
+		do, weight string
+		want       string
+	}{
+		{balancer.Order{}, "drain", "", "drain"},
+		{balancer.Order{Out: "drain"}, "disable", "", "disable"},
+		{balancer.Order{Out: "drain"}, "weight", "5", "drain, weight 5"},
+		{balancer.Order{Weight: &five}, "weight", "0", "weight 0"},
+		{balancer.Order{Out: "drain", Weight: &five}, "enable", "", ""},
+		{balancer.Order{}, "weight", "257", `weight "257" is not a number from 0 to 256; write one`},
+		{balancer.Order{}, "weight", "", `weight "" is not a number from 0 to 256; write one`},
+		{balancer.Order{}, "remove", "", `"remove" is no order; write drain, enable, disable or weight`},
+	} {
+		o, err := revise(tt.from, tt.do, tt.weight)
+		got := o.String()
+		if err != nil {
+			got = fmt.Sprint(err)
+		}
+		if got != tt.want {
+			t.Errorf("%v, %s %s: %s, want %s", tt.from, tt.do, tt.weight, got, tt.want)
+		}
+	}
+}

@@ -1,0 +1,212 @@
+package node
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"appliance/arp"
+	"appliance/configs"
+	"appliance/raft"
+)
+
+// site is what the host says to a config: which peer this node is, on which
+// interface each VIP is answered for, and the keys that it may read.
+type site struct {
+	self     configs.Peer
+	vips     []arp.VIP
+	security raft.Security
+	worker   *raft.WorkerKey // nil but for a worker that follows the peers
+}
+
+// survey finds out whether cfg can be put into force on this host, and changes
+// nothing on it. The error holds everything that is missing.
+func survey(cfg *configs.Config) (site, error) {
+	var s site
+	var problems []error
+	note := func(err error) {
+		if err != nil {
+			problems = append(problems, err)
+		}
+	}
+
+	local, err := arp.LocalAddrs()
+	note(err)
+	s.self, err = selfAmong(cfg, local)
+	note(err)
+	if err == nil {
+		note(cfg.AtHome(local, s.self))
+	}
+	if cfg.Worker() {
+		note(s.workerAccess(cfg))
+		if s.follows(cfg) {
+			note(writable(cfg.DataDir))
+		}
+	}
+	if !cfg.Worker() {
+		s.security, err = security(cfg)
+		note(err)
+		note(writable(cfg.DataDir))
+	}
+	if s.self.Role != configs.RoleWitness {
+		note(capabilities(cfg))
+		for _, vip := range cfg.VIPs {
+			name, err := arp.FindInterface(vip, cfg.Interface)
+			note(err)
+			s.vips = append(s.vips, arp.VIP{Addr: vip, Interface: name})
+		}
+	}
+	return s, errors.Join(problems...)
+}
+
+// Self finds which node of cfg this host is.
+func Self(cfg *configs.Config) (configs.Peer, error) {
+	local, err := arp.LocalAddrs()
+	if err != nil {
+		return configs.Peer{}, err
+	}
+	return selfAmong(cfg, local)
+}
+
+func selfAmong(cfg *configs.Config, local []netip.Addr) (configs.Peer, error) {
+	return cfg.Self(towards(cfg.Join, local), "")
+}
+
+// towards puts the address first from which this host speaks to the group that
+// it joins. Nothing is sent.
+func towards(join []netip.AddrPort, local []netip.Addr) []netip.Addr {
+	for _, at := range join {
+		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
+		if err != nil {
+			continue // no route; the peer port says so again
+		}
+		from, _ := netip.ParseAddrPort(conn.LocalAddr().String())
+		conn.Close()
+		return append([]netip.Addr{from.Addr()}, local...)
+	}
+	return local
+}
+
+// security reads what makes this node a peer.
+func security(cfg *configs.Config) (raft.Security, error) {
+	g := cfg.Group
+	switch {
+	case g.Insecure:
+		return raft.Security{Insecure: true}, nil
+	case g.CAFile != "" || g.CertFile != "" || g.CertKeyFile != "":
+		return raft.Security{CA: g.CAFile, Cert: g.CertFile, Key: g.CertKeyFile}, nil
+	case g.KeyFile != "":
+		keys, err := raft.LoadKeys(g.KeyFile)
+		if err != nil {
+			return raft.Security{}, err
+		}
+		if g.OldKeyFile != "" {
+			old, err := raft.LoadKey(g.OldKeyFile)
+			if err != nil {
+				return raft.Security{}, err
+			}
+			keys = append(keys, old)
+		}
+		return raft.Security{Keys: keys, KeyFile: g.KeyFile}, nil
+	}
+	return raft.Security{}, nil
+}
+
+// writable proves that dir, or the nearest parent that exists, takes a file.
+func writable(dir string) error {
+	at := dir
+	for {
+		info, err := os.Stat(at)
+		if err == nil && !info.IsDir() {
+			return fmt.Errorf("dataDir %s: %s is no directory; set dataDir to a directory that survives a reboot", dir, at)
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, os.ErrNotExist) || at == filepath.Dir(at) {
+			return fmt.Errorf("dataDir %s: %w", dir, err)
+		}
+		at = filepath.Dir(at)
+	}
+	f, err := os.CreateTemp(at, ".appliance-*")
+	if full(err) {
+		return noRoom(dir, at, err)
+	}
+	if err != nil {
+		return fmt.Errorf("dataDir %s cannot be written: %w; the group's votes have to be on disk", dir, err)
+	}
+	defer os.Remove(f.Name())
+	// A full disk refuses the first block, not the file.
+	if _, err = f.Write(make([]byte, 4096)); err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if full(err) {
+		return noRoom(dir, at, err)
+	}
+	if err != nil {
+		return fmt.Errorf("dataDir %s takes no data: %w; the group's votes have to be on disk", dir, err)
+	}
+	return nil
+}
+
+// full tells a file system without room, or a user over quota.
+func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// noRoom is a peer that cannot vote: the group's votes have to be on disk.
+// Nothing has been touched, so who restarts it does no harm.
+func noRoom(dir, at string, err error) error {
+	return fmt.Errorf("dataDir %s is full (%w; free at %s: %s), and the group's votes have to be on disk; "+
+		"free some room there, or set dataDir to another disk, and start again", dir, err, at, raft.Free(at))
+}
+
+// capabilities compares what the process may do with what cfg needs.
+func capabilities(cfg *configs.Config) error {
+	have, err := effectiveCapabilities()
+	if err != nil {
+		return err
+	}
+	var missing []string
+	need := func(bit int, name, why string) {
+		if have&(1<<bit) == 0 {
+			missing = append(missing, name+" ("+why+")")
+		}
+	}
+	if len(cfg.VIPs) > 0 {
+		need(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to bind the virtual addresses and to program the kernel")
+		need(unix.CAP_NET_RAW, "CAP_NET_RAW", "to answer ARP and neighbour solicitations")
+	}
+	for _, lb := range cfg.LoadBalancers {
+		if lb.Port < 1024 && (!lb.BindToVIP || len(lb.Listen) > 0) {
+			need(unix.CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE", fmt.Sprintf("to listen on port %d", lb.Port))
+			break
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("this process lacks %s; run it as root, or give the capabilities as the manifest and the systemd unit do", strings.Join(missing, " and "))
+	}
+	return nil
+}
+
+// effectiveCapabilities is the CapEff mask of this process, see proc(5).
+func effectiveCapabilities() (uint64, error) {
+	f, err := os.Open("/proc/self/status")
+	if err != nil {
+		return 0, fmt.Errorf("find out the capabilities of this process: %w", err)
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if mask, ok := strings.CutPrefix(lines.Text(), "CapEff:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+		}
+	}
+	return 0, errors.New("find out the capabilities of this process: /proc/self/status has no CapEff line")
+}

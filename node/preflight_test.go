@@ -1,0 +1,79 @@
+package node
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// fill takes all room of the file system at dir, and returns the file that has it.
+func fill(t *testing.T, dir string) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+func TestFullDataDir(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("a small file system is mounted by root")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1m,nr_inodes=16"); err != nil {
+		t.Skip("no tmpfs can be mounted here: ", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(disk, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	dir := filepath.Join(disk, "a", "b") // below what there is
+	refused := func() {
+		t.Helper()
+		err := writable(dir)
+		if err == nil {
+			t.Fatal("a full disk is no problem")
+		}
+		for _, want := range []string{"dataDir " + dir, "is full", "no space left", " MiB, ", " files", "free some room"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%q is not in: %v", want, err)
+			}
+		}
+	}
+	filler := fill(t, disk)
+	refused()
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if err := writable(dir); err != nil {
+		t.Errorf("with room: %v", err)
+	}
+	var inodes []string
+	for err := error(nil); err == nil; {
+		var f *os.File
+		if f, err = os.CreateTemp(disk, "inode-*"); err == nil {
+			inodes = append(inodes, f.Name())
+			f.Close()
+		}
+	}
+	refused()
+	if left, _ := filepath.Glob(filepath.Join(disk, ".appliance-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if len(inodes) == 0 {
+		t.Error("the file system never was full")
+	}
+}

@@ -1,0 +1,97 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"appliance/balancer"
+	"appliance/raft"
+)
+
+func TestHeir(t *testing.T) {
+	self := raft.PeerStatus{ID: "a", Self: true, Role: "voter"}
+	for name, tt := range map[string]struct {
+		peers []raft.PeerStatus
+		want  bool
+	}{
+		"alone":              {[]raft.PeerStatus{self}, false},
+		"with a witness":     {[]raft.PeerStatus{self, {ID: "w", Role: "witness", Witness: true}}, false},
+		"with one who joins": {[]raft.PeerStatus{self, {ID: "b", Role: "nonvoter"}}, false},
+		"with another":       {[]raft.PeerStatus{self, {ID: "b", Role: "voter"}}, true},
+	} {
+		if got := heir(tt.peers); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
+// TestLoneNodeStopsAtOnce: it has been holder, and there is nobody to hand to.
+func TestLoneNodeStopsAtOnce(t *testing.T) {
+	group, err := raft.Open(raft.Config{ID: "a", DataDir: t.TempDir(), SingleNode: true, Addr: netip.MustParseAddrPort("127.0.0.1:10000")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer group.Close()
+	synctest.Test(t, func(t *testing.T) {
+		n := &node{group: group}
+		now := time.Now()
+		n.tenureEnded.Store(&now)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := n.lingerAfterTenure(ctx); err != nil || time.Since(now) > 0 {
+			t.Errorf("%v after %v", err, time.Since(now))
+		}
+	})
+}
+
+func TestFormerKeeps(t *testing.T) {
+	vip := netip.MustParseAddr("10.0.0.1")
+	of := func(plane balancer.PlaneName, port uint16) balancer.LoadBalancerStatus {
+		return balancer.LoadBalancerStatus{Plane: plane, Frontends: []netip.AddrPort{netip.AddrPortFrom(vip, port)}}
+	}
+	everywhere := balancer.LoadBalancerStatus{Plane: balancer.UserSpace,
+		Frontends: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:5"), netip.MustParseAddrPort("[::]:5")}}
+	lbs := []balancer.LoadBalancerStatus{of(balancer.UserSpace, 4), of(balancer.Direct, 1), of(balancer.IPVS, 2), of(balancer.NFTables, 3), everywhere}
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		peer raft.PeerStatus
+		want string // ports
+	}{
+		"lives":                   {raft.PeerStatus{Connected: true}, "[2 3 4 5]"},
+		"lives, and had died":     {raft.PeerStatus{Connected: true, Died: 6}, "[2 3 4 5]"},
+		"about to end":            {raft.PeerStatus{Since: now, Died: 7, Left: now}, "[2 3 4 5]"},
+		"has ended":               {raft.PeerStatus{Since: now.Add(-2 * time.Second), Died: 7, Left: now.Add(-2 * time.Second)}, "[2 3]"},
+		"killed":                  {raft.PeerStatus{Since: now, Died: 7}, "[2 3]"},
+		"killed, not noticed yet": {raft.PeerStatus{Connected: true, Died: 7}, "[2 3]"},
+		"dead for long":           {raft.PeerStatus{Since: now.Add(-time.Minute), Died: 7}, "[]"},
+		"host gone":               {raft.PeerStatus{Connected: true, Vanished: true}, "[]"},
+		"is this node":            {raft.PeerStatus{Connected: true, Self: true}, "[]"},
+	} {
+		tt.peer.ID = "a"
+		s := raft.Status{Peers: []raft.PeerStatus{{ID: "b"}, tt.peer}}
+		ports := []uint16{}
+		_, frontends := former{"a", 7}.keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, 30*time.Second)
+		for _, f := range frontends {
+			if f.Addr() != vip {
+				t.Errorf("%s: frontend %v", name, f)
+			}
+			ports = append(ports, f.Port())
+		}
+		if got := fmt.Sprint(ports); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+	for ago, want := range map[time.Duration]int{time.Minute: 4, 2 * time.Hour: 0} {
+		s := raft.Status{Holder: true, Since: now.Add(-ago), Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}
+		if _, frontends := (former{"a", 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(frontends) != want {
+			t.Errorf("after a tenure of %v: %v", ago, frontends)
+		}
+	}
+	if _, frontends := (former{}).keeps(raft.Status{Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}, lbs, nil, time.Minute); frontends != nil {
+		t.Errorf("nobody held before: %v", frontends)
+	}
+}

@@ -1,0 +1,169 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"appliance/arp"
+	"appliance/balancer"
+	"appliance/raft"
+	"appliance/status"
+)
+
+// snapshot puts the rooms' own snapshots side by side.
+func (n *node) snapshot() status.Snapshot {
+	s := status.Snapshot{
+		Version: n.version,
+		Time:    time.Now(),
+		Started: n.started,
+		ID:      n.site.self.ID,
+		Role:    string(n.site.self.Role),
+		VIPs:    []status.VIP{},
+
+		LoadBalancers: []balancer.LoadBalancerStatus{},
+	}
+	if told, failed, dropped := n.hooks.Counts(); len(n.serving.Load().Hooks) > 0 || told+failed+dropped > 0 {
+		s.Hooks = &status.Hooks{Told: told, Failed: failed, Dropped: dropped}
+	}
+	if n.broken != nil {
+		s.NotReady = append(s.NotReady, "group: "+n.broken.Error())
+	}
+	if n.group != nil {
+		group := n.group.Status()
+		s.Holder, s.Term, s.Group = n.holder(group), group.Term, n.groupSnapshot(group)
+		if group.Phase != "running" {
+			s.NotReady = append(s.NotReady, "group: "+group.Phase)
+		}
+		for _, p := range group.Peers {
+			if p.Self && p.Role == "nonvoter" {
+				s.NotReady = append(s.NotReady, "group: catching up, it does not vote yet")
+			}
+		}
+		if group.Trouble != "" {
+			s.NotReady = append(s.NotReady, "group: "+group.Trouble)
+		}
+	}
+	if n.witness() {
+		return s
+	}
+	for _, v := range n.vips() {
+		s.VIPs = append(s.VIPs, status.VIP{
+			Address: v.VIP, Interface: v.Interface, MAC: v.MAC, Bound: v.Bound, Answering: v.Answering, Carrier: v.Carrier,
+			Answers: v.Answers, Announcements: v.Announcements, Suppressed: v.Suppressed, Repairs: v.Repairs,
+			ForeignClaims: v.ForeignClaims, ForeignMAC: v.LastForeignMAC, ForeignAt: v.LastForeign,
+		})
+		if !v.Bound {
+			s.NotReady = append(s.NotReady, fmt.Sprintf("virtual address %s is not bound yet", v.VIP))
+		}
+		if !v.Carrier {
+			s.NotReady = append(s.NotReady, fmt.Sprintf("%s has no carrier", v.Interface))
+		}
+	}
+	for _, t := range n.tracker.Status() {
+		if !t.OK && t.Weight == 0 {
+			s.NotReady = append(s.NotReady, fmt.Sprintf("track %s: %s", t.Name, t.Reason))
+		}
+	}
+	served := n.balancer.Status()
+	s.LoadBalancers, s.Planes = served.LoadBalancers, served.Planes
+	for _, lb := range s.LoadBalancers {
+		switch {
+		case lb.Plane == "" && lb.Error != "":
+			s.NotReady = append(s.NotReady, fmt.Sprintf("load balancer %s: %s", lb.Name, lb.Error))
+		case lb.Plane == "":
+			s.NotReady = append(s.NotReady, fmt.Sprintf("load balancer %s is not served yet", lb.Name))
+		case !anyUp(lb):
+			s.NotReady = append(s.NotReady, fmt.Sprintf("load balancer %s has no healthy backend", lb.Name))
+		}
+	}
+	return s
+}
+
+// vips is what the wire says of the VIPs; a worker may have none.
+func (n *node) vips() []arp.VIPStatus {
+	if n.wire == nil {
+		return nil
+	}
+	return n.wire.Status()
+}
+
+func anyUp(lb balancer.LoadBalancerStatus) bool {
+	for _, b := range lb.Backends {
+		if b.State == balancer.Up && b.PassedOver == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// holder is who answers for the VIPs, as far as this peer knows: the leader,
+// but for a witness, which hands on at once.
+func (n *node) holder(group raft.Status) string {
+	for _, p := range group.Peers {
+		if p.ID == group.Leader && p.Witness {
+			return ""
+		}
+	}
+	return group.Leader
+}
+
+func (n *node) groupSnapshot(group raft.Status) status.Group {
+	g := status.Group{
+		State: group.Role, Reason: group.Trouble, Holding: group.Lease, Since: group.Since,
+		Refused: group.Counters.Refused, Elections: group.Counters.Elections, Deaths: group.Counters.Deaths, Missed: group.Counters.Missed,
+		Commits: group.Counters.Commits, CommitTime: group.Counters.CommitTime, Tenures: group.Counters.Tenures,
+		TenuresEnded: group.Counters.Ended, Peers: []status.Peer{},
+	}
+	if g.State == "" {
+		g.State = group.Phase
+	}
+	holder := n.holder(group)
+	for _, p := range group.Peers {
+		peer := status.Peer{
+			ID: p.ID, Address: p.Addr, Role: p.Role, Self: p.Self, Holder: p.ID == holder,
+			Connected: p.Connected, ConnectedSince: p.Since, LastContact: p.LastContact, RoundTrip: p.RoundTrip,
+			Version: p.Version, Conflict: p.Conflict,
+			Drained: p.Drained, Pinned: p.Pinned, Standby: p.Standby, Priority: p.Priority, Unfit: p.Unfit,
+		}
+		if peer.Role == "" {
+			peer.Role = "not a member"
+		}
+		g.Peers = append(g.Peers, peer)
+	}
+	return g
+}
+
+// followGroup takes the backends on a peer's host out of rotation when the host
+// vanishes: the peers' own detector knows before any check does. It also
+// announces the VIPs anew whenever a peer comes back: whoever was
+// cut off together with it may have heard another holder last, and nobody
+// else would tell them until the next announcement.
+func (n *node) followGroup(ctx context.Context) error {
+	connected, vanished := make(map[string]bool), make(map[string]bool)
+	for {
+		changed := n.group.Changed()
+		for _, p := range n.group.Status().Peers {
+			switch {
+			case p.Vanished && !vanished[p.ID]:
+				for _, a := range p.Addrs() {
+					n.balancer.PeerDown(a)
+				}
+			case !p.Vanished && vanished[p.ID]:
+				for _, a := range p.Addrs() {
+					n.balancer.PeerUp(a)
+				}
+			}
+			vanished[p.ID] = p.Vanished
+			if p.Connected && !connected[p.ID] && !p.Self {
+				n.wire.Announce()
+			}
+			connected[p.ID] = p.Connected
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -29,8 +29,34 @@ var arrows = map[string]struct {
 	"appliance/track":            {nil, "what is asked is handed in as a function, so that nothing is known of checks and programs"},
 	"appliance/hook":             {nil, "what has happened is told without knowing how it came about"},
 	"appliance/host":             {nil, "what the process asks of its host knows nothing of what it is for"},
-	"appliance/cli":              {[]string{"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/manifest", "appliance/node", "appliance/raft", "appliance/status"}, "the command line reads words, asks a node and prints; it decides nothing"},
-	"appliance/node":             {[]string{"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/configs", "appliance/hook", "appliance/host", "appliance/ipvs", "appliance/manifest", "appliance/nft", "appliance/raft", "appliance/script", "appliance/status", "appliance/track"}, "one node wires the rooms; nobody below knows it"},
+	"appliance/cli": {
+		[]string{
+			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/manifest",
+			"appliance/node", "appliance/node/desired", "appliance/raft", "appliance/status",
+		},
+		"the command line reads words, asks a node and prints; it decides nothing",
+	},
+	"appliance/node": {
+		[]string{
+			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/hook", "appliance/host", "appliance/ipvs",
+			"appliance/nft", "appliance/raft", "appliance/script", "appliance/status", "appliance/track",
+			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
+		},
+		"one node wires the rooms; nobody below knows it",
+	},
+	"appliance/node/desired": {
+		[]string{"appliance/balancer", "appliance/configs", "appliance/nft", "appliance/raft"},
+		"what a node should serve follows from values; it touches no host and no group",
+	},
+	"appliance/node/planes": {
+		[]string{"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/ipvs", "appliance/manifest", "appliance/nft"},
+		"the planes know nothing of the group and of the configuration",
+	},
+	"appliance/node/observe": {
+		[]string{"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/node/lifecycle", "appliance/status"},
+		"an observer records what it is handed and changes nothing",
+	},
+	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},
 	"appliance":                  {[]string{"appliance/cli"}, "main is the exit code of the command line"},
 	"appliance/lab":              {nil, "machines made of namespaces know nothing of what runs on them"},
 	"appliance/demo":             {[]string{"appliance/lab", "appliance/status"}, "the demo looks at the appliance from outside, as its users do"},

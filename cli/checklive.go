@@ -13,6 +13,7 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/node"
+	"appliance/node/desired"
 )
 
 // liveResult is what one check of one backend found.
@@ -33,7 +34,7 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	var asking sync.WaitGroup
 	var mu sync.Mutex
 	for _, lb := range cfg.LoadBalancers {
-		checker, err := balancer.NewChecker(node.Check(lb.Check))
+		checker, err := balancer.NewChecker(desired.Check(lb.Check))
 		if err != nil {
 			return err
 		}

@@ -33,10 +33,10 @@ const lookEvery = 250 * time.Millisecond
 // gaveWay is all that others know of a holder that lost its office alive.
 const gaveWay = " gave way"
 
-// keepChronicle writes down what happens in the group until ctx ends.
-func (n *node) keepChronicle(ctx context.Context) error {
+// noteFailovers writes down what happens in the group until ctx ends.
+func (n *node) noteFailovers(ctx context.Context) error {
 	c := &chronicle{
-		self: n.site.self.ID, heartbeat: n.cfg.Group.Heartbeat, note: n.sight.note, tookOver: n.sight.metrics.TookOver,
+		self: n.site.self.ID, heartbeat: n.cfg.Group.Heartbeat, note: n.observer.Note, tookOver: n.observer.Metrics.TookOver,
 		away: make(map[string]time.Time), met: make(map[string]bool), ended: make(map[string]uint64),
 	}
 	tick := time.NewTicker(lookEvery)

@@ -2,19 +2,24 @@ package node
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"appliance/arp"
+	"appliance/balancer"
 	"appliance/configs"
+	"appliance/nft"
+	"appliance/node/desired"
 	"appliance/raft"
 )
 
@@ -209,4 +214,50 @@ func effectiveCapabilities() (uint64, error) {
 		}
 	}
 	return 0, errors.New("find out the capabilities of this process: /proc/self/status has no CapEff line")
+}
+
+// checkConflicts refuses frontends that somebody else's rules translate: which rules come first would be a matter of
+// priorities, and the other's clients would be served by the wrong program.
+func (n *node) checkConflicts() error {
+	if !n.planes.NFTables {
+		return nil
+	}
+	var frontends []netip.AddrPort
+	for _, lb := range desired.Services(n.cfg) {
+		for _, f := range lb.Frontends {
+			if slices.Contains(n.cfg.VIPs, f.Addr()) {
+				frontends = append(frontends, f)
+			}
+		}
+	}
+	return nft.Occupied(frontends)
+}
+
+// check asks, before anything is touched, whether the load balancers can be served. If some must have the direct data
+// plane, it asks meanwhile whether the workers are there.
+func (n *node) check(ctx context.Context) error {
+	err := n.checkNow(ctx)
+	if err == nil || n.inputs.list == nil {
+		return err
+	}
+	// The list is as old as the last run of this node; a newer one arrives once it runs.
+	n.log.Warn("the last good list of backends is of no use", "path", listPath(n.cfg), "error", err)
+	n.inputs.list, n.recalledList = nil, false
+	next := n.compute()
+	err = n.serve(next, n.setLoadBalancers)
+	n.state.Store(&next)
+	return errors.Join(err, n.checkNow(ctx))
+}
+
+func (n *node) checkNow(ctx context.Context) error {
+	forced := slices.ContainsFunc(n.cfg.LoadBalancers, func(lb configs.LoadBalancer) bool { return lb.DataPlane == string(balancer.Direct) })
+	if n.planes.Direct == nil || !forced || !slices.ContainsFunc(n.state.Load().Nodes, func(o nft.Node) bool { return o.Worker }) {
+		return n.balancer.Check(ctx)
+	}
+	probing, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- n.planes.Prober.Run(probing, func() {}) }()
+	err := n.balancer.Check(ctx)
+	stop()
+	return errors.Join(err, <-done)
 }

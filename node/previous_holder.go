@@ -62,7 +62,7 @@ func (n *node) handBack(ctx context.Context) error {
 			last = former{holder, s.Term}
 		}
 		to, frontends := last.keeps(s, n.balancer.Health(), n.interfaces(), n.cfg.Linger)
-		repaired, err := n.handback.To(to, n.interfaces(), frontends)
+		repaired, err := n.planes.Handback.To(to, n.interfaces(), frontends)
 		n.wire.Repaired(repaired)
 		if err != nil && err.Error() != said {
 			said = err.Error()
@@ -73,7 +73,7 @@ func (n *node) handBack(ctx context.Context) error {
 		case <-tick.C: // load balancers may have changed, and addresses
 			n.tellOnLink()
 		case <-ctx.Done():
-			return n.handback.Close()
+			return n.planes.Handback.Close()
 		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"appliance/raft"
 )
 
-// keyRound is the time between two looks at the key files: who rotates keys
-// goes from node to node, and is not quicker.
+// keyRound is the time between two looks at the key files. An operator who rotates keys goes from node to node and is
+// not quicker.
 const keyRound = 2 * time.Second
 
 // followKeys puts changed group keys into force without a restart. A file that
@@ -35,7 +35,7 @@ func (n *node) followKeys(ctx context.Context) error {
 		if err == nil && !slices.Equal(next.Keys, now) {
 			if err = n.group.SetKeys(next.Keys); err == nil {
 				now = next.Keys
-				n.speakIn(probeKeys(now))
+				n.changeSecrets(ctx, probeKeys(now))
 				n.log.Info("the group keys have changed; new connections use them", "keys", len(now))
 			}
 		}
@@ -49,8 +49,15 @@ func (n *node) followKeys(ctx context.Context) error {
 	}
 }
 
-// probeKeys are the secrets that keep strangers from speaking for nodes in the
-// path probes of the direct data plane.
+// changeSecrets signs path probes with the group's new secrets, and tells the workers.
+func (n *node) changeSecrets(ctx context.Context, own [][]byte) {
+	s := n.secretsFrom(own)
+	if err := n.ask(ctx, request{secrets: &s}); err != nil && ctx.Err() == nil {
+		n.log.Error("path probes are signed with the secrets of before", "error", err)
+	}
+}
+
+// probeKeys returns the secrets that keep strangers from forging path probes of the direct data plane.
 func probeKeys(keys []raft.Key) [][]byte {
 	var secrets [][]byte
 	for _, k := range keys {
@@ -59,82 +66,66 @@ func probeKeys(keys []raft.Key) [][]byte {
 	return secrets
 }
 
-// probeSecrets are what a node's path probes are signed with: among the nodes of
-// the group, and between those and workers.
+// probeSecrets sign path probes: own between the nodes of the group, workers between those and workers.
 type probeSecrets struct{ own, workers [][]byte }
 
-// probeSecrets are what this node begins with.
-func (n *node) probeSecrets() probeSecrets {
-	own := probeKeys(n.site.security.Keys)
-	switch {
-	case !n.cfg.Worker():
-		return probeSecrets{own, n.workerSecrets(own)}
-	case n.site.follows(n.cfg):
-		own = [][]byte{[]byte(rand.Text())} // which nobody understands, until it has the peers' list
-		if l := n.list.Load(); l != nil && len(l.ProbeKeys) > 0 {
-			own = secretsOf(l.ProbeKeys)
-		}
-	default:
-		own = [][]byte{nil} // as those of a group that trusts everybody
+// firstSecrets returns the secrets that this node begins with.
+func (n *node) firstSecrets() probeSecrets {
+	if !n.cfg.Worker() {
+		return n.secretsFrom(probeKeys(n.site.security.Keys))
 	}
-	return probeSecrets{own, own}
+	if !n.site.follows(n.cfg) {
+		trusting := [][]byte{nil} // as those of a group without a key
+		return probeSecrets{trusting, trusting}
+	}
+	if l := n.inputs.list; l != nil {
+		if s, ok := n.secretsFromPeers(l.ProbeKeys); ok {
+			return s
+		}
+	}
+	random := [][]byte{[]byte(rand.Text())} // which no node accepts, until the peers' list arrives
+	return probeSecrets{random, random}
 }
 
-// workerSecrets are the secrets between workers and a group with secrets of its
-// own, which do not come out of them. A group without a key, whose workers
-// nobody could tell one from, has an empty one; and one of certificates, none
-// until it has agreed on its own.
-func (n *node) workerSecrets(own [][]byte) [][]byte {
-	if s := n.site.security; len(s.Keys) == 0 && s.CA == "" {
-		return [][]byte{nil}
+// open says that a group has neither a key nor certificates: it trusts everybody.
+func open(s raft.Security) bool { return len(s.Keys) == 0 && s.CA == "" }
+
+// secretsFrom returns the secrets of a peer whose group has these. The workers' secrets do not reveal the group's. A
+// group without a key, whose workers nobody could tell from strangers, has an empty one; a group of certificates has
+// none until it has agreed on its own.
+func (n *node) secretsFrom(own [][]byte) probeSecrets {
+	if open(n.site.security) {
+		return probeSecrets{own, [][]byte{nil}}
 	}
-	var secrets [][]byte
+	var workers [][]byte
 	for _, o := range own {
 		mac := hmac.New(sha256.New, o)
 		mac.Write([]byte("appliance path probes of workers v1"))
-		secrets = append(secrets, hex.AppendEncode(nil, mac.Sum(nil)))
+		workers = append(workers, hex.AppendEncode(nil, mac.Sum(nil)))
 	}
-	return secrets
+	return probeSecrets{own, workers}
 }
 
-// speakIn signs path probes with the group's new secrets, and tells the workers.
-func (n *node) speakIn(own [][]byte) {
-	n.speak(probeSecrets{own, n.workerSecrets(own)})
-	n.republish()
-}
-
-// speakAsWorker signs a worker's path probes with what the peers have told it.
-// Peers of a version that tells nothing speak to no worker.
-func (n *node) speakAsWorker(keys []string) {
+// secretsFromPeers returns the secrets that the peers gave this worker, if they gave any: peers of an older version
+// send no path probes to workers.
+func (n *node) secretsFromPeers(keys []string) (s probeSecrets, ok bool) {
 	if len(keys) == 0 || !n.site.follows(n.cfg) {
-		return
+		return probeSecrets{}, false
 	}
-	secrets := secretsOf(keys)
-	n.speak(probeSecrets{secrets, secrets})
-}
-
-func secretsOf(keys []string) (secrets [][]byte) {
 	for _, k := range keys {
-		secrets = append(secrets, []byte(k))
+		s.own = append(s.own, []byte(k))
 	}
-	return secrets
+	s.workers = s.own
+	return s, true
 }
 
-func (n *node) speak(s probeSecrets) {
-	n.probing.Store(&s)
-	if n.prober != nil {
-		n.prober.SetKeys(s.own, s.workers)
-	}
-}
-
-// probeKeysForWorkers are what workers that follow this peer are to speak with.
-func (n *node) probeKeysForWorkers() []string {
-	s := n.probing.Load()
-	if s == nil || len(n.site.security.Keys) == 0 && n.site.security.CA == "" {
+// keysForWorkers returns what workers that follow this peer sign their path probes with.
+func (n *node) keysForWorkers() []string {
+	if open(n.site.security) {
 		return nil
 	}
 	var keys []string
-	for _, k := range s.workers {
+	for _, k := range n.inputs.secrets.workers {
 		keys = append(keys, string(k))
 	}
 	return keys
@@ -144,16 +135,15 @@ func (n *node) probeKeysForWorkers() []string {
 // where there is no group key to make it of.
 const probeKeySetting = "probe/key"
 
-// shareProbeKey gives a group without a group key a secret for the path probes,
-// and follows it. Without one nothing is kept from whoever can send frames on
-// the link.
+// shareProbeKey gives a group without a group key a secret for the path probes, and follows it. Without one, whoever can
+// send frames on the link can forge probes.
 func (n *node) shareProbeKey(ctx context.Context) error {
 	in := ""
 	for {
 		changed := n.group.Changed()
 		switch secret := n.group.Settings()[probeKeySetting]; {
 		case secret != "" && secret != in:
-			n.speakIn([][]byte{[]byte(secret)})
+			n.changeSecrets(ctx, [][]byte{[]byte(secret)})
 			in = secret
 			n.log.Info("path probes are signed with the group's own key")
 		case secret == "" && n.group.Status().Role == "leader":

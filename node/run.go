@@ -8,6 +8,7 @@ import (
 
 	"appliance/configs"
 	"appliance/host"
+	"appliance/node/lifecycle"
 	"appliance/status"
 )
 
@@ -50,7 +51,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}()
 	if n.balancer != nil {
-		if err := errors.Join(n.unoccupied(), n.check(ctx)); err != nil {
+		if err := errors.Join(n.checkConflicts(), n.check(ctx)); err != nil {
 			return err
 		}
 	}
@@ -58,7 +59,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := n.sight.listen(cfg, log); err != nil {
+	if err := n.observer.Listen(); err != nil {
 		socket.Close()
 		return err
 	}
@@ -71,16 +72,16 @@ func Run(ctx context.Context, o Options) error {
 		}
 		return book.Reconfigure(next.Log.Level)
 	}
-	parts := append(n.sight.parts(),
-		part{name: "log level", run: book.FollowSignals},
-		part{name: "status", run: func(ctx context.Context) error {
-			return status.Serve(ctx, socket, n.handler(book, reload.handle, n.handleOrders, n.handlePeers))
+	parts := append(n.observer.Parts(),
+		lifecycle.Part{Name: "log level", Run: book.FollowSignals},
+		lifecycle.Part{Name: "status", Run: func(ctx context.Context) error {
+			return status.Serve(ctx, socket, n.handler(book, reload.handle, n.handleBackends, n.handlePeers))
 		}},
-		part{name: "reload", run: reload.run},
-		// Among the first, so that the last words are heard.
-		part{name: "hooks", run: n.hooks.Run},
+		lifecycle.Part{Name: "reload", Run: reload.run},
+		// Among the first to start, so that the hooks hear of the end.
+		lifecycle.Part{Name: "hooks", Run: n.hooks.Run},
 	)
-	err = runInOrder(ctx, append(parts, n.parts()...))
+	err = lifecycle.RunInOrder(ctx, append(parts, n.parts()...))
 	if ctx.Err() != nil && err == nil {
 		log.Info("appliance has stopped", "after", time.Since(n.started).Round(time.Second))
 	}

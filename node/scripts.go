@@ -10,19 +10,19 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/hook"
+	"appliance/node/desired"
 	"appliance/script"
 	"appliance/track"
 )
 
-// What the operator's configuration names outside of itself: checks with their
-// files, and programs. All of it is opened before any of it is put into force.
-type outside struct {
+// programs are what the configuration names outside of itself. All of it is opened before any of it is put into force.
+type programs struct {
 	tracks []track.Track
 	hooks  []hook.Hook
 }
 
-// openOutside opens what cfg names. The error has each problem's place.
-func openOutside(cfg *configs.Config) (o outside, err error) {
+// openPrograms opens the checks' files and the programs that cfg names. The error has the place of each problem.
+func openPrograms(cfg *configs.Config) (opened programs, err error) {
 	var problems []error
 	note := func(at configs.Origin, key string, err error) {
 		if err != nil {
@@ -30,7 +30,7 @@ func openOutside(cfg *configs.Config) (o outside, err error) {
 		}
 	}
 	for i, lb := range cfg.LoadBalancers {
-		_, err := balancer.NewChecker(Check(lb.Check))
+		_, err := balancer.NewChecker(desired.Check(lb.Check))
 		note(lb.Origin, fmt.Sprintf("loadBalancers[%d].check", i), err)
 	}
 	for i, c := range cfg.Tracks {
@@ -42,11 +42,11 @@ func openOutside(cfg *configs.Config) (o outside, err error) {
 			note(c.Origin, key, err)
 			t.Probe = func(ctx context.Context) error { return p.Run(ctx, "APPLIANCE_TRACK="+c.Name) }
 		} else {
-			checker, err := balancer.NewChecker(Check(c.Check))
+			checker, err := balancer.NewChecker(desired.Check(c.Check))
 			note(c.Origin, fmt.Sprintf("tracks[%d].check", i), err)
 			t.Probe = func(ctx context.Context) error { return checker.Check(ctx, balancer.Backend{Addr: c.Address}) }
 		}
-		o.tracks = append(o.tracks, t)
+		opened.tracks = append(opened.tracks, t)
 	}
 	for i, c := range cfg.Hooks {
 		h := hook.Hook{Name: c.URL, On: c.On, Timeout: c.Timeout}
@@ -58,9 +58,9 @@ func openOutside(cfg *configs.Config) (o outside, err error) {
 			h.Name = c.Exec[0]
 			h.Do = func(ctx context.Context, e hook.Event) error { return p.Run(ctx, e.Env()...) }
 		}
-		o.hooks = append(o.hooks, h)
+		opened.hooks = append(opened.hooks, h)
 	}
-	return o, errors.Join(problems...)
+	return opened, errors.Join(problems...)
 }
 
 // placed is an error with its place in the configuration.
@@ -73,7 +73,7 @@ func (p placed) Unwrap() error { return p.cause }
 
 // CheckPrograms says what is wrong with the programs and files that cfg names, with the key of each.
 func CheckPrograms(cfg *configs.Config) error {
-	_, err := openOutside(cfg)
+	_, err := openPrograms(cfg)
 	return err
 }
 
@@ -94,36 +94,36 @@ func CheckProgramsHere(cfg *configs.Config) error {
 	return errors.Join(problems...)
 }
 
-// balanced hands a change in the balancer to those who want to hear of it.
+// balanced reports a change in the balancer to the observer and the hooks.
 func (n *node) balanced(e balancer.Event) {
-	n.sight.balanced(e)
+	n.observer.Balanced(e)
 	if e.Backend == "" || e.Plane {
 		return
 	}
-	told := hook.Event{LoadBalancer: e.LoadBalancer, Backend: e.Backend, Reason: e.Reason}
+	out := hook.Event{LoadBalancer: e.LoadBalancer, Backend: e.Backend, Reason: e.Reason}
 	switch e.To {
 	case string(balancer.Up):
 		if e.From == string(balancer.Unknown) {
-			return // it is as it was before this node began to look
+			return // nothing has changed: this node had not looked yet
 		}
-		told.Name = hook.BackendUp
+		out.Name = hook.BackendUp
 	case string(balancer.Down):
-		told.Name = hook.BackendDown
+		out.Name = hook.BackendDown
 	default:
 		return
 	}
-	n.tell(told)
+	n.tell(out)
 }
 
-// tell tells the hooks, and waits for none.
+// tell hands an event to the hooks, and waits for none.
 func (n *node) tell(e hook.Event) {
 	e.Time, e.Node = time.Now(), n.site.self.ID
 	n.hooks.Tell(e)
 }
 
-// put puts what can change live into force, or nothing of it.
+// put puts what can change live into force, all of it or nothing.
 func (n *node) put(ctx context.Context, next *configs.Config) error {
-	o, err := openOutside(next)
+	opened, err := openPrograms(next)
 	if err != nil {
 		return err
 	}
@@ -131,17 +131,12 @@ func (n *node) put(ctx context.Context, next *configs.Config) error {
 		if err := capabilities(next); err != nil {
 			return err
 		}
-		n.setting.Lock()
-		defer n.setting.Unlock()
-		// The last that can fail, and it changes nothing if it does.
-		err := n.serve(n.grown(next), func(lbs []balancer.LoadBalancer) error { return n.balancer.Change(ctx, lbs) })
-		if err != nil {
-			return err
-		}
 	}
-	n.tracker.Set(o.tracks)
-	n.hooks.Set(o.hooks)
-	n.serving.Store(next)
-	n.republish()
+	// The last step that can fail, and it changes nothing if it does.
+	if err := n.ask(ctx, request{config: next}); err != nil {
+		return err
+	}
+	n.tracker.Set(opened.tracks)
+	n.hooks.Set(opened.hooks)
 	return nil
 }

@@ -23,7 +23,7 @@ func (n *node) snapshot() status.Snapshot {
 
 		LoadBalancers: []balancer.LoadBalancerStatus{},
 	}
-	if told, failed, dropped := n.hooks.Counts(); len(n.serving.Load().Hooks) > 0 || told+failed+dropped > 0 {
+	if told, failed, dropped := n.hooks.Counts(); len(n.state.Load().Config.Hooks) > 0 || told+failed+dropped > 0 {
 		s.Hooks = &status.Hooks{Told: told, Failed: failed, Dropped: dropped}
 	}
 	if n.broken != nil {

@@ -1,4 +1,4 @@
-package node
+package planes
 
 import (
 	"context"
@@ -20,7 +20,7 @@ func TestMetered(t *testing.T) {
 		front := netip.MustParseAddrPort("192.0.2.10:6443")
 		to := balancer.Target{LoadBalancer: "a", Backend: netip.MustParseAddrPort("192.0.2.11:6443")}
 		reads, broken := 0, error(nil)
-		m := &metered{Plane: plain{}, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+		m := &counted{Plane: plain{}, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
 			reads++
 			return map[balancer.Target]balancer.Traffic{{LoadBalancer: names[front], Backend: to.Backend}: {Total: uint64(reads)}}, broken
 		}}
@@ -35,12 +35,12 @@ func TestMetered(t *testing.T) {
 				t.Errorf("%d connections", got)
 			}
 		}
-		time.Sleep(meterEvery)
+		time.Sleep(readEvery)
 		if got := m.Stats()[to].Total; got != 2 || reads != 2 {
 			t.Errorf("%d connections after %d reads", got, reads)
 		}
 		broken = errors.New("no")
-		time.Sleep(meterEvery)
+		time.Sleep(readEvery)
 		if got := m.Stats()[to].Total; got != 2 {
 			t.Errorf("%d connections where none can be read", got)
 		}

@@ -1,4 +1,4 @@
-package node
+package planes
 
 import (
 	"context"
@@ -12,12 +12,12 @@ import (
 	"appliance/nft"
 )
 
-// meterEvery is how old a kernel plane's counters may be. Everybody who looks
+// readEvery is how old a kernel plane's counters may be. Everybody who looks
 // asks for them, and with many services reading them takes milliseconds.
-const meterEvery = 500 * time.Millisecond
+const readEvery = 500 * time.Millisecond
 
-// metered is a plane whose counters the kernel keeps, in the balancer's words.
-type metered struct {
+// counted is a plane whose counters the kernel keeps, in the balancer's words.
+type counted struct {
 	balancer.Plane
 	// read gets the counters; names are the load balancers by frontend.
 	read func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error)
@@ -31,7 +31,7 @@ type metered struct {
 }
 
 // Apply remembers whose the services are.
-func (m *metered) Apply(ctx context.Context, services []balancer.Service) (int, error) {
+func (m *counted) Apply(ctx context.Context, services []balancer.Service) (int, error) {
 	names := make(map[netip.AddrPort]string, len(services))
 	for _, s := range services {
 		names[s.Frontend] = s.LoadBalancer
@@ -46,13 +46,13 @@ func (m *metered) Apply(ctx context.Context, services []balancer.Service) (int, 
 
 // Stats implements balancer.Meter. Counters that cannot be read stay as they
 // were: a gap in what is shown is no reason to fail.
-func (m *metered) Stats() map[balancer.Target]balancer.Traffic {
+func (m *counted) Stats() map[balancer.Target]balancer.Traffic {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.names) == 0 {
 		return nil
 	}
-	if time.Since(m.at) >= meterEvery {
+	if time.Since(m.at) >= readEvery {
 		if now, err := m.read(m.names); err == nil {
 			m.known = now
 		}
@@ -62,16 +62,16 @@ func (m *metered) Stats() map[balancer.Target]balancer.Traffic {
 }
 
 // PassedOver implements balancer.Picky.
-func (m *metered) PassedOver() map[balancer.Target]string {
+func (m *counted) PassedOver() map[balancer.Target]string {
 	if m.passed == nil {
 		return nil
 	}
 	return m.passed()
 }
 
-// meterIPVS counts what goes through ipvs.
-func meterIPVS(p balancer.Plane, k *ipvs.Plane) balancer.Plane {
-	return &metered{Plane: p, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+// countIPVS counts what goes through ipvs.
+func countIPVS(p balancer.Plane, k *ipvs.Plane) balancer.Plane {
+	return &counted{Plane: p, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
 		all, err := k.Stats()
 		if err != nil {
 			return nil, err
@@ -92,15 +92,15 @@ func meterIPVS(p balancer.Plane, k *ipvs.Plane) balancer.Plane {
 	}}
 }
 
-// meterNAT counts what goes through nft's NAT, which is connections only.
-func meterNAT(p balancer.Plane, k *nft.NAT) balancer.Plane {
-	return &metered{Plane: p, read: counts(k.Stats)}
+// countNAT counts what goes through nft's NAT, which is connections only.
+func countNAT(p balancer.Plane, k *nft.NAT) balancer.Plane {
+	return &counted{Plane: p, read: counts(k.Stats)}
 }
 
-// meterDirect counts what arrives at this node's own backends, and what clients
+// countDirect counts what arrives at this node's own backends, and what clients
 // on this node send to others: connections only.
-func meterDirect(p balancer.Plane, k *nft.Direct) balancer.Plane {
-	return &metered{Plane: p, read: counts(k.Stats), passed: k.PassedOver}
+func countDirect(p balancer.Plane, k *nft.Direct) balancer.Plane {
+	return &counted{Plane: p, read: counts(k.Stats), passed: k.PassedOver}
 }
 
 func counts(stats func() (nft.Stats, error)) func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {

@@ -1,4 +1,5 @@
-package node
+// Package lifecycle starts parts of a program in order and stops them in reverse.
+package lifecycle
 
 import (
 	"context"
@@ -6,20 +7,18 @@ import (
 	"fmt"
 )
 
-// A part is a piece of the appliance with a lifetime of its own.
-type part struct {
-	name string
-	// run does the part's work until ctx ends, and leaves nothing behind.
-	run func(ctx context.Context) error
-	// ready is closed when the parts after this one may begin; nil means at
-	// once.
-	ready <-chan struct{}
+// A Part is a piece of the program with a lifetime of its own.
+type Part struct {
+	Name string
+	// Run does the part's work until ctx ends, and leaves nothing behind.
+	Run func(ctx context.Context) error
+	// Ready is closed when the parts after this one may begin; nil means at once.
+	Ready <-chan struct{}
 }
 
-// runInOrder starts each part when the one before it is ready, and when ctx
-// ends or a part does, stops them in the reverse order, each one finished before
-// the one that it stood on is told to stop. It returns the errors of the parts.
-func runInOrder(ctx context.Context, parts []part) error {
+// RunInOrder starts each part when the one before it is ready. When ctx ends, or a part does, it stops them in reverse:
+// each one has finished before the one that it stood on is told to stop. It returns the errors of the parts.
+func RunInOrder(ctx context.Context, parts []Part) error {
 	if len(parts) == 0 {
 		<-ctx.Done()
 		return nil
@@ -31,18 +30,18 @@ func runInOrder(ctx context.Context, parts []part) error {
 	defer stop()
 	done := make(chan error, 1)
 	go func() {
-		err := p.run(own)
+		err := p.Run(own)
 		if err != nil && own.Err() == nil {
-			err = fmt.Errorf("%s: %w", p.name, err)
+			err = fmt.Errorf("%s: %w", p.Name, err)
 		} else if err == nil && own.Err() == nil {
-			err = fmt.Errorf("%s ended by itself", p.name)
+			err = fmt.Errorf("%s ended by itself", p.Name)
 		} else if errors.Is(err, context.Canceled) {
 			err = nil
 		}
 		done <- err
 	}()
 
-	ready := p.ready
+	ready := p.Ready
 	if ready == nil {
 		closed := make(chan struct{})
 		close(closed)
@@ -61,7 +60,7 @@ func runInOrder(ctx context.Context, parts []part) error {
 	restCtx, stopRest := context.WithCancel(ctx)
 	defer stopRest()
 	restDone := make(chan error, 1)
-	go func() { restDone <- runInOrder(restCtx, rest) }()
+	go func() { restDone <- RunInOrder(restCtx, rest) }()
 	select {
 	case err := <-done:
 		stopRest()

@@ -1,4 +1,4 @@
-package node
+package lifecycle
 
 import (
 	"context"
@@ -25,9 +25,9 @@ func (d *diary) write(line string) {
 
 // part returns a part that writes into the diary, is ready after a second, and
 // takes a second to stop. With a failure it fails at that age.
-func (d *diary) part(name string, failAfter time.Duration) part {
+func (d *diary) part(name string, failAfter time.Duration) Part {
 	ready := make(chan struct{})
-	return part{name: name, ready: ready, run: func(ctx context.Context) error {
+	return Part{Name: name, Ready: ready, Run: func(ctx context.Context) error {
 		d.write(name + " begins")
 		defer d.write(name + " ends")
 		time.Sleep(time.Second)
@@ -50,7 +50,7 @@ func TestRunInOrderStopsInReverse(t *testing.T) {
 		var d diary
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		if err := runInOrder(ctx, []part{d.part("a", 0), d.part("b", 0), d.part("c", 0)}); err != nil {
+		if err := RunInOrder(ctx, []Part{d.part("a", 0), d.part("b", 0), d.part("c", 0)}); err != nil {
 			t.Fatal(err)
 		}
 		want := []string{"a begins", "b begins", "c begins", "c ends", "b ends", "a ends"}
@@ -71,7 +71,7 @@ func TestRunInOrderStopsWhenAPartFails(t *testing.T) {
 					}
 					return 0
 				}
-				err := runInOrder(t.Context(), []part{d.part("a", age("a")), d.part("b", age("b")), d.part("c", age("c"))})
+				err := RunInOrder(t.Context(), []Part{d.part("a", age("a")), d.part("b", age("b")), d.part("c", age("c"))})
 				if err == nil || !strings.Contains(err.Error(), failing+": broken") {
 					t.Fatalf("error %v, want the one of %s", err, failing)
 				}
@@ -88,11 +88,11 @@ func TestRunInOrderGivesUpWaiting(t *testing.T) {
 		var d diary
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
-		never := part{name: "never", ready: make(chan struct{}), run: func(ctx context.Context) error {
+		never := Part{Name: "never", Ready: make(chan struct{}), Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			return nil
 		}}
-		if err := runInOrder(ctx, []part{never, d.part("b", 0)}); err != nil {
+		if err := RunInOrder(ctx, []Part{never, d.part("b", 0)}); err != nil {
 			t.Fatal(err)
 		}
 		if len(d.lines) != 0 {

@@ -4,10 +4,67 @@ import (
 	"context"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"appliance/balancer"
+	"appliance/hook"
 	"appliance/raft"
 	"appliance/track"
 )
+
+// hold is a tenure.
+func (n *node) hold(ctx context.Context, may func() bool) error {
+	n.tell(hook.Event{Name: hook.Holder})
+	defer func() {
+		now := time.Now()
+		n.tenureEnded.Store(&now)
+		n.tell(hook.Event{Name: hook.Released})
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.wire.Answer(ctx, may) })
+	g.Go(func() error { return n.yieldWithoutCarrier(ctx) })
+	return g.Wait()
+}
+
+// retryTransfer is the pause between two tries to hand over what this node can
+// no longer answer for.
+const retryTransfer = 5 * time.Second
+
+// yieldWithoutCarrier hands the VIPs over when this node's own link is gone: a
+// peer that clients can reach takes over without waiting for a timeout. If the
+// group's traffic went over the same link, nobody hears it, and the timeout is
+// what is left.
+func (n *node) yieldWithoutCarrier(ctx context.Context) error {
+	for {
+		up, changed := n.wire.Carrier()
+		var again <-chan time.Time
+		if !up {
+			// If it succeeds, ctx ends with the tenure.
+			if err := n.group.Transfer(ctx, ""); err != nil && ctx.Err() == nil {
+				n.log.Debug("no carrier, and nobody to hand over to", "error", err)
+			}
+			again = time.After(retryTransfer)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-again:
+		}
+	}
+}
+
+// linger says for how long the VIPs stay on lo after the node has stopped. Where the kernel moves the packets, it goes on
+// moving those of open connections, and the next start finds everything as it was. User space ends with the process.
+func (n *node) linger() time.Duration {
+	for _, lb := range n.balancer.Health() {
+		if n.cfg.Linger > 0 && lb.Plane != "" && lb.Plane != balancer.UserSpace {
+			n.lingers = true
+			return n.cfg.Linger
+		}
+	}
+	return 0
+}
 
 const (
 	// How long a load balancer must have been without a healthy backend here
@@ -22,9 +79,9 @@ const (
 
 // tracked takes what the tracks say of this node.
 func (n *node) tracked(c track.Claim) {
-	n.claim.Store(&c)
+	n.verdict.Store(&c)
 	select {
-	case n.claimed <- struct{}{}:
+	case n.judged <- struct{}{}:
 	default:
 	}
 }
@@ -36,11 +93,11 @@ func (n *node) followFitness(ctx context.Context) error {
 	var d damped
 	for {
 		sightless := d.look(time.Now(), blind(n.balancer.Health()))
-		n.group.SetClaim(fitness(sightless, n.claim.Load(), n.group.Status().Trouble))
+		n.group.SetClaim(fitness(sightless, n.verdict.Load(), n.group.Status().Trouble))
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-n.claimed:
+		case <-n.judged:
 		case <-tick.C:
 		}
 	}

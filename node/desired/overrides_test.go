@@ -1,4 +1,4 @@
-package node
+package desired
 
 import (
 	"fmt"
@@ -18,16 +18,16 @@ func TestFindBackends(t *testing.T) {
 		{Name: "a/b", Backends: []configs.Backend{{Name: "cp1", Address: at("192.0.2.1:443")}}},
 	}}
 	seven := 7
-	given := orders(map[string]string{
+	given := ReadOverrides(map[string]string{
 		"backend/api/192.0.2.1:6443": `{"out":"drain"}`,
 		"backend/a/b/192.0.2.9:443":  `{"weight":7}`, // not in the file any more
 		"backend/api/what":           `{}`,
 		"backend/api/192.0.2.3:1":    `{`,
 		"cluster":                    "x",
 	})
-	want := map[ordered]balancer.Order{
-		{lb: "api", addr: at("192.0.2.1:6443")}: {Out: "drain"},
-		{lb: "a/b", addr: at("192.0.2.9:443")}:  {Weight: &seven},
+	want := map[BackendRef]balancer.Order{
+		{"api", at("192.0.2.1:6443")}: {Out: "drain"},
+		{"a/b", at("192.0.2.9:443")}:  {Weight: &seven},
 	}
 	if len(given) != len(want) {
 		t.Errorf("read %v", given)

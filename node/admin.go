@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,9 +10,67 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"appliance/configs"
+	"appliance/host"
+	"appliance/node/desired"
 	"appliance/raft"
+	"appliance/status"
 )
+
+// handler answers on the root-only unix socket: what status shows, and the few
+// requests that change something.
+func (n *node) handler(book *host.Log, more ...func(*http.ServeMux)) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /", status.Handler(n.snapshot))
+	events := status.EventHandler(n.observer.Journal)
+	mux.Handle("GET /events", events)
+	mux.Handle("GET /events.json", events)
+	mux.Handle("GET /metrics", n.observer.Metrics.Handler())
+	book.Handle(mux)
+	for _, handle := range more {
+		handle(mux)
+	}
+	mux.HandleFunc("POST /transfer", func(w http.ResponseWriter, r *http.Request) {
+		to := r.URL.Query().Get("to")
+		if n.group == nil {
+			http.Error(w, n.noGroup().Error(), http.StatusConflict)
+			return
+		}
+		if err := n.group.Transfer(r.Context(), to); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		fmt.Fprintln(w, "handed over")
+	})
+	return mux
+}
+
+// handleBackends answers POST /backends on the root-only socket.
+func (n *node) handleBackends(mux *http.ServeMux) {
+	mux.HandleFunc("POST /backends", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		said, err := n.override(r.Context(), q.Get("do"), q.Get("name"), q.Get("weight"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		fmt.Fprintln(w, strings.Join(said, "\n"))
+	})
+}
+
+// override changes the group's overrides of backends, and returns what it has changed.
+func (n *node) override(ctx context.Context, do, name, weight string) (said []string, err error) {
+	if n.group == nil {
+		return nil, errors.New("this is a worker, which is in no group; give the order on one of the peers, and edit a worker's own file")
+	}
+	change, err := desired.Override(n.state.Load().Config, n.group.Settings(), do, name, weight)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.group.Propose(ctx, change.Set, change.Remove...); err != nil {
+		return nil, fmt.Errorf("the group does not take the order: %w", err)
+	}
+	return change.Said, nil
+}
 
 // handlePeers answers GET and POST /peers on the root-only socket.
 func (n *node) handlePeers(mux *http.ServeMux) {
@@ -165,21 +224,4 @@ func parsePeer(text string, port uint16) (raft.Peer, error) {
 		id = addr.Addr().String()
 	}
 	return raft.Peer{ID: id, Addr: addr, Further: further}, nil
-}
-
-// raftPeers are the listed peers, or this node alone where none is listed.
-func raftPeers(cfg *configs.Config, self configs.Peer) []raft.Peer {
-	listed := cfg.Peers
-	if len(listed) == 0 {
-		listed = []configs.Peer{self}
-	}
-	var peers []raft.Peer
-	for _, p := range listed {
-		role := p.Role
-		if p.ID == self.ID {
-			role = self.Role // its own word goes first
-		}
-		peers = append(peers, raft.Peer{ID: p.ID, Addr: p.AddrPort(), Further: p.Further, Witness: role == configs.RoleWitness})
-	}
-	return peers
 }

@@ -1,0 +1,95 @@
+package desired
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"appliance/balancer"
+	"appliance/configs"
+	"appliance/nft"
+	"appliance/raft"
+)
+
+var sameAddrs = cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{})
+
+func TestBackendsFollowTheMembers(t *testing.T) {
+	at := netip.MustParseAddrPort
+	cfg := &configs.Config{
+		Peers: []configs.Peer{
+			{ID: "a", Address: netip.MustParseAddr("192.0.2.1")}, {ID: "gone", Address: netip.MustParseAddr("192.0.2.9")},
+		},
+		LoadBalancers: []configs.LoadBalancer{
+			{Name: "api", AddPeersAt: 6443, Backends: []configs.Backend{
+				{Name: "extra", Address: at("192.0.2.77:7000"), Weight: 3},
+				{Name: "a", Address: at("192.0.2.1:6443"), Weight: 5}, {Name: "gone", Address: at("192.0.2.9:6443"), Weight: 1},
+			}},
+			{Name: "web", Backends: []configs.Backend{{Address: at("192.0.2.5:80"), Weight: 1}}},
+		},
+	}
+	got := withMembers(cfg, []raft.PeerStatus{
+		{ID: "a", Addr: at("192.0.2.1:10000")},
+		{ID: "w", Addr: at("192.0.2.4:10000"), Witness: true},
+		{ID: "192.0.2.2", Addr: at("192.0.2.2:10000")},
+	})
+	want := []configs.Backend{
+		{Name: "extra", Address: at("192.0.2.77:7000"), Weight: 3},
+		{Name: "a", Address: at("192.0.2.1:6443"), Weight: 5},
+		{Address: at("192.0.2.2:6443"), Weight: 1},
+	}
+	if diff := cmp.Diff(want, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(cfg.LoadBalancers[1], got.LoadBalancers[1], sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	if len(cfg.LoadBalancers[0].Backends) != 3 {
+		t.Error("the configuration itself was changed")
+	}
+}
+
+// A peer of both families is a backend of both, and drained in both.
+func TestBackendsOfBothFamiliesFollowTheMembers(t *testing.T) {
+	at, host := netip.MustParseAddrPort, netip.MustParseAddr
+	a := raft.PeerStatus{ID: "a", Addr: at("192.0.2.1:10000"), Further: []netip.Addr{host("2001:db8::1")}, Drained: true}
+	cfg := &configs.Config{
+		VIPs:  []netip.Addr{host("192.0.2.10"), host("2001:db8::10")},
+		Peers: []configs.Peer{{ID: "gone", Address: host("192.0.2.9"), Further: []netip.Addr{host("2001:db8::9")}}},
+		LoadBalancers: []configs.LoadBalancer{{Name: "api", AddPeersAt: 6443, Backends: []configs.Backend{
+			{Name: "gone", Address: at("192.0.2.9:6443"), Weight: 1}, {Name: "gone", Address: at("[2001:db8::9]:6443"), Weight: 1},
+		}}},
+	}
+	want := []configs.Backend{{Name: "a", Address: at("192.0.2.1:6443"), Weight: 1}, {Name: "a", Address: at("[2001:db8::1]:6443"), Weight: 1}}
+	got := withMembers(cfg, []raft.PeerStatus{a})
+	if diff := cmp.Diff(want, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	overrides := withDrained(map[BackendRef]balancer.Order{}, got, raft.Status{Leader: "b", Peers: []raft.PeerStatus{a}})
+	for _, b := range want {
+		if o := overrides[BackendRef{"api", b.Address}]; o.Out != balancer.Drain {
+			t.Errorf("the override for %v is %v", b.Address, o)
+		}
+	}
+}
+
+// A machine is a node before its server is a backend, and after it was one.
+func TestUnion(t *testing.T) {
+	node := func(id string, addrs ...string) nft.Node {
+		n := nft.Node{ID: id}
+		for _, a := range addrs {
+			n.Addrs = append(n.Addrs, netip.MustParseAddr(a))
+		}
+		return n
+	}
+	before := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.2"), node("gone", "192.0.2.3")}
+	next := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22"), node("new", "192.0.2.4")}
+	want := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22", "192.0.2.2"), node("new", "192.0.2.4"), node("gone", "192.0.2.3")}
+	if diff := cmp.Diff(want, Union(before, next), sameAddrs); diff != "" {
+		t.Error(diff)
+	}
+	if len(next[1].Addrs) != 2 {
+		t.Error("what is next was changed")
+	}
+}

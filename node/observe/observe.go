@@ -1,0 +1,237 @@
+// Package observe shows a node to people and to machines: journal, page, metrics.
+package observe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"appliance/arp"
+	"appliance/balancer"
+	"appliance/configs"
+	"appliance/node/lifecycle"
+	"appliance/status"
+)
+
+// Config is what an Observer shows, and where.
+type Config struct {
+	Admin   configs.Admin
+	DataDir string
+	VIPs    []netip.Addr
+	ID      string
+	Version string
+	// Snapshot returns the node's state. It must not block.
+	Snapshot func() status.Snapshot
+	// Ask returns what another peer reports; nil where there are no others.
+	Ask func(ctx context.Context, id string) ([]byte, error)
+	Log *slog.Logger
+}
+
+// An Observer shows the node to people and to machines. It changes nothing of the node.
+type Observer struct {
+	Journal *status.Journal
+	Metrics *status.Metrics
+
+	cfg       Config
+	samples   *status.Samples
+	page      *status.Page
+	listeners []adminListener
+}
+
+type adminListener struct {
+	net.Listener
+	handler http.Handler
+}
+
+// Open reads the journal that earlier runs wrote.
+func Open(c Config) *Observer {
+	shown := c.Version
+	if c.Admin.HideVersion {
+		shown = ""
+	}
+	o := &Observer{
+		Journal: status.OpenJournal(c.DataDir, c.ID, c.Log),
+		Metrics: status.NewMetrics(c.Snapshot, shown),
+		cfg:     c,
+		samples: status.NewSamples(),
+	}
+	o.page = status.NewPage(status.PageConfig{
+		Snapshot: c.Snapshot, Journal: o.Journal, Samples: o.samples, Ask: c.Ask,
+		HideVersion: c.Admin.HideVersion, Log: c.Log,
+	})
+	return o
+}
+
+// Listen opens the admin listeners. A port that is taken is an error only if the configuration asks for it.
+func (o *Observer) Listen() error {
+	a := o.cfg.Admin
+	token, err := readToken(a.TokenFile)
+	if err != nil {
+		return err
+	}
+	users := make(map[string]string, len(a.Users))
+	for _, u := range a.Users {
+		users[u.Name] = u.PasswordHash
+	}
+	for _, at := range a.Listen {
+		l, err := status.Listen(at, o.cfg.VIPs)
+		if err != nil && a.IsDefault() {
+			o.cfg.Log.Warn("there is no status page; choose a free port, or write off", "error", err)
+			continue
+		}
+		unix := strings.HasPrefix(at, "unix:")
+		if err == nil && a.CertFile != "" && !unix {
+			var secured net.Listener
+			if secured, err = status.Secure(l, a.CertFile, a.CertKeyFile); err != nil {
+				l.Close()
+			}
+			l = secured
+		}
+		if err != nil {
+			return errors.Join(err, o.Close())
+		}
+		o.listeners = append(o.listeners, adminListener{l, status.Admin(status.AdminConfig{
+			Snapshot: o.cfg.Snapshot, Page: o.page, Journal: o.Journal, Metrics: o.Metrics.Handler(),
+			Path: a.Path, Hosts: a.Hosts, Users: users, Token: token, HideVersion: a.HideVersion, Unix: unix,
+		})})
+	}
+	return nil
+}
+
+// Close closes listeners that no part serves.
+func (o *Observer) Close() error {
+	var errs []error
+	for _, l := range o.listeners {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// View returns what the other peers' pages show of this node.
+func (o *Observer) View() ([]byte, error) {
+	return status.MakeReport(o.cfg.Snapshot(), o.Journal, o.samples).Pack()
+}
+
+// Parts are the journal, which outlives everything else so that it records the end too, and what serves readers.
+func (o *Observer) Parts() []lifecycle.Part {
+	return []lifecycle.Part{
+		{Name: "journal", Run: o.keepJournal},
+		{Name: "admin", Run: o.serve},
+	}
+}
+
+// keepJournal records the start and the end of the process. If the last entry is not an orderly stop, the run before
+// was cut off.
+func (o *Observer) keepJournal(ctx context.Context) error {
+	last, any := o.Journal.Last()
+	if any && (last.Kind != status.OfProcess || last.What != stopped) {
+		o.Note(status.Event{Kind: status.OfProcess, Bad: true, What: "the life before this one was cut off",
+			Reason: "it was killed, crashed, or the host went down; its last entry is of " + last.Time.UTC().Format(time.DateTime) + " UTC"})
+	}
+	o.Note(status.Event{Kind: status.OfProcess, What: "started", Reason: "version " + o.cfg.Version})
+	running, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	done := make(chan error, 1)
+	go func() { done <- o.Journal.Run(running) }()
+	select {
+	case <-ctx.Done():
+		o.Note(status.Event{Kind: status.OfProcess, What: stopped})
+		end()
+		return <-done
+	case err := <-done:
+		return err
+	}
+}
+
+const stopped = "stopped in order"
+
+// serve answers readers until ctx ends.
+func (o *Observer) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return o.page.Run(ctx) })
+	g.Go(func() error { return o.samples.Run(ctx, o.cfg.Snapshot) })
+	g.Go(func() error { return o.forget(ctx) })
+	for _, l := range o.listeners {
+		g.Go(func() error { return status.Serve(ctx, l.Listener, l.handler) })
+	}
+	return g.Wait()
+}
+
+// forget drops the metrics of load balancers that a reload has removed.
+func (o *Observer) forget(ctx context.Context) error {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		var names []string
+		for _, lb := range o.cfg.Snapshot().LoadBalancers {
+			names = append(names, lb.Name)
+		}
+		o.Metrics.Keep(names)
+	}
+}
+
+// Note records an event and counts it.
+func (o *Observer) Note(e status.Event) {
+	o.Journal.Add(e)
+	o.Metrics.Noted(e)
+}
+
+// Balanced records an event of the balancer.
+func (o *Observer) Balanced(e balancer.Event) {
+	out := status.Event{Time: e.Time, Kind: status.OfService, Subject: e.LoadBalancer, What: "is " + e.To, From: e.From, To: e.To, Reason: e.Reason}
+	switch {
+	case e.Backend != "":
+		out.Kind, out.Subject = status.OfBackend, e.LoadBalancer+" / "+e.Backend
+		out.Bad = e.To == string(balancer.Down)
+	case e.Plane:
+		out.What = "is served by data plane " + e.To
+	case strings.HasPrefix(e.To, "without"):
+		out.Bad = true
+	}
+	o.Note(out)
+}
+
+// Claimed records that another machine claims a VIP.
+func (o *Observer) Claimed(c arp.Claim) {
+	o.Note(status.Event{Time: c.At, Kind: status.OfClaim, Bad: true, Subject: c.VIP.String(),
+		What: "another machine claims it", Reason: fmt.Sprintf("%s on %s", c.MAC, c.Interface)})
+}
+
+// readToken reads a bearer token. Whoever can read the file can read the status, so only its owner may.
+func readToken(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return "", fmt.Errorf("admin.tokenFile: %w; write one with `openssl rand -hex 32 > %s`", err, file)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("admin.tokenFile %s: others may read it; `chmod 600 %s`", file, file)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("admin.tokenFile: %w", err)
+	}
+	token := strings.TrimSpace(string(data))
+	if len(token) < 16 || len(token) > 512 || strings.ContainsAny(token, " \t\r\n") {
+		return "", fmt.Errorf("admin.tokenFile %s: a token is one word of 16 to 512 characters; `openssl rand -hex 32 > %s`", file, file)
+	}
+	return token, nil
+}

@@ -1,0 +1,172 @@
+// Package planes opens the data planes that a node has on its host.
+package planes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"appliance/arp"
+	"appliance/balancer"
+	"appliance/balancer/forward"
+	"appliance/ipvs"
+	"appliance/manifest"
+	"appliance/nft"
+)
+
+// Config is what the data planes of a node depend on.
+type Config struct {
+	// Interfaces are those of the VIPs. Without VIPs, as on a worker that listens on addresses of its own, nothing is
+	// needed of the kernel.
+	Interfaces map[netip.Addr]string
+	// Self, Worker, Nodes, Secrets and Reached are for the direct data plane, see nft.ProberConfig.
+	Self                   string
+	Worker                 bool
+	Nodes                  []nft.Node
+	Secrets, WorkerSecrets [][]byte
+	Reached                []netip.Addr
+	// Grouped nodes give connections back to the previous holder.
+	Grouped bool
+	// Report takes what real connections saw of a backend.
+	Report func(balancer.Target, error)
+	Log    *slog.Logger
+}
+
+// Planes are the data planes of a node, and the kernel's rules that they stand on.
+type Planes struct {
+	List     []balancer.Plane // in the order of preference
+	Silencer arp.Silencer     // nil without VIPs
+	// NFTables says that rules of ours are in nf_tables. Without it, the fields below are nil.
+	NFTables bool
+	Direct   *nft.Direct
+	Prober   *nft.EthernetProber
+	Refusals *nft.Refusals // of the kernel's planes that translate addresses
+	Handback *nft.Handback // nil unless Grouped
+
+	// process and kernel are what Close closes, in this order.
+	process, kernel []io.Closer
+}
+
+// Open chooses what keeps the kernel silent, and lists the data planes. It changes nothing on the host.
+func Open(c Config) (*Planes, error) {
+	user := forward.Config{Report: c.Report, Log: c.Log, Loops: min(runtime.GOMAXPROCS(0), maxLoops)}
+	// Go's scheduler gets a place more for each loop: the group's timers must not wait for a loop that waits for clients,
+	// and no place has to change hands whenever one does.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + user.Loops)
+	if len(c.Interfaces) == 0 {
+		return userSpaceOnly(user, nil), nil
+	}
+	sysctls := sysctlRoot()
+	if missing := nft.Available(); missing != nil {
+		c.Log.Warn("nf_tables is missing: sysctls keep the kernel silent, and user space forwards on the load balancers' own ports",
+			"reason", missing)
+		return userSpaceOnly(user, arp.NewSysctls(sysctls)), nil
+	}
+
+	silencer, redirector, masquerader := &nft.Silencer{}, &nft.Redirector{}, &nft.Masquerader{}
+	refuser, access := &nft.Refuser{}, &nft.Access{}
+	virtual, err := ipvs.New(ipvs.Config{Masquerader: masquerader, Refuser: refuser, Sysctls: sysctls, Log: c.Log})
+	if err != nil {
+		return nil, err
+	}
+	nat := nft.NewNAT(sysctls)
+	user.Redirector = redirector
+	forwarder := forward.New(user)
+	refusals := nft.NewRefusals(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log)
+	prober := nft.NewProber(nft.ProberConfig{
+		Interfaces: c.Interfaces,
+		Nodes:      c.Nodes,
+		Self:       c.Self,
+		Worker:     c.Worker,
+		Keys:       c.Secrets,
+		WorkerKeys: c.WorkerSecrets,
+		Reached:    c.Reached,
+		Log:        c.Log,
+	})
+	direct := nft.NewDirect(nft.DirectConfig{
+		Interfaces: c.Interfaces,
+		Nodes:      c.Nodes,
+		Self:       c.Self,
+		Worker:     c.Worker,
+		Prober:     prober,
+		Log:        c.Log,
+	})
+	p := &Planes{
+		List: []balancer.Plane{
+			countDirect(access.Guard(direct), direct),
+			countIPVS(access.Guard(refusals.Watch(virtual, nft.AgainByIPVS), "persistence"), virtual),
+			countNAT(access.Guard(refusals.Watch(nat, nft.AgainByNAT)), nat),
+			forwarder,
+		},
+		Silencer: silence{silencer, arp.NewBelt(sysctls), c.Log, new(sync.Once)},
+		NFTables: true, Direct: direct, Prober: prober, Refusals: refusals,
+		// Planes are closed before the rules that they stand on.
+		process: []io.Closer{forwarder, redirector},
+		kernel:  []io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer},
+	}
+	if c.Grouped {
+		p.Handback = &nft.Handback{}
+	}
+	return p, nil
+}
+
+func userSpaceOnly(c forward.Config, silencer arp.Silencer) *Planes {
+	forwarder := forward.New(c)
+	return &Planes{List: []balancer.Plane{forwarder}, Silencer: silencer, process: []io.Closer{forwarder}}
+}
+
+// Close closes the data planes. If the node lingers, what goes on without the process stays.
+func (p *Planes) Close(lingers bool) error {
+	closers := p.process
+	if !lingers {
+		closers = append(closers, p.kernel...)
+	}
+	var errs []error
+	for _, c := range closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// errRefused is what a packet says that refuses a client.
+var errRefused = fmt.Errorf("refuses connections of clients: %w", unix.ECONNREFUSED)
+
+// sysctlRoot is where kernel settings can be written: where the manifest mounts the host's, or the usual place, which is
+// empty here.
+func sysctlRoot() string {
+	if _, err := os.Stat(manifest.HostSysctls); err == nil {
+		return manifest.HostSysctls
+	}
+	return ""
+}
+
+// silence passes the wire's wishes on to nf_tables; the two rooms do not know each other. The belt keeps the kernel from
+// answering for the VIPs between somebody's `nft flush ruleset` and the repair.
+type silence struct {
+	*nft.Silencer
+	belt *arp.Sysctls
+	log  *slog.Logger
+	said *sync.Once
+}
+
+func (s silence) Silence(ctx context.Context, set []arp.Silenced) (repaired int, err error) {
+	if _, err := s.belt.Silence(ctx, set); err != nil {
+		s.said.Do(func() { s.log.Debug("the rules alone keep the kernel silent", "reason", err) })
+	}
+	wanted := make([]nft.Silenced, len(set))
+	for i, one := range set {
+		wanted[i] = nft.Silenced(one)
+	}
+	return s.Silencer.Silence(ctx, wanted)
+}
+
+// maxLoops bounds the threads that move connections in user space: one moves more than most networks carry.
+const maxLoops = 8

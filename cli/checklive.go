@@ -23,9 +23,8 @@ type liveResult struct {
 	err         error
 }
 
-// checkLive asks each backend of cfg once, as the running appliance would, and
-// prints what each answers; and the line to write for servers that do not speak
-// what their check does.
+// checkLive checks each backend of cfg once, as the running appliance would, and prints what each answers. Where a check
+// does not fit a server, it prints the line to write.
 func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	if err := node.CheckPrograms(cfg); err != nil {
 		return err

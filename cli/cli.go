@@ -13,9 +13,8 @@ import (
 const (
 	exitFailed = 1 // the command was understood and failed
 	exitUsage  = 2 // the command line was not understood
-	// exitConfig is EX_CONFIG of sysexits.h: the configuration is not valid, and
-	// to start again would change nothing. The systemd units name it. It is not
-	// exitUsage, because that is how Go ends a process that panics.
+	// exitConfig is EX_CONFIG of sysexits.h: the configuration is not valid, and a restart would change nothing. The
+	// systemd units name it. It differs from exitUsage because a Go process that panics exits with 2.
 	exitConfig = 78
 )
 
@@ -103,13 +102,14 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	if c.Command != nil && c.Command.HelpName != "" {
 		name = c.Command.HelpName
 	}
-	return errUsage{fmt.Errorf("%w; `%s --help` lists what can be said", err, name)}
+	return errUsage{fmt.Errorf("%w; `%s --help` lists its flags", err, name)}
 }
 
-// noArgs refuses arguments, which would otherwise be passed over in silence.
+// noArgs refuses arguments, which the library would ignore.
 func noArgs(c *cli.Context) error {
 	if c.Args().Present() {
-		return errUsage{fmt.Errorf("%s takes no argument, and %q is one; `%s --help` lists what can be said", c.Command.HelpName, c.Args().First(), c.Command.HelpName)}
+		name := c.Command.HelpName
+		return errUsage{fmt.Errorf("%s takes no argument, and %q is one; `%s --help` lists its flags", name, c.Args().First(), name)}
 	}
 	return nil
 }

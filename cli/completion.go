@@ -6,8 +6,8 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// The scripts ask the program itself what may follow, so they never fall behind
-// it. The library adds what each command does where the variable 0 is zsh.
+// The scripts ask the program itself what may follow, so they are never out of date. The library adds what each command
+// does if the variable 0 is zsh.
 const bashCompletion = `# appliance completion for bash: source <(appliance completion bash)
 _appliance() {
 	local current words

@@ -18,10 +18,13 @@ func configCommand() *cli.Command {
 		Action:       unknownSubcommand,
 		Subcommands: []*cli.Command{
 			{
-				Name:         "check",
-				Usage:        "say what is wrong with a configuration file, and touch nothing",
-				ArgsUsage:    "FILE",
-				Flags:        append(settingFlags(), &cli.BoolFlag{Name: "live", Usage: "ask each backend once, from this host, and print the line to write where its check does not fit"}),
+				Name:      "check",
+				Usage:     "say what is wrong with a configuration file, and touch nothing",
+				ArgsUsage: "FILE",
+				Flags: append(settingFlags(), &cli.BoolFlag{
+					Name:  "live",
+					Usage: "check each backend once, from this host, and print the line to write where the check does not fit",
+				}),
 				OnUsageError: usageError,
 				Action:       checkConfig,
 			},

@@ -24,7 +24,7 @@ func convertCommand() *cli.Command {
 		Usage:     "print our configuration for what haproxy, nginx, keepalived or kube-vip 0.1 have; - reads stdin",
 		ArgsUsage: "FILE...",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "from", Usage: "what the files are for: " + strings.Join(kinds, ", "), DefaultText: "found out for each file"},
+			&cli.StringFlag{Name: "from", Usage: "what the files are for: " + strings.Join(kinds, ", "), DefaultText: "detected for each file"},
 			&cli.StringSliceFlag{Name: "vip", Usage: "the virtual addresses, instead of those that the files name"},
 			&cli.StringSliceFlag{Name: "peers", Usage: "the members of the group, instead of those that the files name"},
 		},
@@ -33,15 +33,14 @@ func convertCommand() *cli.Command {
 	}
 }
 
-// printConverted prints nothing at all unless the whole is right, as
-// printManifest does.
+// printConverted prints nothing unless all of it is right, as printManifest does.
 func printConverted(c *cli.Context) error {
 	kind := convert.Kind(c.String("from"))
 	switch {
 	case c.NArg() == 0:
 		return errUsage{fmt.Errorf("which files? write `appliance convert /etc/keepalived/keepalived.conf /etc/haproxy/haproxy.cfg`")}
 	case kind != "" && !slices.Contains(convert.Kinds(), kind):
-		return errUsage{fmt.Errorf("--from %q is none; write one of %v", kind, convert.Kinds())}
+		return errUsage{fmt.Errorf("--from %q is unknown; write one of %v", kind, convert.Kinds())}
 	}
 	var options convert.Options
 	var err error
@@ -54,7 +53,7 @@ func printConverted(c *cli.Context) error {
 	var files []convert.File
 	for _, name := range c.Args().Slice() {
 		if len(name) > 1 && name[0] == '-' {
-			return errUsage{fmt.Errorf("%s stands behind a file; write flags first, and ./%s if it is a file", name, name)}
+			return errUsage{fmt.Errorf("%s comes after a file; write flags first, and ./%s if it is a file", name, name)}
 		}
 		if slices.ContainsFunc(files, func(f convert.File) bool { return f.Name == name }) {
 			return errUsage{fmt.Errorf("%s is given twice; name each file once", name)}
@@ -72,7 +71,7 @@ func printConverted(c *cli.Context) error {
 	// Whoever redirects stdout to a file relies on it.
 	cfg, err := configs.Parse("the result", result.YAML, configs.Source{})
 	if err != nil {
-		return fmt.Errorf("convert: what came out does not load, which is a mistake of this program; please report it:\n%w", err)
+		return fmt.Errorf("convert: the result does not load, which is a bug of this program; please report it:\n%w", err)
 	}
 	printWarnings(c.App.ErrWriter, cfg)
 	fmt.Fprintf(c.App.ErrWriter, "%d statements read: %d carried over as they are, %d to look at, %d without a meaning here; the comments say which and why\n",

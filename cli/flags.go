@@ -12,9 +12,8 @@ import (
 	"appliance/configs"
 )
 
-// settingFlags are the flags that the list of settings names. Environment and
-// defaults are configs' business, so that there is one precedence and each value
-// knows where it came from.
+// settingFlags returns the flags that the list of settings names. The package configs handles environment and defaults,
+// so that there is one precedence and each value knows its origin.
 func settingFlags() []cli.Flag {
 	var flags []cli.Flag
 	for _, s := range configs.Settings() {
@@ -25,7 +24,7 @@ func settingFlags() []cli.Flag {
 		if s.Flag == "config" {
 			aliases = []string{"c"}
 		}
-		// The library takes what stands in backquotes for the name of the value.
+		// The library takes a word in backquotes for the name of the value.
 		usage := fmt.Sprintf("%s [%s]", strings.ReplaceAll(s.Usage, "`", "'"), s.Env())
 		switch s.Type {
 		case configs.Bool:
@@ -39,7 +38,7 @@ func settingFlags() []cli.Flag {
 	return flags
 }
 
-// flagSource is what the command line and the environment say.
+// flagSource returns the settings of the command line and the environment.
 func flagSource(c *cli.Context) configs.Source {
 	return configs.Source{
 		Flag: func(name string) (string, bool) {
@@ -55,13 +54,13 @@ func flagSource(c *cli.Context) configs.Source {
 	}
 }
 
-// loadConfig loads the file that flag or environment name, under what they say.
+// loadConfig loads the file that a flag or the environment names, with their settings on top.
 func loadConfig(c *cli.Context) (*configs.Config, error) {
 	return loadFile(c.String("config"), flagSource(c))
 }
 
-// loadFile is configs.Load. What is wrong with the words is an errConfig; a
-// file that cannot be read is not, because it may be there in a moment.
+// loadFile is configs.Load. Invalid content is an errConfig; a file that cannot be read is not, because it may be there
+// in a moment.
 func loadFile(path string, src configs.Source) (*configs.Config, error) {
 	cfg, err := configs.Load(path, src)
 	var p configs.Problem
@@ -76,7 +75,7 @@ type errConfig struct{ error }
 
 func (e errConfig) Unwrap() error { return e.error }
 
-// configPath is the file that flag or environment name, or empty.
+// configPath returns the file that a flag or the environment names, or "".
 func configPath(c *cli.Context) string {
 	if path := c.String("config"); path != "" {
 		return path
@@ -84,8 +83,7 @@ func configPath(c *cli.Context) string {
 	return os.Getenv("APPLIANCE_CONFIG")
 }
 
-// socketFlags say where the running appliance is; the commands that talk to
-// one need nothing else of its configuration.
+// socketFlags say where the running appliance is. The commands that talk to it need nothing else of its configuration.
 func socketFlags(more ...cli.Flag) []cli.Flag {
 	flags := []cli.Flag{}
 	for _, f := range settingFlags() {
@@ -96,12 +94,41 @@ func socketFlags(more ...cli.Flag) []cli.Flag {
 	return append(flags, more...)
 }
 
-// socketPath is the socket that flag, environment or default name.
+// socketPath returns the socket that a flag, the environment or the default names.
 func socketPath(c *cli.Context) string { return settingOf(c, "socket") }
 
-// printWarnings tells the operator what works and may not be meant.
+// printWarnings prints what is valid and probably not meant.
 func printWarnings(w io.Writer, cfg *configs.Config) {
 	for _, warning := range cfg.Warnings {
 		fmt.Fprintln(w, "warning:", warning)
 	}
+}
+
+// settingOf returns the value of one setting, from flag, environment or default, for commands that need nothing else of
+// the configuration.
+func settingOf(c *cli.Context, name string) string {
+	for _, s := range configs.Settings() {
+		if s.Flag != name {
+			continue
+		}
+		if c.IsSet(name) {
+			return c.String(name)
+		}
+		if v := os.Getenv(s.Env()); v != "" {
+			return v
+		}
+		return s.Default
+	}
+	panic("the list of settings has no " + name)
+}
+
+func dataDir(c *cli.Context) string { return settingOf(c, "data-dir") }
+
+func dataDirFlag() cli.Flag {
+	for _, f := range settingFlags() {
+		if f.Names()[0] == "data-dir" {
+			return f
+		}
+	}
+	panic("the list of settings has no data-dir")
 }

@@ -30,8 +30,7 @@ func (b Build) image() string {
 	return "appliance:" + strings.ReplaceAll(b.Version, "+", "-")
 }
 
-// printManifest prints nothing at all unless the whole is right: its stdout is
-// usually a file that the kubelet watches.
+// printManifest prints nothing unless all of it is right: its stdout is usually a file that the kubelet watches.
 func printManifest(c *cli.Context, build Build) error {
 	if err := noArgs(c); err != nil {
 		return err
@@ -44,8 +43,7 @@ func printManifest(c *cli.Context, build Build) error {
 	if from == "" {
 		from = build.image()
 	}
-	// What the environment says here is not there where the pod runs: it is
-	// passed on as arguments, as are the flags.
+	// The pod does not have this environment, so its settings become arguments, as do the flags.
 	options := manifest.New(cfg, from, c.String("config"), flagSource(c).Args())
 	var text []byte
 	switch kind := c.String("kind"); kind {
@@ -56,7 +54,7 @@ func printManifest(c *cli.Context, build Build) error {
 	case "systemd":
 		text, err = manifest.Unit(options)
 	default:
-		return errUsage{fmt.Errorf("--kind %q is none; write pod, daemonset or systemd", kind)}
+		return errUsage{fmt.Errorf("--kind %q is unknown; write pod, daemonset or systemd", kind)}
 	}
 	if err != nil {
 		return fmt.Errorf("manifest: %w", err)

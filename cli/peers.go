@@ -7,8 +7,6 @@ import (
 	"slices"
 
 	"github.com/urfave/cli/v2"
-
-	"appliance/status"
 )
 
 func peersCommand() *cli.Command {
@@ -17,7 +15,7 @@ func peersCommand() *cli.Command {
 			Name:         do,
 			Usage:        usage,
 			ArgsUsage:    args,
-			Flags:        socketFlags(append(more, &cli.BoolFlag{Name: "force", Usage: "do it although the group may lose its majority, or somebody answers there"})...),
+			Flags:        socketFlags(append(more, &cli.BoolFlag{Name: "force", Usage: "do it even if the group may lose its majority, or a peer answers there"})...),
 			OnUsageError: usageError,
 			Action: func(c *cli.Context) error {
 				// The library stops reading flags at the first argument; people do not.
@@ -56,6 +54,13 @@ func peersCommand() *cli.Command {
 			change("demote", "take a peer's vote: it follows the group, and never holds", "PEER"),
 		},
 	}
+}
+
+func listPeers(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	return ask(c, http.MethodGet, "/peers")
 }
 
 func drainCommand() *cli.Command {
@@ -98,24 +103,19 @@ func pinCommand() *cli.Command {
 	}
 }
 
-// post asks the running appliance for a change, and prints what it says.
-func post(c *cli.Context, path string) error {
-	body, err := status.NewClient(socketPath(c)).Do(c.Context, http.MethodPost, path)
-	if err != nil {
-		return err
+func transferCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "transfer",
+		Usage:        "hand the virtual addresses over to another peer; any peer can be asked",
+		ArgsUsage:    "[PEER]",
+		Flags:        socketFlags(),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if c.NArg() > 1 {
+				return errUsage{fmt.Errorf("name one peer, or none for whichever is fit")}
+			}
+			path := "/transfer?to=" + url.QueryEscape(c.Args().First())
+			return post(c, path)
+		},
 	}
-	_, err = c.App.Writer.Write(body)
-	return err
-}
-
-func listPeers(c *cli.Context) error {
-	if err := noArgs(c); err != nil {
-		return err
-	}
-	body, err := status.NewClient(socketPath(c)).Do(c.Context, http.MethodGet, "/peers")
-	if err != nil {
-		return err
-	}
-	_, err = c.App.Writer.Write(body)
-	return err
 }

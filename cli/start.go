@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"os"
+
 	"github.com/urfave/cli/v2"
 
 	"appliance/configs"
+	"appliance/demo"
 	"appliance/node"
 )
 
@@ -28,6 +31,28 @@ func startCommand() *cli.Command {
 				Version: c.App.Version,
 				Log:     c.App.ErrWriter,
 			})
+		},
+	}
+}
+
+func demoCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "demo",
+		Usage: "three peers, three servers and a client in network namespaces; the holder is killed, and you see what the client saw",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "keep", Usage: "leave it running afterwards, until Ctrl-C"},
+			&cli.BoolFlag{Name: "ipv6", Usage: "on a network without any IPv4"},
+		},
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			return demo.Run(c.Context, demo.Options{Binary: self, Out: c.App.Writer, Keep: c.Bool("keep"), IPv6: c.Bool("ipv6")})
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -24,12 +25,7 @@ func backendsCommand() *cli.Command {
 					return errUsage{fmt.Errorf("write `appliance backends %s %s`; `appliance backends list` has the names", do, args)}
 				}
 				q := url.Values{"do": {do}, "name": {c.Args().First()}, "weight": {c.Args().Get(1)}}
-				body, err := status.NewClient(socketPath(c)).Do(c.Context, http.MethodPost, "/backends?"+q.Encode())
-				if err != nil {
-					return err
-				}
-				_, err = c.App.Writer.Write(body)
-				return err
+				return post(c, "/backends?"+q.Encode())
 			},
 		}
 	}
@@ -70,4 +66,58 @@ func listBackends(c *cli.Context) error {
 		}
 	}
 	return w.Flush()
+}
+
+func reloadCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "reload",
+		Usage:        "have the running appliance read its file again; a file that is not valid changes nothing",
+		Flags:        socketFlags(),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			return post(c, "/reload")
+		},
+	}
+}
+
+func logLevelCommand() *cli.Command {
+	return &cli.Command{
+		Name:         "log-level",
+		Usage:        "show or set how much the running appliance logs, until it ends",
+		ArgsUsage:    "[debug|info|warn|error]",
+		Flags:        socketFlags(),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			method, path := http.MethodGet, "/log-level"
+			switch c.NArg() {
+			case 0:
+			case 1:
+				method, path = http.MethodPost, path+"?level="+c.Args().First()
+				if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Args().First()) {
+					return errUsage{fmt.Errorf("there is no level %q; write debug, info, warn or error", c.Args().First())}
+				}
+			default:
+				return errUsage{fmt.Errorf("name one level, or none to see which is in force")}
+			}
+			return ask(c, method, path)
+		},
+	}
+}
+
+// post asks the running appliance for a change, and prints the answer.
+func post(c *cli.Context, path string) error {
+	return ask(c, http.MethodPost, path)
+}
+
+// ask sends a request to the running appliance, and prints the answer.
+func ask(c *cli.Context, method, path string) error {
+	body, err := status.NewClient(socketPath(c)).Do(c.Context, method, path)
+	if err != nil {
+		return err
+	}
+	_, err = c.App.Writer.Write(body)
+	return err
 }

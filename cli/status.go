@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"appliance/status"
+)
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show holder, peers, virtual addresses, load balancers and backends",
+		Flags: socketFlags(
+			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "show it live, until Ctrl-C"},
+		),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			client := status.NewClient(socketPath(c))
+			show := func(w io.Writer, colour bool) error {
+				snapshot, err := client.Snapshot(c.Context)
+				if err != nil {
+					return err
+				}
+				if c.Bool("json") {
+					enc := json.NewEncoder(w)
+					enc.SetIndent("", "  ")
+					return enc.Encode(snapshot)
+				}
+				return status.Text(w, snapshot, colour)
+			}
+			if c.Bool("watch") {
+				return repeat(c.Context, c.App.Writer, time.Second, show)
+			}
+			colour, _ := terminal(c.App.Writer)
+			return show(c.App.Writer, colour)
+		},
+	}
+}
+
+func healthCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "health",
+		Usage: "exit 0 if the running appliance is alive and would serve the virtual addresses; for probes",
+		Flags: socketFlags(
+			&cli.BoolFlag{Name: "live", Usage: "ask only whether the process answers"},
+			&cli.BoolFlag{Name: "ready", Usage: "ask whether it would serve (the default)"},
+		),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			path := "/readyz"
+			if c.Bool("live") {
+				if c.Bool("ready") {
+					return errUsage{fmt.Errorf("--live and --ready are two questions; ask one of them")}
+				}
+				path = "/livez"
+			}
+			return ask(c, http.MethodGet, path)
+		},
+	}
+}
+
+func topCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "top",
+		Usage: "show load balancers and backends live, the busiest first",
+		Flags: socketFlags(
+			&cli.DurationFlag{Name: "every", Usage: "time between two updates", Value: 2 * time.Second},
+		),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			if c.Duration("every") < 100*time.Millisecond {
+				return errUsage{fmt.Errorf("--every is at least 100ms")}
+			}
+			client := status.NewClient(socketPath(c))
+			var before status.Snapshot
+			return repeat(c.Context, c.App.Writer, c.Duration("every"), func(w io.Writer, colour bool) error {
+				now, err := client.Snapshot(c.Context)
+				if err != nil {
+					return err
+				}
+				defer func() { before = now }()
+				return status.Top(w, before, now, colour)
+			})
+		},
+	}
+}
+
+func eventsCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "events",
+		Usage: "show what has happened, also before a crash",
+		Flags: socketFlags(
+			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "print new events as they happen"},
+			&cli.BoolFlag{Name: "json", Usage: "print JSON, one event per line"},
+			&cli.IntFlag{Name: "last", Aliases: []string{"n"}, Usage: "how many to begin with; 0: all", Value: 50},
+			dataDirFlag(),
+		),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			if c.Int("last") < 0 {
+				return errUsage{fmt.Errorf("--last is a number of events, or 0 for all")}
+			}
+			return events(c)
+		},
+	}
+}
+
+// events asks the running appliance, or reads the disk if none runs.
+func events(c *cli.Context) error {
+	client := status.NewClient(socketPath(c))
+	list, err := client.Events(c.Context)
+	if err != nil {
+		if !errors.Is(err, status.ErrNotRunning) || c.Bool("follow") {
+			return err
+		}
+		running := err
+		if list, err = status.ReadJournal(dataDir(c)); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w; and %w", running, err)
+		} else if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.App.ErrWriter, "no appliance runs; these are the events on disk, in %s\n", dataDir(c))
+	}
+	if n := c.Int("last"); n > 0 && len(list) > n {
+		list = list[len(list)-n:]
+	}
+	colour, _ := terminal(c.App.Writer)
+	show := func(e status.Event) error {
+		if c.Bool("json") {
+			return json.NewEncoder(c.App.Writer).Encode(e)
+		}
+		return status.EventText(c.App.Writer, e, colour)
+	}
+	since := uint64(0)
+	for _, e := range list {
+		if err := show(e); err != nil {
+			return err
+		}
+		since = e.Seq
+	}
+	if !c.Bool("follow") {
+		return nil
+	}
+	err = client.Follow(c.Context, since, show)
+	if c.Context.Err() != nil {
+		return nil // Ctrl-C is how this ends
+	}
+	return err
+}

@@ -15,18 +15,18 @@ var arrows = map[string]struct {
 	may []string
 	why string
 }{
-	"appliance/balancer":         {nil, "the appliance itself imports none of our other packages; it declares the small interfaces that it needs"},
-	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane knows what it serves, and nothing of who chose it"},
+	"appliance/balancer":         {nil, "what is served imports none of our packages; it declares the small interfaces it needs"},
+	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
 	"appliance/raft":             {nil, "who holds is decided without knowing what for"},
 	"appliance/arp":              {nil, "the wire is told when it may answer, and never asks why"},
-	"appliance/nft":              {[]string{"appliance/balancer"}, "a data plane knows what it serves, and nothing of who chose it"},
-	"appliance/ipvs":             {[]string{"appliance/balancer"}, "a data plane knows what it serves; its masquerade rules come through an interface"},
-	"appliance/status":           {[]string{"appliance/balancer"}, "status reads values; a room behind it could be changed by it"},
+	"appliance/nft":              {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
+	"appliance/ipvs":             {[]string{"appliance/balancer"}, "a data plane does not know who chose it; its masquerade rules come through an interface"},
+	"appliance/status":           {[]string{"appliance/balancer"}, "status reads values and changes nothing"},
 	"appliance/configs":          {nil, "the Config struct ends at main"},
 	"appliance/manifest":         {[]string{"appliance/configs"}, "a manifest is a pure function of a config"},
 	"appliance/convert":          {nil, "others' words become text of ours; whether that loads is asked from outside"},
 	"appliance/script":           {nil, "a program is run without knowing what for"},
-	"appliance/track":            {nil, "what is asked is handed in as a function, so that nothing is known of checks and programs"},
+	"appliance/track":            {nil, "what is asked is handed in as a function"},
 	"appliance/hook":             {nil, "what has happened is told without knowing how it came about"},
 	"appliance/host":             {nil, "what the process asks of its host knows nothing of what it is for"},
 	"appliance/cli": {
@@ -49,7 +49,10 @@ var arrows = map[string]struct {
 		"what a node should serve follows from values; it touches no host and no group",
 	},
 	"appliance/node/planes": {
-		[]string{"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/ipvs", "appliance/manifest", "appliance/nft"},
+		[]string{
+			"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/ipvs", "appliance/manifest",
+			"appliance/nft",
+		},
 		"the planes know nothing of the group and of the configuration",
 	},
 	"appliance/node/observe": {
@@ -57,9 +60,9 @@ var arrows = map[string]struct {
 		"an observer records what it is handed and changes nothing",
 	},
 	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},
-	"appliance":                  {[]string{"appliance/cli"}, "main is the exit code of the command line"},
-	"appliance/lab":              {nil, "machines made of namespaces know nothing of what runs on them"},
-	"appliance/demo":             {[]string{"appliance/lab", "appliance/status"}, "the demo looks at the appliance from outside, as its users do"},
+	"appliance":                {[]string{"appliance/cli"}, "main is the exit code of the command line"},
+	"appliance/lab":            {nil, "machines made of namespaces know nothing of what runs on them"},
+	"appliance/demo":           {[]string{"appliance/lab", "appliance/status"}, "the demo looks at the appliance from outside"},
 }
 
 // doors are the packages that hide a technology: only they may import it.

@@ -23,8 +23,8 @@ type liveResult struct {
 	err         error
 }
 
-// checkLive checks each backend of cfg once, as the running appliance would, and prints what each answers. Where a check
-// does not fit a server, it prints the line to write.
+// checkLive checks each backend of cfg once, as the running appliance would, and prints the answers. Where a check does
+// not fit a server, it prints the line to write.
 func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	if err := node.CheckPrograms(cfg); err != nil {
 		return err

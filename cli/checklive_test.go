@@ -34,7 +34,8 @@ func TestConfigCheckLive(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.yaml")
 	write := func(backends ...string) {
 		t.Helper()
-		text := "role: worker\nloadBalancers:\n- port: 6443\n  listen: [127.0.0.1]\n  check: {inter: 10s}\n  backends: [" + strings.Join(backends, ", ") + "]\n"
+		text := "role: worker\nloadBalancers:\n- port: 6443\n  listen: [127.0.0.1]\n  check: {inter: 10s}\n  backends: [" +
+			strings.Join(backends, ", ") + "]\n"
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -56,7 +57,8 @@ func TestConfigCheckLive(t *testing.T) {
 	for _, want := range []string{
 		at(apiserver) + ` +up `, at(plain) + ` +down +answers in plain HTTP, without TLS`, at(other) + ` +down +answers 404`,
 		at(stopping) + ` +draining `, dead + ` +down +refuses`,
-		`loadBalancers\[0\] \(lb-6443\) are as they should be, write there:\n  check: {type: http}`, `\n  check: {path: a page that it has}, or check: {type: tls}`,
+		`loadBalancers\[0\] \(lb-6443\) are as they should be, write there:\n  check: {type: http}`,
+		`\n  check: {path: a page that it has}, or check: {type: tls}`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("there is no %q in\n%s", want, out)
@@ -78,16 +80,21 @@ func TestConfigCheckPrograms(t *testing.T) {
 	path := filepath.Join(dir, "config.yaml")
 	check := func(program string, args ...string) (int, string) {
 		t.Helper()
-		text := fmt.Sprintf("vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\ngroup: {insecure: true}\ntracks:\n- exec: [%s]\nhooks:\n- on: [holder]\n  exec: [%s]\n", program, program)
+		text := "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\ngroup: {insecure: true}\n" +
+			fmt.Sprintf("tracks:\n- exec: [%s]\nhooks:\n- on: [holder]\n  exec: [%s]\n", program, program)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		var stdout, stderr strings.Builder
-		code := Run(t.Context(), Build{}, append(append([]string{"appliance", "config", "check"}, args...), path), &stdout, &stderr)
+		line := append(append([]string{"appliance", "config", "check"}, args...), path)
+		code := Run(t.Context(), Build{}, line, &stdout, &stderr)
 		return code, stderr.String()
 	}
 	code, errs := check(script)
-	for _, want := range []string{"config.yaml:5: tracks[0].exec: " + script + " can be written by", "config.yaml:7: hooks[0].exec: " + script, "chmod go-w " + script} {
+	for _, want := range []string{
+		"config.yaml:5: tracks[0].exec: " + script + " can be written by",
+		"config.yaml:7: hooks[0].exec: " + script, "chmod go-w " + script,
+	} {
 		if code != exitFailed || !strings.Contains(errs, want) {
 			t.Errorf("%d %s\nwant %s", code, errs, want)
 		}
@@ -95,7 +102,8 @@ func TestConfigCheckPrograms(t *testing.T) {
 	if code, errs := check(filepath.Join(dir, "elsewhere.sh")); code != 0 {
 		t.Errorf("%d %s", code, errs)
 	}
-	if code, errs := check(filepath.Join(dir, "elsewhere.sh"), "--live"); code != exitFailed || !strings.Contains(errs, "correct the path") {
+	code, errs = check(filepath.Join(dir, "elsewhere.sh"), "--live")
+	if code != exitFailed || !strings.Contains(errs, "correct the path") {
 		t.Errorf("%d %s", code, errs)
 	}
 	if err := os.Chmod(script, 0o755); err != nil {

@@ -38,7 +38,7 @@ func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writ
 		ExitErrHandler: func(*cli.Context, error) {},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
-				return errUsage{fmt.Errorf("there is no command %q; `appliance help` lists them", c.Args().First())}
+				return usagef("there is no command %q; `appliance help` lists them", c.Args().First())
 			}
 			return cli.ShowAppHelp(c)
 		},
@@ -102,14 +102,17 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	if c.Command != nil && c.Command.HelpName != "" {
 		name = c.Command.HelpName
 	}
-	return errUsage{fmt.Errorf("%w; `%s --help` lists its flags", err, name)}
+	return usagef("%w; `%s --help` lists its flags", err, name)
 }
+
+// usagef makes an errUsage.
+func usagef(format string, args ...any) error { return errUsage{fmt.Errorf(format, args...)} }
 
 // noArgs refuses arguments, which the library would ignore.
 func noArgs(c *cli.Context) error {
 	if c.Args().Present() {
 		name := c.Command.HelpName
-		return errUsage{fmt.Errorf("%s takes no argument, and %q is one; `%s --help` lists its flags", name, c.Args().First(), name)}
+		return usagef("%s takes no argument, and %q is one; `%s --help` lists its flags", name, c.Args().First(), name)
 	}
 	return nil
 }
@@ -117,7 +120,8 @@ func noArgs(c *cli.Context) error {
 // unknownSubcommand is the action of a command that only has subcommands.
 func unknownSubcommand(c *cli.Context) error {
 	if c.Args().Present() {
-		return errUsage{fmt.Errorf("there is no command %q; `%s --help` lists them", c.Command.HelpName+" "+c.Args().First(), c.Command.HelpName)}
+		name := c.Command.HelpName
+		return usagef("there is no command %q; `%s --help` lists them", name+" "+c.Args().First(), name)
 	}
 	return cli.ShowSubcommandHelp(c)
 }

@@ -72,7 +72,7 @@ func completionCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			script, ok := scripts[c.Args().First()]
 			if !ok || c.NArg() != 1 {
-				return errUsage{fmt.Errorf("name your shell: bash, zsh or fish")}
+				return usagef("name your shell: bash, zsh or fish")
 			}
 			_, err := fmt.Fprint(c.App.Writer, script)
 			return err

@@ -55,11 +55,11 @@ func checkConfig(c *cli.Context) error {
 	file := c.String("config")
 	switch {
 	case c.NArg() > 1, c.NArg() == 1 && file != "":
-		return errUsage{fmt.Errorf("one file at a time; give it as the only argument, after the flags")}
+		return usagef("one file at a time; give it as the only argument, after the flags")
 	case c.NArg() == 1:
 		file = c.Args().First()
 	case file == "":
-		return errUsage{fmt.Errorf("which file? write `appliance config check FILE`")}
+		return usagef("which file? write `appliance config check FILE`")
 	}
 	cfg, err := loadFile(file, flagSource(c))
 	if err != nil {
@@ -73,7 +73,8 @@ func checkConfig(c *cli.Context) error {
 		return err
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "%s is valid: %s, %s, %s\n", file,
-		count(len(cfg.VIPs), "virtual address", "es"), count(len(cfg.Peers), "peer", "s"), count(len(cfg.LoadBalancers), "load balancer", "s"))
+		count(len(cfg.VIPs), "virtual address", "es"), count(len(cfg.Peers), "peer", "s"),
+		count(len(cfg.LoadBalancers), "load balancer", "s"))
 	return err
 }
 

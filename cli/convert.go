@@ -24,7 +24,9 @@ func convertCommand() *cli.Command {
 		Usage:     "print our configuration for what haproxy, nginx, keepalived or kube-vip 0.1 have; - reads stdin",
 		ArgsUsage: "FILE...",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "from", Usage: "what the files are for: " + strings.Join(kinds, ", "), DefaultText: "detected for each file"},
+			&cli.StringFlag{
+				Name: "from", Usage: "what the files are for: " + strings.Join(kinds, ", "), DefaultText: "detected for each file",
+			},
 			&cli.StringSliceFlag{Name: "vip", Usage: "the virtual addresses, instead of those that the files name"},
 			&cli.StringSliceFlag{Name: "peers", Usage: "the members of the group, instead of those that the files name"},
 		},
@@ -38,9 +40,9 @@ func printConverted(c *cli.Context) error {
 	kind := convert.Kind(c.String("from"))
 	switch {
 	case c.NArg() == 0:
-		return errUsage{fmt.Errorf("which files? write `appliance convert /etc/keepalived/keepalived.conf /etc/haproxy/haproxy.cfg`")}
+		return usagef("which files? write `appliance convert /etc/keepalived/keepalived.conf /etc/haproxy/haproxy.cfg`")
 	case kind != "" && !slices.Contains(convert.Kinds(), kind):
-		return errUsage{fmt.Errorf("--from %q is unknown; write one of %v", kind, convert.Kinds())}
+		return usagef("--from %q is unknown; write one of %v", kind, convert.Kinds())
 	}
 	var options convert.Options
 	var err error
@@ -53,10 +55,10 @@ func printConverted(c *cli.Context) error {
 	var files []convert.File
 	for _, name := range c.Args().Slice() {
 		if len(name) > 1 && name[0] == '-' {
-			return errUsage{fmt.Errorf("%s comes after a file; write flags first, and ./%s if it is a file", name, name)}
+			return usagef("%s comes after a file; write flags first, and ./%s if it is a file", name, name)
 		}
 		if slices.ContainsFunc(files, func(f convert.File) bool { return f.Name == name }) {
-			return errUsage{fmt.Errorf("%s is given twice; name each file once", name)}
+			return usagef("%s is given twice; name each file once", name)
 		}
 		data, err := readForeign(c, name)
 		if err != nil {
@@ -74,7 +76,9 @@ func printConverted(c *cli.Context) error {
 		return fmt.Errorf("convert: the result does not load, which is a bug of this program; please report it:\n%w", err)
 	}
 	printWarnings(c.App.ErrWriter, cfg)
-	fmt.Fprintf(c.App.ErrWriter, "%d statements read: %d carried over as they are, %d to look at, %d without a meaning here; the comments say which and why\n",
+	fmt.Fprintf(c.App.ErrWriter,
+		"%d statements read: %d carried over as they are, %d to look at, %d without a meaning here; "+
+			"the comments say which and why\n",
 		result.Statements, result.Statements-result.Decide-result.Moot, result.Decide, result.Moot)
 	_, err = c.App.Writer.Write(result.YAML)
 	return err
@@ -104,7 +108,7 @@ func addresses(flag string, words []string) ([]netip.Addr, error) {
 	for _, w := range words {
 		a, err := netip.ParseAddr(strings.TrimSpace(w))
 		if err != nil {
-			return nil, errUsage{fmt.Errorf("--%s: %q is not an IP address; write one such as 192.0.2.10 or 2001:db8::10", flag, w)}
+			return nil, usagef("--%s: %q is not an IP address; write one such as 192.0.2.10 or 2001:db8::10", flag, w)
 		}
 		list = append(list, a.Unmap())
 	}

@@ -21,7 +21,7 @@ func keygenCommand() *cli.Command {
 		Usage:        "print a new group key; every peer gets the same, in a file of mode 0600",
 		OnUsageError: usageError,
 		Flags: []cli.Flag{
-			&cli.BoolFlag{Name: "worker", Usage: "print the key for workers, which lets them follow the group and do nothing else"},
+			&cli.BoolFlag{Name: "worker", Usage: "print the key that lets workers follow the group and do nothing else"},
 			&cli.StringFlag{Name: "group-key", Usage: "the group key that --worker is made from", Value: configs.DefaultKeyFile},
 		},
 		Action: func(c *cli.Context) error {
@@ -32,7 +32,7 @@ func keygenCommand() *cli.Command {
 				return printWorkerKey(c)
 			}
 			if c.IsSet("group-key") {
-				return errUsage{fmt.Errorf("--group-key is what --worker is made from; a new group key needs none")}
+				return usagef("--group-key is what --worker is made from; a new group key needs none")
 			}
 			_, err := fmt.Fprintln(c.App.Writer, raft.GenerateKey().Text())
 			return err

@@ -54,7 +54,7 @@ func printManifest(c *cli.Context, build Build) error {
 	case "systemd":
 		text, err = manifest.Unit(options)
 	default:
-		return errUsage{fmt.Errorf("--kind %q is unknown; write pod, daemonset or systemd", kind)}
+		return usagef("--kind %q is unknown; write pod, daemonset or systemd", kind)
 	}
 	if err != nil {
 		return fmt.Errorf("manifest: %w", err)

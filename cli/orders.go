@@ -22,7 +22,7 @@ func backendsCommand() *cli.Command {
 			OnUsageError: usageError,
 			Action: func(c *cli.Context) error {
 				if c.NArg() != most {
-					return errUsage{fmt.Errorf("write `appliance backends %s %s`; `appliance backends list` has the names", do, args)}
+					return usagef("write `appliance backends %s %s`; `appliance backends list` has the names", do, args)
 				}
 				q := url.Values{"do": {do}, "name": {c.Args().First()}, "weight": {c.Args().Get(1)}}
 				return post(c, "/backends?"+q.Encode())
@@ -97,10 +97,10 @@ func logLevelCommand() *cli.Command {
 			case 1:
 				method, path = http.MethodPost, path+"?level="+c.Args().First()
 				if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Args().First()) {
-					return errUsage{fmt.Errorf("there is no level %q; write debug, info, warn or error", c.Args().First())}
+					return usagef("there is no level %q; write debug, info, warn or error", c.Args().First())
 				}
 			default:
-				return errUsage{fmt.Errorf("name one level, or none to see which is in force")}
+				return usagef("name one level, or none to see which is in force")
 			}
 			return ask(c, method, path)
 		},

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -12,10 +11,12 @@ import (
 func peersCommand() *cli.Command {
 	change := func(do, usage, args string, more ...cli.Flag) *cli.Command {
 		return &cli.Command{
-			Name:         do,
-			Usage:        usage,
-			ArgsUsage:    args,
-			Flags:        socketFlags(append(more, &cli.BoolFlag{Name: "force", Usage: "do it even if the group may lose its majority, or a peer answers there"})...),
+			Name:      do,
+			Usage:     usage,
+			ArgsUsage: args,
+			Flags: socketFlags(append(more, &cli.BoolFlag{
+				Name: "force", Usage: "do it even if the group may lose its majority, or a peer answers there",
+			})...),
 			OnUsageError: usageError,
 			Action: func(c *cli.Context) error {
 				// The library stops reading flags at the first argument; people do not.
@@ -28,7 +29,7 @@ func peersCommand() *cli.Command {
 					}
 				}
 				if len(args) != 1 {
-					return errUsage{fmt.Errorf("write `appliance peers %s %s`; `appliance peers list` has the names", do, args)}
+					return usagef("write `appliance peers %s %s`; `appliance peers list` has the names", do, args)
 				}
 				said.Set("do", do)
 				said.Set("peer", args[0])
@@ -47,7 +48,8 @@ func peersCommand() *cli.Command {
 		OnUsageError: usageError,
 		Subcommands: []*cli.Command{
 			{Name: "list", Usage: "print the members", Flags: socketFlags(), OnUsageError: usageError, Action: listPeers},
-			change("add", "expect a peer, or replace one that is gone for good: it joins when it starts", "ID=ADDRESS[:PORT][+ADDRESS]",
+			change("add", "expect a peer, or replace one that is gone for good: it joins when it starts",
+				"ID=ADDRESS[:PORT][+ADDRESS]",
 				&cli.BoolFlag{Name: "witness", Usage: "it votes and never holds"}),
 			change("remove", "take a peer out of the group for good", "PEER"),
 			change("promote", "give a peer a vote", "PEER"),
@@ -64,7 +66,8 @@ func listPeers(c *cli.Context) error {
 }
 
 func drainCommand() *cli.Command {
-	return peerOrder("drain", "have a peer (this one) give up holding, and its servers get no new connections, until undrain")
+	return peerOrder("drain",
+		"have a peer (this one) give up holding, and give its servers no new connections, until undrain")
 }
 
 func undrainCommand() *cli.Command {
@@ -80,7 +83,7 @@ func peerOrder(do, usage string) *cli.Command {
 		OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 1 {
-				return errUsage{fmt.Errorf("name one peer, or none for this one")}
+				return usagef("name one peer, or none for this one")
 			}
 			return post(c, "/peers?"+url.Values{"do": {do}, "peer": {c.Args().First()}}.Encode())
 		},
@@ -96,7 +99,7 @@ func pinCommand() *cli.Command {
 		OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
-				return errUsage{fmt.Errorf("write `appliance pin PEER` or `appliance pin off`")}
+				return usagef("write `appliance pin PEER` or `appliance pin off`")
 			}
 			return post(c, "/peers?"+url.Values{"do": {"pin"}, "peer": {c.Args().First()}}.Encode())
 		},
@@ -112,7 +115,7 @@ func transferCommand() *cli.Command {
 		OnUsageError: usageError,
 		Action: func(c *cli.Context) error {
 			if c.NArg() > 1 {
-				return errUsage{fmt.Errorf("name one peer, or none for whichever is fit")}
+				return usagef("name one peer, or none for whichever is fit")
 			}
 			path := "/transfer?to=" + url.QueryEscape(c.Args().First())
 			return post(c, path)

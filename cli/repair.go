@@ -22,7 +22,10 @@ func cleanupCommand() *cli.Command {
 		Name:  "cleanup",
 		Usage: "remove every address, rule, service and socket that a crashed appliance left; the data directory stays",
 		Flags: socketFlags(
-			&cli.StringSliceFlag{Name: "vip", Usage: "virtual addresses to remove from lo, for kernels before 5.18, which do not remember who added them"},
+			&cli.StringSliceFlag{
+				Name:  "vip",
+				Usage: "virtual addresses to remove from lo, for kernels before 5.18, which do not remember who added them",
+			},
 		),
 		OnUsageError: usageError,
 		Action:       cleanup,
@@ -41,7 +44,7 @@ func cleanup(c *cli.Context) error {
 	for _, text := range c.StringSlice("vip") {
 		vip, err := netip.ParseAddr(text)
 		if err != nil {
-			return errUsage{fmt.Errorf("--vip %q is not an address; write one like 192.0.2.10 or 2001:db8::10", text)}
+			return usagef("--vip %q is not an address; write one like 192.0.2.10 or 2001:db8::10", text)
 		}
 		vips = append(vips, vip)
 	}
@@ -107,9 +110,12 @@ func recoverCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "%s at %s is the only member now; it was one of %s\n", rec.ID, rec.Addr, strings.Join(rec.Former, ", "))
-			fmt.Fprintf(c.App.Writer, "the data as they were are in %s\n", rec.Copy)
-			fmt.Fprintln(c.App.Writer, "now start the appliance here; then empty the data directory of each other node and start it there: it joins")
+			w := c.App.Writer
+			former := strings.Join(rec.Former, ", ")
+			fmt.Fprintf(w, "%s at %s is the only member now; it was one of %s\n", rec.ID, rec.Addr, former)
+			fmt.Fprintf(w, "a copy of the data as they were is in %s\n", rec.Copy)
+			fmt.Fprintln(w, "now start the appliance here; "+
+				"then empty the data directory of each other node and start it there: it joins")
 			return nil
 		},
 	}

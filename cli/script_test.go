@@ -50,7 +50,8 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 	unit, err := os.ReadFile("../packaging/appliance.service")
-	if want := "\nRestartPreventExitStatus=" + strconv.Itoa(exitConfig) + "\n"; err != nil || !strings.Contains(string(unit), want) {
+	want := "\nRestartPreventExitStatus=" + strconv.Itoa(exitConfig) + "\n"
+	if err != nil || !strings.Contains(string(unit), want) {
 		t.Errorf("the unit lacks %q: %v", want, err)
 	}
 }

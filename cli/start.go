@@ -38,7 +38,7 @@ func startCommand() *cli.Command {
 func demoCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "demo",
-		Usage: "three peers, three servers and a client in network namespaces; the holder is killed, and you see what the client saw",
+		Usage: "run a group in network namespaces, kill the holder, and show what a client saw",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "keep", Usage: "leave it running afterwards, until Ctrl-C"},
 			&cli.BoolFlag{Name: "ipv6", Usage: "on a network without any IPv4"},

@@ -65,7 +65,7 @@ func healthCommand() *cli.Command {
 			path := "/readyz"
 			if c.Bool("live") {
 				if c.Bool("ready") {
-					return errUsage{fmt.Errorf("--live and --ready are two questions; ask one of them")}
+					return usagef("--live and --ready are two questions; ask one of them")
 				}
 				path = "/livez"
 			}
@@ -87,7 +87,7 @@ func topCommand() *cli.Command {
 				return err
 			}
 			if c.Duration("every") < 100*time.Millisecond {
-				return errUsage{fmt.Errorf("--every is at least 100ms")}
+				return usagef("--every is at least 100ms")
 			}
 			client := status.NewClient(socketPath(c))
 			var before status.Snapshot
@@ -119,7 +119,7 @@ func eventsCommand() *cli.Command {
 				return err
 			}
 			if c.Int("last") < 0 {
-				return errUsage{fmt.Errorf("--last is a number of events, or 0 for all")}
+				return usagef("--last is a number of events, or 0 for all")
 			}
 			return events(c)
 		},

@@ -104,7 +104,8 @@ func TestLogLevel(t *testing.T) {
 	}
 	log.Debug("said")
 	for _, bad := range []string{"", "loud", "info%2B3"} {
-		if code, text := ask("POST", "/log-level?level="+bad); code != 400 || !strings.Contains(text, "write debug, info, warn or error") {
+		code, text := ask("POST", "/log-level?level="+bad)
+		if code != 400 || !strings.Contains(text, "write debug, info, warn or error") {
 			t.Errorf("%q: %d %s", bad, code, text)
 		}
 	}

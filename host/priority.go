@@ -12,33 +12,29 @@ import (
 )
 
 const (
-	// niceness is what keeps heartbeats on time on a host whose cores are all
-	// busy: with it the scheduler lets this process in before ordinary ones, and still
-	// after whatever has real-time priority.
+	// niceness keeps heartbeats on time on a host whose cores are all busy: the scheduler runs this process before
+	// ordinary ones, and still after those with real-time priority.
 	niceness = -15
-	// eagerness is the niceness of a process that leaves forwarding to the kernel: it takes a
-	// few per cent of one core, so it may go before everything ordinary. One
-	// that forwards itself could starve the host.
+	// lightNiceness is for a process that leaves forwarding to the kernel: it takes a few per cent of one core, so it may
+	// run before everything ordinary. A process that forwards itself could starve the host.
 	//
-	// Not a real-time class: threads of one priority wait for each other there
-	// for whole slices of 100 ms (sched_rr_timeslice_ms), and Go's threads yield
-	// to each other in loops. A change of the rules by two threads then held
-	// up the heartbeats for as long as 200 ms.
-	eagerness = -20
-	// slice is how long a thread runs before it lets the next one in, in
-	// ns; who asks for little is let in sooner (EEVDF, Linux 6.12 or later;
-	// older kernels take no notice). The kernel's least is 100 µs.
+	// Not a real-time class: there, threads of one priority wait for each other for whole slices of 100 ms
+	// (sched_rr_timeslice_ms), and Go's threads yield to each other in loops. A change of the rules by two threads then
+	// held up the heartbeats for as long as 200 ms.
+	lightNiceness = -20
+	// slice is how long a thread runs before the next one does, in ns. A thread that asks for little runs sooner (EEVDF,
+	// Linux 6.12 or later; older kernels ignore it). The kernel's minimum is 100 µs.
 	slice = 200_000
-	// oomScore is what the unit of systemd has, too.
+	// oomScore is that of the systemd unit too.
 	oomScore = -900
 )
 
-// prioritise asks the kernel for what keeps elections calm on a busy host.
-// Whoever may not ask, as a container without SYS_NICE, goes on without:
-// peers have more patience with a host that is seen to pause.
+// Prioritize asks the kernel for what keeps elections calm on a busy host. A process that may not ask, such as a
+// container without SYS_NICE, goes on without: peers have more patience with a host that is seen to pause.
 func Prioritize(log *slog.Logger) {
 	if err := eachThread(renice); err != nil {
-		log.Info("runs at ordinary priority: on a host that is short of CPU it may lose the virtual addresses to a peer at times; give it CAP_SYS_NICE, or Nice= in its unit", "reason", err)
+		log.Info("runs at ordinary priority: "+
+			"on a host that is short of CPU it may lose the virtual addresses to a peer at times; give it CAP_SYS_NICE, or Nice= in its unit", "reason", err)
 	}
 	liftSession(niceness)
 	if err := lockMemory(); err != nil {
@@ -48,15 +44,14 @@ func Prioritize(log *slog.Logger) {
 	if text, err := os.ReadFile(score); err == nil {
 		if now, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && now > oomScore {
 			if err := os.WriteFile(score, []byte(strconv.Itoa(oomScore)), 0); err != nil {
-				log.Debug("cannot be spared when memory runs out", "reason", err)
+				log.Debug("the kernel may kill this process when memory runs out", "reason", err)
 			}
 		}
 	}
 }
 
-// lockMemory keeps what is in memory there: a page that has to be read from a
-// busy disk takes longer than the others wait. Only where no limit applies: with
-// one, Go's next growth beyond it would end the process.
+// lockMemory keeps the process in memory: a page that has to be read from a busy disk takes longer than the peers wait.
+// It does so only where no limit applies: otherwise Go's next growth beyond the limit would end the process.
 func lockMemory() error {
 	all := unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
 	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &all); err != nil && !mayLock() {
@@ -69,7 +64,7 @@ func lockMemory() error {
 	return nil
 }
 
-// mayLock says that the limit of locked memory does not apply: capabilities(7), CAP_IPC_LOCK.
+// mayLock says whether the limit of locked memory does not apply: capabilities(7), CAP_IPC_LOCK.
 func mayLock() bool {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData // of 32 capabilities each
@@ -77,18 +72,17 @@ func mayLock() bool {
 	return err == nil && data[0].Effective&(1<<unix.CAP_IPC_LOCK) != 0
 }
 
-// hurry asks for what prioritise leaves to others. Without it, that is what there is.
+// PrioritizeLight asks for the highest ordinary priority, for a process that leaves forwarding to the kernel.
 func PrioritizeLight(log *slog.Logger) {
-	if err := eachThread(beEager); err != nil {
-		log.Debug("no higher priority than others of its kind", "reason", err)
+	if err := eachThread(reniceLight); err != nil {
+		log.Debug("no higher priority", "reason", err)
 		return
 	}
-	liftSession(eagerness)
+	liftSession(lightNiceness)
 }
 
-// liftSession gives this process's session a niceness. Where sessions are scheduled as
-// groups, the niceness of a thread counts within its session only. Other people's
-// sessions are left alone.
+// liftSession gives this process's own session a niceness. Where sessions are scheduled as groups (autogroup), the
+// niceness of a thread counts within its session only.
 func liftSession(nice int) {
 	if session, err := unix.Getsid(0); err == nil && session == os.Getpid() {
 		_ = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(nice)), 0)
@@ -103,12 +97,12 @@ func renice(tid int) (changed bool, err error) {
 	return true, unix.Setpriority(unix.PRIO_PROCESS, tid, niceness)
 }
 
-func beEager(tid int) (changed bool, err error) {
+func reniceLight(tid int) (changed bool, err error) {
 	attr, err := unix.SchedGetAttr(tid, 0)
-	if err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Nice <= eagerness {
+	if err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Nice <= lightNiceness {
 		return false, err
 	}
-	attr.Nice, attr.Runtime = eagerness, slice
+	attr.Nice, attr.Runtime = lightNiceness, slice
 	return true, unix.SchedSetAttr(tid, attr, 0)
 }
 

@@ -16,8 +16,7 @@ import (
 	"appliance/status"
 )
 
-// handler answers on the root-only unix socket: what status shows, and the few
-// requests that change something.
+// handler answers on the root-only unix socket: what status shows, and the few requests that change something.
 func (n *node) handler(book *host.Log, more ...func(*http.ServeMux)) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /", status.Handler(n.snapshot))
@@ -60,7 +59,8 @@ func (n *node) handleBackends(mux *http.ServeMux) {
 // override changes the group's overrides of backends, and returns what it has changed.
 func (n *node) override(ctx context.Context, do, name, weight string) (said []string, err error) {
 	if n.group == nil {
-		return nil, errors.New("this is a worker, which is in no group; give the order on one of the peers, and edit a worker's own file")
+		return nil, errors.New("this is a worker, which is in no group; " +
+			"give the order on one of the peers, and edit a worker's own file")
 	}
 	change, err := desired.Override(n.state.Load().Config, n.group.Settings(), do, name, weight)
 	if err != nil {
@@ -83,7 +83,8 @@ func (n *node) handlePeers(mux *http.ServeMux) {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(t, "PEER\tADDRESS\tROLE\tCONNECTED\tPRIORITY\tVERSION\tNOTE")
 		for _, p := range s.Peers {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", p.ID, peerAddrs(p), peerRole(p), connected(p), p.Priority, p.Version, peerNote(s, p))
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n",
+				p.ID, peerAddrs(p), peerRole(p), connected(p), p.Priority, p.Version, peerNote(s, p))
 		}
 		t.Flush()
 		if s.Trouble != "" {
@@ -100,7 +101,7 @@ func (n *node) handlePeers(mux *http.ServeMux) {
 	})
 }
 
-// peerAddrs is where the peer is, as `peers add` reads it.
+// peerAddrs returns the addresses of a peer in the form that `peers add` reads.
 func peerAddrs(p raft.PeerStatus) string {
 	at := p.Addr.String()
 	for _, a := range p.Further {
@@ -147,7 +148,7 @@ func peerNote(s raft.Status, p raft.PeerStatus) string {
 	return strings.Join(notes, ", ")
 }
 
-// noGroup says why this node has none.
+// noGroup says why this node has no group.
 func (n *node) noGroup() error {
 	if n.broken != nil {
 		return n.broken
@@ -155,7 +156,7 @@ func (n *node) noGroup() error {
 	return errors.New("this is a worker, which is in no group; ask one of the peers")
 }
 
-// changePeers does one order about the group's members.
+// changePeers changes the members of the group, or who may hold.
 func (n *node) changePeers(r *http.Request) (said string, err error) {
 	if n.group == nil {
 		return "", n.noGroup()
@@ -190,12 +191,11 @@ func (n *node) changePeers(r *http.Request) (said string, err error) {
 		}
 		return id + " is to hold whenever it can", g.Pin(ctx, id)
 	default:
-		return "", fmt.Errorf("%q is no order about peers", do)
+		return "", fmt.Errorf("%q is not an order about peers", do)
 	}
 }
 
-// parsePeer reads ID=ADDRESS[:PORT][+ADDRESS...], or an address that is the id
-// too.
+// parsePeer reads ID=ADDRESS[:PORT][+ADDRESS...], or an address that is the id too.
 func parsePeer(text string, port uint16) (raft.Peer, error) {
 	id, at, named := strings.Cut(text, "=")
 	if !named {
@@ -206,7 +206,7 @@ func parsePeer(text string, port uint16) (raft.Peer, error) {
 	for more := range strings.SplitSeq(more, "+") {
 		a, err := netip.ParseAddr(strings.Trim(more, "[]"))
 		if err != nil && more != "" {
-			return raft.Peer{}, fmt.Errorf("%q is no address, in %q; write ID=ADDRESS+ADDRESS, such as node-4=192.0.2.14+2001:db8::14", more, text)
+			return raft.Peer{}, fmt.Errorf("%q is not an address, in %q; write ID=ADDRESS+ADDRESS, such as node-4=192.0.2.14+2001:db8::14", more, text)
 		}
 		if err == nil {
 			further = append(further, a.Unmap())
@@ -216,7 +216,7 @@ func parsePeer(text string, port uint16) (raft.Peer, error) {
 	if err != nil {
 		a, err := netip.ParseAddr(strings.Trim(at, "[]"))
 		if err != nil {
-			return raft.Peer{}, fmt.Errorf("%q is no peer; write ID=ADDRESS or ID=ADDRESS:PORT, such as node-4=192.0.2.14", text)
+			return raft.Peer{}, fmt.Errorf("%q is not a peer; write ID=ADDRESS or ID=ADDRESS:PORT, such as node-4=192.0.2.14", text)
 		}
 		addr = netip.AddrPortFrom(a, port)
 	}

@@ -12,7 +12,7 @@ import (
 	"appliance/track"
 )
 
-// hold is a tenure.
+// hold is a tenure: while it runs, this node answers for the VIPs. may says whether the lease runs at this moment.
 func (n *node) hold(ctx context.Context, may func() bool) error {
 	n.tell(hook.Event{Name: hook.Holder})
 	defer func() {
@@ -26,14 +26,12 @@ func (n *node) hold(ctx context.Context, may func() bool) error {
 	return g.Wait()
 }
 
-// retryTransfer is the pause between two tries to hand over what this node can
-// no longer answer for.
+// retryTransfer is the pause between two tries to hand over what this node can no longer answer for.
 const retryTransfer = 5 * time.Second
 
-// yieldWithoutCarrier hands the VIPs over when this node's own link is gone: a
-// peer that clients can reach takes over without waiting for a timeout. If the
-// group's traffic went over the same link, nobody hears it, and the timeout is
-// what is left.
+// yieldWithoutCarrier hands the VIPs over when this node's own link is gone: a peer that clients can reach takes over
+// without waiting for a timeout. If the group's traffic went over the same link, no peer hears it, and the timeout
+// remains.
 func (n *node) yieldWithoutCarrier(ctx context.Context) error {
 	for {
 		up, changed := n.wire.Carrier()
@@ -54,8 +52,9 @@ func (n *node) yieldWithoutCarrier(ctx context.Context) error {
 	}
 }
 
-// linger says for how long the VIPs stay on lo after the node has stopped. Where the kernel moves the packets, it goes on
-// moving those of open connections, and the next start finds everything as it was. User space ends with the process.
+// linger says for how long the VIPs stay on lo after the node has stopped. Where the kernel moves the packets, it
+// goes on moving those of open connections, and the next start finds everything as it was. User space ends with the
+// process.
 func (n *node) linger() time.Duration {
 	for _, lb := range n.balancer.Health() {
 		if n.cfg.Linger > 0 && lb.Plane != "" && lb.Plane != balancer.UserSpace {
@@ -67,17 +66,15 @@ func (n *node) linger() time.Duration {
 }
 
 const (
-	// How long a load balancer must have been without a healthy backend here
-	// until the group is told, and with one until it is told that. A holder
-	// gives way to a peer that sees more, so that what flaps must not move the
-	// VIP back and forth; the first is longer than the checks of two nodes are
-	// apart, which mostly see the same.
-	blindAfter   = 2 * time.Second
-	sightedAfter = 10 * time.Second
-	fitnessEvery = 500 * time.Millisecond
+	// The group hears that a load balancer has no healthy backend here after unservedAfter, and that it has one again
+	// after servedAfter. A holder gives way to a peer that serves more, so a flapping backend must not move the VIP back
+	// and forth. The first is longer than the checks of two nodes are apart, which mostly see the same.
+	unservedAfter = 2 * time.Second
+	servedAfter   = 10 * time.Second
+	fitnessEvery  = 500 * time.Millisecond
 )
 
-// tracked takes what the tracks say of this node.
+// tracked takes the verdict of the tracks on this node.
 func (n *node) tracked(c track.Claim) {
 	n.verdict.Store(&c)
 	select {
@@ -92,8 +89,8 @@ func (n *node) followFitness(ctx context.Context) error {
 	defer tick.Stop()
 	var d damped
 	for {
-		sightless := d.look(time.Now(), blind(n.balancer.Health()))
-		n.group.SetClaim(fitness(sightless, n.verdict.Load(), n.group.Status().Trouble))
+		few := d.look(time.Now(), unserved(n.balancer.Health()))
+		n.group.SetClaim(fitness(few, n.verdict.Load(), n.group.Status().Trouble))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -103,12 +100,11 @@ func (n *node) followFitness(ctx context.Context) error {
 	}
 }
 
-// fitness puts together what speaks against this node as holder: load balancers
-// that are blind, what the tracks say, if there are any, and trouble with the
-// group. Whose disk is full cannot vote, nor take over: who hands over to it
-// is silent for nothing.
-func fitness(blind int, tracks *track.Claim, trouble string) raft.Claim {
-	c := raft.Claim{Blind: blind}
+// fitness puts together what speaks against this node as holder: load balancers without a healthy backend, the
+// verdict of the tracks, and trouble with the group. A node whose disk is full can neither vote nor take over, so a
+// hand-over to it would only cost answers.
+func fitness(unserved int, tracks *track.Claim, trouble string) raft.Claim {
+	c := raft.Claim{Blind: unserved}
 	if tracks != nil {
 		c.Barred, c.Lowered = tracks.Barred, tracks.Lowered
 	}
@@ -118,9 +114,8 @@ func fitness(blind int, tracks *track.Claim, trouble string) raft.Claim {
 	return c
 }
 
-// blind counts the load balancers of which no backend is known to be healthy,
-// and every one has been looked at.
-func blind(lbs []balancer.LoadBalancerStatus) (count int) {
+// unserved counts the load balancers without a healthy backend, once each backend has been checked.
+func unserved(lbs []balancer.LoadBalancerStatus) (count int) {
 	for _, lb := range lbs {
 		known := true
 		for _, b := range lb.Backends {
@@ -133,8 +128,7 @@ func blind(lbs []balancer.LoadBalancerStatus) (count int) {
 	return count
 }
 
-// damped is a number that follows another with a delay: soon where it grows,
-// late where it shrinks.
+// A damped number follows another with a delay: soon when that grows, late when it shrinks.
 type damped struct {
 	value, next int
 	since       time.Time // of next
@@ -144,9 +138,9 @@ func (d *damped) look(now time.Time, n int) int {
 	if n != d.next {
 		d.next, d.since = n, now
 	}
-	wait := blindAfter
+	wait := unservedAfter
 	if n < d.value {
-		wait = sightedAfter
+		wait = servedAfter
 	}
 	if now.Sub(d.since) >= wait {
 		d.value = n

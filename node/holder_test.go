@@ -9,8 +9,8 @@ import (
 	"appliance/track"
 )
 
-// A load balancer that loses its last backend is told of soon, one that has one
-// again late, and one that flaps is told of once.
+// The group hears soon of a load balancer that loses its last backend, late of one that has one again, and once of one
+// that flaps.
 func TestDamped(t *testing.T) {
 	var d damped
 	now := time.Unix(0, 0)
@@ -30,7 +30,7 @@ func TestDamped(t *testing.T) {
 	}
 }
 
-func TestBlind(t *testing.T) {
+func TestUnserved(t *testing.T) {
 	lb := func(states ...balancer.State) (s balancer.LoadBalancerStatus) {
 		for _, state := range states {
 			s.Backends = append(s.Backends, balancer.BackendStatus{State: state})
@@ -40,27 +40,27 @@ func TestBlind(t *testing.T) {
 	lbs := []balancer.LoadBalancerStatus{
 		lb(balancer.Up, balancer.Down), lb(balancer.Down, balancer.Down), lb(balancer.Draining, balancer.Down), lb(balancer.Down, balancer.Unknown),
 	}
-	if n := blind(lbs); n != 2 {
-		t.Errorf("%d are blind, want 2", n)
+	if n := unserved(lbs); n != 2 {
+		t.Errorf("%d are unserved, want 2", n)
 	}
 }
 
-// Who cannot write is no heir: a hand-over to it fails and costs answers.
+// A node that cannot write should not be handed to: the hand-over fails and costs answers.
 func TestFitness(t *testing.T) {
 	for name, test := range map[string]struct {
-		blind   int
-		tracks  *track.Claim
-		trouble string
-		want    raft.Claim
+		unserved int
+		tracks   *track.Claim
+		trouble  string
+		want     raft.Claim
 	}{
 		"well":                  {want: raft.Claim{}},
-		"blind":                 {blind: 2, want: raft.Claim{Blind: 2}},
+		"unserved":              {unserved: 2, want: raft.Claim{Blind: 2}},
 		"tracks":                {tracks: &track.Claim{Barred: "eth1 is down", Lowered: 20}, want: raft.Claim{Barred: "eth1 is down", Lowered: 20}},
-		"a full disk":           {blind: 1, trouble: "cannot write", want: raft.Claim{Blind: 1, Barred: "cannot write"}},
+		"a full disk":           {unserved: 1, trouble: "cannot write", want: raft.Claim{Blind: 1, Barred: "cannot write"}},
 		"a full disk and claim": {tracks: &track.Claim{Lowered: 5}, trouble: "cannot write", want: raft.Claim{Barred: "cannot write", Lowered: 5}},
 		"both":                  {tracks: &track.Claim{Barred: "eth1 is down"}, trouble: "cannot write", want: raft.Claim{Barred: "eth1 is down"}},
 	} {
-		if got := fitness(test.blind, test.tracks, test.trouble); got != test.want {
+		if got := fitness(test.unserved, test.tracks, test.trouble); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)
 		}
 	}

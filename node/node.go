@@ -139,8 +139,7 @@ func (n *node) openGroup() (err error) {
 		View:          n.observer.View,
 	})
 	if errors.Is(err, raft.ErrDamaged) && !n.witness() {
-		// A vote that may be wrong is worse than none. The clients on this node
-		// are served all the same.
+		// A vote that may be wrong is worse than none. The clients on this node are still served.
 		n.broken = err
 		n.log.Error("this node does not take part in the group, and serves its own clients only", "error", err)
 		return nil
@@ -152,7 +151,7 @@ func (n *node) openGroup() (err error) {
 	return nil
 }
 
-// raftPeers are the listed peers, or this node alone where none is listed.
+// raftPeers returns the listed peers, or this node alone if none is listed.
 func raftPeers(cfg *configs.Config, self configs.Peer) []raft.Peer {
 	listed := cfg.Peers
 	if len(listed) == 0 {
@@ -276,8 +275,8 @@ func (n *node) followDirect(ctx context.Context, leave <-chan struct{}) error {
 	return g.Wait()
 }
 
-// followRules puts back at once what somebody else takes out of our rules: without them, the kernel would answer for the
-// VIPs.
+// followRules puts back at once what somebody else takes out of our rules: without them, the kernel would answer for
+// the VIPs.
 func (n *node) followRules(ctx context.Context) error {
 	err := nft.Watch(ctx, func() {
 		if n.wire != nil {
@@ -289,7 +288,7 @@ func (n *node) followRules(ctx context.Context) error {
 		n.balancer.Reconcile()
 	})
 	if err != nil {
-		n.log.Warn("rules that vanish are put back within seconds instead of at once", "reason", err)
+		n.log.Warn("rules that others remove are restored within seconds instead of at once", "reason", err)
 		<-ctx.Done()
 	}
 	return nil
@@ -298,7 +297,7 @@ func (n *node) followRules(ctx context.Context) error {
 // followRefusals has backends that refuse clients checked at once.
 func (n *node) followRefusals(ctx context.Context) error {
 	if err := n.planes.Refusals.Run(ctx); err != nil {
-		n.log.Warn("backends that refuse clients are found by the checks alone, which takes longer", "reason", err)
+		n.log.Warn("only the checks find backends that refuse clients, which takes longer", "reason", err)
 		<-ctx.Done()
 	}
 	return nil

@@ -23,17 +23,17 @@ import (
 	"appliance/raft"
 )
 
-// site is what the host says to a config: which peer this node is, on which
-// interface each VIP is answered for, and the keys that it may read.
+// A site is what the host adds to a configuration: which peer this node is, on which interface it answers for each VIP,
+// and the keys that it may read.
 type site struct {
 	self     configs.Peer
 	vips     []arp.VIP
 	security raft.Security
-	worker   *raft.WorkerKey // nil but for a worker that follows the peers
+	worker   *raft.WorkerKey // only on a worker that follows the peers
 }
 
-// survey finds out whether cfg can be put into force on this host, and changes
-// nothing on it. The error holds everything that is missing.
+// survey finds out whether cfg can be put into force on this host, and changes nothing on it. The error lists
+// everything that is missing.
 func survey(cfg *configs.Config) (site, error) {
 	var s site
 	var problems []error
@@ -85,13 +85,12 @@ func selfAmong(cfg *configs.Config, local []netip.Addr) (configs.Peer, error) {
 	return cfg.Self(towards(cfg.Join, local), "")
 }
 
-// towards puts the address first from which this host speaks to the group that
-// it joins. Nothing is sent.
+// towards puts first the address from which this host reaches the group that it joins. It sends nothing.
 func towards(join []netip.AddrPort, local []netip.Addr) []netip.Addr {
 	for _, at := range join {
 		conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
 		if err != nil {
-			continue // no route; the peer port says so again
+			continue // no route; the peer port reports it
 		}
 		from, _ := netip.ParseAddrPort(conn.LocalAddr().String())
 		conn.Close()
@@ -100,7 +99,7 @@ func towards(join []netip.AddrPort, local []netip.Addr) []netip.Addr {
 	return local
 }
 
-// security reads what makes this node a peer.
+// security reads the keys or certificates that make this node a peer.
 func security(cfg *configs.Config) (raft.Security, error) {
 	g := cfg.Group
 	switch {
@@ -125,13 +124,13 @@ func security(cfg *configs.Config) (raft.Security, error) {
 	return raft.Security{}, nil
 }
 
-// writable proves that dir, or the nearest parent that exists, takes a file.
+// writable proves that dir, or its nearest parent that exists, takes a file.
 func writable(dir string) error {
 	at := dir
 	for {
 		info, err := os.Stat(at)
 		if err == nil && !info.IsDir() {
-			return fmt.Errorf("dataDir %s: %s is no directory; set dataDir to a directory that survives a reboot", dir, at)
+			return fmt.Errorf("dataDir %s: %s is not a directory; set dataDir to a directory that survives a reboot", dir, at)
 		}
 		if err == nil {
 			break
@@ -163,11 +162,11 @@ func writable(dir string) error {
 	return nil
 }
 
-// full tells a file system without room, or a user over quota.
+// full says whether err means a file system without room, or a user over quota.
 func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
-// noRoom is a peer that cannot vote: the group's votes have to be on disk.
-// Nothing has been touched, so who restarts it does no harm.
+// noRoom is the error of a peer that cannot vote, since the group's votes have to be on disk. Nothing has been touched,
+// so a restart does no harm.
 func noRoom(dir, at string, err error) error {
 	return fmt.Errorf("dataDir %s is full (%w; free at %s: %s), and the group's votes have to be on disk; "+
 		"free some room there, or set dataDir to another disk, and start again", dir, err, at, raft.Free(at))
@@ -196,12 +195,13 @@ func capabilities(cfg *configs.Config) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("this process lacks %s; run it as root, or give the capabilities as the manifest and the systemd unit do", strings.Join(missing, " and "))
+		return fmt.Errorf("this process lacks %s; run it as root, or give the capabilities as the manifest and the systemd unit do",
+			strings.Join(missing, " and "))
 	}
 	return nil
 }
 
-// effectiveCapabilities is the CapEff mask of this process, see proc(5).
+// effectiveCapabilities returns the CapEff mask of this process, see proc(5).
 func effectiveCapabilities() (uint64, error) {
 	f, err := os.Open("/proc/self/status")
 	if err != nil {
@@ -250,8 +250,11 @@ func (n *node) check(ctx context.Context) error {
 }
 
 func (n *node) checkNow(ctx context.Context) error {
-	forced := slices.ContainsFunc(n.cfg.LoadBalancers, func(lb configs.LoadBalancer) bool { return lb.DataPlane == string(balancer.Direct) })
-	if n.planes.Direct == nil || !forced || !slices.ContainsFunc(n.state.Load().Nodes, func(o nft.Node) bool { return o.Worker }) {
+	forced := slices.ContainsFunc(n.cfg.LoadBalancers, func(lb configs.LoadBalancer) bool {
+		return lb.DataPlane == string(balancer.Direct)
+	})
+	workers := slices.ContainsFunc(n.state.Load().Nodes, func(o nft.Node) bool { return o.Worker })
+	if n.planes.Direct == nil || !forced || !workers {
 		return n.balancer.Check(ctx)
 	}
 	probing, stop := context.WithCancel(ctx)

@@ -12,54 +12,49 @@ import (
 	"appliance/raft"
 )
 
-// handoverGrace is how long a holder that stops keeps serving after it has
-// handed over: the new holder's announcement takes a moment to reach everybody,
-// and packets that were on the way when it did are still for this node.
+// handoverGrace is how long a stopping holder keeps serving after it has handed over: the new holder's announcement
+// takes a moment to reach everybody, and packets that are already on the way still arrive here.
 const handoverGrace = time.Second
 
-// heir says that there is another peer that could hold: without one nobody has
-// been handed over to, so there is nothing to wait for.
-func heir(peers []raft.PeerStatus) bool {
+// hasSuccessor says whether another peer could hold. Without one, nobody was handed over to, so there is nothing to
+// wait for.
+func hasSuccessor(peers []raft.PeerStatus) bool {
 	return slices.ContainsFunc(peers, func(p raft.PeerStatus) bool { return !p.Self && p.Role == "voter" })
 }
 
-// lingerAfterTenure is the last thing that stops before the VIP and the data
-// plane do.
+// lingerAfterTenure is the last part to stop before the VIP and the data plane.
 func (n *node) lingerAfterTenure(ctx context.Context) error {
 	<-ctx.Done()
 	ended := n.tenureEnded.Load()
-	if ended != nil && time.Since(*ended) < 10*handoverGrace && heir(n.group.Status().Peers) {
+	if ended != nil && time.Since(*ended) < 10*handoverGrace && hasSuccessor(n.group.Status().Peers) {
 		time.Sleep(handoverGrace)
 	}
 	return nil
 }
 
-// handBackFor is how long a holder gives connections back to the one before. The
-// watches of Kubernetes' clients, which are the longest there are, have ended
-// by then.
+// handBackFor is how long a holder gives connections back to the previous one. By then, even the watches of Kubernetes'
+// clients have ended.
 const handBackFor = time.Hour
 
-// A former is another peer that was holder, and the last term in which it was.
-type former struct {
+// A previousHolder is another peer that was holder, and the last term in which it was.
+type previousHolder struct {
 	id   string
 	term uint64
 }
 
-// handBack has packets of connections that this node does not know go to the
-// peer that held last besides this one. So the rules are there before the VIPs
-// come here, and clients whose connections are open at that moment are served
-// to their end.
+// handBack sends packets of connections that this node does not know to the last other holder. The rules are in place
+// before the VIPs come here, so connections that are open at that moment are served to their end.
 func (n *node) handBack(ctx context.Context) error {
 	tick := time.NewTicker(handoverGrace)
 	defer tick.Stop()
-	n.tellOnLink()
-	var last former
+	n.reportOnLink()
+	var last previousHolder
 	said := ""
 	for {
 		changed := n.group.Changed()
 		s := n.group.Status()
 		if holder := n.holder(s); holder != "" && holder != s.ID {
-			last = former{holder, s.Term}
+			last = previousHolder{holder, s.Term}
 		}
 		to, frontends := last.keeps(s, n.balancer.Health(), n.interfaces(), n.cfg.Linger)
 		repaired, err := n.planes.Handback.To(to, n.interfaces(), frontends)
@@ -71,17 +66,19 @@ func (n *node) handBack(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-tick.C: // load balancers may have changed, and addresses
-			n.tellOnLink()
+			n.reportOnLink()
 		case <-ctx.Done():
 			return n.planes.Handback.Close()
 		}
 	}
 }
 
-// keeps is where the former holder is, and the frontends whose connections it
-// has; none if it has none or is not there any more. Those of user space it has
-// while its process lives, and the kernel goes on without that for a while.
-func (f former) keeps(s raft.Status, lbs []balancer.LoadBalancerStatus, vips map[netip.Addr]string, linger time.Duration) ([]netip.Addr, []netip.AddrPort) {
+// keeps returns the addresses of the previous holder and the frontends whose connections it still has; nothing if it
+// has none or is gone. It has those of user space while its process lives; the kernel goes on without the process for
+// a while.
+func (f previousHolder) keeps(
+	s raft.Status, lbs []balancer.LoadBalancerStatus, vips map[netip.Addr]string, linger time.Duration,
+) ([]netip.Addr, []netip.AddrPort) {
 	i := slices.IndexFunc(s.Peers, func(p raft.PeerStatus) bool { return p.ID == f.id && !p.Self })
 	if i < 0 || s.Peers[i].Vanished || s.Holder && time.Since(s.Since) > handBackFor {
 		return nil, nil
@@ -109,20 +106,19 @@ func (f former) keeps(s raft.Status, lbs []balancer.LoadBalancerStatus, vips map
 	return append(p.Addrs(), p.OnLink...), slices.Compact(frontends)
 }
 
-// onLinkMost is how many addresses of each family the peers are told.
+// onLinkMost is how many addresses of each family this node reports to the peers.
 const onLinkMost = 2
 
-// tellOnLink lets the peers know this host by addresses of both families, where
-// they are configured with those of one.
-func (n *node) tellOnLink() {
+// reportOnLink reports this host's addresses of both families to the peers, which may be configured with one.
+func (n *node) reportOnLink() {
 	addrs, err := arp.AddrsOn(slices.Collect(maps.Values(n.interfaces()))...)
 	if err != nil {
 		n.log.Debug("this host's addresses are not known", "error", err)
 		return
 	}
-	told := make(map[bool]int)
+	reported := make(map[bool]int)
 	n.group.SetOnLink(slices.DeleteFunc(addrs, func(a netip.Addr) bool {
-		told[a.Is4()]++
-		return told[a.Is4()] > onLinkMost
+		reported[a.Is4()]++
+		return reported[a.Is4()] > onLinkMost
 	}))
 }

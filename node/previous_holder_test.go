@@ -12,7 +12,7 @@ import (
 	"appliance/raft"
 )
 
-func TestHeir(t *testing.T) {
+func TestHasSuccessor(t *testing.T) {
 	self := raft.PeerStatus{ID: "a", Self: true, Role: "voter"}
 	for name, tt := range map[string]struct {
 		peers []raft.PeerStatus
@@ -23,13 +23,13 @@ func TestHeir(t *testing.T) {
 		"with one who joins": {[]raft.PeerStatus{self, {ID: "b", Role: "nonvoter"}}, false},
 		"with another":       {[]raft.PeerStatus{self, {ID: "b", Role: "voter"}}, true},
 	} {
-		if got := heir(tt.peers); got != tt.want {
+		if got := hasSuccessor(tt.peers); got != tt.want {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}
 	}
 }
 
-// TestLoneNodeStopsAtOnce: it has been holder, and there is nobody to hand to.
+// TestLoneNodeStopsAtOnce: it has been holder, and there is nobody to hand over to.
 func TestLoneNodeStopsAtOnce(t *testing.T) {
 	group, err := raft.Open(raft.Config{ID: "a", DataDir: t.TempDir(), SingleNode: true, Addr: netip.MustParseAddrPort("127.0.0.1:10000")})
 	if err != nil {
@@ -48,7 +48,7 @@ func TestLoneNodeStopsAtOnce(t *testing.T) {
 	})
 }
 
-func TestFormerKeeps(t *testing.T) {
+func TestPreviousHolderKeeps(t *testing.T) {
 	vip := netip.MustParseAddr("10.0.0.1")
 	of := func(plane balancer.PlaneName, port uint16) balancer.LoadBalancerStatus {
 		return balancer.LoadBalancerStatus{Plane: plane, Frontends: []netip.AddrPort{netip.AddrPortFrom(vip, port)}}
@@ -74,7 +74,7 @@ func TestFormerKeeps(t *testing.T) {
 		tt.peer.ID = "a"
 		s := raft.Status{Peers: []raft.PeerStatus{{ID: "b"}, tt.peer}}
 		ports := []uint16{}
-		_, frontends := former{"a", 7}.keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, 30*time.Second)
+		_, frontends := previousHolder{"a", 7}.keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, 30*time.Second)
 		for _, f := range frontends {
 			if f.Addr() != vip {
 				t.Errorf("%s: frontend %v", name, f)
@@ -87,11 +87,11 @@ func TestFormerKeeps(t *testing.T) {
 	}
 	for ago, want := range map[time.Duration]int{time.Minute: 4, 2 * time.Hour: 0} {
 		s := raft.Status{Holder: true, Since: now.Add(-ago), Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}
-		if _, frontends := (former{"a", 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(frontends) != want {
+		if _, frontends := (previousHolder{"a", 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(frontends) != want {
 			t.Errorf("after a tenure of %v: %v", ago, frontends)
 		}
 	}
-	if _, frontends := (former{}).keeps(raft.Status{Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}, lbs, nil, time.Minute); frontends != nil {
+	if _, frontends := (previousHolder{}).keeps(raft.Status{Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}, lbs, nil, time.Minute); frontends != nil {
 		t.Errorf("nobody held before: %v", frontends)
 	}
 }

@@ -16,8 +16,7 @@ import (
 // not quicker.
 const keyRound = 2 * time.Second
 
-// followKeys puts changed group keys into force without a restart. A file that
-// cannot be read changes nothing.
+// followKeys puts changed group keys into force without a restart. A file that cannot be read changes nothing.
 func (n *node) followKeys(ctx context.Context) error {
 	now, told := n.site.security.Keys, ""
 	if len(now) == 0 {
@@ -44,7 +43,7 @@ func (n *node) followKeys(ctx context.Context) error {
 			told = ""
 		case err.Error() != told:
 			told = err.Error()
-			n.log.Error("the group keys were not read again, and those of before stay", "error", err)
+			n.log.Error("the group keys cannot be read again; those in force stay", "error", err)
 		}
 	}
 }
@@ -53,7 +52,7 @@ func (n *node) followKeys(ctx context.Context) error {
 func (n *node) changeSecrets(ctx context.Context, own [][]byte) {
 	s := n.secretsFrom(own)
 	if err := n.ask(ctx, request{secrets: &s}); err != nil && ctx.Err() == nil {
-		n.log.Error("path probes are signed with the secrets of before", "error", err)
+		n.log.Error("path probes keep the old secrets", "error", err)
 	}
 }
 
@@ -131,12 +130,12 @@ func (n *node) keysForWorkers() []string {
 	return keys
 }
 
-// probeKeySetting is the group's setting with the secret of the path probes,
-// where there is no group key to make it of.
+// probeKeySetting is the group's setting with the secret of the path probes, if there is no group key to derive it
+// from.
 const probeKeySetting = "probe/key"
 
-// shareProbeKey gives a group without a group key a secret for the path probes, and follows it. Without one, whoever can
-// send frames on the link can forge probes.
+// shareProbeKey gives a group without a group key a secret for the path probes, and follows it. Without one, whoever
+// can send frames on the link can forge probes.
 func (n *node) shareProbeKey(ctx context.Context) error {
 	in := ""
 	for {
@@ -147,7 +146,8 @@ func (n *node) shareProbeKey(ctx context.Context) error {
 			in = secret
 			n.log.Info("path probes are signed with the group's own key")
 		case secret == "" && n.group.Status().Role == "leader":
-			if err := n.group.Propose(ctx, map[string]string{probeKeySetting: rand.Text()}); err != nil && ctx.Err() == nil {
+			err := n.group.Propose(ctx, map[string]string{probeKeySetting: rand.Text()})
+			if err != nil && ctx.Err() == nil {
 				n.log.Debug("no key for path probes yet", "error", err)
 			}
 		}

@@ -18,25 +18,24 @@ import (
 	"appliance/host"
 )
 
-// A reloader puts a changed file into force without a restart. One goroutine
-// does it, so that two changes never meet: at SIGHUP, when asked on the socket,
-// and when the file changes.
+// A reloader puts a changed file into force without a restart: at SIGHUP, when asked on the socket, and when the file
+// changes. One goroutine does it, so that two changes never overlap.
 type reloader struct {
 	path string // empty: there is no file
 	load func() (*configs.Config, error)
-	// apply puts next into force, or returns why it cannot and has changed
-	// nothing. It is only given what can change live.
+	// apply puts next into force, or returns why it cannot and changes nothing. next differs from what is in force only
+	// in what can change live.
 	apply func(ctx context.Context, next *configs.Config) error
 	log   *slog.Logger
 
-	current *configs.Config  // owned by Run
-	restart []configs.Change // what waits for a restart; owned by Run
-	failed  string           // why the last try failed; owned by Run
+	current *configs.Config  // owned by run
+	restart []configs.Change // the changes that wait for a restart; owned by run
+	failed  string           // why the last try failed; owned by run
 	asks    chan reloadAsk
 }
 
 type reloadAsk struct {
-	quiet bool // nobody waits for an answer: say only what is new
+	quiet bool // no one waits for an answer: log only what is new
 	reply chan<- reloadReply
 }
 
@@ -101,7 +100,7 @@ func (r *reloader) answer(ctx context.Context, a reloadAsk) {
 	if a.reply == nil {
 		return
 	}
-	// It mostly has been read already: a changed file is noticed by itself.
+	// Mostly the file has been read already: a change is noticed without being asked.
 	text := "nothing has changed since the file was last read; appliance config show says what is in force"
 	if said != "" {
 		text = "changed: " + said
@@ -112,8 +111,7 @@ func (r *reloader) answer(ctx context.Context, a reloadAsk) {
 	a.reply <- reloadReply{text, err}
 }
 
-// reload reads the file, and applies it if all of it is valid. It returns what
-// has changed.
+// reload reads the file, and applies it if all of it is valid. It returns what has changed.
 func (r *reloader) reload(ctx context.Context) (said string, err error) {
 	if r.path == "" {
 		return "", errors.New("this appliance was started without a file; restart it with other flags")
@@ -124,8 +122,7 @@ func (r *reloader) reload(ctx context.Context) (said string, err error) {
 	}
 	live, restart := r.current.Changes(next)
 	standing := r.current.Standing(next)
-	// Also when nothing was changed here: it costs nothing, and files that
-	// the configuration names may have changed.
+	// Apply it even if nothing has changed here: files that the configuration names may have.
 	if err := r.apply(ctx, standing); err != nil {
 		return "", err
 	}
@@ -149,7 +146,7 @@ func phrase(changes []configs.Change) string {
 	return strings.Join(words, ", ")
 }
 
-// ask has the file reloaded, and waits for what comes of it.
+// ask has the file reloaded and returns what has changed.
 func (r *reloader) ask(ctx context.Context) (string, error) {
 	reply := make(chan reloadReply, 1)
 	select {

@@ -11,7 +11,7 @@ import (
 	"appliance/status"
 )
 
-// snapshot puts the rooms' own snapshots side by side.
+// snapshot puts the snapshots of all rooms side by side.
 func (n *node) snapshot() status.Snapshot {
 	s := status.Snapshot{
 		Version: n.version,
@@ -80,7 +80,7 @@ func (n *node) snapshot() status.Snapshot {
 	return s
 }
 
-// vips is what the wire says of the VIPs; a worker may have none.
+// vips returns the state of the VIPs on the wire; a worker may have none.
 func (n *node) vips() []arp.VIPStatus {
 	if n.wire == nil {
 		return nil
@@ -97,8 +97,8 @@ func anyUp(lb balancer.LoadBalancerStatus) bool {
 	return false
 }
 
-// holder is who answers for the VIPs, as far as this peer knows: the leader,
-// but for a witness, which hands on at once.
+// holder returns who answers for the VIPs, as far as this peer knows: the leader, unless it is a witness, which hands
+// over at once.
 func (n *node) holder(group raft.Status) string {
 	for _, p := range group.Peers {
 		if p.ID == group.Leader && p.Witness {
@@ -111,7 +111,8 @@ func (n *node) holder(group raft.Status) string {
 func (n *node) groupSnapshot(group raft.Status) status.Group {
 	g := status.Group{
 		State: group.Role, Reason: group.Trouble, Holding: group.Lease, Since: group.Since,
-		Refused: group.Counters.Refused, Elections: group.Counters.Elections, Deaths: group.Counters.Deaths, Missed: group.Counters.Missed,
+		Refused: group.Counters.Refused, Elections: group.Counters.Elections,
+		Deaths: group.Counters.Deaths, Missed: group.Counters.Missed,
 		Commits: group.Counters.Commits, CommitTime: group.Counters.CommitTime, Tenures: group.Counters.Tenures,
 		TenuresEnded: group.Counters.Ended, Peers: []status.Peer{},
 	}
@@ -134,11 +135,9 @@ func (n *node) groupSnapshot(group raft.Status) status.Group {
 	return g
 }
 
-// followGroup takes the backends on a peer's host out of rotation when the host
-// vanishes: the peers' own detector knows before any check does. It also
-// announces the VIPs anew whenever a peer comes back: whoever was
-// cut off together with it may have heard another holder last, and nobody
-// else would tell them until the next announcement.
+// followGroup takes the backends on a peer's host out of rotation when the host vanishes: the group notices before any
+// check does. It also announces the VIPs again whenever a peer comes back: hosts that were cut off together with it may
+// have heard another holder last, and would keep its address until the next announcement.
 func (n *node) followGroup(ctx context.Context) error {
 	connected, vanished := make(map[string]bool), make(map[string]bool)
 	for {

@@ -53,7 +53,8 @@ func (n *node) followPeers(ctx context.Context) error {
 			n.log.Info("follows the peers' list of backends")
 		}
 		if err := replaceFile(listPath(n.cfg), data); err != nil {
-			n.log.Warn("the list of backends is not on disk, so a restart without peers would begin with an older one", "error", err)
+			n.log.Warn("the list of backends cannot be written to disk; a restart without peers would begin with an older one",
+				"error", err)
 		}
 	}, func(err error) {
 		answered = false
@@ -61,8 +62,8 @@ func (n *node) followPeers(ctx context.Context) error {
 	})
 }
 
-// recallList reads the last good list. A worker begins with it, so that it never serves what its own file says while the
-// peers say something newer.
+// recallList reads the last good list. A worker begins with it, so that it never serves what its own file says while
+// the peers say something newer.
 func (n *node) recallList() {
 	data, err := os.ReadFile(listPath(n.cfg))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -96,8 +97,8 @@ func replaceFile(path string, data []byte) error {
 	return os.Rename(f.Name(), path)
 }
 
-// workerAccess reads what lets a worker follow the peers, if it has anything: a worker key, or a worker's certificate of
-// the operator's own authority.
+// workerAccess reads what lets a worker follow the peers, if it has anything: a worker key, or a worker's certificate
+// of the operator's own authority.
 func (s *site) workerAccess(cfg *configs.Config) (err error) {
 	if s.worker, err = workerKey(cfg); err != nil {
 		return err
@@ -107,7 +108,8 @@ func (s *site) workerAccess(cfg *configs.Config) (err error) {
 		return nil
 	}
 	if s.worker != nil {
-		return fmt.Errorf("the worker key %s and certificates exclude each other; remove group.keyFile, or group.caFile, certFile and certKeyFile", g.KeyFile)
+		return fmt.Errorf("the worker key %s and certificates exclude each other; "+
+			"remove group.keyFile, or group.caFile, certFile and certKeyFile", g.KeyFile)
 	}
 	s.security = raft.Security{CA: g.CAFile, Cert: g.CertFile, Key: g.CertKeyFile}
 	if err := s.security.CheckWorker(); err != nil {
@@ -116,19 +118,19 @@ func (s *site) workerAccess(cfg *configs.Config) (err error) {
 	return knowsPeers(cfg)
 }
 
-// follows says that this node is a worker that follows the peers.
+// follows says whether this node is a worker that follows the peers.
 func (s site) follows(cfg *configs.Config) bool {
 	return cfg.Worker() && (s.worker != nil || s.security.CA != "")
 }
 
 func knowsPeers(cfg *configs.Config) error {
 	if len(cfg.Peers) == 0 && len(cfg.Join) == 0 {
-		return errors.New("a worker that follows the peers needs to know where they are; list them in peers, or some in join")
+		return errors.New("a worker that follows the peers needs their addresses; list them in peers, or some in join")
 	}
 	return nil
 }
 
-// workerKey reads the key with which a worker follows the peers, if it has one.
+// workerKey reads the key with which a worker follows the peers; nil if it has none.
 func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
 	if cfg.Group.KeyFile == "" {
 		return nil, nil
@@ -137,11 +139,13 @@ func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("worker key: %w; make one with `appliance keygen --worker` on a peer", err)
 	}
-	if err == nil && cfg.Group.KeyFile == configs.DefaultKeyFile && strings.HasPrefix(string(text), "appliance-group-key") {
-		return nil, nil // it lies there; nobody said that this is for following
+	isDefault := cfg.Group.KeyFile == configs.DefaultKeyFile
+	if err == nil && isDefault && strings.HasPrefix(string(text), "appliance-group-key") {
+		return nil, nil // it is there by default; nobody asked to follow
 	}
 	if err == nil && !strings.HasPrefix(strings.TrimSpace(string(text)), "appliance-worker-key") {
-		return nil, fmt.Errorf("%s is no worker key, and a worker should not have the group's; run `appliance keygen --worker --group-key %s` on a peer, and put what it prints here", cfg.Group.KeyFile, cfg.Group.KeyFile)
+		return nil, fmt.Errorf("%s is not a worker key, and a worker should not have the group's key; "+
+			"run `appliance keygen --worker --group-key %s` on a peer, and put its output here", cfg.Group.KeyFile, cfg.Group.KeyFile)
 	}
 	if err := knowsPeers(cfg); err != nil {
 		return nil, err
@@ -153,8 +157,8 @@ func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
 	return &key, nil
 }
 
-// workersPath is where a node keeps which workers have proved themselves. So a worker that is away while this node starts
-// is not taken for a stranger, which would cost its load balancers the direct data plane.
+// workersPath is where a node keeps which workers have proved themselves. So a worker that is away while this node
+// starts is not taken for a stranger, which would cost its load balancers the direct data plane.
 func workersPath(cfg *configs.Config) string { return filepath.Join(cfg.DataDir, "workers.json") }
 
 // recallWorkers reads what rememberWorkers wrote.
@@ -164,7 +168,8 @@ func (n *node) recallWorkers() (addrs []netip.Addr) {
 		err = json.Unmarshal(data, &addrs)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.log.Warn("the workers known before the restart cannot be read, and have to prove themselves again", "path", workersPath(n.cfg), "error", err)
+		n.log.Warn("the workers known before the restart cannot be read, and have to prove themselves again",
+			"path", workersPath(n.cfg), "error", err)
 		return nil
 	}
 	n.recalled = addrs

@@ -34,8 +34,8 @@ func loadWorker(t *testing.T, backends ...netip.AddrPort) *configs.Config {
 // whereTheyAre compares nodes without what they serve.
 var whereTheyAre = cmpopts.IgnoreFields(nft.Node{}, "Serves")
 
-// A worker with a backend knows the peers, and takes every other machine with a backend for a worker. A worker without a
-// backend knows nobody.
+// A worker with a backend knows the peers, and takes every other machine with a backend for a worker. A worker
+// without a backend knows nobody.
 func TestNodesOfWorkers(t *testing.T) {
 	own := netip.MustParseAddr("192.0.2.99")
 	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 6443) }

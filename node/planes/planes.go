@@ -139,8 +139,8 @@ func (p *Planes) Close(lingers bool) error {
 // errRefused is what a packet says that refuses a client.
 var errRefused = fmt.Errorf("refuses connections of clients: %w", unix.ECONNREFUSED)
 
-// sysctlRoot is where kernel settings can be written: where the manifest mounts the host's, or the usual place, which is
-// empty here.
+// sysctlRoot is where kernel settings can be written: where the manifest mounts the host's, or the usual place, which
+// is empty here.
 func sysctlRoot() string {
 	if _, err := os.Stat(manifest.HostSysctls); err == nil {
 		return manifest.HostSysctls
@@ -148,8 +148,8 @@ func sysctlRoot() string {
 	return ""
 }
 
-// silence passes the wire's wishes on to nf_tables; the two rooms do not know each other. The belt keeps the kernel from
-// answering for the VIPs between somebody's `nft flush ruleset` and the repair.
+// silence passes the wire's wishes on to nf_tables; the two rooms do not know each other. The belt keeps the kernel
+// from answering for the VIPs between somebody's `nft flush ruleset` and the repair.
 type silence struct {
 	*nft.Silencer
 	belt *arp.Sysctls

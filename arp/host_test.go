@@ -292,7 +292,7 @@ func TestParseAddress(t *testing.T) {
 
 func TestSysctls(t *testing.T) {
 	root := t.TempDir()
-	dir := filepath.Join(root, ipv4Conf)
+	dir := filepath.Join(root, "net/ipv4/conf")
 	write := func(iface, key, v string) {
 		t.Helper()
 		if err := os.MkdirAll(filepath.Join(dir, iface), 0o755); err != nil {
@@ -305,7 +305,7 @@ func TestSysctls(t *testing.T) {
 	want := func(what, iface string, ignore, announce int) {
 		t.Helper()
 		for key, v := range map[string]int{"arp_ignore": ignore, "arp_announce": announce} {
-			if got, err := readInt(filepath.Join(dir, iface, key)); got != v || err != nil {
+			if got, err := NewSysctls(root).read(iface, key); got != v || err != nil {
 				t.Errorf("%s: %s/%s is %d, %v, want %d", what, iface, key, got, err, v)
 			}
 		}
@@ -334,7 +334,7 @@ func TestSysctls(t *testing.T) {
 	want("restored", "eth0", 0, 0)
 	want("never touched", "eth1", 2, 2)
 
-	s = NewBelt(root)
+	s = NewIgnoreOnly(root)
 	silence(set, 0)
 	want("with a belt", "eth0", 3, 0)
 	silence(nil, 0)
@@ -367,7 +367,7 @@ func TestSysctlsReadOnly(t *testing.T) {
 			return fmt.Errorf("remount /proc/sys: %w", err)
 		}
 		_, err := NewSysctls("").Silence(context.Background(), []Silenced{{VIP: vip4, Interface: "eth0"}})
-		if err == nil || !strings.Contains(err.Error(), "put net.ipv4.conf.eth0.arp_ignore=3 into /etc/sysctl.d") {
+		if err == nil || !strings.Contains(err.Error(), `put the line "net.ipv4.conf.eth0.arp_ignore = 3" into /etc/sysctl.d`) {
 			t.Errorf("%v, want the line to put", err)
 		}
 		return nil

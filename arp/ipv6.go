@@ -14,6 +14,8 @@ import (
 	rawpacket "github.com/mdlayher/packet"
 	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
+
+	"appliance/sysctl"
 )
 
 const (
@@ -68,7 +70,8 @@ func openNDP(ifi *net.Interface, vips []netip.Addr) (_ *ndpStation, err error) {
 			continue // the groups of two VIPs may be the same
 		}
 		if err := c.JoinGroup(group); err != nil {
-			return nil, fmt.Errorf("arp: join %s on %s: %w: check that IPv6 is on there (net.ipv6.conf.%s.disable_ipv6=0)", group, ifi.Name, err, sysctlName(ifi.Name))
+			off := sysctl.Parameter{Key: "net/ipv6/conf/" + ifi.Name + "/disable_ipv6", Value: "0"}
+			return nil, fmt.Errorf("arp: join %s on %s: %w: check that IPv6 is on there (%s)", group, ifi.Name, err, off.Line())
 		}
 		joined[group] = true
 	}

@@ -1,140 +1,97 @@
 package arp
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
+
+	"appliance/sysctl"
 )
 
-const (
-	procSys  = "/proc/sys"
-	ipv4Conf = "net/ipv4/conf"
+// A confKey is a parameter of an interface that keeps the kernel from speaking for a VIP.
+type confKey struct {
+	name   string
+	value  int
+	enough []int // the values that do
+	why    string
+}
 
-	// arp_ignore 3: reply for no address of scope host, which the VIP on lo has,
-	// and other people's hardly ever (Documentation/networking/ip-sysctl.rst).
-	ignoreHostScope = 3
-	// arp_announce 2: the sender of a request is the best address of the
-	// interface for the target, whatever the packet that waits for it.
-	announceOwn = 2
-)
+// Documentation/networking/ip-sysctl.rst has the values.
+func arpIgnore() confKey {
+	// 3: answer for no address of scope host, which the VIP on lo has, and other people's hardly ever.
+	return confKey{"arp_ignore", 3, []int{1, 2, 3, 8}, "the kernel answers ARP requests for the VIP unless it is 3"}
+}
 
-// Sysctls is the Silencer for kernels without nf_tables. It silences by
-// arp_ignore and arp_announce of the interface, and so not for the VIP alone. A
-// value that was changed is restored by the empty set; after a crash it stays,
-// and is harmless.
+func arpAnnounce() confKey {
+	// 2: the sender of a request is the interface's best address for the target, whichever packet waits for the answer.
+	return confKey{"arp_announce", 2, []int{2}, "the kernel names the VIP as the sender of ARP requests unless it is 2"}
+}
+
+// Sysctls is the Silencer for kernels without nf_tables. It silences by arp_ignore and arp_announce of the interface,
+// and so not for the VIP alone. The empty set restores what was changed; after a crash it stays, and is harmless.
 type Sysctls struct {
-	dir     string         // of the per-interface settings
-	changed map[string]int // the value before, by file
-	belt    bool
+	tree sysctl.Tree
+	keys []confKey
 }
 
-// NewSysctls makes a Silencer of the sysctls below root; empty means /proc/sys.
-// In a container that one may be read only, and the host's be mounted elsewhere.
+// NewSysctls makes a Silencer of the parameters below root; empty means /proc/sys. That one may be read-only in a
+// container, with the host's mounted elsewhere.
 func NewSysctls(root string) *Sysctls {
-	return &Sysctls{dir: filepath.Join(cmp.Or(root, procSys), ipv4Conf), changed: make(map[string]int)}
+	return &Sysctls{tree: sysctl.Tree{Root: root}, keys: []confKey{arpIgnore(), arpAnnounce()}}
 }
 
-// NewBelt is for those who silence by other means: it makes a Silencer that only
-// keeps the kernel from answering, by arp_ignore, while rules that do more have been
-// flushed by somebody. It leaves the host as it is where it may not do that.
-func NewBelt(root string) *Sysctls {
-	s := NewSysctls(root)
-	s.belt = true
-	return s
+// NewIgnoreOnly makes a Silencer that sets arp_ignore alone. It stands behind rules that do more, for the moment in
+// which somebody has flushed them.
+func NewIgnoreOnly(root string) *Sysctls {
+	return &Sysctls{tree: sysctl.Tree{Root: root}, keys: []confKey{arpIgnore()}}
 }
 
 // Silence implements Silencer. Its caller is one goroutine.
 func (s *Sysctls) Silence(_ context.Context, set []Silenced) (repaired int, err error) {
-	wanted := make(map[string]bool)
+	var wanted []string
 	for _, v := range set {
-		for _, k := range []struct {
-			key    string
-			want   int
-			enough func(int) bool
-		}{
-			{"arp_ignore", ignoreHostScope, func(v int) bool { return v == 1 || v == 2 || v == 3 || v == 8 }},
-			{"arp_announce", announceOwn, func(v int) bool { return v == announceOwn }},
-		} {
-			if s.belt && k.key != "arp_ignore" {
-				continue
-			}
-			file := filepath.Join(s.dir, v.Interface, k.key)
-			wanted[file] = true
-			did, err := s.ensure(file, v.Interface, k.key, k.want, k.enough)
+		for _, k := range s.keys {
+			wanted = append(wanted, conf(v.Interface, k.name))
+			n, err := s.ensure(v.Interface, k)
 			if err != nil {
-				return repaired, err
+				return repaired, fmt.Errorf("arp: %w", err)
 			}
-			if did {
-				repaired++
-			}
+			repaired += n
 		}
 	}
-	var errs []error
-	for _, file := range slices.Sorted(maps.Keys(s.changed)) {
-		if !wanted[file] {
-			errs = append(errs, s.restore(file))
-		}
+	if err := s.tree.RestoreFunc(func(key string) bool { return !slices.Contains(wanted, key) }); err != nil {
+		return repaired, fmt.Errorf("arp: %w", err)
 	}
-	return repaired, errors.Join(errs...)
+	return repaired, nil
 }
 
-// ensure writes want unless what is in force is enough; it is the greater of
-// the interface's value and that of "all".
-func (s *Sysctls) ensure(file, iface, key string, want int, enough func(int) bool) (repaired bool, err error) {
-	all, err := readInt(filepath.Join(s.dir, "all", key))
+// ensure sets k unless what is in force is enough: the greater of the interface's value and that of "all".
+func (s *Sysctls) ensure(iface string, k confKey) (repaired int, err error) {
+	all, err := s.read("all", k.name)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
-	have, err := readInt(file)
-	if err != nil {
-		return false, err
+	have, err := s.read(iface, k.name)
+	if err != nil || slices.Contains(k.enough, max(all, have)) {
+		return 0, err
 	}
-	if enough(max(all, have)) {
-		return false, nil
+	if !slices.Contains(k.enough, max(all, k.value)) {
+		return 0, fmt.Errorf("net.ipv4.conf.all.%s=%d lets the kernel speak for VIPs: set it to 0 or %d", k.name, all, k.value)
 	}
-	if !enough(max(all, want)) {
-		return false, fmt.Errorf("arp: net.ipv4.conf.all.%s=%d lets the kernel answer for VIPs: set it to 0 or %d", key, all, want)
-	}
-	if err := os.WriteFile(file, []byte(strconv.Itoa(want)), 0); err != nil {
-		return false, fmt.Errorf("arp: %w: put net.ipv4.conf.%s.%s=%d into /etc/sysctl.d/90-appliance.conf on the host and run: sysctl --system", err, sysctlName(iface), key, want)
-	}
-	if _, ours := s.changed[file]; ours {
-		return true, nil // somebody else has set it back
-	}
-	s.changed[file] = have
-	return false, nil
+	return s.tree.Set(sysctl.Parameter{Key: conf(iface, k.name), Value: strconv.Itoa(k.value), Why: k.why})
 }
 
-// restore writes the old value back. The interface may be gone.
-func (s *Sysctls) restore(file string) error {
-	err := os.WriteFile(file, []byte(strconv.Itoa(s.changed[file])), 0)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("arp: restore: %w: write %d there by hand", err, s.changed[file])
-	}
-	delete(s.changed, file)
-	return nil
-}
-
-func readInt(file string) (int, error) {
-	b, err := os.ReadFile(file)
+func (s *Sysctls) read(iface, name string) (int, error) {
+	text, err := s.tree.Read(conf(iface, name))
 	if err != nil {
-		return 0, fmt.Errorf("arp: %w", err)
+		return 0, err
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	n, err := strconv.Atoi(text)
 	if err != nil {
-		return 0, fmt.Errorf("arp: %s: %w", file, err)
+		return 0, fmt.Errorf("%s: %w", conf(iface, name), err)
 	}
 	return n, nil
 }
 
-// sysctlName writes an interface as sysctl(8) wants it: in a dotted key, a dot
-// of the name becomes a slash.
-func sysctlName(iface string) string { return strings.ReplaceAll(iface, ".", "/") }
+func conf(iface, name string) string { return "net/ipv4/conf/" + iface + "/" + name }

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/sysctl"
 )
 
 // A Masquerader makes connections to frontends leave this host in its own
@@ -64,8 +64,7 @@ type Plane struct {
 	loaded func() bool
 
 	cutsAtOnce bool // see the function
-	sysctls    sysctls
-	routes     string // the kernel's IPv6 routes
+	sysctls    sysctl.Tree
 
 	last      []virtual // what the last Apply wanted of the kernel
 	known     bool      // and got in full, so that what differs is damage
@@ -83,9 +82,6 @@ func New(c Config) (*Plane, error) {
 	if c.Tuning == nil {
 		c.Tuning = func(string) Tuning { return Tuning{} }
 	}
-	if c.Sysctls == "" {
-		c.Sysctls = procSys
-	}
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -93,14 +89,11 @@ func New(c Config) (*Plane, error) {
 		config:  c,
 		dial:    dial,
 		loaded:  loaded,
-		sysctls: sysctls{root: c.Sysctls},
-		routes:  "/proc/thread-self/net/ipv6_route",
+		sysctls: sysctl.Tree{Root: c.Sysctls},
 
 		cutsAtOnce: cutsAtOnce(),
 	}, nil
 }
-
-const procSys = "/proc/sys"
 
 // Name implements balancer.Plane.
 func (p *Plane) Name() balancer.PlaneName { return balancer.IPVS }
@@ -125,8 +118,11 @@ func (p *Plane) Apply(ctx context.Context, list []balancer.Service) (repaired in
 	var ready error // the host is as the services need it
 	if len(want) > 0 {
 		p.speakOfNeighbours(want)
-		need := slices.DeleteFunc(p.settings(want), func(n setting) bool { return n == expireNodest && p.cutsAtOnce })
-		repaired, ready = p.sysctls.set(need)
+		need := parameters(want)
+		if !p.cutsAtOnce {
+			need = append(need, expireNodest())
+		}
+		repaired, ready = p.sysctls.Set(need...)
 	}
 	// Connections that are still open to a service that goes keep their rules
 	// until it is gone.
@@ -168,11 +164,11 @@ func (p *Plane) cut(ops []op) error {
 		return nil // it is on all the time
 	case slices.ContainsFunc(ops, func(o op) bool { return rank(o.verb) > 0 }):
 		p.lastCut = time.Now()
-		_, err := p.sysctls.set([]setting{expireNodest})
+		_, err := p.sysctls.Set(expireNodest())
 		return err
 	case !p.lastCut.IsZero() && time.Since(p.lastCut) > settle:
 		p.lastCut = time.Time{}
-		return p.sysctls.unset(expireNodest)
+		return p.sysctls.RestoreFunc(func(key string) bool { return key == expireNodest().Key })
 	}
 	return nil
 }
@@ -223,23 +219,6 @@ func (p *Plane) want(list []balancer.Service, foreign []ipvs.Service) (want []vi
 func occupied(f ipvs.Service) error {
 	return fmt.Errorf("the kernel's IPVS has a service %s (scheduler %s) that somebody else made, such as keepalived, lvscare, kube-vip or kube-proxy; "+
 		"stop that program and run ipvsadm -D -t %s, or take another port, or set dataPlane: nftables", name(f), f.Scheduler, name(f))
-}
-
-func (p *Plane) settings(want []virtual) []setting {
-	var ip4, ip6, persistent bool
-	for _, v := range want {
-		ip4 = ip4 || v.service.Family == ipvs.INET
-		ip6 = ip6 || v.service.Family == ipvs.INET6
-		persistent = persistent || v.service.Flags&ipvs.ServicePersistent != 0
-	}
-	var routersOn []string
-	if ip6 {
-		// A host without IPv6 has no such file, and no such route.
-		if b, err := os.ReadFile(p.routes); err == nil {
-			routersOn = advertised(b)
-		}
-	}
-	return settings(ip4, ip6, persistent, routersOn)
 }
 
 // rules hands over what the services in all need of the packet filter.
@@ -302,7 +281,7 @@ func (p *Plane) Close() error {
 		errs = append(errs, err)
 	}
 	_, err := p.rules(context.Background(), nil)
-	errs = append(errs, err, p.sysctls.restore())
+	errs = append(errs, err, p.sysctls.Restore())
 	p.last, p.known, p.lastCut = nil, false, time.Time{}
 	return errors.Join(errs...)
 }
@@ -313,12 +292,12 @@ func Cleanup() (removed []string, err error) {
 	if !loaded() {
 		return nil, nil
 	}
-	s := sysctls{root: procSys}
+	var s sysctl.Tree
 	removed, err = cleanup(dial, &s, nil)
-	return removed, errors.Join(err, s.restore())
+	return removed, errors.Join(err, s.Restore())
 }
 
-func cleanup(dial func() (kernel, error), s *sysctls, made []virtual) (removed []string, err error) {
+func cleanup(dial func() (kernel, error), s *sysctl.Tree, made []virtual) (removed []string, err error) {
 	k, err := dial()
 	if err != nil {
 		return nil, err
@@ -332,7 +311,7 @@ func cleanup(dial func() (kernel, error), s *sysctls, made []virtual) (removed [
 		// Else the packets of open connections are dropped until these time
 		// out, also when another data plane serves the same address. Where it
 		// cannot be set, the services still have to go.
-		_, _ = s.set([]setting{expireNodest})
+		_, _ = s.Set(expireNodest())
 	}
 	var errs []error
 	for _, o := range diff(have, nil) {

@@ -195,7 +195,7 @@ func TestApplyCuts(t *testing.T) {
 			if n, err := p.Apply(t.Context(), []balancer.Service{to(1, backends...)}); n != repaired || err != nil {
 				t.Errorf("repaired %d, %v; want %d", n, err, repaired)
 			}
-			return content(t, p.sysctls.root, expireNodest.key)
+			return content(t, p.sysctls.Root, expireNodest().Key)
 		}
 		got := []string{apply(0, "10.0.0.1:1", "10.0.0.2:1"), apply(0, "10.0.0.1:1"), apply(0, "10.0.0.1:1")}
 		if atOnce {
@@ -210,7 +210,7 @@ func TestApplyCuts(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("cuts at once %v: the setting was %v, want %v", atOnce, got, want)
 		}
-		if err := p.Close(); err != nil || content(t, p.sysctls.root, expireNodest.key) != "0" {
+		if err := p.Close(); err != nil || content(t, p.sysctls.Root, expireNodest().Key) != "0" {
 			t.Errorf("Close has not put it back: %v", err)
 		}
 	}

@@ -64,7 +64,7 @@ func (p *Plane) usable(lb balancer.LoadBalancer) error {
 			}
 		}
 	}
-	return p.sysctls.check(p.settings(like))
+	return p.sysctls.Check(append(parameters(like), expireNodest())...)
 }
 
 // families is the address families of lb's frontends. Each must have backends

@@ -42,7 +42,7 @@ var _ balancer.Plane = (*NAT)(nil)
 // NewNAT returns the plane. It touches nothing before Apply.
 // Kernel settings are written below sysctls, where /proc/sys is read-only; empty
 // means /proc/sys.
-func NewNAT(sysctls string) *NAT { return &NAT{forwarding: forwarding{root: sysctls}} }
+func NewNAT(sysctls string) *NAT { return &NAT{forwarding: newForwarding(sysctls)} }
 
 // Name implements balancer.Plane.
 func (*NAT) Name() balancer.PlaneName { return balancer.NFTables }
@@ -137,7 +137,7 @@ func (n *NAT) Close() error {
 		errs = append(errs, err)
 	}
 	n.applied = nil
-	return errors.Join(append(errs, n.forwarding.restore())...)
+	return errors.Join(append(errs, n.forwarding.Restore())...)
 }
 
 // A Count is how many connections one backend of one frontend got since the

@@ -3,6 +3,8 @@ package nft
 import (
 	"context"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -11,22 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/sysctl"
 )
 
-func TestSettingString(t *testing.T) {
-	for s, want := range map[setting]string{
-		{ipv4Forward, "1"}: "net.ipv4.ip_forward = 1",
-		// A dot in an interface's name is a slash for sysctl(8).
-		{"net/ipv6/conf/eth0.100/accept_ra", "2"}: "net.ipv6.conf.eth0/100.accept_ra = 2",
-	} {
-		if got := s.String(); got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	}
+const (
+	ipv4Forward = "net/ipv4/ip_forward"
+	ipv6Forward = "net/ipv6/conf/all/forwarding"
+)
+
+// readSetting reads a kernel parameter of the thread's namespace.
+func readSetting(key string) (string, error) {
+	var t sysctl.Tree
+	return t.Read(key)
 }
 
-// As in a container without privileges, /proc/sys is read-only: what cannot be
-// changed is named, with the line that changes it, and no rule is made.
+// writeSetting sets a kernel parameter of the thread's namespace.
+func writeSetting(key, value string) error {
+	return os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0)
+}
+
+// In a container without privileges, /proc/sys is read-only: the error names what cannot be changed, with the line that
+// changes it, and no rule is made.
 func TestForwardingThatCannotBeChanged(t *testing.T) {
 	needRoot(t)
 	m := newMachine(t, "m")
@@ -59,11 +66,13 @@ func TestForwardingThatCannotBeChanged(t *testing.T) {
 			Backends:  []balancer.Backend{{Addr: netip.MustParseAddrPort("10.0.0.11:6443"), Weight: 1}},
 		}
 		results <- result{"Usable", NewNAT("").Usable(context.Background(), lb)}
-		_, err := NewNAT("").Apply(context.Background(), []balancer.Service{{Frontend: lb.Frontends[0], Backends: lb.Backends}})
+		service := balancer.Service{Frontend: lb.Frontends[0], Backends: lb.Backends}
+		_, err := NewNAT("").Apply(context.Background(), []balancer.Service{service})
 		results <- result{"Apply", err}
 	}()
 	for r := range results {
-		if r.err == nil || !strings.Contains(r.err.Error(), `"net.ipv4.ip_forward = 1"`) || !strings.Contains(r.err.Error(), "/etc/sysctl.d") {
+		if r.err == nil || !strings.Contains(r.err.Error(), `"net.ipv4.ip_forward = 1"`) ||
+			!strings.Contains(r.err.Error(), "/etc/sysctl.d") {
 			t.Errorf("%s: got %v, want an error with the line for /etc/sysctl.d", r.step, r.err)
 		}
 	}

@@ -146,8 +146,8 @@ func newMachine(t testing.TB, name string) *machine {
 	t.Cleanup(func() { m.ns.Close() })
 	// Addresses are good at once: the kernel's own duplicate detection takes
 	// longer than the tests.
-	for _, s := range []setting{{"net/ipv6/conf/default/accept_dad", "0"}, {"net/ipv6/conf/default/dad_transmits", "0"}} {
-		if err := writeSetting("", s); err != nil {
+	for _, key := range []string{"net/ipv6/conf/default/accept_dad", "net/ipv6/conf/default/dad_transmits"} {
+		if err := writeSetting(key, "0"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -237,7 +237,7 @@ func (w *world) route(link, to, via string) {
 
 func (w *world) sysctl(path, value string) {
 	w.t.Helper()
-	w.must(writeSetting("", setting{path, value}))
+	w.must(writeSetting(path, value))
 }
 
 func (m *machine) addr(f ipFamily) netip.Addr {

@@ -106,7 +106,7 @@ func Open(c Config) (*Planes, error) {
 			countNAT(access.Guard(refusals.Watch(nat, nft.AgainByNAT)), nat),
 			forwarder,
 		},
-		Silencer: silence{silencer, arp.NewBelt(sysctls), c.Log, new(sync.Once)},
+		Silencer: silence{silencer, arp.NewIgnoreOnly(sysctls), c.Log, new(sync.Once)},
 		NFTables: true, Direct: direct, Prober: prober, Refusals: refusals,
 		// Planes are closed before the rules that they stand on.
 		process: []io.Closer{forwarder, redirector},

@@ -1,0 +1,2 @@
+// Package sysctl sets kernel parameters and puts them back.
+package sysctl

@@ -1,2 +1,2 @@
-// Package hook tells the operator's programs what has happened.
+// Package hook sends notices of events to the operator's programs and URLs.
 package hook

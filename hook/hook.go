@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// What can happen.
+// The events.
 const (
 	Holder      = "holder"       // this node has begun to answer for the VIPs
 	Released    = "released"     // it has stopped
@@ -22,196 +22,197 @@ const (
 	BackendDown = "backend-down" // it does not any more
 )
 
-// An Event is something that has happened.
-type Event struct {
-	Name string    `json:"event"`
+// A Notice is one event, as receivers get it.
+type Notice struct {
+	Name string    `json:"event"` // one of the constants above
 	Time time.Time `json:"time"`
 	Node string    `json:"node"`
-	// Of backend-up and backend-down.
+	// The rest is empty but for backend-up and backend-down.
 	LoadBalancer string `json:"loadBalancer,omitempty"`
 	Backend      string `json:"backend,omitempty"`
 	Reason       string `json:"reason,omitempty"`
 }
 
-// Env is e as environment variables of a program.
-func (e Event) Env() []string {
+// Env is n as environment variables of a program.
+func (n Notice) Env() []string {
 	return []string{
-		"APPLIANCE_EVENT=" + e.Name, "APPLIANCE_TIME=" + e.Time.UTC().Format(time.RFC3339Nano), "APPLIANCE_NODE=" + e.Node,
-		"APPLIANCE_LOAD_BALANCER=" + e.LoadBalancer, "APPLIANCE_BACKEND=" + e.Backend, "APPLIANCE_REASON=" + e.Reason,
+		"APPLIANCE_EVENT=" + n.Name,
+		"APPLIANCE_TIME=" + n.Time.UTC().Format(time.RFC3339Nano),
+		"APPLIANCE_NODE=" + n.Node,
+		"APPLIANCE_LOAD_BALANCER=" + n.LoadBalancer,
+		"APPLIANCE_BACKEND=" + n.Backend,
+		"APPLIANCE_REASON=" + n.Reason,
 	}
 }
 
-// A Hook is somebody to tell.
-type Hook struct {
+// A Receiver is a program or URL that gets notices.
+type Receiver struct {
 	// Name stands in the log.
 	Name string
-	// On are the names of the events that it wants.
+	// On lists the names of the events that it wants.
 	On      []string
 	Timeout time.Duration
-	// Do tells it of one event. It ends when ctx does.
-	Do func(ctx context.Context, e Event) error
+	// Do delivers one notice. It returns when ctx ends.
+	Do func(ctx context.Context, n Notice) error
 }
 
 const (
-	// queueLength is how many events may wait for one hook. Half a minute of a
-	// link that flaps is some dozens.
+	// queueLength is how many notices may wait for one receiver. A link that flaps for half a minute makes some dozens.
 	queueLength = 100
-	// lastWords is how long hooks may take after the end, for the event that
-	// says that this node has stopped.
-	lastWords = 5 * time.Second
+	// finalWithin is how long receivers may take after Run's context has ended, for the notice that this node has
+	// stopped.
+	finalWithin = 5 * time.Second
 )
 
-// Hooks tells each hook of its events, in their order and one at a time. Nobody
-// who has an event waits: what does not fit into a hook's queue is dropped and
-// counted.
-type Hooks struct {
+// A Dispatcher delivers notices to each receiver in order and one at a time. Who sends one never waits: what does not
+// fit into a receiver's queue is dropped and counted.
+type Dispatcher struct {
 	log     *slog.Logger
-	wake    chan struct{}
+	wake    chan struct{} // fresh has changed
 	workers sync.WaitGroup
 
-	told, failed, dropped atomic.Uint64
+	delivered, failed, dropped atomic.Uint64
 
 	mu     sync.Mutex
 	queues []*queue
 	fresh  []*queue // not served yet
 }
 
-// queue is the way to one hook.
+// A queue leads to one receiver.
 type queue struct {
-	hook    Hook
-	events  chan Event
-	closed  chan struct{} // the hook is no longer wanted
-	dropped uint64        // since the last line in the log; guarded by Hooks.mu
+	receiver Receiver
+	notices  chan Notice
+	closed   chan struct{} // the receiver is no longer wanted
+	dropped  uint64        // since the last line in the log; Dispatcher.mu guards it
 }
 
-// New makes Hooks without hooks; a nil log means slog.Default().
-func New(log *slog.Logger) *Hooks {
+// New makes a Dispatcher without receivers; a nil log means slog.Default().
+func New(log *slog.Logger) *Dispatcher {
 	if log == nil {
 		log = slog.Default()
 	}
-	return &Hooks{log: log, wake: make(chan struct{}, 1)}
+	return &Dispatcher{log: log, wake: make(chan struct{}, 1)}
 }
 
-// Set replaces the hooks. What waits for the old ones is still told.
-func (h *Hooks) Set(hooks []Hook) {
-	h.mu.Lock()
-	for _, q := range h.queues {
+// Set replaces the receivers. Notices that wait for the old ones are still delivered.
+func (d *Dispatcher) Set(receivers []Receiver) {
+	d.mu.Lock()
+	for _, q := range d.queues {
 		close(q.closed)
 	}
-	h.queues = nil
-	for _, hook := range hooks {
-		q := &queue{hook: hook, events: make(chan Event, queueLength), closed: make(chan struct{})}
-		h.queues, h.fresh = append(h.queues, q), append(h.fresh, q)
+	d.queues = nil
+	for _, r := range receivers {
+		q := &queue{receiver: r, notices: make(chan Notice, queueLength), closed: make(chan struct{})}
+		d.queues, d.fresh = append(d.queues, q), append(d.fresh, q)
 	}
-	h.mu.Unlock()
+	d.mu.Unlock()
 	select {
-	case h.wake <- struct{}{}:
+	case d.wake <- struct{}{}:
 	default:
 	}
 }
 
-// Tell has the hooks told of e soon. It never waits.
-func (h *Hooks) Tell(e Event) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, q := range h.queues {
-		if !slices.Contains(q.hook.On, e.Name) {
+// Send queues n for every receiver that wants it. It never waits.
+func (d *Dispatcher) Send(n Notice) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, q := range d.queues {
+		if !slices.Contains(q.receiver.On, n.Name) {
 			continue
 		}
 		select {
-		case q.events <- e:
+		case q.notices <- n:
 			if q.dropped > 0 {
-				h.log.Warn("hook is told of events again", "hook", q.hook.Name, "dropped", q.dropped)
+				d.log.Warn("hook gets events again", "hook", q.receiver.Name, "dropped", q.dropped)
 				q.dropped = 0
 			}
 		default:
-			h.dropped.Add(1)
+			d.dropped.Add(1)
 			if q.dropped++; q.dropped == 1 {
-				h.log.Warn("hook is too slow, and is not told of every event; make it faster, or its timeout shorter", "hook", q.hook.Name)
+				d.log.Warn("hook is too slow and misses events; make it faster, or its timeout shorter", "hook", q.receiver.Name)
 			}
 		}
 	}
 }
 
-// Counts are how many times hooks were told, failed, and not told.
-func (h *Hooks) Counts() (told, failed, dropped uint64) {
-	return h.told.Load(), h.failed.Load(), h.dropped.Load()
+// Counts are how many notices were delivered, failed and dropped, of all receivers.
+func (d *Dispatcher) Counts() (delivered, failed, dropped uint64) {
+	return d.delivered.Load(), d.failed.Load(), d.dropped.Load()
 }
 
-// Run tells until ctx ends, and a little longer of what has happened before.
-func (h *Hooks) Run(ctx context.Context) error {
-	defer h.workers.Wait()
+// Run delivers until ctx ends, and for finalWithin more what was sent before.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	defer d.workers.Wait()
 	after, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(lastWords, cancel) })()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(finalWithin, cancel) })()
 	for {
-		h.mu.Lock()
-		fresh := h.fresh
-		h.fresh = nil
-		h.mu.Unlock()
+		d.mu.Lock()
+		fresh := d.fresh
+		d.fresh = nil
+		d.mu.Unlock()
 		for _, q := range fresh {
-			h.workers.Go(func() { h.serve(ctx, after, q) })
+			d.workers.Go(func() { d.serve(ctx, after, q) })
 		}
 		select {
 		case <-ctx.Done():
-			h.workers.Wait()
+			d.workers.Wait()
 			cancel()
 			return nil
-		case <-h.wake:
+		case <-d.wake:
 		}
 	}
 }
 
-// serve tells one hook. After ctx or the hook's time it only empties the queue.
-func (h *Hooks) serve(ctx, after context.Context, q *queue) {
+// serve delivers to one receiver. Once ctx has ended or the receiver is no longer wanted, it only empties the queue.
+func (d *Dispatcher) serve(ctx, after context.Context, q *queue) {
 	for {
 		select {
-		case e := <-q.events:
-			h.do(after, q.hook, e)
+		case n := <-q.notices:
+			d.deliver(after, q.receiver, n)
 			continue
 		default:
 		}
 		select {
-		case e := <-q.events:
-			h.do(after, q.hook, e)
+		case n := <-q.notices:
+			d.deliver(after, q.receiver, n)
 		case <-ctx.Done():
-			if len(q.events) == 0 {
+			if len(q.notices) == 0 {
 				return
 			}
 		case <-q.closed:
-			if len(q.events) == 0 {
+			if len(q.notices) == 0 {
 				return
 			}
 		}
 	}
 }
 
-func (h *Hooks) do(ctx context.Context, hook Hook, e Event) {
+func (d *Dispatcher) deliver(ctx context.Context, r Receiver, n Notice) {
 	if ctx.Err() != nil {
-		h.dropped.Add(1)
+		d.dropped.Add(1)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, hook.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
-	if err := hook.Do(ctx, e); err != nil {
-		h.failed.Add(1)
-		h.log.Warn("hook failed", "hook", hook.Name, "event", e.Name, "error", err)
+	if err := r.Do(ctx, n); err != nil {
+		d.failed.Add(1)
+		d.log.Warn("hook failed", "hook", r.Name, "event", n.Name, "error", err)
 		return
 	}
-	h.told.Add(1)
-	h.log.Debug("hook was told", "hook", hook.Name, "event", e.Name)
+	d.delivered.Add(1)
+	d.log.Debug("hook succeeded", "hook", r.Name, "event", n.Name)
 }
 
-// Webhook posts events as JSON to url. Any answer but a success is an error;
-// redirects are not followed, because a request that says what happens here is
-// not for whoever somebody else names.
-func Webhook(url string) func(ctx context.Context, e Event) error {
+// Webhook posts notices as JSON to url. Every answer but a success (2xx) is an error. It follows no redirects: what
+// happens here is not for a host that somebody else names.
+func Webhook(url string) func(ctx context.Context, n Notice) error {
 	client := &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		// Events are rare: a connection that is kept would mostly be dead.
+		// Events are rare: a connection that is kept open would mostly be dead.
 		Transport: &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyFromEnvironment},
 	}
-	return func(ctx context.Context, e Event) error {
-		body, err := json.Marshal(e)
+	return func(ctx context.Context, n Notice) error {
+		body, err := json.Marshal(n)
 		if err != nil {
 			return err
 		}

@@ -15,31 +15,31 @@ import (
 	"time"
 )
 
-// ear is a hook that writes down what it is told.
-type ear struct {
-	mu    sync.Mutex
-	heard []string
-	takes time.Duration
-	err   error
+// recorder is a receiver that writes down what it gets.
+type recorder struct {
+	mu     sync.Mutex
+	events []string
+	takes  time.Duration
+	err    error
 }
 
-func (e *ear) do(ctx context.Context, ev Event) error {
+func (r *recorder) do(ctx context.Context, n Notice) error {
 	select {
-	case <-time.After(e.takes):
+	case <-time.After(r.takes):
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.heard = append(e.heard, ev.Name+ev.Backend)
-	return e.err
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, n.Name+n.Backend)
+	return r.err
 }
 
-func (e *ear) got() string {
+func (r *recorder) got() string {
 	synctest.Wait()
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return strings.Join(e.heard, " ")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return strings.Join(r.events, " ")
 }
 
 // text is a log that may be read while it is written.
@@ -60,13 +60,13 @@ func (t *text) String() string {
 	return t.b.String()
 }
 
-func run(t *testing.T, test func(h *Hooks, stop func(), log *text)) {
+func run(t *testing.T, test func(d *Dispatcher, stop func(), log *text)) {
 	synctest.Test(t, func(t *testing.T) {
 		var log text
-		h := New(slog.New(slog.NewTextHandler(&log, nil)))
+		d := New(slog.New(slog.NewTextHandler(&log, nil)))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- h.Run(ctx) }()
+		go func() { done <- d.Run(ctx) }()
 		stopped := false
 		stop := func() {
 			if cancel(); !stopped {
@@ -76,20 +76,20 @@ func run(t *testing.T, test func(h *Hooks, stop func(), log *text)) {
 			}
 			stopped = true
 		}
-		test(h, stop, &log)
+		test(d, stop, &log)
 		stop()
 	})
 }
 
-func TestToldInOrder(t *testing.T) {
-	run(t, func(h *Hooks, _ func(), _ *text) {
-		fast, slow := &ear{}, &ear{takes: time.Second}
-		h.Set([]Hook{
+func TestDeliveredInOrder(t *testing.T) {
+	run(t, func(d *Dispatcher, _ func(), _ *text) {
+		fast, slow := &recorder{}, &recorder{takes: time.Second}
+		d.Set([]Receiver{
 			{Name: "fast", On: []string{Holder, Released}, Timeout: time.Minute, Do: fast.do},
 			{Name: "slow", On: []string{Holder, BackendDown}, Timeout: time.Minute, Do: slow.do},
 		})
-		for _, e := range []Event{{Name: Holder}, {Name: BackendDown, Backend: "1"}, {Name: Released}, {Name: Holder}} {
-			h.Tell(e)
+		for _, n := range []Notice{{Name: Holder}, {Name: BackendDown, Backend: "1"}, {Name: Released}, {Name: Holder}} {
+			d.Send(n)
 		}
 		if got := fast.got(); got != "holder released holder" {
 			t.Error(got)
@@ -98,11 +98,11 @@ func TestToldInOrder(t *testing.T) {
 		if got := slow.got(); got != "holder backend-down1 holder" {
 			t.Error(got)
 		}
-		// Those that waited for a hook that is gone are still told.
-		h.Tell(Event{Name: Holder})
-		h.Tell(Event{Name: BackendDown, Backend: "2"})
-		h.Set(nil)
-		h.Tell(Event{Name: Holder})
+		// What waited for a receiver that is gone is still delivered.
+		d.Send(Notice{Name: Holder})
+		d.Send(Notice{Name: BackendDown, Backend: "2"})
+		d.Set(nil)
+		d.Send(Notice{Name: Holder})
 		time.Sleep(5 * time.Second)
 		if got := slow.got(); got != "holder backend-down1 holder holder backend-down2" {
 			t.Error(got)
@@ -110,31 +110,31 @@ func TestToldInOrder(t *testing.T) {
 	})
 }
 
-// A hook that hangs holds up nobody, and its queue does not grow for ever.
-func TestNeverInTheWay(t *testing.T) {
-	run(t, func(h *Hooks, _ func(), log *text) {
-		hangs, other := &ear{takes: time.Hour}, &ear{}
-		h.Set([]Hook{
+// A receiver that hangs delays no other, and its queue is bounded.
+func TestSendNeverWaits(t *testing.T) {
+	run(t, func(d *Dispatcher, _ func(), log *text) {
+		hangs, other := &recorder{takes: time.Hour}, &recorder{}
+		d.Set([]Receiver{
 			{Name: "hangs", On: []string{BackendUp}, Timeout: time.Second, Do: hangs.do},
 			{Name: "other", On: []string{BackendUp}, Timeout: time.Second, Do: other.do},
 		})
 		synctest.Wait()
 		began := time.Now()
 		for i := range 1000 {
-			h.Tell(Event{Name: BackendUp, Backend: fmt.Sprint(i)})
+			d.Send(Notice{Name: BackendUp, Backend: fmt.Sprint(i)})
 			synctest.Wait()
 		}
 		if took := time.Since(began); took != 0 {
-			t.Errorf("waited %v for hooks", took)
+			t.Errorf("waited %v for receivers", took)
 		}
 		if n := len(strings.Fields(other.got())); n != 1000 {
-			t.Errorf("the other hook was told %d times", n)
+			t.Errorf("the other receiver got %d", n)
 		}
-		if _, _, dropped := h.Counts(); dropped != 1000-1-queueLength {
+		if _, _, dropped := d.Counts(); dropped != 1000-1-queueLength {
 			t.Errorf("dropped %d", dropped)
 		}
 		time.Sleep(3 * time.Second)
-		if _, failed, _ := h.Counts(); failed < 2 || failed > 4 {
+		if _, failed, _ := d.Counts(); failed < 2 || failed > 4 {
 			t.Errorf("failed %d times in 3 s", failed)
 		}
 		if n := strings.Count(log.String(), "too slow"); n != 1 {
@@ -143,29 +143,29 @@ func TestNeverInTheWay(t *testing.T) {
 	})
 }
 
-// The last event is the one that says that the end has come.
-func TestLastWords(t *testing.T) {
-	run(t, func(h *Hooks, stop func(), _ *text) {
-		slow, hangs := &ear{takes: time.Second}, &ear{takes: time.Hour}
-		h.Set([]Hook{
+// The notice that this node has stopped is delivered after the end.
+func TestFinalNotice(t *testing.T) {
+	run(t, func(d *Dispatcher, stop func(), _ *text) {
+		slow, hangs := &recorder{takes: time.Second}, &recorder{takes: time.Hour}
+		d.Set([]Receiver{
 			{Name: "slow", On: []string{Released}, Timeout: time.Minute, Do: slow.do},
 			{Name: "hangs", On: []string{Released}, Timeout: time.Minute, Do: hangs.do},
 		})
 		synctest.Wait()
-		h.Tell(Event{Name: Released})
+		d.Send(Notice{Name: Released})
 		began := time.Now()
 		stop()
-		if took := time.Since(began); took != lastWords || slow.got() != "released" {
+		if took := time.Since(began); took != finalWithin || slow.got() != "released" {
 			t.Errorf("%q after %v", slow.got(), took)
 		}
 	})
 }
 
 func TestFailureIsLogged(t *testing.T) {
-	run(t, func(h *Hooks, _ func(), log *text) {
-		bad := &ear{err: errors.New("exit status 1")}
-		h.Set([]Hook{{Name: "bad", On: []string{Holder}, Timeout: time.Second, Do: bad.do}})
-		h.Tell(Event{Name: Holder})
+	run(t, func(d *Dispatcher, _ func(), log *text) {
+		bad := &recorder{err: errors.New("exit status 1")}
+		d.Set([]Receiver{{Name: "bad", On: []string{Holder}, Timeout: time.Second, Do: bad.do}})
+		d.Send(Notice{Name: Holder})
 		if bad.got(); !strings.Contains(log.String(), "exit status 1") {
 			t.Error(log.String())
 		}
@@ -197,16 +197,19 @@ func TestWebhook(t *testing.T) {
 		}
 	}))
 	defer s.Close()
-	e := Event{Name: BackendDown, Time: time.Unix(0, 0).UTC(), Node: "p1", LoadBalancer: "api", Backend: "cp1", Reason: "refuses"}
-	if err := Webhook(s.URL+"/")(t.Context(), e); err != nil {
+	n := Notice{
+		Name: BackendDown, Time: time.Unix(0, 0).UTC(), Node: "p1", LoadBalancer: "api", Backend: "cp1", Reason: "refuses",
+	}
+	if err := Webhook(s.URL+"/")(t.Context(), n); err != nil {
 		t.Error(err)
 	}
-	want := `POST / {"event":"backend-down","time":"1970-01-01T00:00:00Z","node":"p1","loadBalancer":"api","backend":"cp1","reason":"refuses"}`
+	want := `POST / {"event":"backend-down","time":"1970-01-01T00:00:00Z","node":"p1",` +
+		`"loadBalancer":"api","backend":"cp1","reason":"refuses"}`
 	if got := asked(); len(got) != 1 || got[0] != want {
 		t.Errorf("posted %q", got)
 	}
 	for _, path := range []string{"/elsewhere", "/broken"} {
-		if err := Webhook(s.URL+path)(t.Context(), e); err == nil {
+		if err := Webhook(s.URL+path)(t.Context(), n); err == nil {
 			t.Errorf("%s is taken", path)
 		}
 	}
@@ -215,7 +218,7 @@ func TestWebhook(t *testing.T) {
 		<-seen
 		cancel()
 	}()
-	if err := Webhook(s.URL+"/hangs")(ctx, e); !errors.Is(err, context.Canceled) {
+	if err := Webhook(s.URL+"/hangs")(ctx, n); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if got := asked(); len(got) != 4 {

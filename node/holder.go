@@ -14,11 +14,11 @@ import (
 
 // hold is a tenure: while it runs, this node answers for the VIPs. may says whether the lease runs at this moment.
 func (n *node) hold(ctx context.Context, may func() bool) error {
-	n.tell(hook.Event{Name: hook.Holder})
+	n.tell(hook.Notice{Name: hook.Holder})
 	defer func() {
 		now := time.Now()
 		n.tenureEnded.Store(&now)
-		n.tell(hook.Event{Name: hook.Released})
+		n.tell(hook.Notice{Name: hook.Released})
 	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.wire.Answer(ctx, may) })
@@ -75,7 +75,7 @@ const (
 )
 
 // tracked takes the verdict of the tracks on this node.
-func (n *node) tracked(c track.Claim) {
+func (n *node) tracked(c track.Verdict) {
 	n.verdict.Store(&c)
 	select {
 	case n.judged <- struct{}{}:
@@ -103,7 +103,7 @@ func (n *node) followFitness(ctx context.Context) error {
 // fitness puts together what speaks against this node as holder: load balancers without a healthy backend, the
 // verdict of the tracks, and trouble with the group. A node whose disk is full can neither vote nor take over, so a
 // hand-over to it would only cost answers.
-func fitness(unserved int, tracks *track.Claim, trouble string) raft.Claim {
+func fitness(unserved int, tracks *track.Verdict, trouble string) raft.Claim {
 	c := raft.Claim{Blind: unserved}
 	if tracks != nil {
 		c.Barred, c.Lowered = tracks.Barred, tracks.Lowered

@@ -49,16 +49,16 @@ func TestUnserved(t *testing.T) {
 func TestFitness(t *testing.T) {
 	for name, test := range map[string]struct {
 		unserved int
-		tracks   *track.Claim
+		tracks   *track.Verdict
 		trouble  string
 		want     raft.Claim
 	}{
 		"well":                  {want: raft.Claim{}},
 		"unserved":              {unserved: 2, want: raft.Claim{Blind: 2}},
-		"tracks":                {tracks: &track.Claim{Barred: "eth1 is down", Lowered: 20}, want: raft.Claim{Barred: "eth1 is down", Lowered: 20}},
+		"tracks":                {tracks: &track.Verdict{Barred: "eth1 is down", Lowered: 20}, want: raft.Claim{Barred: "eth1 is down", Lowered: 20}},
 		"a full disk":           {unserved: 1, trouble: "cannot write", want: raft.Claim{Blind: 1, Barred: "cannot write"}},
-		"a full disk and claim": {tracks: &track.Claim{Lowered: 5}, trouble: "cannot write", want: raft.Claim{Barred: "cannot write", Lowered: 5}},
-		"both":                  {tracks: &track.Claim{Barred: "eth1 is down"}, trouble: "cannot write", want: raft.Claim{Barred: "eth1 is down"}},
+		"a full disk and claim": {tracks: &track.Verdict{Lowered: 5}, trouble: "cannot write", want: raft.Claim{Barred: "cannot write", Lowered: 5}},
+		"both":                  {tracks: &track.Verdict{Barred: "eth1 is down"}, trouble: "cannot write", want: raft.Claim{Barred: "eth1 is down"}},
 	} {
 		if got := fitness(test.unserved, test.tracks, test.trouble); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)

@@ -39,19 +39,19 @@ type node struct {
 	balancer *balancer.Balancer // nil on a witness
 	observer *observe.Observer
 	tracker  *track.Tracker
-	hooks    *hook.Hooks
+	hooks    *hook.Dispatcher
 
 	// The apply loop owns inputs and stores in state what is in force.
 	inputs   inputs
 	state    atomic.Pointer[desired.State]
 	requests chan request
 
-	recalledList bool                        // inputs.list was on disk
-	recalled     []netip.Addr                // the workers on disk; owned by followDirect
-	verdict      atomic.Pointer[track.Claim] // of the tracks
-	judged       chan struct{}               // has room for one: verdict is another
-	tenureEnded  atomic.Pointer[time.Time]   // when this node last ceased to hold
-	lingers      bool                        // the kernel goes on without this process
+	recalledList bool                          // inputs.list was on disk
+	recalled     []netip.Addr                  // the workers on disk; owned by followDirect
+	verdict      atomic.Pointer[track.Verdict] // of the tracks
+	judged       chan struct{}                 // has room for one: verdict is another
+	tenureEnded  atomic.Pointer[time.Time]     // when this node last ceased to hold
+	lingers      bool                          // the kernel goes on without this process
 }
 
 // newNode opens what the node needs. It changes nothing on the host, but for files in the data directory.

@@ -17,8 +17,8 @@ import (
 
 // programs are what the configuration names outside of itself. All of it is opened before any of it is put into force.
 type programs struct {
-	tracks []track.Track
-	hooks  []hook.Hook
+	tracks []track.Condition
+	hooks  []hook.Receiver
 }
 
 // openPrograms opens the checks' files and the programs that cfg names. The error has the place of each problem.
@@ -34,7 +34,7 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		note(lb.Origin, fmt.Sprintf("loadBalancers[%d].check", i), err)
 	}
 	for i, c := range cfg.Tracks {
-		t := track.Track{Name: c.Name, Is: fmt.Sprint(c.Exec, c.Check, c.Address), Inter: c.Inter, Timeout: c.Timeout,
+		t := track.Condition{Name: c.Name, Is: fmt.Sprint(c.Exec, c.Check, c.Address), Inter: c.Inter, Timeout: c.Timeout,
 			Rise: c.Rise, Fall: c.Fall, Weight: c.Weight}
 		key := fmt.Sprintf("tracks[%d].exec", i)
 		if len(c.Exec) > 0 {
@@ -49,14 +49,14 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		opened.tracks = append(opened.tracks, t)
 	}
 	for i, c := range cfg.Hooks {
-		h := hook.Hook{Name: c.URL, On: c.On, Timeout: c.Timeout}
+		h := hook.Receiver{Name: c.URL, On: c.On, Timeout: c.Timeout}
 		if c.URL != "" {
 			h.Do = hook.Webhook(c.URL)
 		} else {
 			p, err := script.Open(c.Exec)
 			note(c.Origin, fmt.Sprintf("hooks[%d].exec", i), err)
 			h.Name = c.Exec[0]
-			h.Do = func(ctx context.Context, e hook.Event) error { return p.Run(ctx, e.Env()...) }
+			h.Do = func(ctx context.Context, e hook.Notice) error { return p.Run(ctx, e.Env()...) }
 		}
 		opened.hooks = append(opened.hooks, h)
 	}
@@ -100,7 +100,7 @@ func (n *node) balanced(e balancer.Event) {
 	if e.Backend == "" || e.Plane {
 		return
 	}
-	out := hook.Event{LoadBalancer: e.LoadBalancer, Backend: e.Backend, Reason: e.Reason}
+	out := hook.Notice{LoadBalancer: e.LoadBalancer, Backend: e.Backend, Reason: e.Reason}
 	switch e.To {
 	case string(balancer.Up):
 		if e.From == string(balancer.Unknown) {
@@ -116,9 +116,9 @@ func (n *node) balanced(e balancer.Event) {
 }
 
 // tell hands an event to the hooks, and waits for none.
-func (n *node) tell(e hook.Event) {
+func (n *node) tell(e hook.Notice) {
 	e.Time, e.Node = time.Now(), n.site.self.ID
-	n.hooks.Tell(e)
+	n.hooks.Send(e)
 }
 
 // put puts what can change live into force, all of it or nothing.

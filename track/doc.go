@@ -1,3 +1,2 @@
-// Package track finds out whether this node is fit to hold, by asking what the
-// operator wants asked.
+// Package track probes the operator's conditions for this node to be holder.
 package track

@@ -14,82 +14,79 @@ import (
 	"time"
 )
 
-// A Track is one thing to ask again and again.
-type Track struct {
+// A Condition is one thing to probe again and again, such as an uplink or a disk.
+type Condition struct {
 	Name string
-	// Is tells two tracks of one name apart: a track whose Is and numbers are
-	// unchanged goes on. Probe asks once; nil is yes.
-	Is    string
+	// Is tells two conditions of one name apart: one whose Is and numbers are unchanged goes on.
+	Is string
+	// Probe looks once; nil means that the condition is met.
 	Probe func(ctx context.Context) error
-	// Inter is the time between the starts of two probes, Timeout bounds one.
+	// Inter is the time between the starts of two probes, give or take a tenth. Timeout bounds one probe.
 	Inter, Timeout time.Duration
-	// So many successes or failures in a row change what is believed. The
-	// first of all decides alone.
+	// Rise successes or Fall failures in a row change the state. The first probe of all decides alone.
 	Rise, Fall int
-	// Weight is what a failed track takes off the node's claim to hold; zero
-	// bars it from holding.
+	// Weight is what a failed condition takes off the node's priority as holder; zero bars the node from holding.
 	Weight int
 }
 
-// A Claim is what the tracks say about this node as holder.
-type Claim struct {
-	// Barred is why it should not hold while another can; empty if it may.
+// A Verdict says what the conditions mean for this node as holder. The zero Verdict has no objection.
+type Verdict struct {
+	// Barred is why the node should not hold while another one can; empty if it may.
 	Barred string
-	// Lowered is how much less it is wanted than its priority says.
+	// Lowered is taken off the node's priority.
 	Lowered int
 }
 
-// Status is what is known of one track.
+// Status is what is known of one condition.
 type Status struct {
 	Name   string    `json:"name"`
 	OK     bool      `json:"ok"`
 	Reason string    `json:"reason,omitempty"`
 	Since  time.Time `json:"since"`
-	// Checked is null until a probe has ended.
+	// Checked is when the last probe that ended had begun; null before.
 	Checked *time.Time `json:"checked"`
 	Weight  int        `json:"weight,omitempty"`
 }
 
 // Config is what a Tracker needs.
 type Config struct {
-	// Changed is called with each new claim, one call at a time. It must not
-	// block.
-	Changed func(Claim)
+	// Changed is called with each new verdict, one call at a time. It must not block.
+	Changed func(Verdict)
 	Log     *slog.Logger // nil means slog.Default()
 }
 
-// A Tracker asks its tracks, each in a goroutine of its own, which Run waits for.
+// A Tracker probes its conditions, each in a goroutine of its own, for which Run waits.
 type Tracker struct {
 	cfg   Config
 	loops sync.WaitGroup
-	wake  chan struct{} // the tracks are others
+	wake  chan struct{} // wanted has changed
 
-	mu     sync.Mutex
-	wanted []Track
-	asked  map[string]*asked
-	claim  Claim
+	mu      sync.Mutex
+	wanted  []Condition
+	tracked map[string]*tracked
+	verdict Verdict
 }
 
-// asked is a track and what is known of it. Guarded by Tracker.mu.
-type asked struct {
-	track     Track
+// tracked is a condition and its state. Tracker.mu guards it.
+type tracked struct {
+	Condition
 	stop      context.CancelFunc
 	status    Status
-	good, bad int
+	good, bad int // probes in a row
 }
 
-// New makes a Tracker without tracks.
+// New makes a Tracker without conditions.
 func New(cfg Config) *Tracker {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Tracker{cfg: cfg, wake: make(chan struct{}, 1), asked: make(map[string]*asked)}
+	return &Tracker{cfg: cfg, wake: make(chan struct{}, 1), tracked: make(map[string]*tracked)}
 }
 
-// Set replaces the tracks; their names differ. Those that are unchanged go on.
-func (t *Tracker) Set(tracks []Track) {
+// Set replaces the conditions, whose names differ. Those that are unchanged go on.
+func (t *Tracker) Set(conditions []Condition) {
 	t.mu.Lock()
-	t.wanted = slices.Clone(tracks)
+	t.wanted = slices.Clone(conditions)
 	t.mu.Unlock()
 	select {
 	case t.wake <- struct{}{}:
@@ -97,7 +94,7 @@ func (t *Tracker) Set(tracks []Track) {
 	}
 }
 
-// Run asks until ctx ends.
+// Run probes until ctx ends.
 func (t *Tracker) Run(ctx context.Context) error {
 	defer t.loops.Wait()
 	for {
@@ -110,59 +107,58 @@ func (t *Tracker) Run(ctx context.Context) error {
 	}
 }
 
-// adopt starts and stops loops so that exactly the wanted tracks are asked. One
-// that changes keeps what is believed of it.
+// adopt starts and stops loops so that exactly the wanted conditions are probed. One that changes keeps its state.
 func (t *Tracker) adopt(ctx context.Context) {
 	t.mu.Lock()
 	want := make(map[string]bool)
-	for _, track := range t.wanted {
-		want[track.Name] = true
-		old := t.asked[track.Name]
-		if old != nil && same(old.track, track) {
+	for _, c := range t.wanted {
+		want[c.Name] = true
+		old := t.tracked[c.Name]
+		if old != nil && same(old.Condition, c) {
 			continue
 		}
-		next := &asked{track: track, status: Status{Name: track.Name, OK: true, Reason: "not asked yet", Since: time.Now()}}
+		next := &tracked{Condition: c, status: Status{Name: c.Name, OK: true, Reason: "not asked yet", Since: time.Now()}}
 		if old != nil {
 			old.stop()
 			next.status = old.status
 		}
-		next.status.Weight = track.Weight
+		next.status.Weight = c.Weight
 		var loop context.Context
 		loop, next.stop = context.WithCancel(ctx)
-		t.asked[track.Name] = next
-		t.loops.Go(func() { t.ask(loop, next) })
+		t.tracked[c.Name] = next
+		t.loops.Go(func() { t.probe(loop, next) })
 	}
-	for name, a := range t.asked {
+	for name, c := range t.tracked {
 		if !want[name] {
-			a.stop()
-			delete(t.asked, name)
+			c.stop()
+			delete(t.tracked, name)
 		}
 	}
-	t.tell()
+	t.report()
 	t.mu.Unlock()
 }
 
-func same(a, b Track) bool {
+func same(a, b Condition) bool {
 	a.Probe, b.Probe = nil, nil
 	return reflect.DeepEqual(a, b)
 }
 
-// ask probes one track until ctx ends.
-func (t *Tracker) ask(ctx context.Context, a *asked) {
+// probe probes one condition until ctx ends.
+func (t *Tracker) probe(ctx context.Context, c *tracked) {
 	for {
 		began := time.Now()
-		once, cancel := context.WithTimeout(ctx, a.track.Timeout)
-		err := a.track.Probe(once)
+		once, cancel := context.WithTimeout(ctx, c.Timeout)
+		err := c.Probe(once)
 		if err != nil && once.Err() != nil && errors.Is(err, once.Err()) {
-			err = fmt.Errorf("no answer within %s", a.track.Timeout)
+			err = fmt.Errorf("no answer within %s", c.Timeout)
 		}
 		cancel()
 		if ctx.Err() != nil {
 			return // the probe was cut short, so it says nothing
 		}
-		t.observe(a, began, err)
-		// Spread, so that the probes of many nodes do not beat in time.
-		pause := time.Duration(float64(a.track.Inter) * (0.9 + 0.2*rand.Float64()))
+		t.observe(c, began, err)
+		// Spread, so that many nodes do not probe in step.
+		pause := time.Duration(float64(c.Inter) * (0.9 + 0.2*rand.Float64()))
 		select {
 		case <-ctx.Done():
 			return
@@ -171,77 +167,76 @@ func (t *Tracker) ask(ctx context.Context, a *asked) {
 	}
 }
 
-func (t *Tracker) observe(a *asked, began time.Time, err error) {
+func (t *Tracker) observe(c *tracked, began time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.asked[a.track.Name] != a {
-		return
+	if t.tracked[c.Name] != c {
+		return // it was replaced meanwhile
 	}
-	first := a.status.Checked == nil
-	a.status.Checked = &began
-	was := a.status.OK
+	first := c.status.Checked == nil
+	c.status.Checked = &began
+	was := c.status.OK
 	if err == nil {
-		a.good, a.bad = a.good+1, 0
-		a.status.OK = was || first || a.good >= a.track.Rise
+		c.good, c.bad = c.good+1, 0
+		c.status.OK = was || first || c.good >= c.Rise
 	} else {
-		a.good, a.bad = 0, a.bad+1
-		a.status.OK = was && !first && a.bad < a.track.Fall
+		c.good, c.bad = 0, c.bad+1
+		c.status.OK = was && !first && c.bad < c.Fall
 	}
 	switch {
-	case err == nil && a.status.OK:
-		a.status.Reason = ""
-	case err != nil && !a.status.OK:
-		a.status.Reason = err.Error()
+	case err == nil && c.status.OK:
+		c.status.Reason = ""
+	case err != nil && !c.status.OK:
+		c.status.Reason = err.Error()
 	}
-	if a.status.OK == was {
+	if c.status.OK == was {
 		return
 	}
-	a.status.Since = time.Now()
-	if a.status.OK {
-		t.cfg.Log.Info("track succeeds again", "track", a.track.Name)
+	c.status.Since = time.Now()
+	if c.status.OK {
+		t.cfg.Log.Info("track succeeds again", "track", c.Name)
 	} else {
-		t.cfg.Log.Warn("track fails", "track", a.track.Name, "reason", err, "effect", a.track.effect())
+		t.cfg.Log.Warn("track fails", "track", c.Name, "reason", err, "effect", c.effect())
 	}
-	t.tell()
+	t.report()
 }
 
-func (t Track) effect() string {
-	if t.Weight == 0 {
+func (c Condition) effect() string {
+	if c.Weight == 0 {
 		return "this node does not hold while another can"
 	}
-	return fmt.Sprintf("this node's claim to hold is lower by %d", t.Weight)
+	return fmt.Sprintf("this node's priority as holder is lower by %d", c.Weight)
 }
 
-// tell hands on the claim if it is another one. Called with mu held, so that
-// claims are told in order.
-func (t *Tracker) tell() {
-	var c Claim
+// report hands on the verdict if it has changed. Its caller holds mu, so that verdicts come in order.
+func (t *Tracker) report() {
+	var v Verdict
 	var barred []string
-	for _, a := range t.asked {
+	for _, c := range t.tracked {
 		switch {
-		case a.status.OK:
-		case a.track.Weight == 0:
-			barred = append(barred, a.track.Name)
+		case c.status.OK:
+		case c.Weight == 0:
+			barred = append(barred, c.Name)
 		default:
-			c.Lowered += a.track.Weight
+			v.Lowered += c.Weight
 		}
 	}
 	if slices.Sort(barred); len(barred) > 0 {
-		c.Barred = "failed tracks: " + strings.Join(barred, ", ")
+		v.Barred = "failed tracks: " + strings.Join(barred, ", ")
 	}
-	if c != t.claim {
-		t.claim = c
-		t.cfg.Changed(c)
+	if v != t.verdict {
+		t.verdict = v
+		t.cfg.Changed(v)
 	}
 }
 
-// Status is what is known of each track, by name.
+// Status is what is known of each condition, by name.
 func (t *Tracker) Status() []Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := make([]Status, 0, len(t.asked))
-	for _, a := range t.asked {
-		all = append(all, a.status)
+	all := make([]Status, 0, len(t.tracked))
+	for _, c := range t.tracked {
+		all = append(all, c.status)
 	}
 	slices.SortFunc(all, func(a, b Status) int { return cmp.Compare(a.Name, b.Name) })
 	return all

@@ -15,11 +15,11 @@ import (
 // world is a Tracker in a bubble, with probes that answer as the test says.
 type world struct {
 	*Tracker
-	mu     sync.Mutex
-	err    map[string]error
-	asked  map[string]int
-	claims []Claim
-	log    strings.Builder
+	mu       sync.Mutex
+	err      map[string]error
+	probed   map[string]int
+	verdicts []Verdict
+	log      strings.Builder
 }
 
 func (w *world) set(name string, err error) {
@@ -31,13 +31,13 @@ func (w *world) set(name string, err error) {
 func (w *world) count(name string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.asked[name]
+	return w.probed[name]
 }
 
-func (w *world) track(name string, weight int) Track {
-	return Track{Name: name, Inter: time.Second, Timeout: time.Second, Rise: 2, Fall: 3, Weight: weight, Probe: func(ctx context.Context) error {
+func (w *world) track(name string, weight int) Condition {
+	probe := func(ctx context.Context) error {
 		w.mu.Lock()
-		w.asked[name]++
+		w.probed[name]++
 		err := w.err[name]
 		w.mu.Unlock()
 		if err == errHangs {
@@ -45,7 +45,10 @@ func (w *world) track(name string, weight int) Track {
 			return ctx.Err()
 		}
 		return err
-	}}
+	}
+	return Condition{
+		Name: name, Inter: time.Second, Timeout: time.Second, Rise: 2, Fall: 3, Weight: weight, Probe: probe,
+	}
 }
 
 var (
@@ -53,24 +56,24 @@ var (
 	errNo    = errors.New("no route")
 )
 
-// last is the newest claim, and how many there were.
+// last is the newest verdict, and how many there were.
 func (w *world) last() string {
 	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.claims) == 0 {
+	if len(w.verdicts) == 0 {
 		return "none"
 	}
-	return fmt.Sprintf("%d: %+v", len(w.claims), w.claims[len(w.claims)-1])
+	return fmt.Sprintf("%d: %+v", len(w.verdicts), w.verdicts[len(w.verdicts)-1])
 }
 
 func run(t *testing.T, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{err: make(map[string]error), asked: make(map[string]int)}
-		w.Tracker = New(Config{Log: slog.New(slog.NewTextHandler(&w.log, nil)), Changed: func(c Claim) {
+		w := &world{err: make(map[string]error), probed: make(map[string]int)}
+		w.Tracker = New(Config{Log: slog.New(slog.NewTextHandler(&w.log, nil)), Changed: func(v Verdict) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.claims = append(w.claims, c)
+			w.verdicts = append(w.verdicts, v)
 		}})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -84,10 +87,10 @@ func run(t *testing.T, test func(w *world)) {
 	})
 }
 
-func TestClaim(t *testing.T) {
+func TestVerdict(t *testing.T) {
 	run(t, func(w *world) {
-		w.set("uplink", errNo) // the first answer decides alone
-		w.Set([]Track{w.track("uplink", 0), w.track("load", 20), w.track("disk", 5)})
+		w.set("uplink", errNo) // the first probe decides alone
+		w.Set([]Condition{w.track("uplink", 0), w.track("load", 20), w.track("disk", 5)})
 		if got := w.last(); got != "1: {Barred:failed tracks: uplink Lowered:0}" {
 			t.Error(got)
 		}
@@ -122,18 +125,18 @@ func TestClaim(t *testing.T) {
 	})
 }
 
-// One that hangs ends with its time, and delays nobody.
+// A probe that hangs ends with its timeout, and delays no other.
 func TestHanging(t *testing.T) {
 	run(t, func(w *world) {
 		w.set("a", errHangs)
-		w.Set([]Track{w.track("a", 0), w.track("b", 0)})
+		w.Set([]Condition{w.track("a", 0), w.track("b", 0)})
 		time.Sleep(900 * time.Millisecond)
 		if got := w.last(); got != "none" || w.count("b") != 1 {
-			t.Errorf("%s, b asked %d times", got, w.count("b"))
+			t.Errorf("%s, b probed %d times", got, w.count("b"))
 		}
 		time.Sleep(10 * time.Second)
 		if got := w.last(); got != "1: {Barred:failed tracks: a Lowered:0}" || w.count("b") < 9 {
-			t.Errorf("%s, b asked %d times", got, w.count("b"))
+			t.Errorf("%s, b probed %d times", got, w.count("b"))
 		}
 		if s := w.Status()[0]; s.Reason != "no answer within 1s" {
 			t.Errorf("%+v", s)
@@ -141,26 +144,25 @@ func TestHanging(t *testing.T) {
 	})
 }
 
-// A reload asks the unchanged ones no sooner, and keeps what is believed of
-// the changed ones until they have been asked.
+// A reload probes unchanged conditions no sooner, and changed ones keep their state until they have been probed.
 func TestSet(t *testing.T) {
 	run(t, func(w *world) {
 		w.set("b", errNo)
-		w.Set([]Track{w.track("a", 0), w.track("b", 0)})
+		w.Set([]Condition{w.track("a", 0), w.track("b", 0)})
 		synctest.Wait()
 		a, b := w.track("a", 0), w.track("b", 0)
 		b.Is = "another"
-		w.Set([]Track{a, b})
+		w.Set([]Condition{a, b})
 		synctest.Wait()
 		if w.count("a") != 1 || w.count("b") != 2 {
-			t.Errorf("asked %d and %d times, want 1 and 2", w.count("a"), w.count("b"))
+			t.Errorf("probed %d and %d times, want 1 and 2", w.count("a"), w.count("b"))
 		}
 		if got := w.last(); got != "1: {Barred:failed tracks: b Lowered:0}" {
 			t.Error(got)
 		}
 		time.Sleep(20 * time.Second)
 		if n := w.count("b"); n > 25 {
-			t.Errorf("b was asked %d times in 20 s: the old loop goes on", n)
+			t.Errorf("b was probed %d times in 20 s: the old loop goes on", n)
 		}
 	})
 }

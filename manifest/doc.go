@@ -1,2 +1,2 @@
-// Package manifest prints the pod, daemonset or systemd unit that runs the appliance.
+// Package manifest prints the pod, DaemonSet or systemd unit that runs the appliance.
 package manifest

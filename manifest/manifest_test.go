@@ -18,10 +18,10 @@ import (
 	"appliance/configs"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
-// options are those of the flags or the file, as main builds them.
-func options(t *testing.T, file string, flags map[string]string) Options {
+// options makes the Params of the flags or the file, as the command line does.
+func options(t *testing.T, file string, flags map[string]string) Params {
 	t.Helper()
 	src := configs.Source{
 		Flag:       func(name string) (string, bool) { v, ok := flags[name]; return v, ok },
@@ -42,12 +42,14 @@ var byFlags = map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.
 
 func TestGolden(t *testing.T) {
 	const file = "/etc/appliance/config.yaml"
-	low := options(t, "", map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13", "lb-port": "443",
-		"backend-port": "6443", "data-dir": "/srv/appliance data", "socket": "/srv/run/a.sock", "group-key": "/etc/group.key"})
+	low := options(t, "", map[string]string{
+		"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13", "lb-port": "443", "backend-port": "6443",
+		"data-dir": "/srv/appliance data", "socket": "/srv/run/a.sock", "group-key": "/etc/group.key",
+	})
 	tests := []struct {
 		golden string
-		make   func(Options) ([]byte, error)
-		o      Options
+		make   func(Params) ([]byte, error)
+		o      Params
 	}{
 		{"pod.yaml", Pod, options(t, file, nil)},
 		{"pod-flags.yaml", Pod, options(t, "", byFlags)},
@@ -100,13 +102,13 @@ func TestShippedUnit(t *testing.T) {
 	}
 }
 
-// What is printed is what Kubernetes reads, and nothing besides.
+// Kubernetes reads what is printed, and nothing in it is superfluous.
 func TestKubernetesReadsIt(t *testing.T) {
 	o := options(t, "/etc/appliance/config.yaml", nil)
 	var pod corev1.Pod
 	var set appsv1.DaemonSet
 	for _, m := range []struct {
-		make func(Options) ([]byte, error)
+		make func(Params) ([]byte, error)
 		into any
 	}{{Pod, &pod}, {DaemonSet, &set}} {
 		text, err := m.make(o)
@@ -118,7 +120,7 @@ func TestKubernetesReadsIt(t *testing.T) {
 		}
 		for _, noise := range []string{"creationTimestamp", "status:", "null", "{}"} {
 			if bytes.Contains(text, []byte(noise)) {
-				t.Errorf("%T has %s, which says nothing", m.into, noise)
+				t.Errorf("%T has %s, which is superfluous", m.into, noise)
 			}
 		}
 	}
@@ -139,10 +141,10 @@ func TestKubernetesReadsIt(t *testing.T) {
 	}
 }
 
-// Least privilege (R14), as the types have it and not as the text looks.
+// Least privilege (R14), checked in the types and not in the text.
 func TestPrivileges(t *testing.T) {
 	for _, low := range []bool{false, true} {
-		text, err := Pod(Options{Image: "i", LowPort: low})
+		text, err := Pod(Params{Image: "i", LowPort: low})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,16 +178,19 @@ func TestPrivileges(t *testing.T) {
 func TestRefused(t *testing.T) {
 	tests := []struct {
 		name string
-		make func(Options) ([]byte, error)
-		o    Options
+		make func(Params) ([]byte, error)
+		o    Params
 		want string
 	}{
-		{"no image", Pod, Options{}, "no image is named; give the container image with --image"},
-		{"relative path", Pod, Options{Image: "i", Files: []string{"config.yaml"}}, "config.yaml is not an absolute path; begin it with /"},
-		{"relative path in a unit", Unit, Options{Binary: "appliance"}, "appliance is not an absolute path"},
-		{"the host's own directory", DaemonSet, Options{Image: "i", Socket: "/run/a.sock"}, "/run is not for the appliance alone"},
-		{"one node's id for all", DaemonSet, Options{Image: "i", Args: []string{"--id=a"}}, "--id names one node, and a daemonset runs on all of them"},
-		{"control character", Unit, Options{Args: []string{"--id=a\nExecStart=/bin/sh"}}, "has a control character"},
+		{"no image", Pod, Params{}, "no image is named; give the container image with --image"},
+		{"relative path", Pod, Params{Image: "i", Files: []string{"config.yaml"}},
+			"config.yaml is not an absolute path; begin it with /"},
+		{"relative path in a unit", Unit, Params{Binary: "appliance"}, "appliance is not an absolute path"},
+		{"the host's own directory", DaemonSet, Params{Image: "i", Socket: "/run/a.sock"},
+			"/run is not for the appliance alone"},
+		{"one node's id for all", DaemonSet, Params{Image: "i", Args: []string{"--id=a"}},
+			"--id names one node, and a daemonset runs on all of them"},
+		{"control character", Unit, Params{Args: []string{"--id=a\nExecStart=/bin/sh"}}, "has a control character"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -194,13 +199,13 @@ func TestRefused(t *testing.T) {
 				t.Errorf("error is %v\nwant     %s", err, tt.want)
 			}
 			if got != nil {
-				t.Errorf("printed all the same:\n%s", got)
+				t.Errorf("printed nevertheless:\n%s", got)
 			}
 		})
 	}
 }
 
-// A file that only a flag or the environment names is mounted as well.
+// A configuration file that only a flag or the environment names is mounted as well.
 func TestConfigNamedByAnArgument(t *testing.T) {
 	cfg, err := configs.Parse("", nil, configs.Source{
 		Flag:       func(name string) (string, bool) { v, ok := byFlags[name]; return v, ok },
@@ -218,9 +223,9 @@ func TestConfigNamedByAnArgument(t *testing.T) {
 	}
 }
 
-// The kubelet must not read a setting as a variable of the container.
+// The kubelet must not expand an argument as a variable of the container.
 func TestArgsAreLiteral(t *testing.T) {
-	text, err := Pod(Options{Image: "i", Args: []string{"--id=$(HOME)"}})
+	text, err := Pod(Params{Image: "i", Args: []string{"--id=$(HOME)"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,14 +238,14 @@ func TestArgsAreLiteral(t *testing.T) {
 	}
 }
 
-// systemd's own reader finds nothing to complain about.
+// systemd's own parser finds no fault.
 func TestSystemdReadsIt(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip("systemd-analyze is not installed")
 	}
 	o := options(t, "/etc/appliance/config.yaml", nil)
-	o.Binary = "/bin/true" // it wants a program that exists
+	o.Binary = "/bin/true" // the program has to exist
 	text, err := Unit(o)
 	if err != nil {
 		t.Fatal(err)

@@ -16,17 +16,16 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// nodeCritical is the value of the class system-node-critical. A static pod
-// needs the number too: the kubelet reads no class before there is an API
-// server to ask, which is what this pod makes reachable.
+// nodeCritical is the priority of the class system-node-critical. A static pod needs the number too: the kubelet cannot
+// look classes up before it reaches an API server, and this pod is what makes one reachable.
 const nodeCritical = 2000001000
 
-// grace is the time from SIGTERM to SIGKILL: handing over takes milliseconds,
-// draining open connections takes what is left.
+// grace is the time from SIGTERM to SIGKILL in seconds: handing over takes milliseconds, the rest is for draining open
+// connections.
 const grace = 30
 
 // Pod is a static pod, for /etc/kubernetes/manifests.
-func Pod(o Options) ([]byte, error) {
+func Pod(o Params) ([]byte, error) {
 	spec, o, err := podSpec(o)
 	if err != nil {
 		return nil, err
@@ -41,17 +40,17 @@ func Pod(o Options) ([]byte, error) {
 }
 
 // DaemonSet runs the appliance on every control-plane node.
-func DaemonSet(o Options) ([]byte, error) {
+func DaemonSet(o Params) ([]byte, error) {
 	if slices.ContainsFunc(o.Args, func(a string) bool { return strings.HasPrefix(a, "--id=") }) {
-		return nil, errors.New("--id names one node, and a daemonset runs on all of them; leave it out, nodes find themselves by their addresses")
+		return nil, errors.New("--id names one node, and a daemonset runs on all of them; " +
+			"leave it out, nodes find themselves by their addresses")
 	}
 	spec, o, err := podSpec(o)
 	if err != nil {
 		return nil, err
 	}
 	spec.NodeSelector = map[string]string{"node-role.kubernetes.io/control-plane": ""}
-	// A node without its load balancer is worse than one that is not ready,
-	// so no taint keeps the appliance away or drives it out.
+	// A node without its load balancer is worse than one that is not ready: the appliance tolerates every taint.
 	spec.Tolerations = []corev1.Toleration{
 		{Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule},
 		{Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute},
@@ -63,7 +62,7 @@ func DaemonSet(o Options) ([]byte, error) {
 		Spec: appsv1.DaemonSetSpec{
 			Selector: &metav1.LabelSelector{MatchLabels: labels(o)},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels(o)}, Spec: spec},
-			// One at a time: a second one down could cost the majority.
+			// One at a time: losing a second one could cost the majority.
 			UpdateStrategy: appsv1.DaemonSetUpdateStrategy{
 				Type:          appsv1.RollingUpdateDaemonSetStrategyType,
 				RollingUpdate: &appsv1.RollingUpdateDaemonSet{MaxUnavailable: &one},
@@ -72,11 +71,11 @@ func DaemonSet(o Options) ([]byte, error) {
 	})
 }
 
-func labels(o Options) map[string]string {
+func labels(o Params) map[string]string {
 	return map[string]string{"app.kubernetes.io/name": "appliance", "app.kubernetes.io/instance": o.Name}
 }
 
-func podSpec(o Options) (corev1.PodSpec, Options, error) {
+func podSpec(o Params) (corev1.PodSpec, Params, error) {
 	o, err := o.withDefaults("/appliance")
 	if err != nil {
 		return corev1.PodSpec{}, o, err
@@ -86,8 +85,8 @@ func podSpec(o Options) (corev1.PodSpec, Options, error) {
 	}
 	var (
 		no, yes = false, true
-		// The key file, the data and the socket are root's alone, and only
-		// root may write the few sysctls; the capabilities bound what root is.
+		// Only root may read the key file, the data and the socket, and write kernel parameters. The capabilities
+		// bound what root can do.
 		root        = int64(0)
 		seconds     = int64(grace)
 		caps        []corev1.Capability
@@ -104,13 +103,12 @@ func podSpec(o Options) (corev1.PodSpec, Options, error) {
 			PeriodSeconds: every, TimeoutSeconds: timeout, FailureThreshold: failures,
 		}
 	}
-	// A restart hands the address over, so it wants more doubt than a mark of
-	// not ready, which costs nothing.
+	// A restart hands the address over; being marked not ready costs nothing. So the first takes more failures.
 	live, ready := probe("--live", 10, 5, 6), probe("--ready", 5, 5, 2)
 	live.InitialDelaySeconds = 10
 	return corev1.PodSpec{
 		HostNetwork:                   true,
-		DNSPolicy:                     corev1.DNSDefault, // no cluster DNS: nothing is looked up
+		DNSPolicy:                     corev1.DNSDefault, // cluster DNS is not needed: no name is looked up
 		PriorityClassName:             "system-node-critical",
 		AutomountServiceAccountToken:  &no,
 		EnableServiceLinks:            &no,
@@ -123,7 +121,7 @@ func podSpec(o Options) (corev1.PodSpec, Options, error) {
 			Image:   o.Image,
 			Command: []string{o.Binary},
 			Args:    literal(append([]string{"start"}, o.Args...)),
-			// The registry may be behind the address that this serves.
+			// The registry may be behind the address that this pod serves.
 			ImagePullPolicy: corev1.PullIfNotPresent,
 			SecurityContext: &corev1.SecurityContext{
 				RunAsUser:                &root,
@@ -132,8 +130,7 @@ func podSpec(o Options) (corev1.PodSpec, Options, error) {
 				ReadOnlyRootFilesystem:   &yes,
 				Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: caps},
 			},
-			// Requests without limits: a process that is throttled or killed
-			// for its memory looks dead to its peers.
+			// No limits: a process that is throttled, or killed for its memory, looks dead to its peers.
 			Resources: corev1.ResourceRequirements{Requests: corev1.ResourceList{
 				corev1.ResourceCPU:    resource.MustParse("100m"),
 				corev1.ResourceMemory: resource.MustParse("64Mi"),
@@ -146,7 +143,7 @@ func podSpec(o Options) (corev1.PodSpec, Options, error) {
 	}, o, nil
 }
 
-// literal keeps the kubelet from expanding $(NAME) in args.
+// literal keeps the kubelet from expanding $(NAME) in args, which it changes in place.
 func literal(args []string) []string {
 	for i, a := range args {
 		args[i] = strings.ReplaceAll(a, "$(", "$$(")
@@ -154,13 +151,12 @@ func literal(args []string) []string {
 	return args
 }
 
-// HostSysctls is where the pod finds the settings of the host's network, below
-// which it may write them.
+// HostSysctls is where the pod can write the kernel parameters of the host's network: below it is net/, as below
+// /proc/sys.
 const HostSysctls = "/host/proc/sys"
 
-// volumes are the host's paths that the pod sees, at the same place inside but
-// for the kernel's settings.
-func volumes(o Options) ([]corev1.Volume, []corev1.VolumeMount) {
+// volumes are the host's paths that the pod sees. All but the kernel parameters have the same path inside.
+func volumes(o Params) ([]corev1.Volume, []corev1.VolumeMount) {
 	var vols []corev1.Volume
 	var mounts []corev1.VolumeMount
 	mount := func(name, path, at string, kind corev1.HostPathType, readOnly bool) {
@@ -176,13 +172,12 @@ func volumes(o Options) ([]corev1.Volume, []corev1.VolumeMount) {
 	add("data", path.Clean(o.DataDir), corev1.HostPathDirectoryOrCreate, false)
 	add("run", path.Dir(o.Socket), corev1.HostPathDirectoryOrCreate, false)
 	if !o.UserSpace {
-		// A container's own /proc/sys is read-only; NET_ADMIN is enough to write
-		// the network's settings through this one.
+		// A container's own /proc/sys is read-only. Through this mount, NET_ADMIN is enough to write below net/.
 		mount("sysctl", "/proc/sys/net", HostSysctls+"/net", corev1.HostPathDirectory, false)
 	}
 	for _, f := range o.Files {
-		// The directory, so that a file replaced by renaming is seen; the
-		// file alone where the directory is everybody's, such as /etc.
+		// The directory, so that the pod sees a file that is replaced by renaming; the file alone where others use the
+		// directory, such as /etc.
 		at, kind := path.Dir(f), corev1.HostPathDirectory
 		if strings.Count(at, "/") < 2 {
 			at, kind = path.Clean(f), corev1.HostPathFile
@@ -192,8 +187,7 @@ func volumes(o Options) ([]corev1.Volume, []corev1.VolumeMount) {
 	return vols, mounts
 }
 
-// write prints an object without the status that every Kubernetes type has
-// and that is not ours to say.
+// write prints an object without the status, which every Kubernetes type has and only the cluster sets.
 func write(object any) ([]byte, error) {
 	data, err := json.Marshal(object)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // Unit is a systemd service, for /etc/systemd/system/appliance.service.
-func Unit(o Options) ([]byte, error) {
+func Unit(o Params) ([]byte, error) {
 	o, err := o.withDefaults("/usr/local/bin/appliance")
 	if err != nil {
 		return nil, err
@@ -37,7 +37,7 @@ func Unit(o Options) ([]byte, error) {
 	return []byte(text.String()), nil
 }
 
-// below is dir without parent, or empty if systemd does not make it there.
+// below is dir relative to parent, or empty if systemd cannot make it there.
 func below(parent, dir string) string {
 	name, ok := strings.CutPrefix(path.Clean(dir), parent+"/")
 	if !ok || quote(name) != name {
@@ -46,8 +46,8 @@ func below(parent, dir string) string {
 	return name
 }
 
-// writable are the directories that systemd does not make for us.
-func writable(o Options) string {
+// writable are the directories that systemd does not make, quoted.
+func writable(o Params) string {
 	var dirs []string
 	if below("/var/lib", o.DataDir) == "" {
 		dirs = append(dirs, quote(path.Clean(o.DataDir)))
@@ -58,7 +58,7 @@ func writable(o Options) string {
 	return strings.Join(dirs, " ")
 }
 
-// quote writes a word so that systemd.service(5) reads it back unchanged.
+// quote writes a word as systemd.service(5) has to read it.
 func quote(word string) string {
 	word = strings.NewReplacer("%", "%%", "$", "$$", `\`, `\\`, `"`, `\"`).Replace(word)
 	if word == "" || strings.ContainsAny(word, ` ;'"\`) {

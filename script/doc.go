@@ -1,2 +1,2 @@
-// Package script runs an operator's program within limits.
+// Package script runs an operator's program within limits of time, environment and output.
 package script

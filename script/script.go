@@ -20,9 +20,8 @@ type Program struct {
 	args []string
 }
 
-// Open looks whether the file may be run, and runs nothing. Whoever can write
-// to it, or put another in its place, could become the user of this process: so
-// nobody but that user and root may.
+// Open checks that the file may be run, and runs nothing. Whoever can write to the file or replace it can act as the
+// user of this process, so only that user and root may be able to.
 func Open(argv []string) (*Program, error) {
 	if len(argv) == 0 {
 		return nil, errors.New("no program; write its path and its arguments")
@@ -31,6 +30,7 @@ func Open(argv []string) (*Program, error) {
 	return p, p.check()
 }
 
+// check looks at the file and at every directory on its real path.
 func (p *Program) check() error {
 	if !filepath.IsAbs(p.path) {
 		return fmt.Errorf("%s: not an absolute path; begin it with /", p.path)
@@ -53,7 +53,7 @@ func (p *Program) check() error {
 		if info, err = os.Stat(at); err != nil {
 			return err
 		}
-		if err := guarded(at, info); err != nil {
+		if err := protected(at, info); err != nil {
 			return err
 		}
 		if at == filepath.Dir(at) {
@@ -62,70 +62,66 @@ func (p *Program) check() error {
 	}
 }
 
-// guarded refuses what others can write to. In a directory with the sticky bit
-// they cannot replace what is not theirs.
-func guarded(at string, info fs.FileInfo) error {
+// protected refuses what others can write to. In a directory with the sticky bit they cannot replace other people's
+// files.
+func protected(at string, info fs.FileInfo) error {
 	sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0
 	if info.Mode().Perm()&0o022 != 0 && !sticky {
-		return fmt.Errorf("%s can be written by its group or by everybody, who could so run anything as this user; run `chmod go-w %s`", at, at)
+		return fmt.Errorf("%s can be written by its group or by everybody, who could then run anything as this user; "+
+			"run `chmod go-w %s`", at, at)
 	}
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 && int(s.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, who could so run anything as this user; run `chown root %s`", at, s.Uid, at)
+		return fmt.Errorf("%s belongs to user %d, who could then run anything as this user; run `chown root %s`", at, s.Uid, at)
 	}
 	return nil
 }
 
-// The environment of every program. What else this process was given, secrets
-// among it, is not for them.
-var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C", "HOME=/"}
+// environment is what every program gets. It leaves out what this process was given, which may be secret.
+func environment() []string {
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C", "HOME=/"}
+}
 
-// maxOutput is how much of what a program says is kept, for the reason.
+// maxOutput is how many bytes of a program's output are kept, to find the reason of a failure in.
 const maxOutput = 4 << 10
 
-// Run runs the program until it ends or ctx does; then it is killed, with all
-// processes that it has started and that have not left its process group. env is
-// added to a minimal environment. The error says how it failed, and the last
-// line that it wrote.
+// Run runs the program until it ends or ctx does. Then everything that is left of its process group is killed. env is
+// added to a minimal environment. The error has the exit status and the last line of output; it is ctx's own error when
+// ctx was cancelled.
 func (p *Program) Run(ctx context.Context, env ...string) error {
 	if err := p.check(); err != nil { // it may have changed
 		return err
 	}
 	cmd := exec.CommandContext(ctx, p.path, p.args...)
-	cmd.Env = append(append([]string(nil), environment...), env...)
+	cmd.Env = append(environment(), env...)
 	cmd.Dir = "/"
 	out := &tail{}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	kill := func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.Cancel = kill
-	// A child that left the group may hold the pipe open for ever.
+	// A child that has left the group may keep the pipe open forever.
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("%w; is it a program of this machine, with a first line such as #!/bin/sh?", err)
 	}
 	err := cmd.Wait()
 	_ = kill() // what it left behind; usually nothing
-	if line := out.last(); line != "" && err != nil {
+	name, line := filepath.Base(p.path), out.last()
+	if line != "" {
 		line = ": " + line
-		return p.failed(ctx, err, line)
 	}
-	return p.failed(ctx, err, "")
-}
-
-func (p *Program) failed(ctx context.Context, err error, said string) error {
-	name := filepath.Base(p.path)
 	switch {
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
-		return nil // it ended well; somebody else holds its output
+		return nil // it succeeded, though another process may still hold its output
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("%s did not end in time and was killed%s", name, said)
+		return fmt.Errorf("%s did not end in time and was killed%s", name, line)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	return fmt.Errorf("%s: %w%s", name, err, said)
+	return fmt.Errorf("%s: %w%s", name, err, line)
 }
 
-// tail keeps the end of what is written.
+// A tail keeps the last maxOutput bytes that are written.
 type tail struct{ b []byte }
 
 func (t *tail) Write(p []byte) (int, error) {
@@ -136,7 +132,7 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// last is the last line with something in it, fit for a log.
+// last is the last line that is not empty, cut to 200 bytes of printable text.
 func (t *tail) last() string {
 	lines := bytes.Split(bytes.TrimSpace(t.b), []byte("\n"))
 	line := strings.ToValidUTF8(string(lines[len(lines)-1]), "?")

@@ -38,11 +38,12 @@ func mustOpen(t *testing.T, text string, args ...string) *Program {
 
 func TestRun(t *testing.T) {
 	for _, tt := range []struct{ name, text, want string }{
-		{"well", "exit 0", ""},
+		{"success", "exit 0", ""},
 		{"fails", "echo one; echo 'the reason' >&2; exit 3", "check.sh: exit status 3: the reason"},
 		{"says nothing", "exit 1", "check.sh: exit status 1"},
 		{"is killed", "kill -9 $$", "check.sh: signal: killed"},
-		{"says much", "i=0; while [ $i -lt 3000 ]; do echo 0123456789; i=$((i+1)); done; echo last; exit 1", "check.sh: exit status 1: last"},
+		{"says much", "i=0; while [ $i -lt 3000 ]; do echo 0123456789; i=$((i+1)); done; echo last; exit 1",
+			"check.sh: exit status 1: last"},
 		{"says garbage", `printf 'a\033[31mb\377'; exit 1`, "check.sh: exit status 1: a [31mb?"},
 		{"argument", `[ "$1" = "a b" ] || exit 1`, ""},
 		{"environment", `[ "$EVENT" = holder ] && [ -z "$SECRET" ] && [ "$PWD" = / ] || { env; exit 1; }`, ""},
@@ -59,7 +60,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// Beyond its time a program is killed, with everything that it started.
+// When the context ends, a program is killed with everything that it started.
 func TestKilledWithChildren(t *testing.T) {
 	pids := filepath.Join(t.TempDir(), "pids")
 	p := mustOpen(t, "sleep 600 & echo $! > "+pids+"; sleep 600")
@@ -74,7 +75,7 @@ func TestKilledWithChildren(t *testing.T) {
 	}
 	awaitGone(t, pid)
 
-	// So is what a program leaves behind that ends well.
+	// What a successful program leaves behind is killed as well.
 	if err := mustOpen(t, "sleep 600 >/dev/null 2>&1 & echo $! > "+pids).Run(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -111,7 +112,7 @@ func awaitGone(t *testing.T, pid int) {
 		}
 	}
 	_ = syscall.Kill(pid, syscall.SIGKILL)
-	t.Errorf("process %d lives on", pid)
+	t.Errorf("process %d still runs", pid)
 }
 
 func TestRefused(t *testing.T) {
@@ -121,7 +122,9 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
-	for mode, want := range map[os.FileMode]string{0o775: "chmod go-w", 0o757: "chmod go-w", 0o777: "chmod go-w", 0o644: "chmod 755"} {
+	for mode, want := range map[os.FileMode]string{
+		0o775: "chmod go-w", 0o757: "chmod go-w", 0o777: "chmod go-w", 0o644: "chmod 755",
+	} {
 		_, _, err := program(t, mode, "exit 0")
 		refused(want, err)
 	}
@@ -134,7 +137,7 @@ func TestRefused(t *testing.T) {
 	_, err = Open([]string{t.TempDir()})
 	refused("is no file", err)
 
-	// A directory in which everybody may put another file in its place.
+	// Everybody may replace the files of this directory.
 	path, p, err := program(t, 0o755, "exit 0")
 	if err != nil {
 		t.Fatal(err)
@@ -142,8 +145,8 @@ func TestRefused(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	refused("chmod go-w "+filepath.Dir(path), p.Run(t.Context()))
-	// By way of a link too, and also when it has become so since it was opened.
+	refused("chmod go-w "+filepath.Dir(path), p.Run(t.Context())) // it was fine when it was opened
+	// Through a link too.
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(path, link); err != nil {
 		t.Fatal(err)

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -11,8 +12,8 @@ import (
 	"appliance/configs"
 )
 
-// Options are what a manifest has to know of the node that it is for.
-type Options struct {
+// Params are what a manifest has to know of the node that it is for.
+type Params struct {
 	// Name and Namespace of the pod; appliance and kube-system if empty.
 	Name, Namespace string
 	// Image is the container image. The unit needs none.
@@ -22,28 +23,32 @@ type Options struct {
 	Binary string
 	// Args follow `appliance start`.
 	Args []string
-	// Files are read by the appliance: its config, key and certificates.
+	// Files that the appliance reads: its configuration, keys and certificates.
 	Files []string
-	// DataDir survives a reboot. Socket is in a directory of its own.
+	// DataDir has to survive a reboot; /var/lib/appliance if empty. Socket is in a directory of its own;
+	// /run/appliance/appliance.sock if empty.
 	DataDir, Socket string
 	// LowPort says that a port below 1024 is served.
 	LowPort bool
-	// UserSpace says that nothing of the kernel is programmed: a worker
-	// without virtual addresses.
+	// UserSpace says that the kernel is not programmed: this is a worker without virtual addresses.
 	UserSpace bool
 }
 
-// New takes from cfg what a manifest has to know. file is the configuration
-// file, empty if there is none or args names it; args is what was said beside it.
-func New(cfg *configs.Config, image, file string, args []string) Options {
-	o := Options{Image: image, Args: args, DataDir: cfg.DataDir, Socket: cfg.Socket, UserSpace: len(cfg.VIPs) == 0}
+// New takes from cfg what a manifest has to know. file is the configuration file, empty if there is none or args names
+// it; args are the arguments beside it.
+func New(cfg *configs.Config, image, file string, args []string) Params {
+	o := Params{Image: image, Args: args, DataDir: cfg.DataDir, Socket: cfg.Socket, UserSpace: len(cfg.VIPs) == 0}
 	const flag = "--config="
 	if i := slices.IndexFunc(args, func(a string) bool { return strings.HasPrefix(a, flag) }); i >= 0 {
 		file = strings.TrimPrefix(args[i], flag)
 	} else if file != "" {
 		o.Args = append([]string{flag + file}, args...)
 	}
-	for _, f := range []string{file, cfg.Group.KeyFile, cfg.Group.OldKeyFile, cfg.Group.CAFile, cfg.Group.CertFile, cfg.Group.CertKeyFile, cfg.Admin.TokenFile, cfg.Admin.CertFile, cfg.Admin.CertKeyFile} {
+	for _, f := range []string{
+		file,
+		cfg.Group.KeyFile, cfg.Group.OldKeyFile, cfg.Group.CAFile, cfg.Group.CertFile, cfg.Group.CertKeyFile,
+		cfg.Admin.TokenFile, cfg.Admin.CertFile, cfg.Admin.CertKeyFile,
+	} {
 		if f != "" {
 			o.Files = append(o.Files, f)
 		}
@@ -54,29 +59,24 @@ func New(cfg *configs.Config, image, file string, args []string) Options {
 	return o
 }
 
-// withDefaults fills in what is empty, and refuses what no manifest can say.
-func (o Options) withDefaults(binary string) (Options, error) {
-	fill := func(s *string, otherwise string) {
-		if *s == "" {
-			*s = otherwise
-		}
-	}
-	fill(&o.Name, "appliance")
-	fill(&o.Namespace, "kube-system")
-	fill(&o.Binary, binary)
-	fill(&o.DataDir, "/var/lib/appliance")
-	fill(&o.Socket, "/run/appliance/appliance.sock")
+// withDefaults fills in what is empty, and refuses what a manifest cannot express.
+func (o Params) withDefaults(binary string) (Params, error) {
+	o.Name = cmp.Or(o.Name, "appliance")
+	o.Namespace = cmp.Or(o.Namespace, "kube-system")
+	o.Binary = cmp.Or(o.Binary, binary)
+	o.DataDir = cmp.Or(o.DataDir, "/var/lib/appliance")
+	o.Socket = cmp.Or(o.Socket, "/run/appliance/appliance.sock")
 	paths := append([]string{o.Binary, o.DataDir, o.Socket}, o.Files...)
 	for _, p := range paths {
 		if !path.IsAbs(p) {
-			return o, fmt.Errorf("%s is not an absolute path; begin it with /, because whoever runs the appliance begins in another directory", p)
+			return o, fmt.Errorf("%s is not an absolute path; begin it with /, because the appliance starts in another directory", p)
 		}
 	}
-	// A directory that others use would be the appliance's alone, or be
-	// shown to it as a whole.
+	// systemd would make a shared directory the appliance's alone, and a pod would see all of it.
 	for _, p := range []string{o.DataDir, path.Dir(o.Socket)} {
 		if strings.Count(path.Clean(p), "/") < 2 {
-			return o, fmt.Errorf("%s is not for the appliance alone; use a directory of its own, such as /var/lib/appliance for data and /run/appliance for the socket", p)
+			return o, fmt.Errorf("%s is not for the appliance alone; use a directory of its own, "+
+				"such as /var/lib/appliance for data and /run/appliance for the socket", p)
 		}
 	}
 	for _, s := range append(paths, o.Args...) {
@@ -88,7 +88,7 @@ func (o Options) withDefaults(binary string) (Options, error) {
 }
 
 // capabilities are all that the appliance needs (R14).
-func (o Options) capabilities() []string {
+func (o Params) capabilities() []string {
 	caps := []string{
 		"NET_ADMIN", // to bind the virtual addresses and program the kernel
 		"NET_RAW",   // to answer ARP and neighbour solicitations

@@ -16,9 +16,8 @@ const (
 	// loopback is where every node binds the VIP.
 	loopback = "lo"
 
-	// marker is the address protocol (IFA_PROTO, Linux 5.18) that tells our
-	// addresses from those of others: `ip addr` shows it as "proto 0x56".
-	// The kernel itself uses 1 to 3; 0x56 is V.
+	// marker is the address protocol (IFA_PROTO, Linux 5.18) that tells our addresses from those of others: `ip addr`
+	// shows it as "proto 0x56". The kernel itself uses 1 to 3; 0x56 is V.
 	marker = 0x56
 
 	// ifaProto is IFA_PROTO of linux/if_addr.h.
@@ -27,8 +26,7 @@ const (
 	// forever is INFINITY_LIFE_TIME of linux/if_addr.h.
 	forever = 0xffffffff
 
-	// longestLifetime bounds the lifetimes by which an address without our
-	// marker may still be ours, see address.ours.
+	// longestLifetime is the longest lifetime of an address that is ours without our marker, see address.ours.
 	longestLifetime = 24 * time.Hour
 )
 
@@ -40,20 +38,19 @@ type address struct {
 	scope uint8
 	flags uint32
 	proto uint8
-	valid uint32 // seconds
+	valid uint32 // lifetime in seconds
 }
 
 func (a address) String() string { return fmt.Sprintf("%s/%d", a.addr, a.bits) }
 
 func (a address) single() bool { return a.bits == a.addr.BitLen() }
 
-// marked is true for an address that carries our marker.
+// marked tells whether an address carries our marker.
 func (a address) marked() bool { return a.proto == marker }
 
-// ours is true for an address that an appliance has put there. Kernels before
-// 5.18 drop the marker; there, a single address that runs out within a day
-// tells, as nobody else gives lifetimes to addresses on lo. The caller has
-// made sure that it is on lo, or that it is a VIP.
+// ours tells whether an appliance has bound the address, which is on lo or is a VIP. Kernels before 5.18 drop the
+// marker. There, a single address that expires within a day is ours, because nobody else gives lifetimes to addresses
+// on lo.
 func (a address) ours() bool {
 	if a.proto != 0 {
 		return a.marked()
@@ -63,8 +60,7 @@ func (a address) ours() bool {
 
 var errAddressMessage = errors.New("arp: netlink address message cut short")
 
-// parseAddress reads an RTM_NEWADDR or RTM_DELADDR message. The netlink
-// package's own reader leaves out IFA_PROTO.
+// parseAddress reads an RTM_NEWADDR or RTM_DELADDR message. The netlink package's own parser leaves out IFA_PROTO.
 func parseAddress(b []byte) (address, error) {
 	if len(b) < unix.SizeofIfAddrmsg {
 		return address{}, errAddressMessage
@@ -101,7 +97,7 @@ func parseAddress(b []byte) (address, error) {
 			}
 		}
 	}
-	// IPv6 sends its own address as IFA_ADDRESS, IPv4 as IFA_LOCAL.
+	// An IPv6 address is in IFA_ADDRESS, an IPv4 address in IFA_LOCAL.
 	if a.addr = local; !a.addr.IsValid() {
 		a.addr = peer
 	}
@@ -113,7 +109,7 @@ func parseAddress(b []byte) (address, error) {
 
 // addresses lists the host's addresses of both families.
 func addresses() ([]address, error) {
-	msgs, err := whole(func() ([][]byte, error) {
+	msgs, err := dump(func() ([][]byte, error) {
 		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 		req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
 		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
@@ -132,14 +128,13 @@ func addresses() ([]address, error) {
 	return all, nil
 }
 
-// listTries bounds how often a list is asked for that changes meanwhile.
-const listTries = 20
+// dumpTries bounds how often a list that changes meanwhile is requested.
+const dumpTries = 20
 
-// whole lists until no change came in between: on a host where addresses and
-// links of containers come and go, the kernel says of a list that took it more
-// than one message that it may not be whole (NLM_F_DUMP_INTR).
-func whole[T any](list func() ([]T, error)) (all []T, err error) {
-	for range listTries {
+// dump calls list until the list is consistent. Where addresses and links of containers come and go, the kernel marks a
+// list that took several messages as interrupted (NLM_F_DUMP_INTR): entries may be missing.
+func dump[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumpTries {
 		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
@@ -156,14 +151,13 @@ func bind(vip netip.Addr, lo int, lifetime time.Duration) error {
 	cache := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Valid: valid, Prefered: valid}}
 	var flags uint32
 	if vip.Is4() {
-		// Scope host keeps the kernel from choosing it as the source of
-		// packets to other machines; IPv4 knows no deprecated addresses there.
+		// Scope host keeps the kernel from choosing it as the source of packets to other machines. IPv4 has no
+		// deprecated addresses for that.
 		msg.Scope = unix.RT_SCOPE_HOST
 	} else {
-		// Other peers have it too, so detection of duplicates would refuse it.
+		// Other peers have it too, so duplicate address detection (RFC 4862, section 5.4) would disable it.
 		flags = unix.IFA_F_NODAD
-		// Deprecated from the start: never a source address by choice
-		// (RFC 6724 rule 3).
+		// Deprecated from the start: the kernel prefers every other source address (RFC 6724, section 5, rule 3).
 		cache.Prefered = 0
 	}
 	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE|unix.NLM_F_ACK)
@@ -179,7 +173,7 @@ func bind(vip netip.Addr, lo int, lifetime time.Duration) error {
 	return nil
 }
 
-// unbind takes an address away. One that is not there is no error.
+// unbind removes an address. A missing one is no error.
 func unbind(a address) error {
 	msg := nl.NewIfAddrmsg(family(a.addr))
 	msg.Prefixlen = uint8(a.bits)
@@ -194,7 +188,7 @@ func unbind(a address) error {
 	return nil
 }
 
-// remedy says what to do about an error of the kernel.
+// remedy adds to an error of the kernel what to do.
 func remedy(err error, vip netip.Addr) string {
 	switch {
 	case errors.Is(err, unix.EPERM):
@@ -221,15 +215,19 @@ func loIndex() (int, error) {
 	return lo.Attrs().Index, nil
 }
 
-// Cleanup removes from lo what a crashed life left: every address that carries
-// our marker, and those of vips that are ours by their lifetime. It returns
-// what it removed.
-func Cleanup(vips []netip.Addr) (removed []string, err error) {
-	lo, err := loIndex()
-	if err != nil {
-		return nil, err
+// loAndAddresses is the index of lo, and the host's addresses.
+func loAndAddresses() (lo int, all []address, err error) {
+	if lo, err = loIndex(); err != nil {
+		return 0, nil, err
 	}
-	all, err := addresses()
+	all, err = addresses()
+	return lo, all, err
+}
+
+// Cleanup removes from lo what a crashed process left: every address that carries our marker, and those of vips that
+// are ours by their lifetime. It returns what it has removed.
+func Cleanup(vips []netip.Addr) (removed []string, err error) {
+	lo, all, err := loAndAddresses()
 	if err != nil {
 		return nil, err
 	}

@@ -33,8 +33,8 @@ func unhex(t *testing.T, s string) []byte {
 }
 
 func TestARPFrames(t *testing.T) {
-	st := &arpStation{mac: ownMAC}
-	pad := strings.Repeat("00", 46-arpLen) // to the least Ethernet payload
+	st := &arpSocket{mac: ownMAC}
+	pad := strings.Repeat("00", 46-arpLen) // to the shortest Ethernet payload
 	for _, tt := range []struct {
 		name string
 		pk   packet
@@ -82,7 +82,7 @@ func TestARPFrames(t *testing.T) {
 }
 
 func TestNDPFrames(t *testing.T) {
-	st := &ndpStation{ifi: &net.Interface{HardwareAddr: ownMAC}}
+	st := &ndpSocket{ifi: &net.Interface{HardwareAddr: ownMAC}}
 	const v, target = "20010db8000000000000000000000010", "20010db8000000000000000000000010"
 	for _, tt := range []struct {
 		name, want string
@@ -129,7 +129,7 @@ func TestNDPFrames(t *testing.T) {
 	}
 }
 
-// checksumOK adds up the pseudo-header and the message, RFC 8200 8.1.
+// checksumOK sums up the pseudo-header and the message (RFC 8200, section 8.1).
 func checksumOK(p []byte) bool {
 	body := p[ipv6HeaderLen:]
 	sum := uint32(len(body)) + icmpv6
@@ -144,10 +144,23 @@ func checksumOK(p []byte) bool {
 	return sum == 0xffff
 }
 
-// arpFrame builds a frame of somebody else.
-func arpFrame(t testing.TB, op arp.Operation, smac net.HardwareAddr, sip netip.Addr, tmac net.HardwareAddr, tip netip.Addr, dst net.HardwareAddr, vlan *ethernet.VLAN) []byte {
+// An arpFields is what is in a frame of another machine.
+type arpFields struct {
+	op   arp.Operation
+	smac net.HardwareAddr
+	sip  netip.Addr
+	tmac net.HardwareAddr // zero: unknown
+	tip  netip.Addr
+	vlan *ethernet.VLAN
+}
+
+// arpFrame makes a broadcast frame of the client.
+func arpFrame(t testing.TB, a arpFields) []byte {
 	t.Helper()
-	p, err := arp.NewPacket(op, smac, sip, tmac, tip)
+	if a.tmac == nil {
+		a.tmac = make(net.HardwareAddr, 6)
+	}
+	p, err := arp.NewPacket(a.op, a.smac, a.sip, a.tmac, a.tip)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +168,10 @@ func arpFrame(t testing.TB, op arp.Operation, smac net.HardwareAddr, sip netip.A
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := ethernet.Frame{Destination: dst, Source: clientMAC, VLAN: vlan, EtherType: ethernet.EtherTypeARP, Payload: payload}
+	f := ethernet.Frame{
+		Destination: ethernet.Broadcast, Source: clientMAC, VLAN: a.vlan,
+		EtherType: ethernet.EtherTypeARP, Payload: payload,
+	}
 	b, err := f.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
@@ -163,31 +179,34 @@ func arpFrame(t testing.TB, op arp.Operation, smac net.HardwareAddr, sip netip.A
 	return b
 }
 
-func TestHearARP(t *testing.T) {
+func TestParseARP(t *testing.T) {
 	zero := make(net.HardwareAddr, 6)
 	other := netip.MustParseAddr("192.0.2.77")
 	frame := func(op arp.Operation, smac net.HardwareAddr, sip, tip netip.Addr) []byte {
-		return arpFrame(t, op, smac, sip, zero, tip, ethernet.Broadcast, nil)
+		return arpFrame(t, arpFields{op: op, smac: smac, sip: sip, tip: tip})
 	}
+	tagged := arpFrame(t, arpFields{
+		op: arp.OperationRequest, smac: clientMAC, sip: client4, tip: vip4, vlan: &ethernet.VLAN{ID: 7},
+	})
 	good := frame(arp.OperationRequest, clientMAC, client4, vip4)
 	change := func(off int, v byte) []byte { b := bytes.Clone(good); b[off] = v; return b }
 	for _, tt := range []struct {
 		name  string
 		frame []byte
-		kind  heardKind
-		why   deaf
+		kind  messageKind
+		why   dropReason
 	}{
-		{"request", good, question, listened},
-		{"probe", frame(arp.OperationRequest, clientMAC, netip.IPv4Unspecified(), vip4), question, listened},
+		{"request", good, request, accepted},
+		{"probe", frame(arp.OperationRequest, clientMAC, netip.IPv4Unspecified(), vip4), request, accepted},
 		{"request for another", frame(arp.OperationRequest, clientMAC, client4, other), nothing, notAVIP},
 		{"reply to us", frame(arp.OperationReply, clientMAC, client4, vip4), nothing, notAVIP},
-		{"gratuitous request of another", frame(arp.OperationRequest, clientMAC, vip4, vip4), claim, listened},
-		{"gratuitous reply of another", frame(arp.OperationReply, clientMAC, vip4, vip4), claim, listened},
-		{"request with the VIP as sender", frame(arp.OperationRequest, clientMAC, vip4, other), claim, listened},
+		{"gratuitous request of another", frame(arp.OperationRequest, clientMAC, vip4, vip4), claim, accepted},
+		{"gratuitous reply of another", frame(arp.OperationReply, clientMAC, vip4, vip4), claim, accepted},
+		{"request with the VIP as sender", frame(arp.OperationRequest, clientMAC, vip4, other), claim, accepted},
 		{"our own", frame(arp.OperationRequest, ownMAC, vip4, vip4), nothing, ownPacket},
 		{"group as sender", frame(arp.OperationRequest, ethernet.Broadcast, client4, vip4), nothing, noMAC},
 		{"nobody as sender", frame(arp.OperationRequest, zero, client4, vip4), nothing, noMAC},
-		{"tagged", arpFrame(t, arp.OperationRequest, clientMAC, client4, zero, vip4, ethernet.Broadcast, &ethernet.VLAN{ID: 7}), nothing, malformed},
+		{"tagged", tagged, nothing, malformed},
 		{"short", good[:ethernetHeaderLen+arpLen-1], nothing, malformed},
 		{"empty", nil, nothing, malformed},
 		{"token ring", change(15, 6), nothing, malformed},
@@ -196,19 +215,18 @@ func TestHearARP(t *testing.T) {
 		{"not IPv4", change(17, 1), nothing, malformed},
 		{"RARP", change(21, 3), nothing, notAVIP},
 	} {
-		h, why := hearARP(tt.frame, string(ownMAC), []netip.Addr{vip4})
+		h, why := parseARP(tt.frame, string(ownMAC), []netip.Addr{vip4})
 		if h.kind != tt.kind || why != tt.why {
-			t.Errorf("%s: heard %v, %q; want %v, %q", tt.name, h.kind, why, tt.kind, tt.why)
+			t.Errorf("%s: got %v, %q; want %v, %q", tt.name, h.kind, why, tt.kind, tt.why)
 		}
-		if why == listened && (h.vip != vip4 || h.mac != string(clientMAC)) {
-			t.Errorf("%s: heard %+v", tt.name, h)
+		if why == accepted && (h.vip != vip4 || h.mac != string(clientMAC)) {
+			t.Errorf("%s: got %+v", tt.name, h)
 		}
 	}
 }
 
-// The filter in the kernel lets through what we listen to and little else.
+// The filter in the kernel passes what is about a VIP and little else.
 func TestARPFilter(t *testing.T) {
-	zero := make(net.HardwareAddr, 6)
 	other := netip.MustParseAddr("192.0.2.77")
 	many := make([]netip.Addr, filteredVIPs)
 	for i := range many {
@@ -223,8 +241,8 @@ func TestARPFilter(t *testing.T) {
 		if len(f) > 4096 {
 			t.Errorf("%d instructions, more than the kernel takes", len(f))
 		}
-		// The virtual machine has no packet type, interface and VLAN tag: what
-		// is loaded there is replaced by what an untagged packet to us has.
+		// The virtual machine has no packet type, interface and VLAN tag. Replace what is loaded from there by what an
+		// untagged packet to us has.
 		for i, ins := range f {
 			if _, ok := ins.(bpf.LoadExtension); ok {
 				f[i] = bpf.LoadConstant{Dst: bpf.RegA, Val: unix.PACKET_HOST}
@@ -244,7 +262,8 @@ func TestARPFilter(t *testing.T) {
 			{"claim", vip4, other, true},
 			{"others", client4, other, false},
 		} {
-			n, err := vm.Run(arpFrame(t, arp.OperationRequest, clientMAC, tt.sip, zero, tt.tip, ethernet.Broadcast, nil))
+			frame := arpFrame(t, arpFields{op: arp.OperationRequest, smac: clientMAC, sip: tt.sip, tip: tt.tip})
+			n, err := vm.Run(frame)
 			if err != nil || (n > 0) != tt.accept {
 				t.Errorf("%d VIPs, %s: %d, %v", len(vips), tt.name, n, err)
 			}
@@ -261,104 +280,112 @@ func ndpMessage(t testing.TB, m ndp.Message) []byte {
 	return b
 }
 
-func TestHearNDP(t *testing.T) {
-	lla := func(d ndp.Direction, mac net.HardwareAddr) []ndp.Option {
-		return []ndp.Option{&ndp.LinkLayerAddress{Direction: d, Addr: mac}}
+func TestParseNDP(t *testing.T) {
+	lla := func(d ndp.Direction, mac net.HardwareAddr) ndp.Option {
+		return &ndp.LinkLayerAddress{Direction: d, Addr: mac}
 	}
 	other := netip.MustParseAddr("2001:db8::77")
-	ns := ndpMessage(t, &ndp.NeighborSolicitation{TargetAddress: vip6, Options: lla(ndp.Source, clientMAC)})
+	asks := func(target netip.Addr, options ...ndp.Option) []byte {
+		return ndpMessage(t, &ndp.NeighborSolicitation{TargetAddress: target, Options: options})
+	}
+	claims := func(target netip.Addr, options ...ndp.Option) []byte {
+		return ndpMessage(t, &ndp.NeighborAdvertisement{TargetAddress: target, Options: options})
+	}
+	ns := asks(vip6, lla(ndp.Source, clientMAC))
 	coded := bytes.Clone(ns)
 	coded[1] = 1
 	for _, tt := range []struct {
 		name string
 		b    []byte
 		src  netip.Addr
-		kind heardKind
+		kind messageKind
 		mac  string
-		why  deaf
+		why  dropReason
 	}{
-		{"solicitation", ns, client6, question, string(clientMAC), listened},
-		{"without link-layer address", ndpMessage(t, &ndp.NeighborSolicitation{TargetAddress: vip6}), client6, question, "", listened},
-		{"duplicate address detection", ndpMessage(t, &ndp.NeighborSolicitation{TargetAddress: vip6}), netip.IPv6Unspecified(), question, "", listened},
+		{"solicitation", ns, client6, request, string(clientMAC), accepted},
+		{"without link-layer address", asks(vip6), client6, request, "", accepted},
+		{"duplicate address detection", asks(vip6), netip.IPv6Unspecified(), request, "", accepted},
 		{"from :: with link-layer address", ns, netip.IPv6Unspecified(), nothing, "", malformed},
-		{"for another", ndpMessage(t, &ndp.NeighborSolicitation{TargetAddress: other}), client6, nothing, "", notAVIP},
-		{"our own", ndpMessage(t, &ndp.NeighborSolicitation{TargetAddress: vip6, Options: lla(ndp.Source, ownMAC)}), client6, nothing, "", ownPacket},
-		{"group as sender", ndpMessage(t, &ndp.NeighborSolicitation{TargetAddress: vip6, Options: lla(ndp.Source, ethernet.Broadcast)}), client6, nothing, "", noMAC},
-		{"claim", ndpMessage(t, &ndp.NeighborAdvertisement{TargetAddress: vip6, Options: lla(ndp.Target, clientMAC)}), client6, claim, string(clientMAC), listened},
-		{"our own claim", ndpMessage(t, &ndp.NeighborAdvertisement{TargetAddress: vip6, Options: lla(ndp.Target, ownMAC)}), client6, nothing, "", ownPacket},
-		{"claim that names no MAC", ndpMessage(t, &ndp.NeighborAdvertisement{TargetAddress: vip6}), client6, nothing, "", noMAC},
-		{"claim of another address", ndpMessage(t, &ndp.NeighborAdvertisement{TargetAddress: other, Options: lla(ndp.Target, clientMAC)}), client6, nothing, "", notAVIP},
+		{"for another", asks(other), client6, nothing, "", notAVIP},
+		{"our own", asks(vip6, lla(ndp.Source, ownMAC)), client6, nothing, "", ownPacket},
+		{"group as sender", asks(vip6, lla(ndp.Source, ethernet.Broadcast)), client6, nothing, "", noMAC},
+		{"claim", claims(vip6, lla(ndp.Target, clientMAC)), client6, claim, string(clientMAC), accepted},
+		{"our own claim", claims(vip6, lla(ndp.Target, ownMAC)), client6, nothing, "", ownPacket},
+		{"claim that names no MAC", claims(vip6), client6, nothing, "", noMAC},
+		{"claim of another address", claims(other, lla(ndp.Target, clientMAC)), client6, nothing, "", notAVIP},
 		{"router solicitation", ndpMessage(t, &ndp.RouterSolicitation{}), client6, nothing, "", malformed},
 		{"code 1", coded, client6, nothing, "", malformed},
 		{"short", ns[:20], client6, nothing, "", malformed},
 		{"empty", nil, client6, nothing, "", malformed},
 	} {
-		h, why := hearNDP(tt.b, tt.src, string(ownMAC), []netip.Addr{vip6})
+		h, why := parseNDP(tt.b, tt.src, string(ownMAC), []netip.Addr{vip6})
 		if h.kind != tt.kind || why != tt.why || h.mac != tt.mac {
-			t.Errorf("%s: heard %+v, %q; want %v, %q", tt.name, h, why, tt.kind, tt.why)
+			t.Errorf("%s: got %+v, %q; want %v, %q", tt.name, h, why, tt.kind, tt.why)
 		}
-		if why == listened && (h.vip != vip6 || h.from != tt.src) {
-			t.Errorf("%s: heard %+v", tt.name, h)
+		if why == accepted && (h.vip != vip6 || h.from != tt.src) {
+			t.Errorf("%s: got %+v", tt.name, h)
 		}
 	}
 }
 
-// FuzzHearARP wants every frame judged without a panic, every question to have
-// an answer, and nothing heard that has no MAC.
-func FuzzHearARP(f *testing.F) {
-	zero := make(net.HardwareAddr, 6)
-	f.Add(arpFrame(f, arp.OperationRequest, clientMAC, client4, zero, vip4, ethernet.Broadcast, nil))
-	f.Add(arpFrame(f, arp.OperationReply, clientMAC, vip4, clientMAC, vip4, ethernet.Broadcast, nil))
-	f.Add(arpFrame(f, arp.OperationRequest, clientMAC, client4, zero, vip4, ethernet.Broadcast, &ethernet.VLAN{ID: 1}))
-	st := &arpStation{mac: ownMAC}
+// FuzzParseARP wants no panic, an answer to every request, and no message without a MAC.
+func FuzzParseARP(f *testing.F) {
+	asks := arpFields{op: arp.OperationRequest, smac: clientMAC, sip: client4, tip: vip4}
+	f.Add(arpFrame(f, asks))
+	f.Add(arpFrame(f, arpFields{op: arp.OperationReply, smac: clientMAC, sip: vip4, tmac: clientMAC, tip: vip4}))
+	asks.vlan = &ethernet.VLAN{ID: 1}
+	f.Add(arpFrame(f, asks))
+	st := &arpSocket{mac: ownMAC}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, why := hearARP(b, string(ownMAC), []netip.Addr{vip4})
-		if (why == listened) != (h.kind != nothing) {
-			t.Fatalf("heard %+v because %q", h, why)
+		h, why := parseARP(b, string(ownMAC), []netip.Addr{vip4})
+		if (why == accepted) != (h.kind != nothing) {
+			t.Fatalf("got %+v because %q", h, why)
 		}
 		if h.kind == nothing {
 			return
 		}
 		if h.vip != vip4 || !unicastMAC(h.mac) || h.mac == string(ownMAC) {
-			t.Fatalf("heard %+v", h)
+			t.Fatalf("got %+v", h)
 		}
-		if _, err := st.marshal(packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}); err != nil {
+		answer := packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}
+		if _, err := st.marshal(answer); err != nil {
 			t.Fatal(err)
 		}
 	})
 }
 
-func FuzzHearNDP(f *testing.F) {
+func FuzzParseNDP(f *testing.F) {
 	src := []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: clientMAC}}
 	tgt := []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Target, Addr: clientMAC}}
 	f.Add(ndpMessage(f, &ndp.NeighborSolicitation{TargetAddress: vip6, Options: src}), client6.AsSlice())
 	f.Add(ndpMessage(f, &ndp.NeighborSolicitation{TargetAddress: vip6}), netip.IPv6Unspecified().AsSlice())
 	f.Add(ndpMessage(f, &ndp.NeighborAdvertisement{TargetAddress: vip6, Options: tgt}), client6.AsSlice())
-	st := &ndpStation{ifi: &net.Interface{HardwareAddr: ownMAC}}
+	st := &ndpSocket{ifi: &net.Interface{HardwareAddr: ownMAC}}
 	f.Fuzz(func(t *testing.T, b, from []byte) {
 		src, ok := netip.AddrFromSlice(from)
 		if !ok || !src.Is6() {
 			return
 		}
-		h, why := hearNDP(b, src, string(ownMAC), []netip.Addr{vip6})
-		if (why == listened) != (h.kind != nothing) {
-			t.Fatalf("heard %+v because %q", h, why)
+		h, why := parseNDP(b, src, string(ownMAC), []netip.Addr{vip6})
+		if (why == accepted) != (h.kind != nothing) {
+			t.Fatalf("got %+v because %q", h, why)
 		}
 		if h.kind == nothing {
 			return
 		}
 		if h.vip != vip6 || h.mac == string(ownMAC) || h.mac != "" && !unicastMAC(h.mac) {
-			t.Fatalf("heard %+v", h)
+			t.Fatalf("got %+v", h)
 		}
-		if h.kind == question && (h.mac != "" || src.IsUnspecified()) {
-			if _, err := st.marshal(packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}); err != nil {
+		if h.kind == request && (h.mac != "" || src.IsUnspecified()) {
+			answer := packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}
+			if _, err := st.marshal(answer); err != nil {
 				t.Fatal(err)
 			}
 		}
 	})
 }
 
-// The question whether a frame may be sent is asked once, and its answer counts.
+// may is called once for each frame, and its answer counts.
 func TestSendFrameAsksLast(t *testing.T) {
 	h := newLAN(t).host("192.0.2.11/24")
 	within(t, h.ns, func() error {

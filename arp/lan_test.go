@@ -64,7 +64,7 @@ func newNS(t *testing.T) netns.NsHandle {
 			return fmt.Errorf("new namespace: %w", err)
 		}
 		for _, c := range []string{"all", "default"} {
-			if err := os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", c, "accept_dad"), []byte("0"), 0); err != nil {
+			if err := writeSysctl("net/ipv6/conf/"+c+"/accept_dad", "0"); err != nil {
 				return err
 			}
 		}
@@ -78,7 +78,7 @@ func newNS(t *testing.T) netns.NsHandle {
 	return ns
 }
 
-// onThread runs f on a thread that ends with it, as it may change namespace.
+// onThread runs f on a thread that ends with f, which may change its namespace.
 func onThread(t *testing.T, f func() error) {
 	t.Helper()
 	done := make(chan error, 1)
@@ -117,7 +117,7 @@ func (h *host) plug(addrs ...string) {
 	h.use(addrs...)
 }
 
-// card plugs in a device of that name, and gives the index of the lan's end.
+// card plugs in a device of that name, and returns the index of the lan's end.
 func (h *host) card(name string) (index int) {
 	t := h.lan.t
 	t.Helper()
@@ -199,8 +199,8 @@ func (h *host) loAddrs() (found []address) {
 	return found
 }
 
-// resolve lets the kernel look for vip and returns the MAC that it finds
-// within the time, or empty. fresh forgets what it knew.
+// resolve makes the kernel look for vip and returns the MAC that it finds in time, or empty. fresh makes it forget the
+// MAC that it knew.
 func (h *host) resolve(vip netip.Addr, fresh bool, wait time.Duration) string {
 	h.lan.t.Helper()
 	var mac string
@@ -211,11 +211,12 @@ func (h *host) resolve(vip netip.Addr, fresh bool, wait time.Duration) string {
 		}
 		index := eth.Attrs().Index
 		if fresh {
-			_ = netlink.NeighDel(&netlink.Neigh{LinkIndex: index, IP: vip.AsSlice(), Family: family(vip)}) // it may know none
+			known := &netlink.Neigh{LinkIndex: index, IP: vip.AsSlice(), Family: family(vip)}
+			_ = netlink.NeighDel(known) // there may be none
 		}
 		for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 			if c, err := net.Dial("udp", netip.AddrPortFrom(vip, 9).String()); err == nil {
-				_, _ = c.Write([]byte{0}) // the lookup is all that we want
+				_, _ = c.Write([]byte{0}) // only the lookup matters
 				c.Close()
 			}
 			n, err := h.neighbour(index, vip)
@@ -264,16 +265,16 @@ func (h *host) write(frame []byte) {
 	})
 }
 
-// A tap hears every frame on the lan.
+// A tap receives every frame on the lan.
 type tap struct {
 	t      *testing.T
-	beacon *rawpacket.Conn // a socket does not hear what it sent itself
+	beacon *rawpacket.Conn // a socket does not receive what it sends
 	mu     sync.Mutex
 	frames []ethernet.Frame
-	synced uint64 // the last of our own frames that came by
+	synced uint64 // the number in the last of our own frames that was received
 }
 
-// etherTypeSync is for local experiments (IEEE 802, 9.2.4).
+// etherTypeSync is for local experiments (IEEE 802, section 9.2.4).
 const etherTypeSync = 0x88b5
 
 func (l *lan) tap() *tap {
@@ -327,7 +328,7 @@ func (tp *tap) hear(f ethernet.Frame) {
 	tp.frames = append(tp.frames, f)
 }
 
-// sync waits until what was sent before has been heard.
+// sync waits until all that was sent before has been received.
 func (tp *tap) sync() {
 	tp.t.Helper()
 	n := uint64(time.Now().UnixNano())
@@ -339,8 +340,8 @@ func (tp *tap) sync() {
 	if err != nil {
 		tp.t.Fatal(err)
 	}
-	eventually(tp.t, "the tap hears its own frame", func() bool {
-		// Again and again, as a busy kernel may drop what it copies for taps.
+	eventually(tp.t, "the tap receives its own frame", func() bool {
+		// Again and again, because a busy kernel may drop what it copies for taps.
 		if _, err := tp.beacon.WriteTo(b, &rawpacket.Addr{HardwareAddr: f.Destination}); err != nil {
 			tp.t.Fatal(err)
 		}
@@ -351,31 +352,31 @@ func (tp *tap) sync() {
 	})
 }
 
-// speakers are the MACs that claimed vip on the wire since the frame mark.
-func (tp *tap) speakers(vip netip.Addr, mark int) []string {
+// claimants are the MACs that claimed vip on the wire since the frame mark.
+func (tp *tap) claimants(vip netip.Addr, mark int) []string {
 	tp.t.Helper()
 	tp.sync()
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	var macs []string
 	for _, f := range tp.frames[mark:] {
-		if mac, ok := speaks(f, vip); ok && !slices.Contains(macs, mac) {
+		if mac, ok := claimant(f, vip); ok && !slices.Contains(macs, mac) {
 			macs = append(macs, mac)
 		}
 	}
 	return macs
 }
 
-// speaks says by which MAC f claims vip.
-func speaks(f ethernet.Frame, vip netip.Addr) (string, bool) {
+// claimant is the MAC with which f claims vip.
+func claimant(f ethernet.Frame, vip netip.Addr) (string, bool) {
 	b, err := f.MarshalBinary()
 	if err != nil {
 		return "", false
 	}
-	var h heard
+	var h message
 	switch f.EtherType {
 	case ethernet.EtherTypeARP:
-		h, _ = hearARP(b, "", []netip.Addr{vip})
+		h, _ = parseARP(b, "", []netip.Addr{vip})
 	case ethernet.EtherTypeIPv6:
 		p := f.Payload
 		if len(p) < ipv6HeaderLen || p[6] != icmpv6 {
@@ -383,7 +384,7 @@ func speaks(f ethernet.Frame, vip netip.Addr) (string, bool) {
 		}
 		n := min(len(p), ipv6HeaderLen+int(p[4])<<8+int(p[5]))
 		src, _ := netip.AddrFromSlice(p[8:24])
-		h, _ = hearNDP(p[ipv6HeaderLen:n], src, "none", []netip.Addr{vip})
+		h, _ = parseNDP(p[ipv6HeaderLen:n], src, "none", []netip.Addr{vip})
 	}
 	return net.HardwareAddr(h.mac).String(), h.kind == claim
 }

@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// claimantsMax bounds what is remembered, and so logged, of foreign claims: an
-// attacker has as many MACs as it likes.
+// claimantsMax bounds the MACs that are remembered, and so logged, of foreign claims: an attacker has as many as it
+// likes.
 const claimantsMax = 64
 
 // VIPStatus is the state of one VIP.
 type VIPStatus struct {
 	VIP       netip.Addr `json:"vip"`
 	Interface string     `json:"interface"`
-	// MAC is the interface's own address, by which we answer.
+	// MAC is the interface's own address, which answers carry.
 	MAC       string `json:"mac"`
 	Carrier   bool   `json:"carrier"`
 	Bound     bool   `json:"bound"`
@@ -24,19 +24,18 @@ type VIPStatus struct {
 
 	Answers       uint64 `json:"answers"`
 	Announcements uint64 `json:"announcements"`
-	// Suppressed counts packets that the lease forbade.
+	// Suppressed counts packets that were not sent because the lease had run out.
 	Suppressed    uint64 `json:"suppressed"`
 	ForeignClaims uint64 `json:"foreignClaims"`
-	// Repairs counts what had been taken away by others and was restored:
-	// the address, and the kernel's silence.
+	// Repairs counts what others had removed and was restored: the address, and what silences the kernel.
 	Repairs uint64 `json:"repairs"`
 
 	LastForeignMAC string    `json:"lastForeignMAC,omitempty"`
 	LastForeign    time.Time `json:"lastForeign,omitzero"`
 }
 
-// A record is what is counted and remembered of one VIP.
-type record struct {
+// A vipState is what is counted and remembered of one VIP.
+type vipState struct {
 	vip VIP
 
 	answers, announcements, suppressed, foreign, repairs atomic.Uint64
@@ -44,41 +43,41 @@ type record struct {
 	mu        sync.Mutex
 	bound     bool
 	last      Claim
-	claimants map[string]quiet // by MAC
+	claimants map[string]damper // by MAC
 }
 
-func (r *record) setBound(b bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.bound = b
+func (s *vipState) setBound(b bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bound = b
 }
 
-// claimed counts c and says whether it deserves a log line.
-func (r *record) claimed(c Claim) bool {
-	r.foreign.Add(1)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.last = c
-	if r.claimants == nil {
-		r.claimants = make(map[string]quiet)
+// countClaim counts c and tells whether it is to be logged.
+func (s *vipState) countClaim(c Claim) bool {
+	s.foreign.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = c
+	if s.claimants == nil {
+		s.claimants = make(map[string]damper)
 	}
-	q, known := r.claimants[c.MAC]
-	if !known && len(r.claimants) >= claimantsMax {
-		for mac, old := range r.claimants {
-			if c.At.Sub(old.last) >= quietFor {
-				delete(r.claimants, mac)
+	q, known := s.claimants[c.MAC]
+	if !known && len(s.claimants) >= claimantsMax {
+		for mac, old := range s.claimants {
+			if c.At.Sub(old.last) >= logAgainAfter {
+				delete(s.claimants, mac)
 			}
 		}
-		if len(r.claimants) >= claimantsMax {
+		if len(s.claimants) >= claimantsMax {
 			return false
 		}
 	}
-	loud := q.loud(c.At)
-	r.claimants[c.MAC] = q
-	return loud
+	due := q.due(c.At)
+	s.claimants[c.MAC] = q
+	return due
 }
 
-// Status is a snapshot for people and metrics, in the order of Config.VIPs.
+// Status is the state of every VIP, in the order of Config.VIPs.
 func (w *Wire) Status() []VIPStatus {
 	answering := w.tenure.Load() != nil
 	all := make([]VIPStatus, 0, len(w.order))
@@ -107,8 +106,7 @@ func (w *Wire) Status() []VIPStatus {
 	return all
 }
 
-// Repaired counts repairs of rules for the VIPs that others keep, as those of the
-// first VIP.
+// Repaired counts n repairs of rules for the VIPs that are not this package's. They count for the first VIP.
 func (w *Wire) Repaired(n int) {
 	if n > 0 {
 		w.vips[w.order[0]].repairs.Add(uint64(n))

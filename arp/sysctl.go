@@ -9,7 +9,7 @@ import (
 	"appliance/sysctl"
 )
 
-// A confKey is a parameter of an interface that keeps the kernel from speaking for a VIP.
+// A confKey is a parameter of an interface that keeps the kernel from answering for a VIP.
 type confKey struct {
 	name   string
 	value  int
@@ -77,7 +77,8 @@ func (s *Sysctls) ensure(iface string, k confKey) (repaired int, err error) {
 		return 0, err
 	}
 	if !slices.Contains(k.enough, max(all, k.value)) {
-		return 0, fmt.Errorf("net.ipv4.conf.all.%s=%d lets the kernel speak for VIPs: set it to 0 or %d", k.name, all, k.value)
+		return 0, fmt.Errorf("net.ipv4.conf.all.%s=%d lets the kernel answer for VIPs: set it to 0 or %d",
+			k.name, all, k.value)
 	}
 	return s.tree.Set(sysctl.Parameter{Key: conf(iface, k.name), Value: strconv.Itoa(k.value), Why: k.why})
 }

@@ -9,51 +9,50 @@ import (
 )
 
 const (
-	// announceEvery repeats the announcement for as long as the tenure lasts:
-	// after a partition heals somebody may have heard the wrong holder last.
+	// announceEvery repeats the announcement as long as the tenure lasts: after a partition has healed, machines may
+	// have heard the wrong holder last.
 	announceEvery = 30 * time.Second
 
-	// defendEvery is RFC 5227's DEFEND_INTERVAL: two machines that both
-	// insist on an address do not flood the link.
+	// defendEvery is DEFEND_INTERVAL of RFC 5227, section 1.1: two machines that both insist on an address do not
+	// flood the link.
 	defendEvery = 10 * time.Second
 
-	// allowedAgain is how soon a suppressed announcement is tried again; the
-	// lease may have run out for a moment only.
-	allowedAgain = 10 * time.Millisecond
+	// retryAfter is how soon a suppressed announcement is tried again: the lease may have run out for a moment only.
+	retryAfter = 10 * time.Millisecond
 
-	// heardMax bounds what waits for an answer. Who is dropped asks again
-	// after a second (RFC 4861 RETRANS_TIMER, and the same in ARP).
-	heardMax = 256
+	// queueLength bounds the messages that wait. A client whose request is dropped asks again after a second
+	// (RETRANS_TIMER of RFC 4861, section 10; Linux does the same for ARP).
+	queueLength = 256
 )
 
-// burst says when announcements are sent after the begin of a tenure: at
-// once, soon again for whoever lost the first, and once more for switches
-// whose ports take seconds to open.
+// burst says when a tenure announces after it has begun: at once, soon again in case the first was lost, and later for
+// switches whose ports take seconds to open.
 func burst() []time.Duration {
-	return []time.Duration{0, 50 * time.Millisecond, 200 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second}
+	return []time.Duration{
+		0, 50 * time.Millisecond, 200 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second,
+	}
 }
 
-// A tenure is the span in which this peer is holder. All of it belongs to the
-// goroutine that runs Answer.
+// A tenure is the span in which this peer is holder. It belongs to the goroutine that runs Answer.
 type tenure struct {
-	wire     *Wire
-	may      func() bool
-	owing    bool       // something was not sent for want of the lease
-	heard    chan heard // the one thing that others write to
-	defended map[netip.Addr]time.Time
-	failing  map[*port]string // the error that was last logged
+	wire       *Wire
+	may        func() bool  // the lease, asked before every packet
+	suppressed bool         // a packet was not sent because the lease had run out
+	messages   chan message // what the receivers read; the only field that others write to
+	defended   map[netip.Addr]time.Time
+	failing    map[*responder]string // the error that was last logged
 }
 
-// Answer answers for the VIPs and announces them until ctx ends: it is a
-// tenure. may is the lease: it is asked before every single packet, and none
-// is sent when it says no. When Answer has returned, nothing more is sent.
+// Answer is a tenure: it answers for the VIPs and announces them until ctx ends. may is the lease: it is called before
+// every packet, which is sent only if it returns true. Nothing is sent after Answer has returned. There can be only one
+// tenure at a time.
 func (w *Wire) Answer(ctx context.Context, may func() bool) error {
 	t := &tenure{
 		wire:     w,
 		may:      func() bool { return ctx.Err() == nil && may() },
-		heard:    make(chan heard, heardMax),
+		messages: make(chan message, queueLength),
 		defended: make(map[netip.Addr]time.Time),
-		failing:  make(map[*port]string),
+		failing:  make(map[*responder]string),
 	}
 	if !w.tenure.CompareAndSwap(nil, t) {
 		return errors.New("arp: a tenure is in progress already: end it before the next begins")
@@ -63,7 +62,7 @@ func (w *Wire) Answer(ctx context.Context, may func() bool) error {
 	defer w.log.Info("no longer answering for the VIPs")
 
 	select {
-	case <-w.again: // asked for before this tenure, which begins with it anyway
+	case <-w.reannounce: // was asked for before this tenure, which begins with a burst anyway
 	default:
 	}
 	times := burst()
@@ -71,27 +70,27 @@ func (w *Wire) Answer(ctx context.Context, may func() bool) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		// Whoever asked while the lease was not renewed in time, on a busy host,
-		// would ask again after a second only: an announcement tells it sooner.
-		if t.owing {
-			t.owing = false
-			timer.Reset(allowedAgain)
+		// A client that got no answer, because a busy host renewed the lease late, asks again after a second only. An
+		// announcement reaches it sooner.
+		if t.suppressed {
+			t.suppressed = false
+			timer.Reset(retryAfter)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case h := <-t.heard:
-			t.handle(h)
-		case <-w.again:
+		case m := <-t.messages:
+			t.handle(m)
+		case <-w.reannounce:
 			began, step = time.Now(), 0
 			timer.Reset(0)
 		case <-timer.C:
 			if !t.may() {
-				timer.Reset(allowedAgain)
+				timer.Reset(retryAfter)
 				continue
 			}
-			// Silent owners are looked for when the link has had time to
-			// settle, too, and then with every announcement.
+			// Another owner may be silent until it is asked. The tenure asks at its beginning, at the end of the burst,
+			// when the link has had time to settle, and with every later announcement.
 			t.announce(step == 0 || step >= len(times)-1)
 			if step++; step < len(times) {
 				timer.Reset(time.Until(began.Add(times[step])))
@@ -102,90 +101,88 @@ func (w *Wire) Answer(ctx context.Context, may func() bool) error {
 	}
 }
 
-// hear hands h to the tenure in progress. Without one it is dropped, so that
-// nothing from before a tenure is answered in it.
-func (w *Wire) hear(h heard) {
+// deliver hands m to the tenure in progress. Without one it drops m, so that no tenure answers what came before it.
+func (w *Wire) deliver(m message) {
 	t := w.tenure.Load()
 	if t == nil {
 		return
 	}
 	select {
-	case t.heard <- h:
+	case t.messages <- m:
 	default:
 	}
 }
 
-// announce tells where every VIP is, and asks for other owners.
+// announce tells the link where every VIP is, and may ask for other owners.
 func (t *tenure) announce(lookForOthers bool) {
-	for _, p := range t.wire.ports {
-		for _, vip := range p.vips {
-			t.announceOne(p, vip)
+	for _, r := range t.wire.responders {
+		for _, vip := range r.vips {
+			t.announceOne(r, vip)
 			if lookForOthers {
-				t.send(p, packet{kind: probe, vip: vip})
+				t.send(r, packet{kind: probe, vip: vip})
 			}
 		}
 	}
 }
 
-func (t *tenure) announceOne(p *port, vip netip.Addr) {
-	for _, pk := range p.announcement(vip) {
-		if t.send(p, pk) {
+func (t *tenure) announceOne(r *responder, vip netip.Addr) {
+	for _, p := range r.announcement(vip) {
+		if t.send(r, p) {
 			t.wire.vips[vip].announcements.Add(1)
 		}
 	}
 }
 
-// send is the only way to the wire.
-func (t *tenure) send(p *port, pk packet) bool {
-	err := p.send(pk, t.may)
+// send is the only way to the wire. It tells whether p was sent.
+func (t *tenure) send(r *responder, p packet) bool {
+	err := r.send(p, t.may)
 	switch {
 	case err == nil:
-		delete(t.failing, p)
+		delete(t.failing, r)
 		return true
 	case errors.Is(err, errNotAllowed):
-		t.wire.vips[pk.vip].suppressed.Add(1)
-		t.owing = true
+		t.wire.vips[p.vip].suppressed.Add(1)
+		t.suppressed = true
 		return false
 	case errors.Is(err, errNoCarrier), errors.Is(err, errNotOpen):
-		return false // logged by the port, and announced when that is over
+		return false // the responder logs it, and announces when it is over
 	}
-	if err.Error() != t.failing[p] {
-		t.failing[p] = err.Error()
-		t.wire.log.Warn("cannot send", "what", p.String(), "error", err)
+	if err.Error() != t.failing[r] {
+		t.failing[r] = err.Error()
+		t.wire.log.Warn("cannot send", "what", r.String(), "error", err)
 	}
 	return false
 }
 
-func (t *tenure) handle(h heard) {
-	switch h.kind {
-	case question:
-		pk := packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}
-		if t.send(h.port, pk) {
-			t.wire.vips[h.vip].answers.Add(1)
+func (t *tenure) handle(m message) {
+	switch m.kind {
+	case request:
+		p := packet{kind: reply, vip: m.vip, to: m.from, toMAC: net.HardwareAddr(m.mac)}
+		if t.send(m.via, p) {
+			t.wire.vips[m.vip].answers.Add(1)
 		}
 	case claim:
-		t.foreign(h)
+		t.defend(m)
 	}
 }
 
-// foreign takes note of another machine that speaks for our VIP, and tells
-// everybody again where it is.
-func (t *tenure) foreign(h heard) {
+// defend counts a foreign claim and announces where the VIP really is (RFC 5227, section 2.4 (c)).
+func (t *tenure) defend(m message) {
 	if !t.may() {
-		return // it may be our successor
+		return // the claim may be our successor's
 	}
 	now := time.Now()
-	r := t.wire.vips[h.vip]
-	c := Claim{VIP: h.vip, Interface: h.port.iface, MAC: net.HardwareAddr(h.mac).String(), At: now}
-	if r.claimed(c) {
-		t.wire.log.Warn("another machine claims the VIP that we hold: find it by its MAC and take the address from it", "vip", c.VIP, "mac", c.MAC, "interface", c.Interface)
+	c := Claim{VIP: m.vip, Interface: m.via.iface, MAC: net.HardwareAddr(m.mac).String(), At: now}
+	if t.wire.vips[m.vip].countClaim(c) {
+		t.wire.log.Warn("another machine claims the VIP that we hold: find it by its MAC and take the address from it",
+			"vip", c.VIP, "mac", c.MAC, "interface", c.Interface)
 		if t.wire.cfg.OnForeign != nil {
 			t.wire.cfg.OnForeign(c)
 		}
 	}
-	if last, ok := t.defended[h.vip]; ok && now.Sub(last) < defendEvery {
+	if last, ok := t.defended[m.vip]; ok && now.Sub(last) < defendEvery {
 		return
 	}
-	t.defended[h.vip] = now
-	t.announceOne(h.port, h.vip)
+	t.defended[m.vip] = now
+	t.announceOne(m.via, m.vip)
 }

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// A fakeStation writes down what is sent, and when.
-type fakeStation struct {
+// A fakeSocket records what is sent, and when.
+type fakeSocket struct {
 	began time.Time
 	err   error
 
@@ -30,7 +30,7 @@ type sentPacket struct {
 	to   netip.Addr
 }
 
-func (s *fakeStation) send(p packet, may func() bool) error {
+func (s *fakeSocket) send(p packet, may func() bool) error {
 	if !may() {
 		return errNotAllowed
 	}
@@ -43,17 +43,17 @@ func (s *fakeStation) send(p packet, may func() bool) error {
 	return nil
 }
 
-func (s *fakeStation) receive(func(heard)) error { return nil }
-func (s *fakeStation) close() error              { return nil }
+func (s *fakeSocket) receive(func(message)) error { return nil }
+func (s *fakeSocket) close() error                { return nil }
 
-func (s *fakeStation) forget() {
+func (s *fakeSocket) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sent = nil
 }
 
-// times are when packets of a kind were sent.
-func (s *fakeStation) times(k packetKind) (times []time.Duration) {
+// times lists when packets of a kind were sent.
+func (s *fakeSocket) times(k packetKind) (times []time.Duration) {
 	for _, p := range s.sent {
 		if p.kind == k {
 			times = append(times, p.at)
@@ -62,22 +62,22 @@ func (s *fakeStation) times(k packetKind) (times []time.Duration) {
 	return times
 }
 
-// fakeWire is a Wire that is on no wire.
-func fakeWire(log *slog.Logger, vips ...netip.Addr) (*Wire, *fakeStation) {
+// fakeWire makes a Wire without a network.
+func fakeWire(log *slog.Logger, vips ...netip.Addr) (*Wire, *fakeSocket) {
 	w := &Wire{
-		log:   log,
-		vips:  make(map[netip.Addr]*record),
-		again: make(chan struct{}, 1),
-		links: newLinks([]string{"eth0"}),
+		log:        log,
+		vips:       make(map[netip.Addr]*vipState),
+		reannounce: make(chan struct{}, 1),
+		links:      newLinks([]string{"eth0"}),
 	}
 	w.links.states["eth0"] = linkState{index: 2, mac: "\x02\x00\x00\x00\x00\x01", admin: true, up: true}
-	st := &fakeStation{began: time.Now()}
+	st := &fakeSocket{began: time.Now()}
 	for _, v := range vips {
-		w.vips[v] = &record{vip: VIP{v, "eth0"}}
+		w.vips[v] = &vipState{vip: VIP{v, "eth0"}}
 		w.order = append(w.order, v)
-		p := newPort(w, portKey{"eth0", v.Is6()}, []netip.Addr{v})
+		p := newResponder(w, responderKey{"eth0", v.Is6()}, []netip.Addr{v})
 		p.set(st)
-		w.ports = append(w.ports, p)
+		w.responders = append(w.responders, p)
 	}
 	return w, st
 }
@@ -105,14 +105,17 @@ func TestAnnouncementSchedule(t *testing.T) {
 	want := []time.Duration{0, 50 * ms, 200 * ms, 1000 * ms, 2000 * ms, 5000 * ms, 35000 * ms, 65000 * ms}
 	synctest.Test(t, func(t *testing.T) {
 		w, st := fakeWire(slog.New(slog.DiscardHandler), vip4)
-		w.Announce() // from before the tenure: adds nothing
+		w.Announce() // before the tenure: adds nothing
 		hold(t, w, yes, func() { time.Sleep(70 * time.Second) })
 		for _, k := range []packetKind{announceRequest, announceReply} {
 			if got := st.times(k); !slices.Equal(got, want) {
 				t.Errorf("kind %d sent at %v, want %v", k, got, want)
 			}
 		}
-		if got, want := st.times(probe), []time.Duration{0, 5000 * ms, 35000 * ms, 65000 * ms}; !slices.Equal(got, want) {
+		if got, want := st.times(probe), []time.Duration{0, 5000 * ms, 35000 * ms, 65000 * ms}; !slices.Equal(
+			got,
+			want,
+		) {
 			t.Errorf("probes at %v, want %v", got, want)
 		}
 		n := len(st.sent)
@@ -137,10 +140,13 @@ func TestAnnounceBeginsTheBurstAnew(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			st.forget()
 			w.Announce()
-			w.Announce() // one on its way is enough
+			w.Announce() // one pending is enough
 			time.Sleep(300 * ms)
 		})
-		if got, want := st.times(announceRequest), []time.Duration{10000 * ms, 10050 * ms, 10200 * ms}; !slices.Equal(got, want) {
+		if got, want := st.times(announceRequest), []time.Duration{10000 * ms, 10050 * ms, 10200 * ms}; !slices.Equal(
+			got,
+			want,
+		) {
 			t.Errorf("announced at %v, want %v", got, want)
 		}
 	})
@@ -154,7 +160,7 @@ func TestLeaseIsAskedBeforeEveryPacket(t *testing.T) {
 		may := func() bool { return asked.Add(1) <= 2 }
 		hold(t, w, may, func() {
 			time.Sleep(time.Second)
-			w.hear(heard{kind: question, vip: vip4, port: w.ports[0]})
+			w.deliver(message{kind: request, vip: vip4, via: w.responders[0]})
 		})
 		if len(st.sent) != 1 || st.sent[0].kind != announceRequest {
 			t.Errorf("sent %v, want the one packet that the lease allowed", st.sent)
@@ -165,17 +171,17 @@ func TestLeaseIsAskedBeforeEveryPacket(t *testing.T) {
 	})
 }
 
-func TestQuestionsOutsideATenureAreDropped(t *testing.T) {
+func TestRequestsOutsideATenureAreDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, st := fakeWire(slog.New(slog.DiscardHandler), vip4)
 		asker := netip.MustParseAddr("192.0.2.99")
-		q := heard{kind: question, vip: vip4, from: asker, port: w.ports[0]}
-		w.hear(q)
+		q := message{kind: request, vip: vip4, from: asker, via: w.responders[0]}
+		w.deliver(q)
 		hold(t, w, yes, func() {})
 		if got := st.times(reply); len(got) != 0 {
-			t.Errorf("answered %d questions from before the tenure", len(got))
+			t.Errorf("answered %d requests from before the tenure", len(got))
 		}
-		hold(t, w, yes, func() { w.hear(q) })
+		hold(t, w, yes, func() { w.deliver(q) })
 		if got := st.times(reply); len(got) != 1 || st.sent[len(st.sent)-1].to != asker {
 			t.Errorf("sent %v, want one answer", st.sent)
 		}
@@ -197,12 +203,14 @@ func TestForeignClaims(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
 		w, st := fakeWire(slog.New(slog.NewTextHandler(&log, nil)), vip4)
-		var told []Claim
-		w.cfg.OnForeign = func(c Claim) { told = append(told, c) }
-		claims := func(mac string) { w.hear(heard{kind: claim, vip: vip4, from: vip4, mac: mac, port: w.ports[0]}) }
+		var reported []Claim
+		w.cfg.OnForeign = func(c Claim) { reported = append(reported, c) }
+		claims := func(mac string) {
+			w.deliver(message{kind: claim, vip: vip4, from: vip4, mac: mac, via: w.responders[0]})
+		}
 		const a, b = "\x02\x00\x00\x00\x00\x0a", "\x02\x00\x00\x00\x00\x0b"
 
-		claims(a) // we hold nothing: somebody may well have it
+		claims(a) // we do not hold it: somebody else may
 		hold(t, w, yes, func() {
 			time.Sleep(20 * time.Second)
 			st.forget()
@@ -212,21 +220,21 @@ func TestForeignClaims(t *testing.T) {
 			}
 			claims(b)
 		})
-		// RFC 5227 2.4: at most one in ten seconds.
+		// At most one in DEFEND_INTERVAL (RFC 5227, section 2.4).
 		if got := st.times(announceReply); !slices.Equal(got, []time.Duration{20 * time.Second}) {
 			t.Errorf("defended at %v, want once", got)
 		}
 		if s := w.Status()[0]; s.ForeignClaims != 51 || s.LastForeignMAC != "02:00:00:00:00:0b" {
 			t.Errorf("status %+v", s)
 		}
-		if len(told) != 2 || strings.Count(log.String(), "another machine claims") != 2 {
-			t.Errorf("told %v, want one per MAC; log:\n%s", told, &log)
+		if len(reported) != 2 || strings.Count(log.String(), "another machine claims") != 2 {
+			t.Errorf("reported %v, want one per MAC; log:\n%s", reported, &log)
 		}
-		hold(t, w, yes, func() { claims(a) }) // the same within the quiet time
-		time.Sleep(quietFor)
+		hold(t, w, yes, func() { claims(a) }) // the same, within logAgainAfter
+		time.Sleep(logAgainAfter)
 		hold(t, w, yes, func() { claims(a) }) // and after it
-		if len(told) != 3 {
-			t.Errorf("told %d times, want 3", len(told))
+		if len(reported) != 3 {
+			t.Errorf("reported %d times, want 3", len(reported))
 		}
 		hold(t, w, func() bool { return false }, func() { claims(a) })
 		if s := w.Status()[0]; s.ForeignClaims != 53 {
@@ -238,8 +246,8 @@ func TestForeignClaims(t *testing.T) {
 				synctest.Wait()
 			}
 		})
-		if len(told) > claimantsMax+3 {
-			t.Errorf("told %d times, want no more than %d", len(told), claimantsMax)
+		if len(reported) > claimantsMax+3 {
+			t.Errorf("reported %d times, want no more than %d", len(reported), claimantsMax)
 		}
 	})
 }
@@ -268,7 +276,7 @@ func TestNothingIsSentWithoutCarrier(t *testing.T) {
 		if up, _ := w.Carrier(); up {
 			t.Error("carrier")
 		}
-		hold(t, w, yes, func() { w.hear(heard{kind: question, vip: vip4, port: w.ports[0]}) })
+		hold(t, w, yes, func() { w.deliver(message{kind: request, vip: vip4, via: w.responders[0]}) })
 		if len(st.sent) != 0 {
 			t.Errorf("sent %v", st.sent)
 		}

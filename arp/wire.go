@@ -13,46 +13,40 @@ import (
 )
 
 const (
-	// DefaultLifetime is how long the VIP stays on lo after the process is
-	// gone for good: long enough that a restart or an upgrade keeps the open
-	// connections of local clients, short enough that a node that was taken
-	// out of service soon reaches the VIP through its new holder.
+	// DefaultLifetime is how long the VIP stays on lo after the process has died: long enough for a restart or an
+	// upgrade to keep the open connections of local clients, short enough for a node that was taken out of service to
+	// reach the VIP through its holder soon.
 	DefaultLifetime = 60 * time.Second
 
 	// minLifetime leaves room for two renewals, as lifetimes are whole seconds.
 	minLifetime = 3 * time.Second
 
-	// keepEvery is the level beside the edges: state that was changed without
-	// an event that we saw is put right within this time.
-	keepEvery = 3 * time.Second
+	// reconcileEvery bounds how long a change lasts of which no event told us.
+	reconcileEvery = 3 * time.Second
 
 	// unbindWithin bounds the clean-up after Run's context has ended.
 	unbindWithin = 3 * time.Second
 )
 
-// A VIP is one virtual address and the interface on whose link it is
-// answered. FindInterface finds the interface.
+// A VIP is one virtual address and the interface on whose link it is answered, see FindInterface.
 type VIP struct {
 	Addr      netip.Addr
 	Interface string
 }
 
-// Silenced says for one IPv4 VIP what the kernel must keep to itself:
-// requests for VIP that come in on Interface get no answer, and requests that
-// leave Interface with the sender VIP carry NodeAddr instead. IPv6 needs none
-// of this: Linux answers a solicitation only for addresses of the interface
-// that it came in on, and lo gets none.
+// Silenced says what the kernel must not do for one IPv4 VIP: it must not answer requests for VIP that come in on
+// Interface, and requests that leave Interface with VIP as their sender must carry NodeAddr instead. IPv6 needs none of
+// this: Linux answers a solicitation only for addresses of the interface that it came in on, and none comes in on lo.
 type Silenced struct {
 	VIP       netip.Addr
 	Interface string
 	NodeAddr  netip.Addr
 }
 
-// A Silencer keeps the kernel from speaking for VIPs.
+// A Silencer keeps the kernel from answering for VIPs.
 type Silencer interface {
-	// Silence makes s the whole set of what is silenced; the empty set lifts
-	// everything. It is called every few seconds and touches nothing that is
-	// right already. repaired counts what had been ours and was found missing.
+	// Silence makes s the whole set of what is silenced; the empty set undoes everything. It is called every few
+	// seconds and does not touch what is right. repaired counts what we had set up and somebody else removed.
 	Silence(ctx context.Context, s []Silenced) (repaired int, err error)
 }
 
@@ -61,21 +55,20 @@ type Config struct {
 	VIPs []VIP
 	// Silencer may be nil only where every VIP is IPv6.
 	Silencer Silencer
-	// Lifetime is how long the kernel keeps the addresses on lo if nobody
-	// renews them. Zero means DefaultLifetime.
+	// Lifetime is how long the kernel keeps the addresses on lo if nobody renews them: whole seconds, at least three.
+	// Zero means DefaultLifetime.
 	Lifetime time.Duration
-	// Linger is asked at the end of Run for how long the VIPs stay on lo,
-	// silenced and unanswered, so that the next life finds open connections
-	// alive. Nil or a result below one second takes them back at once.
+	// Linger says at the end of Run how long the VIPs stay on lo, silenced and unanswered, so that open connections
+	// outlive a restart. Nil or a result below one second unbinds them at once.
 	Linger func() time.Duration
-	// OnForeign, if not nil, is told of each foreign claim that is logged.
-	// It is called by the tenure's goroutine and must return at once.
+	// OnForeign, if not nil, is called with each foreign claim that is logged, by the tenure's goroutine. It must
+	// return at once.
 	OnForeign func(Claim)
 	// Log gets one line per change of state. Nil discards.
 	Log *slog.Logger
 }
 
-// A Claim is another machine speaking for a VIP that we hold.
+// A Claim is a packet by which another machine claims a VIP that we hold.
 type Claim struct {
 	VIP       netip.Addr
 	Interface string
@@ -83,25 +76,24 @@ type Claim struct {
 	At        time.Time
 }
 
-// A Wire holds VIPs on the wire. Open makes one.
+// A Wire keeps VIPs bound and answers for them. Open makes one.
 type Wire struct {
-	cfg    Config
-	log    *slog.Logger
-	vips   map[netip.Addr]*record
-	order  []netip.Addr // of cfg.VIPs
-	ports  []*port
-	links  *links
-	keeper *keeper
+	cfg        Config
+	log        *slog.Logger
+	vips       map[netip.Addr]*vipState
+	order      []netip.Addr // of cfg.VIPs
+	responders []*responder
+	links      *links
+	binder     *binder
 
-	ready   chan struct{}
-	unready atomic.Int64  // parts that have not been ready yet: the keeper, each port
-	again   chan struct{} // asks the tenure for a new burst of announcements
-	running atomic.Bool
-	tenure  atomic.Pointer[tenure]
+	ready      chan struct{}
+	unready    atomic.Int64  // how many have not been ready yet, of the binder and the responders
+	reannounce chan struct{} // wakes the tenure for a new burst of announcements
+	running    atomic.Bool
+	tenure     atomic.Pointer[tenure]
 }
 
-// Open checks that the VIPs can be kept on this host and that the sockets for
-// it may be opened. It changes nothing on the host.
+// Open checks that the VIPs can be bound on this host and that the sockets may be opened. It changes nothing.
 func Open(cfg Config) (*Wire, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -113,23 +105,23 @@ func Open(cfg Config) (*Wire, error) {
 		return nil, err
 	}
 	w := &Wire{
-		cfg:   cfg,
-		log:   cfg.Log,
-		vips:  make(map[netip.Addr]*record, len(cfg.VIPs)),
-		ready: make(chan struct{}),
-		again: make(chan struct{}, 1),
+		cfg:        cfg,
+		log:        cfg.Log,
+		vips:       make(map[netip.Addr]*vipState, len(cfg.VIPs)),
+		ready:      make(chan struct{}),
+		reannounce: make(chan struct{}, 1),
 	}
-	byPort := make(map[portKey][]netip.Addr)
-	var keys []portKey
+	byKey := make(map[responderKey][]netip.Addr)
+	var keys []responderKey
 	var names []string
 	for _, v := range cfg.VIPs {
-		w.vips[v.Addr] = &record{vip: v}
+		w.vips[v.Addr] = &vipState{vip: v}
 		w.order = append(w.order, v.Addr)
-		k := portKey{v.Interface, v.Addr.Is6()}
-		if byPort[k] == nil {
+		k := responderKey{v.Interface, v.Addr.Is6()}
+		if byKey[k] == nil {
 			keys = append(keys, k)
 		}
-		byPort[k] = append(byPort[k], v.Addr)
+		byKey[k] = append(byKey[k], v.Addr)
 		names = append(names, v.Interface)
 	}
 	w.links = newLinks(names)
@@ -137,15 +129,15 @@ func Open(cfg Config) (*Wire, error) {
 		return nil, err
 	}
 	for _, k := range keys {
-		w.ports = append(w.ports, newPort(w, k, byPort[k]))
+		w.responders = append(w.responders, newResponder(w, k, byKey[k]))
 	}
-	w.unready.Store(int64(1 + len(w.ports)))
-	w.keeper = newKeeper(w)
-	if err := w.keeper.check(); err != nil {
+	w.unready.Store(int64(1 + len(w.responders)))
+	w.binder = newBinder(w)
+	if err := w.binder.check(); err != nil {
 		return nil, err
 	}
-	for _, p := range w.ports {
-		if err := p.try(); err != nil {
+	for _, p := range w.responders {
+		if err := p.tryOpen(); err != nil {
 			return nil, err
 		}
 	}
@@ -157,7 +149,8 @@ func (c *Config) validate() error {
 		return errors.New("arp: no VIP given: name at least one address")
 	}
 	if c.Lifetime < minLifetime {
-		return fmt.Errorf("arp: lifetime %v is too short to be renewed in time: give at least %v", c.Lifetime, minLifetime)
+		return fmt.Errorf("arp: lifetime %v is too short to be renewed in time: give at least %v",
+			c.Lifetime, minLifetime)
 	}
 	seen := make(map[netip.Addr]bool, len(c.VIPs))
 	for _, v := range c.VIPs {
@@ -165,11 +158,13 @@ func (c *Config) validate() error {
 		case !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is4In6() || a == broadcast4:
 			return fmt.Errorf("arp: %v cannot be a VIP: give a unicast address of the clients' network", a)
 		case a.Zone() != "" || a.Is6() && a.IsLinkLocalUnicast():
-			return fmt.Errorf("arp: link-local address %v cannot be a VIP, as it cannot be bound on lo: give a global or unique local address", a)
+			return fmt.Errorf("arp: link-local address %v cannot be a VIP, as it cannot be bound on lo: "+
+				"give a global or unique local address", a)
 		case seen[a]:
 			return fmt.Errorf("arp: VIP %v is given twice: remove one", a)
 		case v.Interface == "" || v.Interface == loopback:
-			return fmt.Errorf("arp: VIP %v has no interface to be answered on: name the one that leads to the clients", a)
+			return fmt.Errorf(
+				"arp: VIP %v has no interface to be answered on: name the one that leads to the clients", a)
 		case a.Is4() && c.Silencer == nil:
 			return fmt.Errorf("arp: nothing silences the kernel for VIP %v: give a Silencer", a)
 		}
@@ -180,49 +175,44 @@ func (c *Config) validate() error {
 
 var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// Run keeps the kernel silent and the VIPs on lo until ctx ends, and then
-// takes them back in the opposite order, or leaves them for as long as
-// Config.Linger says. It returns nil when ctx ended and that is done.
+// Run keeps the kernel silent and the VIPs on lo until ctx ends. Then it undoes both in the opposite order, or leaves
+// them for as long as Config.Linger says, and returns nil.
 func (w *Wire) Run(ctx context.Context) error {
 	if !w.running.CompareAndSwap(false, true) {
 		return errors.New("arp: Run was called twice: open another Wire")
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return w.watch(ctx) })
-	for _, p := range w.ports {
+	g.Go(func() error { return w.monitor(ctx) })
+	for _, p := range w.responders {
 		g.Go(func() error { return p.run(ctx) })
 	}
-	g.Go(func() error { return w.keeper.run(ctx) })
+	g.Go(func() error { return w.binder.run(ctx) })
 	return g.Wait()
 }
 
-// Ready is closed when the kernel has been silenced, every VIP bound, and every
-// socket opened whose interface is up, for the first time: the node is fit to
-// become holder.
+// Ready is closed when for the first time the kernel is silenced, every VIP bound, and the socket of every interface
+// that is up open: the node is fit to become holder.
 func (w *Wire) Ready() <-chan struct{} { return w.ready }
 
-// partReady is called once by each part.
-func (w *Wire) partReady() {
+// oneReady is called once by the binder and by each responder.
+func (w *Wire) oneReady() {
 	if w.unready.Add(-1) == 0 {
 		close(w.ready)
 	}
 }
 
-// Announce makes the tenure, if there is one, announce the VIPs anew. It is
-// for the moment in which somebody may have heard another holder last, as
-// when a peer comes back after a partition.
+// Announce makes the tenure, if there is one, announce the VIPs anew. Call it when machines on the link may have heard
+// another holder last, as when a peer comes back after a partition.
 func (w *Wire) Announce() {
 	select {
-	case w.again <- struct{}{}:
-	default: // one is on its way
+	case w.reannounce <- struct{}{}:
+	default: // one is pending
 	}
 }
 
-// Recheck has the silence and the addresses compared with what is wanted now,
-// as Run does by itself every few seconds. It is for whoever has seen a rule
-// vanish: until it is back, the kernel speaks for the VIP.
-func (w *Wire) Recheck() { w.keeper.wake() }
+// Recheck makes Run repair silence and addresses now instead of within seconds. Call it when a rule has vanished: until
+// the rule is back, the kernel answers for the VIP.
+func (w *Wire) Recheck() { w.binder.wake() }
 
-// Carrier says whether every interface of a VIP can send, and gives a channel
-// that is closed when a link changes.
+// Carrier tells whether every interface of a VIP can send, and returns a channel that is closed when a link changes.
 func (w *Wire) Carrier() (up bool, changed <-chan struct{}) { return w.links.carrier() }

@@ -15,8 +15,8 @@ var (
 	vip6 = netip.MustParseAddr("2001:db8::10")
 )
 
-// quietTime is how long we watch for what must not come. A kernel asks three
-// times, once a second; the first would be answered in microseconds.
+// quietTime is how long we wait for what must not come. A kernel asks three times, once a second; the first request
+// would be answered within microseconds.
 const quietTime = 1500 * time.Millisecond
 
 // A world is a lan with three peers and a client.
@@ -36,9 +36,19 @@ type familyCase struct {
 
 func families() []familyCase {
 	return []familyCase{
-		{"IPv4", vip4, func(i int) []string { return []string{"192.0.2.1" + string(rune('1'+i)) + "/24"} }, "192.0.2.99/24"},
+		{
+			"IPv4",
+			vip4,
+			func(i int) []string { return []string{"192.0.2.1" + string(rune('1'+i)) + "/24"} },
+			"192.0.2.99/24",
+		},
 		// Nobody has an IPv4 address.
-		{"IPv6", vip6, func(i int) []string { return []string{"2001:db8::1" + string(rune('1'+i)) + "/64"} }, "2001:db8::99/64"},
+		{
+			"IPv6",
+			vip6,
+			func(i int) []string { return []string{"2001:db8::1" + string(rune('1'+i)) + "/64"} },
+			"2001:db8::99/64",
+		},
 	}
 }
 
@@ -74,22 +84,23 @@ func TestOnlyTheHolderAnswers(t *testing.T) {
 		if mac := w.client.resolve(f.vip, true, quietTime); mac != "" {
 			t.Fatalf("%s answers without a holder", mac)
 		}
-		if got := w.tap.speakers(f.vip, 0); len(got) != 0 {
-			t.Fatalf("%v spoke for the VIP without a tenure", got)
+		if got := w.tap.claimants(f.vip, 0); len(got) != 0 {
+			t.Fatalf("%v claimed the VIP without a tenure", got)
 		}
 
 		for _, p := range w.peers {
 			mark := w.tap.mark()
 			p.hold()
-			// Announced, so that nobody need ask; and answered.
-			eventually(t, "announcement", func() bool { return len(w.tap.speakers(f.vip, mark)) > 0 })
+			// Announced, so that nobody needs to ask, and answered.
+			eventually(t, "announcement", func() bool { return len(w.tap.claimants(f.vip, mark)) > 0 })
 			if mac := w.client.resolve(f.vip, true, 10*time.Second); mac != p.mac.String() {
 				t.Errorf("client found %q, want the holder %s", mac, p.mac)
 			}
-			if got := w.tap.speakers(f.vip, mark); !slices.Equal(got, []string{p.mac.String()}) {
-				t.Errorf("%v spoke, want only %s", got, p.mac)
+			if got := w.tap.claimants(f.vip, mark); !slices.Equal(got, []string{p.mac.String()}) {
+				t.Errorf("%v claimed the VIP, want only %s", got, p.mac)
 			}
-			if s := p.status()[0]; !s.Answering || s.Answers == 0 || s.Announcements == 0 || !s.Bound || !s.Carrier || s.MAC != p.mac.String() {
+			if s := p.status()[0]; !s.Answering || s.Answers == 0 || s.Announcements == 0 || !s.Bound || !s.Carrier ||
+				s.MAC != p.mac.String() {
 				t.Errorf("status %+v", s)
 			}
 			p.release()
@@ -99,8 +110,8 @@ func TestOnlyTheHolderAnswers(t *testing.T) {
 		if mac := w.client.resolve(f.vip, true, quietTime); mac != "" {
 			t.Errorf("%s answers after the tenure", mac)
 		}
-		if got := w.tap.speakers(f.vip, mark); len(got) != 0 {
-			t.Errorf("%v spoke after the tenure", got)
+		if got := w.tap.claimants(f.vip, mark); len(got) != 0 {
+			t.Errorf("%v claimed the VIP after the tenure", got)
 		}
 		for _, p := range w.peers {
 			p.stop()
@@ -144,8 +155,8 @@ func TestNothingIsSentWithoutLease(t *testing.T) {
 		if mac := w.client.resolve(f.vip, true, quietTime); mac != "" {
 			t.Fatalf("%s answers without a lease", mac)
 		}
-		if got := w.tap.speakers(f.vip, 0); len(got) != 0 {
-			t.Fatalf("%v spoke without a lease", got)
+		if got := w.tap.claimants(f.vip, 0); len(got) != 0 {
+			t.Fatalf("%v claimed the VIP without a lease", got)
 		}
 		if s := p.status()[0]; s.Suppressed == 0 || s.Answers != 0 || s.Announcements != 0 {
 			t.Errorf("status %+v", s)
@@ -157,8 +168,7 @@ func TestNothingIsSentWithoutLease(t *testing.T) {
 	})
 }
 
-// What queued up while the holder was frozen is not answered when the lease is
-// gone as it thaws.
+// Requests that queued up while the holder was frozen are not answered if its lease has run out when it thaws.
 func TestThawedHolderIsSilent(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f familyCase) {
 		w := newWorld(t, f, 1)
@@ -175,9 +185,13 @@ func TestThawedHolderIsSilent(t *testing.T) {
 			t.Errorf("%s answers for a frozen holder", mac)
 		}
 		p.signal(syscall.SIGCONT)
-		eventually(t, "the queued requests are suppressed", func() bool { return p.status()[0].Suppressed > before.Suppressed })
-		if got := w.tap.speakers(f.vip, mark); len(got) != 0 {
-			t.Errorf("%v spoke", got)
+		eventually(
+			t,
+			"the queued requests are suppressed",
+			func() bool { return p.status()[0].Suppressed > before.Suppressed },
+		)
+		if got := w.tap.claimants(f.vip, mark); len(got) != 0 {
+			t.Errorf("%v claimed the VIP", got)
 		}
 	})
 }
@@ -185,14 +199,13 @@ func TestThawedHolderIsSilent(t *testing.T) {
 func TestKernelForgetsTheVIPOfADeadNode(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f familyCase) {
 		l := newLAN(t)
-		// Renewed after four seconds, so that a stall of the machine by as
-		// much does no harm.
+		// Renewed after four seconds, so that the machine may stall as long.
 		const lifetime = 12
 		p := l.host(f.addrs(0)...).start(lifetime*time.Second, f.vip)
 		valid := func() uint32 {
 			got := p.loAddrs()
 			if len(got) != 1 {
-				t.Fatalf("on lo of the living: %+v", got)
+				t.Fatalf("on lo of the running node: %+v", got)
 			}
 			return got[0].valid
 		}
@@ -228,7 +241,7 @@ func TestLinkDownAndUp(t *testing.T) {
 		w := newWorld(t, f, 1)
 		p := w.peers[0]
 		p.hold()
-		eventually(t, "announcement", func() bool { return len(w.tap.speakers(f.vip, 0)) > 0 })
+		eventually(t, "announcement", func() bool { return len(w.tap.claimants(f.vip, 0)) > 0 })
 		p.eth0(netlink.LinkSetDown)
 		eventually(t, "carrier is lost", func() bool { return p.do("carrier") == "false" })
 		mark := w.tap.mark()
@@ -237,7 +250,7 @@ func TestLinkDownAndUp(t *testing.T) {
 		}
 		p.eth0(netlink.LinkSetUp)
 		eventually(t, "carrier returns", func() bool { return p.do("carrier") == "true" })
-		eventually(t, "announcement after carrier", func() bool { return len(w.tap.speakers(f.vip, mark)) > 0 })
+		eventually(t, "announcement after carrier", func() bool { return len(w.tap.claimants(f.vip, mark)) > 0 })
 		if mac := w.client.resolve(f.vip, true, 10*time.Second); mac != p.mac.String() {
 			t.Errorf("client found %q", mac)
 		}
@@ -251,7 +264,7 @@ func TestInterfaceIsMadeAnew(t *testing.T) {
 		w := newWorld(t, f, 1)
 		p := w.peers[0]
 		p.hold()
-		eventually(t, "announcement", func() bool { return len(w.tap.speakers(f.vip, 0)) > 0 })
+		eventually(t, "announcement", func() bool { return len(w.tap.claimants(f.vip, 0)) > 0 })
 		old := p.mac.String()
 		p.eth0(netlink.LinkDel)
 		eventually(t, "carrier is lost", func() bool { return p.do("carrier") == "false" })
@@ -261,7 +274,7 @@ func TestInterfaceIsMadeAnew(t *testing.T) {
 			t.Fatal("the new interface has the old MAC")
 		}
 		eventually(t, "announcement by the new MAC", func() bool {
-			return slices.Equal(w.tap.speakers(f.vip, mark), []string{p.mac.String()})
+			return slices.Equal(w.tap.claimants(f.vip, mark), []string{p.mac.String()})
 		})
 		if mac := w.client.resolve(f.vip, true, 10*time.Second); mac != p.mac.String() {
 			t.Errorf("client found %q", mac)
@@ -269,8 +282,8 @@ func TestInterfaceIsMadeAnew(t *testing.T) {
 	})
 }
 
-// A neighbour that is known is checked by a solicitation to its own address
-// (RFC 4861 7.3.3; Linux does the same for ARP).
+// A host checks a neighbour that it knows by a solicitation to the neighbour's own address (RFC 4861, section 7.3.3;
+// Linux does the same for ARP).
 func TestUnicastProbesAreAnswered(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f familyCase) {
 		w := newWorld(t, f, 1)
@@ -298,12 +311,12 @@ func TestUnicastProbesAreAnswered(t *testing.T) {
 			}
 		}
 		if unicast == 0 {
-			t.Error("the client's question was not unicast")
+			t.Error("the client's request was not unicast")
 		}
 	})
 }
 
-// The owner is silent until it is asked.
+// The owner says nothing until it is asked.
 func TestForeignOwnerIsFound(t *testing.T) {
 	eachFamily(t, func(t *testing.T, f familyCase) {
 		w := newWorld(t, f, 1)
@@ -312,8 +325,7 @@ func TestForeignOwnerIsFound(t *testing.T) {
 			bits = "/64"
 		}
 		stranger := w.host(f.vip.String() + bits)
-		// By our announcement its kernel may have been told of a conflict,
-		// but it has nothing to say unless it is asked.
+		// Our announcement may have told its kernel of a conflict, but it says nothing unless it is asked.
 		p := w.peers[0]
 		p.hold()
 		eventually(t, "claim is seen", func() bool { return p.status()[0].ForeignClaims > 0 })

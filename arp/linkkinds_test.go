@@ -12,8 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// on plugs in a machine with two cards, whose eth0 build makes of them. It skips
-// where the kernel cannot.
+// on plugs in a machine with two cards, of which build makes eth0. It skips the test where the kernel cannot.
 func (l *lan) on(build func(cards []string) error, addrs ...string) (h *host, ports []int) {
 	l.t.Helper()
 	h = &host{lan: l, ns: newNS(l.t)}
@@ -31,7 +30,10 @@ func (l *lan) on(build func(cards []string) error, addrs ...string) (h *host, po
 		return err
 	})
 	if unknown != nil {
-		l.t.Skipf("this kernel has no such interface (%v); the integration tests run this in a virtual machine", unknown)
+		l.t.Skipf(
+			"this kernel has no such interface (%v); the integration tests run this in a virtual machine",
+			unknown,
+		)
 	}
 	h.use(addrs...)
 	return h, ports
@@ -76,8 +78,8 @@ func bond(cards []string) error {
 	return nil
 }
 
-// A VIP on a VLAN or a bond is answered there, announced anew when another card
-// or MAC address serves it, and let go of when the last cable is pulled.
+// A VIP on a VLAN or a bond is answered there. It is announced anew when another card or MAC address serves it. The
+// carrier is lost when the last cable is pulled.
 func TestVLANAndBondAsInterface(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -116,7 +118,7 @@ func TestVLANAndBondAsInterface(t *testing.T) {
 			})
 			for _, vip := range []netip.Addr{vip4, vip6} {
 				eventually(t, "announcement by the new MAC", func() bool {
-					return slices.Contains(tap.speakers(vip, mark), p.mac.String())
+					return slices.Contains(tap.claimants(vip, mark), p.mac.String())
 				})
 			}
 			answered("with another MAC address")
@@ -131,7 +133,7 @@ func TestVLANAndBondAsInterface(t *testing.T) {
 			}
 			eventually(t, "carrier returns", func() bool { return p.do("carrier") == "true" })
 			p.eth0(func(l netlink.Link) error { p.mac = l.Attrs().HardwareAddr; return nil })
-			eventually(t, "announcement after carrier", func() bool { return len(tap.speakers(vip4, mark)) > 0 })
+			eventually(t, "announcement after carrier", func() bool { return len(tap.claimants(vip4, mark)) > 0 })
 			answered("with its cables back")
 			p.release()
 			p.stop()
@@ -154,8 +156,8 @@ func (l *lan) cable(port int, in bool) {
 	})
 }
 
-// Who speaks on a VLAN of the VIP's interface is on another link, where the VIP
-// is not ours: it gets no answer, and makes no claim.
+// A VLAN on the VIP's interface is another link, where the VIP is not ours: a machine there gets no answer, and its
+// packets are no claims.
 func TestVLANBesideTheInterface(t *testing.T) {
 	l := newLAN(t)
 	h, _ := l.on(func(cards []string) error {
@@ -192,13 +194,13 @@ func TestVLANBesideTheInterface(t *testing.T) {
 			t.Errorf("%s is answered on the VLAN by %s", vip, mac)
 		}
 	}
-	st := &arpStation{mac: stranger.mac}
+	st := &arpSocket{mac: stranger.mac}
 	frame, err := st.marshal(packet{kind: announceReply, vip: vip4})
 	if err != nil {
 		t.Fatal(err)
 	}
 	stranger.write(frame)
-	// A question on the right link comes after all of those.
+	// A request on the right link comes after all of those.
 	for _, vip := range []netip.Addr{vip4, vip6} {
 		if mac := client.resolve(vip, true, 20*time.Second); mac != p.mac.String() {
 			t.Errorf("client found %q for %s, want %s", mac, vip, p.mac)

@@ -24,7 +24,13 @@ func ask4(t *testing.T, client *host, sender netip.Addr, dst net.HardwareAddr, v
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := ethernet.Frame{Destination: dst, Source: client.mac, VLAN: vlan, EtherType: ethernet.EtherTypeARP, Payload: payload}
+	f := ethernet.Frame{
+		Destination: dst,
+		Source:      client.mac,
+		VLAN:        vlan,
+		EtherType:   ethernet.EtherTypeARP,
+		Payload:     payload,
+	}
 	b, err := f.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
@@ -49,9 +55,8 @@ func ask6(t *testing.T, client *host, dst net.HardwareAddr, hops byte) []byte {
 	return frame
 }
 
-// answered says whether p answers frame; p answers nothing else meanwhile. The
-// frame is sent again and again, as whoever asks does: the first one may come
-// before p has begun to answer.
+// answered tells whether p answers frame, while p answers nothing else. It sends the frame again and again, as clients
+// do: the first one may come before p has begun to answer.
 func answered(t *testing.T, p *node, client *host, frame []byte, wait time.Duration) bool {
 	t.Helper()
 	before := p.status()[0].Answers
@@ -66,11 +71,11 @@ func answered(t *testing.T, p *node, client *host, frame []byte, wait time.Durat
 	return false
 }
 
-func TestUnusualQuestionsARP(t *testing.T) {
+func TestUnusualRequestsARP(t *testing.T) {
 	w := newWorld(t, families()[0], 1)
 	p := w.peers[0]
 	p.hold()
-	// As behind a tcpdump: the device takes what is for others.
+	// As while tcpdump runs: the device takes what is for others.
 	p.eth0(netlink.SetPromiscOn)
 	stranger := net.HardwareAddr{2, 0, 0, 0, 0x77, 0x77}
 	for _, tt := range []struct {
@@ -94,34 +99,33 @@ func TestUnusualQuestionsARP(t *testing.T) {
 	}
 }
 
-func TestUnusualQuestionsNDP(t *testing.T) {
+func TestUnusualRequestsNDP(t *testing.T) {
 	w := newWorld(t, families()[1], 1)
 	p := w.peers[0]
 	p.hold()
 	mark := w.tap.mark()
-	// RFC 4861 4.3 lets a unicast solicitation leave out the asker's address.
+	// A unicast solicitation may leave out the client's address (RFC 4861, section 4.3).
 	if !answered(t, p, w.client, ask6(t, w.client, p.mac, ndp.HopLimit), 10*time.Second) {
 		t.Error("a solicitation without link-layer address is not answered")
 	}
 	eventually(t, "the answer is on the wire", func() bool {
 		for _, f := range w.tap.from(p.mac, mark) {
-			if _, ok := speaks(f, vip6); ok && f.Destination.String() == w.client.mac.String() {
+			if _, ok := claimant(f, vip6); ok && f.Destination.String() == w.client.mac.String() {
 				return true
 			}
 		}
 		return false
 	})
 	if answered(t, p, w.client, ask6(t, w.client, p.mac, 64), quietTime/3) {
-		t.Error("a solicitation that came over a router is answered (RFC 4861 7.1.1)")
+		t.Error("a solicitation that came over a router is answered (RFC 4861, section 7.1.1)")
 	}
 }
 
-// A machine that wants the VIP for itself and looks first is told that it is
-// taken.
+// A machine that probes the VIP before it takes it learns that the VIP is in use.
 func TestDuplicateAddressDetectionIsAnswered(t *testing.T) {
 	w := newWorld(t, families()[1], 1)
 	w.peers[0].hold()
-	eventually(t, "announcement", func() bool { return len(w.tap.speakers(vip6, 0)) > 0 })
+	eventually(t, "announcement", func() bool { return len(w.tap.claimants(vip6, 0)) > 0 })
 	w.client.eth0(func(l netlink.Link) error {
 		if err := writeSysctl("net/ipv6/conf/all/accept_dad", "1"); err != nil {
 			return err
@@ -144,16 +148,15 @@ func TestDuplicateAddressDetectionIsAnswered(t *testing.T) {
 	})
 }
 
-// A claim out of the blue is answered by announcing anew, and not as often as
-// it comes.
+// An unsolicited claim is answered by an announcement, but not as often as it comes.
 func TestForeignClaimIsDefended(t *testing.T) {
 	w := newWorld(t, families()[0], 1)
 	p := w.peers[0]
 	p.hold()
-	// The begin of the tenure has passed, so that no other announcement comes.
+	// Wait for the end of the burst, so that no other announcement comes.
 	eventually(t, "the burst is over", func() bool { return p.status()[0].Announcements >= uint64(2*len(burst())) })
 	before := p.status()[0]
-	st := &arpStation{mac: w.client.mac}
+	st := &arpSocket{mac: w.client.mac}
 	for range 20 {
 		frame, err := st.marshal(packet{kind: announceReply, vip: vip4})
 		if err != nil {
@@ -205,7 +208,7 @@ func TestBridgeAsInterface(t *testing.T) {
 			t.Errorf("client found %q for %s, want the bridge %s", mac, vip, p.mac)
 		}
 	}
-	// The only port of the bridge goes, and its carrier with it.
+	// The bridge loses its only port, and so its carrier.
 	p.eth0(netlink.LinkSetDown)
 	eventually(t, "carrier is lost", func() bool { return p.do("carrier") == "false" })
 	p.eth0(netlink.LinkSetUp)

@@ -2,6 +2,7 @@ package arp
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -16,8 +17,7 @@ import (
 )
 
 const (
-	// An ARP packet for IPv4 over Ethernet, as RFC 826 lays it out: hardware
-	// type 1, protocol type 0x0800, lengths 6 and 4.
+	// An ARP packet for IPv4 over Ethernet (RFC 826): hardware type 1, protocol type 0x0800, lengths 6 and 4.
 	arpHardwareEthernet = 1
 	arpLen              = 28
 
@@ -30,35 +30,37 @@ const (
 	offSenderIP  = ethernetHeaderLen + 14 // RFC 826 ar$spa
 	offTargetIP  = ethernetHeaderLen + 24 // RFC 826 ar$tpa
 
-	// filteredVIPs is up to how many VIPs the filter names; the kernel's
-	// limit is 4096 instructions.
+	// filteredVIPs is the largest number of VIPs that the filter names, within the kernel's limit of 4096 instructions.
 	filteredVIPs = 256
 )
 
-// arpStation speaks ARP on one interface. The Client of mdlayher/arp is not
-// used: it wants an IPv4 address on the interface, and takes it for its own.
-type arpStation struct {
+// arpSocket is ARP on one interface. It does without the Client of mdlayher/arp, which needs an IPv4 address on the
+// interface and answers with it.
+type arpSocket struct {
 	conn *rawpacket.Conn
 	mac  net.HardwareAddr
 	vips []netip.Addr
 }
 
-func openARP(ifi *net.Interface, vips []netip.Addr) (*arpStation, error) {
+func openARP(ifi *net.Interface, vips []netip.Addr) (*arpSocket, error) {
 	filter, err := bpf.Assemble(arpFilter(ifi.Index, vips))
 	if err != nil {
 		return nil, fmt.Errorf("arp: assemble filter: %w", err)
 	}
 	c, err := rawpacket.Listen(ifi, rawpacket.Raw, unix.ETH_P_ARP, &rawpacket.Config{Filter: filter})
 	if err != nil {
-		return nil, fmt.Errorf("arp: open packet socket on %s: %w: run as root or give CAP_NET_RAW", ifi.Name, err)
+		return nil, packetSocketError(ifi, err)
 	}
-	return &arpStation{conn: c, mac: ifi.HardwareAddr, vips: vips}, nil
+	return &arpSocket{conn: c, mac: ifi.HardwareAddr, vips: vips}, nil
 }
 
-// arpFilter accepts untagged ARP packets to this host on that interface that
-// name a VIP. What was tagged for a VLAN would otherwise arrive here without its
-// tag: a packet socket gets what comes for an interface that stands on its own
-// one, and what comes for a VLAN that this host has no interface for.
+func packetSocketError(ifi *net.Interface, err error) error {
+	return fmt.Errorf("arp: open packet socket on %s: %w: run as root or give CAP_NET_RAW", ifi.Name, err)
+}
+
+// arpFilter accepts untagged ARP packets to this host on the interface with that index that name a VIP. Without it, the
+// socket would also get packets of VLANs, their tags removed: of a VLAN interface on top of its own, and of VLANs for
+// which this host has no interface.
 func arpFilter(index int, vips []netip.Addr) []bpf.Instruction {
 	drop := bpf.RetConstant{Val: 0}
 	accept := bpf.RetConstant{Val: ethernetHeaderLen + arpLen}
@@ -89,72 +91,72 @@ func arpFilter(index int, vips []netip.Addr) []bpf.Instruction {
 		f = append(f, bpf.LoadAbsolute{Off: off, Size: 4})
 		for _, vip := range vips {
 			a := vip.As4()
-			f = append(f, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3]), SkipTrue: 1}, accept)
+			f = append(f, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: binary.BigEndian.Uint32(a[:]), SkipTrue: 1}, accept)
 		}
 	}
 	return append(f, drop)
 }
 
-func (s *arpStation) receive(hear func(heard)) error {
+func (s *arpSocket) receive(deliver func(message)) error {
 	b := make([]byte, ethernetHeaderLen+arpLen)
 	for {
 		n, _, err := s.conn.ReadFrom(b)
 		if err != nil {
 			return err
 		}
-		if h, why := hearARP(b[:n], string(s.mac), s.vips); why == listened {
-			hear(h)
+		if h, why := parseARP(b[:n], string(s.mac), s.vips); why == accepted {
+			deliver(h)
 		}
 	}
 }
 
-// hearARP judges one frame.
-func hearARP(b []byte, own string, vips []netip.Addr) (heard, deaf) {
+// parseARP reads one frame. own is our MAC.
+func parseARP(b []byte, own string, vips []netip.Addr) (message, dropReason) {
 	var f ethernet.Frame
 	if err := f.UnmarshalBinary(b); err != nil || f.EtherType != ethernet.EtherTypeARP || f.VLAN != nil {
-		return heard{}, malformed
+		return message{}, malformed
 	}
-	// The lengths are looked at first, as the packet's reader trusts them.
+	// Check the lengths first: arp.Packet trusts them.
 	if p := f.Payload; len(p) < arpLen || p[4] != ethernetAddrLen || p[5] != net.IPv4len {
-		return heard{}, malformed
+		return message{}, malformed
 	}
 	var p arp.Packet
-	if err := p.UnmarshalBinary(f.Payload); err != nil || p.HardwareType != arpHardwareEthernet || p.ProtocolType != uint16(ethernet.EtherTypeIPv4) {
-		return heard{}, malformed
+	if err := p.UnmarshalBinary(f.Payload); err != nil || p.HardwareType != arpHardwareEthernet ||
+		p.ProtocolType != uint16(ethernet.EtherTypeIPv4) {
+		return message{}, malformed
 	}
 	mac := string(p.SenderHardwareAddr)
 	switch {
 	case mac == own || string(f.Source) == own:
-		return heard{}, ownPacket
+		return message{}, ownPacket
 	case !unicastMAC(mac):
-		// RFC 1812 3.3.2: not to be believed, nor answered.
-		return heard{}, noMAC
+		// RFC 1812, section 3.3.2: neither believe nor answer it.
+		return message{}, noMAC
 	case slices.Contains(vips, p.SenderIP):
-		// RFC 5227 2.4: request or reply, a sender that is not us has it too.
-		return heard{kind: claim, vip: p.SenderIP, from: p.SenderIP, mac: mac}, listened
+		// RFC 5227, section 2.4: in a request or a reply, another sender with the VIP is a conflict.
+		return message{kind: claim, vip: p.SenderIP, from: p.SenderIP, mac: mac}, accepted
 	case p.Operation == arp.OperationRequest && slices.Contains(vips, p.TargetIP):
-		// A sender of 0.0.0.0 is an RFC 5227 probe and gets an answer too.
-		return heard{kind: question, vip: p.TargetIP, from: p.SenderIP, mac: mac}, listened
+		// Probes, whose sender is 0.0.0.0 (RFC 5227, section 1.1), get an answer too.
+		return message{kind: request, vip: p.TargetIP, from: p.SenderIP, mac: mac}, accepted
 	}
-	return heard{}, notAVIP
+	return message{}, notAVIP
 }
 
-// unicastMAC is true for an address that one station can have.
+// unicastMAC tells whether a single interface can have that address.
 func unicastMAC(mac string) bool {
 	return len(mac) == ethernetAddrLen && mac[0]&1 == 0 && mac != "\x00\x00\x00\x00\x00\x00"
 }
 
-func (s *arpStation) send(pk packet, may func() bool) error {
-	b, err := s.marshal(pk)
+func (s *arpSocket) send(p packet, may func() bool) error {
+	b, err := s.marshal(p)
 	if err != nil {
 		return err
 	}
 	return sendFrame(s.conn, b, may)
 }
 
-// sendFrame sends a frame if may says so. Between the question and the system call
-// are a few instructions: a process that is stopped there, or kept waiting for a core,
-// would speak for a lost term when it goes on.
+// sendFrame sends a frame if may returns true. Between that call and the system call are only a few instructions: a
+// process that is stopped or has to wait for a core there would answer in a lost term when it goes on.
 func sendFrame(c *rawpacket.Conn, frame []byte, may func() bool) error {
 	if err := c.SetWriteDeadline(time.Now().Add(sendWithin)); err != nil {
 		return err
@@ -169,41 +171,41 @@ func sendFrame(c *rawpacket.Conn, frame []byte, may func() bool) error {
 			failed = errNotAllowed
 			return true
 		}
-		// The socket is bound to its interface, and the frame says the rest.
+		// The socket is bound to its interface, and the frame has the addresses.
 		_, failed = unix.Write(int(fd), frame)
 		return failed != unix.EAGAIN
 	})
 	return cmp.Or(err, failed)
 }
 
-func (s *arpStation) marshal(pk packet) ([]byte, error) {
+func (s *arpSocket) marshal(p packet) ([]byte, error) {
 	nobody := make(net.HardwareAddr, ethernetAddrLen)
 	var to net.HardwareAddr
-	var p *arp.Packet
+	var body *arp.Packet
 	var err error
-	switch pk.kind {
+	switch p.kind {
 	case reply:
-		to = pk.toMAC
-		p, err = arp.NewPacket(arp.OperationReply, s.mac, pk.vip, to, pk.to)
+		to = p.toMAC
+		body, err = arp.NewPacket(arp.OperationReply, s.mac, p.vip, to, p.to)
 	case announceRequest:
-		// RFC 5227 3: sender and target are both the address.
+		// RFC 5227, section 3: sender and target are both the VIP.
 		to = ethernet.Broadcast
-		p, err = arp.NewPacket(arp.OperationRequest, s.mac, pk.vip, nobody, pk.vip)
+		body, err = arp.NewPacket(arp.OperationRequest, s.mac, p.vip, nobody, p.vip)
 	case announceReply:
-		// RFC 5944 4.6: the target hardware address is ours as well.
+		// RFC 5944, section 4.6: the target hardware address is ours as well.
 		to = ethernet.Broadcast
-		p, err = arp.NewPacket(arp.OperationReply, s.mac, pk.vip, s.mac, pk.vip)
+		body, err = arp.NewPacket(arp.OperationReply, s.mac, p.vip, s.mac, p.vip)
 	case probe:
-		// RFC 5227 1.1: sender 0.0.0.0, so that nobody's cache is touched.
+		// RFC 5227, section 1.1: the sender is 0.0.0.0, so that no cache changes.
 		to = ethernet.Broadcast
-		p, err = arp.NewPacket(arp.OperationRequest, s.mac, netip.IPv4Unspecified(), nobody, pk.vip)
+		body, err = arp.NewPacket(arp.OperationRequest, s.mac, netip.IPv4Unspecified(), nobody, p.vip)
 	default:
-		return nil, fmt.Errorf("arp: ARP has no packet of kind %d", pk.kind)
+		return nil, fmt.Errorf("arp: ARP has no packet of kind %d", p.kind)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("arp: build packet for %s: %w", pk.vip, err)
+		return nil, fmt.Errorf("arp: build packet for %s: %w", p.vip, err)
 	}
-	payload, err := p.MarshalBinary()
+	payload, err := body.MarshalBinary()
 	if err != nil {
 		return nil, err
 	}
@@ -211,4 +213,4 @@ func (s *arpStation) marshal(pk packet) ([]byte, error) {
 	return f.MarshalBinary()
 }
 
-func (s *arpStation) close() error { return s.conn.Close() }
+func (s *arpSocket) close() error { return s.conn.Close() }

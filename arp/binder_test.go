@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A recorder is a Silencer that notes what was on lo when it was called.
+// A recorder is a Silencer that records its calls and whether the VIP was on lo.
 type recorder struct {
 	t        *testing.T
 	lo       int
@@ -38,8 +38,8 @@ func (r *recorder) Silence(_ context.Context, set []Silenced) (int, error) {
 	return r.repaired, r.err
 }
 
-// The kernel never has the VIP while it may speak for it.
-func TestSilenceGoesAroundTheBinding(t *testing.T) {
+// The VIP is never on lo while the kernel would answer for it.
+func TestSilencedWhileBound(t *testing.T) {
 	h := newLAN(t).host("198.51.100.1/24", "192.0.2.11/24")
 	within(t, h.ns, func() error {
 		lo, err := loIndex()
@@ -48,32 +48,36 @@ func TestSilenceGoesAroundTheBinding(t *testing.T) {
 		}
 		r := &recorder{t: t, lo: lo, err: errors.New("nf_tables is missing")}
 		var log strings.Builder
-		w, err := Open(Config{VIPs: []VIP{{vip4, "eth0"}, {vip6, "eth0"}}, Silencer: r, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		w, err := Open(Config{
+			VIPs:     []VIP{{vip4, "eth0"}, {vip6, "eth0"}},
+			Silencer: r,
+			Log:      slog.New(slog.NewTextHandler(&log, nil)),
+		})
 		if err != nil {
 			return err
 		}
 		if len(r.calls) != 0 {
 			t.Errorf("Open called the Silencer")
 		}
-		k := w.keeper
+		b := w.binder
 
-		if err := k.keep(t.Context()); err == nil {
-			t.Error("no error though the kernel speaks")
+		if err := b.reconcile(t.Context()); err == nil {
+			t.Error("no error though the kernel answers")
 		}
 		if w.Status()[0].Bound {
-			t.Error("bound though the kernel speaks")
+			t.Error("bound though the kernel answers")
 		}
 		r.err = nil
-		if err := k.keep(t.Context()); err != nil {
+		if err := b.reconcile(t.Context()); err != nil {
 			return err
 		}
-		// The sender that stands in is the address of the VIP's own subnet.
+		// Requests carry the node's address in the VIP's own subnet.
 		if want := []Silenced{{vip4, "eth0", netip.MustParseAddr("192.0.2.11")}}; !slices.Equal(r.last, want) {
 			t.Errorf("silenced %v, want %v", r.last, want)
 		}
 		r.repaired = 1
 		for range 3 {
-			if err := k.keep(t.Context()); err != nil {
+			if err := b.reconcile(t.Context()); err != nil {
 				return err
 			}
 		}
@@ -84,21 +88,21 @@ func TestSilenceGoesAroundTheBinding(t *testing.T) {
 		if !s[0].Bound || !s[1].Bound || s[0].Repairs != 3 {
 			t.Errorf("status %+v", s)
 		}
-		// A kernel that cannot be silenced any more loses the VIP with its
-		// lifetime, as nothing is renewed.
-		k.renewed = time.Now().Add(-time.Hour)
+		// A kernel that can no longer be silenced drops the VIP at the end of its lifetime, because nothing renews it.
+		b.renewed = time.Now().Add(-time.Hour)
 		r.err = errors.New("nf_tables is gone")
-		if err := k.keep(t.Context()); err == nil || time.Since(k.renewed) < time.Minute {
-			t.Errorf("renewed though the kernel speaks: %v", err)
+		if err := b.reconcile(t.Context()); err == nil || time.Since(b.renewed) < time.Minute {
+			t.Errorf("renewed though the kernel answers: %v", err)
 		}
 		r.err = nil
-		// release runs when the context has ended.
+		// release runs after the context has ended.
 		ended, end := context.WithCancel(t.Context())
 		end()
-		if err := k.release(ended); err != nil {
+		if err := b.release(ended); err != nil {
 			return err
 		}
-		want := []string{"silence", "silence", "silence while bound", "silence while bound", "silence while bound", "silence while bound", "lift"}
+		want := append([]string{"silence", "silence"}, slices.Repeat([]string{"silence while bound"}, 4)...)
+		want = append(want, "lift")
 		if !slices.Equal(r.calls, want) {
 			t.Errorf("calls %q, want %q", r.calls, want)
 		}
@@ -112,8 +116,8 @@ func TestSilenceGoesAroundTheBinding(t *testing.T) {
 	}
 }
 
-// Somebody else (NetworkManager, keepalived) binds the VIP while we run.
-func TestVIPElsewhereIsSaidOnce(t *testing.T) {
+// Something else (NetworkManager, keepalived) binds the VIP while we run.
+func TestVIPElsewhereIsLoggedOnce(t *testing.T) {
 	h := newLAN(t).host("192.0.2.11/24")
 	within(t, h.ns, func() error {
 		var log strings.Builder
@@ -121,18 +125,18 @@ func TestVIPElsewhereIsSaidOnce(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		k := w.keeper
+		b := w.binder
 		s, _, _ := w.links.get("eth0")
 		if err := bind(vip6, s.index, time.Hour); err != nil {
 			return err
 		}
 		for range 2 {
-			if err := k.keep(t.Context()); err != nil {
+			if err := b.reconcile(t.Context()); err != nil {
 				return err
 			}
 		}
 		if n := strings.Count(log.String(), "ip addr del 2001:db8::10/128 dev eth0"); n != 1 {
-			t.Errorf("said %d times:\n%s", n, &log)
+			t.Errorf("logged %d times:\n%s", n, &log)
 		}
 		return nil
 	})

@@ -13,14 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FindInterface finds the interface on whose link vip is answered. pattern is
-// a name, or a regular expression that a whole name matches, or empty: then
-// the interface whose subnet holds vip. Where pattern leaves several, the
-// subnet decides among them.
+// FindInterface finds the interface on whose link vip is answered. pattern is its name, or a regular expression for the
+// whole name, or empty. If pattern leaves several interfaces, the one whose subnet contains vip is taken.
 func FindInterface(vip netip.Addr, pattern string) (string, error) {
-	links, err := whole(netlink.LinkList)
+	links, err := listLinks()
 	if err != nil {
-		return "", fmt.Errorf("arp: list interfaces: %w", err)
+		return "", err
 	}
 	var names []string
 	index := make(map[int]string)
@@ -36,16 +34,16 @@ func FindInterface(vip netip.Addr, pattern string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return choose(vip, pattern, names, subnets)
+	return chooseInterface(vip, pattern, names, subnets)
 }
 
-// A subnet is a network that an interface is directly connected to.
+// A subnet is a network to which an interface is directly connected.
 type subnet struct {
 	iface  string
 	prefix netip.Prefix
 }
 
-// subnets lists the directly connected networks that hold vip.
+// subnets lists the directly connected networks that contain vip.
 func subnets(vip netip.Addr, index map[int]string) ([]subnet, error) {
 	all, err := addresses()
 	if err != nil {
@@ -60,9 +58,9 @@ func subnets(vip netip.Addr, index map[int]string) ([]subnet, error) {
 	for _, a := range all {
 		add(a.index, netip.PrefixFrom(a.addr, a.bits))
 	}
-	// A host address from DHCPv6 has no subnet; the router's advertisement
-	// makes an on-link route of it.
-	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family(vip)) })
+	// An address from DHCPv6 has no subnet; the prefix in the router's advertisement becomes an on-link route
+	// (RFC 4861, section 6.3.4).
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, family(vip)) })
 	if err != nil {
 		return nil, fmt.Errorf("arp: list routes: %w", err)
 	}
@@ -80,8 +78,8 @@ func subnets(vip netip.Addr, index map[int]string) ([]subnet, error) {
 	return found, nil
 }
 
-// choose is FindInterface without the kernel.
-func choose(vip netip.Addr, pattern string, names []string, subnets []subnet) (string, error) {
+// chooseInterface is FindInterface as a function of what the kernel has.
+func chooseInterface(vip netip.Addr, pattern string, names []string, subnets []subnet) (string, error) {
 	names = slices.Sorted(slices.Values(names))
 	candidates := names
 	if pattern != "" {
@@ -90,12 +88,13 @@ func choose(vip netip.Addr, pattern string, names []string, subnets []subnet) (s
 		}
 		re, err := regexp.Compile("^(?:" + pattern + ")$")
 		if err != nil {
-			return "", fmt.Errorf("arp: interface %q is neither a name here nor a regular expression (%w): write one of: %s", pattern, err, list(names))
+			return "", fmt.Errorf("arp: interface %q is neither a name here nor a regular expression (%w): "+
+				"write one of: %s", pattern, err, joined(names))
 		}
 		candidates = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !re.MatchString(n) })
 		switch len(candidates) {
 		case 0:
-			return "", fmt.Errorf("arp: no interface matches %q: write one of: %s", pattern, list(names))
+			return "", fmt.Errorf("arp: no interface matches %q: write one of: %s", pattern, joined(names))
 		case 1:
 			return candidates[0], nil
 		}
@@ -106,7 +105,7 @@ func choose(vip netip.Addr, pattern string, names []string, subnets []subnet) (s
 			fit = append(fit, s)
 		}
 	}
-	// The narrowest subnet, as in routing.
+	// The longest prefix wins, as in routing.
 	slices.SortStableFunc(fit, func(a, b subnet) int { return cmp.Compare(b.prefix.Bits(), a.prefix.Bits()) })
 	var best []string
 	for _, s := range fit {
@@ -118,29 +117,28 @@ func choose(vip netip.Addr, pattern string, names []string, subnets []subnet) (s
 	case len(best) == 1:
 		return best[0], nil
 	case len(best) > 1:
-		return "", fmt.Errorf("arp: VIP %s is in the subnet of several interfaces: set the interface to one of: %s", vip, list(best))
+		return "", fmt.Errorf("arp: VIP %s is in the subnet of several interfaces: set the interface to one of: %s",
+			vip, joined(best))
 	case pattern != "":
-		return "", fmt.Errorf("arp: several interfaces match %q and none has VIP %s in its subnet: set the interface to one of: %s", pattern, vip, list(candidates))
+		return "", fmt.Errorf("arp: several interfaces match %q and none has VIP %s in its subnet: "+
+			"set the interface to one of: %s", pattern, vip, joined(candidates))
 	default:
-		return "", fmt.Errorf("arp: no interface has VIP %s in its subnet: check the VIP, or set the interface to one of: %s", vip, list(names))
+		return "", fmt.Errorf("arp: no interface has VIP %s in its subnet: check the VIP, "+
+			"or set the interface to one of: %s", vip, joined(names))
 	}
 }
 
-func list(names []string) string {
+func joined(names []string) string {
 	if len(names) == 0 {
 		return "(this host has none but lo)"
 	}
 	return strings.Join(names, ", ")
 }
 
-// LocalAddrs lists this host's addresses, without those that an appliance has
-// bound, so that a peer finds itself among the listed ones.
+// LocalAddrs lists this host's addresses without those that an appliance has bound. A peer finds itself in the
+// configuration by them.
 func LocalAddrs() ([]netip.Addr, error) {
-	all, err := addresses()
-	if err != nil {
-		return nil, err
-	}
-	lo, err := loIndex()
+	lo, all, err := loAndAddresses()
 	if err != nil {
 		return nil, err
 	}
@@ -154,10 +152,9 @@ func LocalAddrs() ([]netip.Addr, error) {
 	return local, nil
 }
 
-// AddrsOn lists this host's addresses on the interfaces with these names, those
-// first that are nobody else's ever, which IPv6 makes of the interface (RFC 4291
-// section 2.5.6), without any that an appliance has bound or that the kernel
-// would not answer for: tentative ones, and duplicates (RFC 4862 section 5.4).
+// AddrsOn lists this host's addresses on the interfaces with these names. The IPv6 link-local ones come first, because
+// no other host ever gets them (RFC 4291, section 2.5.6). It leaves out addresses that an appliance has bound, and
+// those that the kernel does not answer for: tentative ones and duplicates (RFC 4862, section 5.4).
 func AddrsOn(names ...string) ([]netip.Addr, error) {
 	all, err := addresses()
 	if err != nil {
@@ -165,7 +162,7 @@ func AddrsOn(names ...string) ([]netip.Addr, error) {
 	}
 	on := make(map[int]bool)
 	for _, name := range names {
-		// One by one: a host of containers has thousands, and this is asked often.
+		// One by one: a host of containers has thousands, and this is called often.
 		l, err := netlink.LinkByName(name)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			continue
@@ -193,9 +190,9 @@ func AddrsOn(names ...string) ([]netip.Addr, error) {
 
 // interfaceNames maps index to name.
 func interfaceNames() (map[int]string, error) {
-	links, err := whole(netlink.LinkList)
+	links, err := listLinks()
 	if err != nil {
-		return nil, fmt.Errorf("arp: list interfaces: %w", err)
+		return nil, err
 	}
 	names := make(map[int]string, len(links))
 	for _, l := range links {
@@ -204,7 +201,15 @@ func interfaceNames() (map[int]string, error) {
 	return names, nil
 }
 
-// subnetContains leaves out single addresses, which say nothing of the link.
+func listLinks() ([]netlink.Link, error) {
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("arp: list interfaces: %w", err)
+	}
+	return links, nil
+}
+
+// subnetContains is false for the prefix of a single address, which says nothing about the link.
 func subnetContains(p netip.Prefix, a netip.Addr) bool {
 	return p.IsValid() && !p.IsSingleIP() && p.Contains(a)
 }

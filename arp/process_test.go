@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// nodeEnv tells the test binary to be a node: a process of its own, all of
-// whose threads are in the namespace of its host.
+// nodeEnv tells the test binary to be a node: a process of its own, all of whose threads are in the namespace of its
+// host.
 const nodeEnv = "ARP_TEST_NODE"
 
 func TestMain(m *testing.M) {
@@ -46,7 +46,7 @@ type nodeConfig struct {
 	Lifetime time.Duration
 }
 
-// runNode obeys lines on stdin and answers each with one on stdout.
+// runNode executes lines on stdin and answers each with one on stdout.
 func runNode(conf string) error {
 	var c nodeConfig
 	if err := json.Unmarshal([]byte(conf), &c); err != nil {
@@ -154,7 +154,7 @@ func (h *host) startNode(conf nodeConfig) *node {
 		if err := netns.Set(h.ns); err != nil {
 			return err
 		}
-		return n.cmd.Start() // a child is where the thread is that starts it
+		return n.cmd.Start() // in the namespace of the thread that starts it
 	})
 	t.Cleanup(func() {
 		if !n.end {
@@ -176,7 +176,7 @@ func (n *node) line() string {
 	return strings.TrimSpace(line)
 }
 
-// do has the node obey and returns its answer.
+// do sends the node a command and returns its answer.
 func (n *node) do(command string) string {
 	n.lan.t.Helper()
 	if _, err := fmt.Fprintln(n.in, command); err != nil {
@@ -196,8 +196,7 @@ func (n *node) status() (s []VIPStatus) {
 func (n *node) hold()    { n.lan.t.Helper(); n.do("lease"); n.do("answer") }
 func (n *node) release() { n.lan.t.Helper(); n.do("silent") }
 
-// stop ends the node as its operator would and wants a clean end: no error,
-// no goroutine left, no race found.
+// stop ends the node as its operator would. It fails the test on an error, a goroutine that is left, or a race.
 func (n *node) stop() {
 	n.lan.t.Helper()
 	n.end = true

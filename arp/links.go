@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -16,22 +17,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// subscribeAgain is the pause before a broken netlink subscription is renewed.
-const subscribeAgain = time.Second
+// resubscribeAfter is the pause before a broken netlink subscription is renewed.
+const resubscribeAfter = time.Second
 
-// A linkState is what must stay the same for an open socket to stay useful,
-// and whether the link can send.
+// A linkState is what must stay the same for an open socket to stay useful, and whether the link can send.
 type linkState struct {
 	index int
 	mtu   int
 	mac   string // 6 bytes; a string so that states compare
 	admin bool   // set up by the administrator
-	// up is the kernel's IFF_RUNNING: administratively up, carrier, and for
-	// bonds, bridges, VLANs and 802.1X whatever they need (RFC 2863).
+	// up is IFF_UP and IFF_RUNNING: set up, with carrier, and with whatever else bonds, bridges, VLANs and 802.1X need
+	// (ifOperStatus of RFC 2863).
 	up bool
 }
 
-// identity is the state without what comes and goes on the same interface.
+// identity is the state without what may change on the same interface.
 func (s linkState) identity() linkState {
 	s.up = false
 	return s
@@ -41,7 +41,7 @@ func (s linkState) netInterface(name string) *net.Interface {
 	return &net.Interface{Index: s.index, Name: name, MTU: s.mtu, HardwareAddr: net.HardwareAddr(s.mac)}
 }
 
-// links is the last known state of the interfaces of the VIPs.
+// links holds the last known state of the interfaces of the VIPs.
 type links struct {
 	names []string
 
@@ -59,18 +59,18 @@ func newLinks(names []string) *links {
 	}
 }
 
-// refresh asks the kernel. An interface that does not exist is an error only
-// for Open, as later it may come back.
+// refresh asks the kernel. A missing interface is an error for Open; later it may come back.
 func (l *links) refresh() error {
 	states := make(map[string]linkState, len(l.names))
 	var errs []error
 	for _, name := range l.names {
 		link, err := netlink.LinkByName(name)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("arp: interface %s: %w: name one that exists (ip -br link lists them)", name, err))
+			errs = append(errs, fmt.Errorf("arp: interface %s: %w: name one that exists (ip -br link lists them)",
+				name, err))
 			var missing netlink.LinkNotFoundError
 			if !errors.As(err, &missing) {
-				return errors.Join(errs...) // nothing is known, so nothing has changed
+				return errors.Join(errs...) // the state is unknown, so nothing has changed
 			}
 			continue
 		}
@@ -85,13 +85,7 @@ func (l *links) refresh() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	same := len(states) == len(l.states)
-	for name, s := range states {
-		if old, ok := l.states[name]; !ok || old != s {
-			same = false
-		}
-	}
-	if !same {
+	if !maps.Equal(states, l.states) {
 		l.states = states
 		close(l.changed)
 		l.changed = make(chan struct{})
@@ -117,24 +111,23 @@ func (l *links) carrier() (bool, <-chan struct{}) {
 	return true, l.changed
 }
 
-// watch follows the kernel's link and address events. Events are only edges:
-// what is true is read again by those whom they wake.
-func (w *Wire) watch(ctx context.Context) error {
+// monitor follows the kernel's link and address events. An event only wakes others, who read the state themselves.
+func (w *Wire) monitor(ctx context.Context) error {
 	for ctx.Err() == nil {
-		err := w.subscription(ctx)
+		err := w.subscribe(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		w.log.Debug("netlink subscription broke and is renewed", "error", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(subscribeAgain):
+		case <-time.After(resubscribeAfter):
 		}
 	}
 	return nil
 }
 
-func (w *Wire) subscription(ctx context.Context) error {
+func (w *Wire) subscribe(ctx context.Context) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
 	if err != nil {
 		return fmt.Errorf("arp: subscribe to netlink: %w", err)
@@ -148,8 +141,8 @@ func (w *Wire) subscription(ctx context.Context) error {
 		}
 		<-closed
 	}()
-	w.refreshLinks() // what happened before we subscribed
-	w.keeper.wake()
+	w.refreshLinks() // for what happened before the subscription
+	w.binder.wake()
 	for {
 		msgs, from, err := s.Receive()
 		if err != nil {
@@ -167,7 +160,7 @@ func (w *Wire) subscription(ctx context.Context) error {
 			w.refreshLinks()
 		}
 		if link || addr {
-			w.keeper.wake()
+			w.binder.wake()
 		}
 	}
 }
@@ -178,8 +171,7 @@ func (w *Wire) refreshLinks() {
 	}
 }
 
-// concernsLink tells events of our interfaces from those of the many that come
-// and go with containers.
+// concernsLink tells events of our interfaces from those of containers' interfaces, which may be many.
 func (w *Wire) concernsLink(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWLINK && m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
 		return false
@@ -187,7 +179,7 @@ func (w *Wire) concernsLink(m syscall.NetlinkMessage) bool {
 	index := int(int32(binary.NativeEndian.Uint32(m.Data[4:8])))
 	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return true // better once too often
+		return true // an unneeded refresh is better than a missed one
 	}
 	for _, name := range w.links.names {
 		if s, ok, _ := w.links.get(name); ok && s.index == index {
@@ -202,8 +194,7 @@ func (w *Wire) concernsLink(m syscall.NetlinkMessage) bool {
 	return false
 }
 
-// concernsAddr is true for the addresses that are VIPs, but for our own
-// renewals on lo.
+// concernsAddr tells whether an event is about a VIP and no renewal of ours.
 func (w *Wire) concernsAddr(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWADDR && m.Header.Type != unix.RTM_DELADDR {
 		return false

@@ -1,0 +1,304 @@
+package arp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// A binder keeps the kernel from answering for the VIPs and keeps the VIPs on lo. Its goroutine is the only one that
+// changes either.
+//
+// The order of the two matters: a VIP that is bound while the kernel answers for it is answered for by every node. So
+// nothing is bound or renewed before the kernel is silenced, and the kernel stays silenced until everything is unbound.
+type binder struct {
+	wire  *Wire
+	woken chan struct{}
+
+	ready sync.Once
+
+	renewed   time.Time // when the lifetimes were last renewed
+	bound     map[netip.Addr]bool
+	nodeAddr  map[string]netip.Addr // by interface, the last address found
+	elsewhere map[netip.Addr]int    // index of the other interface whose VIP was logged
+
+	failing  string // the error that was last logged
+	repaired damper
+}
+
+func newBinder(w *Wire) *binder {
+	return &binder{
+		wire:      w,
+		woken:     make(chan struct{}, 1),
+		bound:     make(map[netip.Addr]bool),
+		nodeAddr:  make(map[string]netip.Addr),
+		elsewhere: make(map[netip.Addr]int),
+	}
+}
+
+// wake makes the binder reconcile now.
+func (b *binder) wake() {
+	select {
+	case b.woken <- struct{}{}:
+	default:
+	}
+}
+
+// check returns why the VIPs cannot be bound here. It changes nothing.
+func (b *binder) check() error {
+	lo, all, err := loAndAddresses()
+	if err != nil {
+		return err
+	}
+	names, err := interfaceNames()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, a := range all {
+		if b.wire.vips[a.addr] == nil || a.index == lo && a.ours() {
+			continue
+		}
+		name := names[a.index]
+		errs = append(errs, fmt.Errorf("arp: VIP %s is bound on %s already, by something else: "+
+			"stop what put it there, then: ip addr del %s dev %s", a.addr, name, a, name))
+	}
+	_, err = b.silenced(all)
+	return errors.Join(append(errs, err)...)
+}
+
+func (b *binder) run(ctx context.Context) error {
+	every := min(reconcileEvery, b.wire.cfg.Lifetime/6)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		b.logChange(b.reconcile(ctx))
+		select {
+		case <-ctx.Done():
+			return b.release(ctx)
+		case <-b.woken:
+		case <-tick.C:
+			b.wire.refreshLinks()
+		}
+	}
+}
+
+// logChange logs an error when it appears, changes or goes away.
+func (b *binder) logChange(err error) {
+	switch {
+	case err == nil && b.failing != "":
+		b.wire.log.Info("VIPs are bound again")
+		b.failing = ""
+	case err != nil && err.Error() != b.failing:
+		b.failing = err.Error()
+		b.wire.log.Error("VIPs cannot be kept bound, retrying", "error", err)
+	}
+}
+
+// reconcile silences the kernel and binds the VIPs, where that is not so.
+func (b *binder) reconcile(ctx context.Context) error {
+	w := b.wire
+	lo, all, err := loAndAddresses()
+	if err != nil {
+		return err
+	}
+	have := make(map[netip.Addr]bool)
+	for _, a := range all {
+		switch {
+		case w.vips[a.addr] == nil:
+		case a.index == lo:
+			have[a.addr] = true
+		default:
+			b.warnElsewhere(a)
+		}
+	}
+	for _, vip := range w.order {
+		w.vips[vip].setBound(have[vip])
+	}
+	if err := b.silence(ctx, all); err != nil {
+		return err
+	}
+	now := time.Now()
+	renew := now.Sub(b.renewed) >= w.cfg.Lifetime/3
+	var errs []error
+	for _, vip := range w.order {
+		if have[vip] && b.bound[vip] && !renew {
+			continue
+		}
+		if err := bind(vip, lo, w.cfg.Lifetime); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		w.vips[vip].setBound(true)
+		switch {
+		case !b.bound[vip]:
+			w.log.Info("VIP is bound", "vip", vip, "on", loopback, "interface", w.vips[vip].vip.Interface)
+		case !have[vip]:
+			w.vips[vip].repairs.Add(1)
+			if b.repaired.due(now) {
+				w.log.Warn("VIP had been removed from lo and was put back: look for what removes it", "vip", vip)
+			}
+		}
+		b.bound[vip] = true
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	if renew {
+		b.renewed = now
+	}
+	b.ready.Do(w.oneReady)
+	return nil
+}
+
+func (b *binder) silence(ctx context.Context, all []address) error {
+	w := b.wire
+	set, err := b.silenced(all)
+	if err != nil || len(set) == 0 {
+		return err
+	}
+	repaired, err := w.cfg.Silencer.Silence(ctx, set)
+	if err != nil {
+		return fmt.Errorf("arp: silence the kernel: %w", err)
+	}
+	if repaired > 0 {
+		w.vips[set[0].VIP].repairs.Add(uint64(repaired))
+		if b.repaired.due(time.Now()) {
+			w.log.Warn("the kernel's silence had been lifted and was restored: look for what flushes it",
+				"repaired", repaired)
+		}
+	}
+	return nil
+}
+
+// silenced lists the IPv4 VIPs for the Silencer.
+func (b *binder) silenced(all []address) ([]Silenced, error) {
+	w := b.wire
+	var set []Silenced
+	for _, vip := range w.order {
+		if !vip.Is4() {
+			continue
+		}
+		name := w.vips[vip].vip.Interface
+		node, ok := nodeAddr(all, func(a address) bool {
+			s, ok, _ := w.links.get(name)
+			return ok && a.index == s.index && w.vips[a.addr] == nil
+		}, vip)
+		if !ok {
+			// DHCP may remove the address for a moment while it renews its lease.
+			if node, ok = b.nodeAddr[name]; !ok {
+				return nil, fmt.Errorf("arp: interface %s has no IPv4 address that ARP requests could carry "+
+					"in place of VIP %s: give it one (ip addr add ADDRESS/BITS dev %s)", name, vip, name)
+			}
+		}
+		b.nodeAddr[name] = node
+		set = append(set, Silenced{VIP: vip, Interface: name, NodeAddr: node})
+	}
+	return set, nil
+}
+
+// nodeAddr chooses the interface's address in the VIP's subnet, else its first global one.
+func nodeAddr(all []address, ofInterface func(address) bool, vip netip.Addr) (best netip.Addr, ok bool) {
+	for _, a := range all {
+		if !a.addr.Is4() || !ofInterface(a) {
+			continue
+		}
+		if subnetContains(netip.PrefixFrom(a.addr, a.bits), vip) {
+			return a.addr, true
+		}
+		if !best.IsValid() && a.addr.IsGlobalUnicast() {
+			best = a.addr
+		}
+	}
+	return best, best.IsValid()
+}
+
+// warnElsewhere logs once that something has bound the VIP on another interface while we run; the kernel may answer for
+// it there.
+func (b *binder) warnElsewhere(a address) {
+	if b.elsewhere[a.addr] == a.index {
+		return
+	}
+	b.elsewhere[a.addr] = a.index
+	name := fmt.Sprint(a.index)
+	if names, err := interfaceNames(); err == nil {
+		name = names[a.index]
+	}
+	b.wire.log.Warn("VIP has been bound on another interface by something else, which may answer for it",
+		"vip", a.addr, "interface", name, "remedy", fmt.Sprintf("ip addr del %s dev %s", a, name))
+}
+
+// linger leaves the VIPs on lo for d. The kernel stays silenced for good: it must be while an address is there, and
+// nothing is lost by it later.
+func (b *binder) linger(d time.Duration) error {
+	lo, err := loIndex()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, vip := range b.wire.order {
+		if !b.bound[vip] {
+			continue
+		}
+		if err := bind(vip, lo, d); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		b.wire.log.Info("VIP stays on lo for the next process", "vip", vip, "for", d)
+	}
+	return errors.Join(errs...)
+}
+
+// release undoes what reconcile did, in the opposite order.
+func (b *binder) release(ctx context.Context) error {
+	if f := b.wire.cfg.Linger; f != nil {
+		if d := f(); d >= time.Second {
+			return b.linger(d)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unbindWithin)
+	defer cancel()
+	w := b.wire
+	lo, err := loIndex()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	ipv4 := false
+	for _, vip := range w.order {
+		ipv4 = ipv4 || vip.Is4()
+		if !b.bound[vip] {
+			continue
+		}
+		if err := unbind(address{addr: vip, bits: vip.BitLen(), index: lo}); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		w.vips[vip].setBound(false)
+		w.log.Info("VIP is unbound", "vip", vip)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err // the kernel stays silenced as long as an address is bound
+	}
+	if ipv4 {
+		if _, err := w.cfg.Silencer.Silence(ctx, nil); err != nil {
+			return fmt.Errorf("arp: lift the kernel's silence: %w", err)
+		}
+	}
+	return nil
+}
+
+// logAgainAfter is how long an event must not have happened before it is logged again.
+const logAgainAfter = 10 * time.Minute
+
+// A damper lets an event that repeats be logged once, and again after it has stayed away for a while.
+type damper struct{ last time.Time }
+
+// due tells whether the event at now is to be logged.
+func (q *damper) due(now time.Time) bool {
+	defer func() { q.last = now }()
+	return q.last.IsZero() || now.Sub(q.last) >= logAgainAfter
+}

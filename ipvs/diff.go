@@ -9,21 +9,19 @@ import (
 	"github.com/cloudflare/ipvs"
 )
 
-// ours is set in the flags of every service that this package makes. The
-// kernel keeps bits that it gives no meaning to, so that a service itself
-// tells whose it is: a crash forgets nothing, and services of others, such as
-// kube-proxy's or keepalived's, cannot be taken for ours. Its own bits are the
-// low ones (include/uapi/linux/ip_vs.h, IP_VS_SVC_F_*).
+// ours is the label in the flags of every service that this package makes. The kernel keeps bits to which it gives no
+// meaning; its own are the low ones (IP_VS_SVC_F_* of include/uapi/linux/ip_vs.h). So the service itself tells whose it
+// is, also after a crash, and services of others, such as kube-proxy's or keepalived's, cannot be taken for ours.
 const ours ipvs.Flags = 1 << 30
 
-// A virtual is one service with its destinations, as the kernel has it or as
-// it should be. Destinations are sorted, see order.
+// A virtual is one service with its destinations, as the kernel has it or should have it. Destinations are sorted, see
+// order.
 type virtual struct {
 	service      ipvs.Service
 	destinations []ipvs.Destination
 }
 
-// key is what the kernel finds a service by.
+// key is by what the kernel finds a service.
 func key(s ipvs.Service) ipvs.Service {
 	if s.FWMark != 0 {
 		return ipvs.Service{Family: s.Family, FWMark: s.FWMark}
@@ -31,12 +29,12 @@ func key(s ipvs.Service) ipvs.Service {
 	return ipvs.Service{Family: s.Family, Protocol: s.Protocol, Address: s.Address, Port: s.Port}
 }
 
-// destinationKey is what the kernel finds a destination of a service by.
+// destinationKey is by what the kernel finds a destination of a service.
 func destinationKey(d ipvs.Destination) netip.AddrPort { return netip.AddrPortFrom(d.Address, d.Port) }
 
 func order(a, b ipvs.Destination) int { return destinationKey(a).Compare(destinationKey(b)) }
 
-// normal is a service without what the kernel adds itself.
+// normal is a service without the flag that the kernel adds.
 func normal(s ipvs.Service) ipvs.Service {
 	s.Flags &^= ipvs.ServiceHashed
 	return s
@@ -58,12 +56,11 @@ func (v verb) String() string {
 	return [...]string{"create", "add", "change", "change", "take out", "remove"}[v]
 }
 
-// An op is one call of the kernel. It is comparable: the same op is the same
-// deviation from what is wanted.
+// An op is one call of the kernel. It is comparable: equal ops are the same deviation from what is wanted.
 type op struct {
 	verb        verb
 	service     ipvs.Service
-	destination ipvs.Destination // of verbs on a destination
+	destination ipvs.Destination // only of verbs on a destination
 }
 
 func (o op) String() string {
@@ -82,9 +79,8 @@ func name(s ipvs.Service) string {
 	return netip.AddrPortFrom(s.Address, s.Port).String()
 }
 
-// diff is the fewest operations that lead from have to want. For each service,
-// backends come before others go, so that at no moment there is nobody to
-// take a connection. The services of have are all ours.
+// diff lists the fewest operations that lead from have to want. In each service, backends come before others go, so
+// that there is always one to take a connection. The services of have are all ours.
 func diff(have, want []virtual) []op {
 	var ops []op
 	wanted := make(map[ipvs.Service]bool, len(want))
@@ -108,12 +104,12 @@ func diff(have, want []virtual) []op {
 			ops = append(ops, op{verb: removeService, service: key(h.service)})
 		}
 	}
-	// Stable: within a service, its creation stays before its backends.
+	// The sort is stable: a service is created before its backends.
 	slices.SortStableFunc(ops, func(a, b op) int { return cmp.Compare(rank(a.verb), rank(b.verb)) })
 	return ops
 }
 
-// rank puts what ends something behind everything that begins something.
+// rank sorts what removes something behind everything else.
 func rank(v verb) int {
 	switch v {
 	case removeService:
@@ -149,8 +145,8 @@ func diffDestinations(s ipvs.Service, have, want []ipvs.Destination) []op {
 	return ops
 }
 
-// deviations counts the operations that the last wanted set needs as much as
-// the present one: what had been ours and was found missing or altered.
+// deviations counts the operations that both the last and the present wanted set need: what had been ours and was found
+// missing or altered.
 func deviations(have, last, want []virtual) int {
 	now := make(map[op]bool)
 	for _, o := range diff(have, want) {
@@ -158,7 +154,7 @@ func deviations(have, last, want []virtual) int {
 	}
 	n := 0
 	for _, o := range diff(have, last) {
-		// A service by mark is a probe of ours that happens to run now.
+		// A service by mark is a probe of ours that is running now.
 		if now[o] && o.service.FWMark == 0 {
 			n++
 		}

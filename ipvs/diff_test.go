@@ -12,8 +12,8 @@ import (
 	"appliance/balancer"
 )
 
-// v makes a service as translate does: a frontend's port, a scheduler, and
-// weights of backends 10.0.0.1, 10.0.0.2 and so on; -1 is no such backend.
+// v makes a service as translate does: with a frontend's port, a scheduler, and the weights of the backends 10.0.0.1,
+// 10.0.0.2 and so on; -1 leaves one out.
 func v(t *testing.T, port uint16, scheduler balancer.Scheduler, weights ...int) virtual {
 	t.Helper()
 	s := balancer.Service{
@@ -53,7 +53,8 @@ func TestDiff(t *testing.T) {
 		{
 			name: "new",
 			want: []virtual{v(t, 1, "rr", 1, 0)},
-			ops:  []string{"create service 10.0.0.100:1", "add backend 10.0.0.1:6443 of 10.0.0.100:1", "add backend 10.0.0.2:6443 of 10.0.0.100:1"},
+			ops: []string{"create service 10.0.0.100:1",
+				"add backend 10.0.0.1:6443 of 10.0.0.100:1", "add backend 10.0.0.2:6443 of 10.0.0.100:1"},
 		},
 		{
 			name: "gone",
@@ -76,7 +77,8 @@ func TestDiff(t *testing.T) {
 			name: "a backend is replaced: the new one comes first",
 			have: []virtual{v(t, 1, "rr", 1)},
 			want: []virtual{v(t, 1, "rr", -1, 1)},
-			ops:  []string{"add backend 10.0.0.2:6443 of 10.0.0.100:1", "take out backend 10.0.0.1:6443 of 10.0.0.100:1"},
+			ops: []string{"add backend 10.0.0.2:6443 of 10.0.0.100:1",
+				"take out backend 10.0.0.1:6443 of 10.0.0.100:1"},
 		},
 		{
 			name: "another way of forwarding",
@@ -94,7 +96,8 @@ func TestDiff(t *testing.T) {
 			name: "one service goes, one comes, one stays: what ends is last",
 			have: []virtual{v(t, 1, "rr", 1), v(t, 2, "rr", 1)},
 			want: []virtual{v(t, 2, "rr", 1), v(t, 3, "rr", 1)},
-			ops:  []string{"create service 10.0.0.100:3", "add backend 10.0.0.1:6443 of 10.0.0.100:3", "remove service 10.0.0.100:1"},
+			ops: []string{"create service 10.0.0.100:3", "add backend 10.0.0.1:6443 of 10.0.0.100:3",
+				"remove service 10.0.0.100:1"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -109,8 +112,7 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// From any state to any other: the operations lead there, each is needed, and
-// afterwards there is nothing to do.
+// The operations lead from any state to any other, each of them is needed, and afterwards there is nothing to do.
 func TestDiffLeadsToWant(t *testing.T) {
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -136,10 +138,11 @@ func TestDiffLeadsToWant(t *testing.T) {
 			t.Fatal(err)
 		}
 		if left := diff(got, want); len(left) > 0 {
-			t.Fatalf("seed %d: after %v there is left to do: %v", seed, ops, left)
+			t.Fatalf("seed %d: after %v there is still to do: %v", seed, ops, left)
 		}
 		for i := range ops {
-			if o := ops[i]; o.verb == updateDestination || o.verb == removeDestination || o.verb == updateService || o.verb == removeService {
+			// A creation may be followed by operations that fail without it.
+			if o := ops[i]; o.verb != createService && o.verb != createDestination {
 				k := newFake(have...)
 				if _, err := perform(k, slices.Delete(slices.Clone(ops), i, i+1)); err != nil {
 					t.Fatal(err)
@@ -154,18 +157,20 @@ func TestDiffLeadsToWant(t *testing.T) {
 
 func TestDeviations(t *testing.T) {
 	full := []virtual{v(t, 1, "rr", 1, 1)}
+	probe := virtual{service: ipvs.Service{Family: ipvs.INET, FWMark: probeMark, Flags: ours}}
+	extra := []virtual{v(t, 1, "rr", 1, 1, 1)}
 	for _, tt := range []struct {
 		name             string
 		have, last, want []virtual
 		n                int
 	}{
 		{name: "nothing happened", have: full, last: full, want: full},
-		{name: "only the wish changed", have: full, last: full, want: []virtual{v(t, 1, "wrr", 2, 1)}},
+		{name: "only the wanted set changed", have: full, last: full, want: []virtual{v(t, 1, "wrr", 2, 1)}},
 		{name: "flushed", last: full, want: full, n: 3},
 		{name: "flushed, and one backend left meanwhile", last: full, want: []virtual{v(t, 1, "rr", 1)}, n: 2},
 		{name: "flushed, and not wanted any more", last: full},
-		{name: "a probe is under way", have: append([]virtual{{service: ipvs.Service{Family: ipvs.INET, FWMark: probeMark, Flags: ours}}}, full...), last: full, want: full},
-		{name: "a backend was added by somebody", have: []virtual{v(t, 1, "rr", 1, 1, 1)}, last: full, want: full, n: 1},
+		{name: "a probe is running", have: append([]virtual{probe}, full...), last: full, want: full},
+		{name: "somebody added a backend", have: extra, last: full, want: full, n: 1},
 	} {
 		if n := deviations(tt.have, tt.last, tt.want); n != tt.n {
 			t.Errorf("%s: %d, want %d", tt.name, n, tt.n)

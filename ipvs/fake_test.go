@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fake is a kernel in memory. Like the real one behind its library, it has
-// fs.ErrNotExist for an empty list.
+// fake is a kernel in memory. Like the library, it returns fs.ErrNotExist for an empty list.
 type fake struct {
 	list   []virtual
 	calls  int

@@ -14,8 +14,7 @@ import (
 	"appliance/nft"
 )
 
-// Who may not connect is reset before IPVS sees anything of it, wherever it is,
-// and whoever may is balanced as ever.
+// A client that may not connect is reset before IPVS sees its packets, wherever it is. Others are balanced as usual.
 func testAccess(t *testing.T) {
 	each(t, func(t *testing.T, ip6 bool) {
 		t.Run("spread", func(t *testing.T) { testAccessWith(t, ip6, 0) })
@@ -24,7 +23,7 @@ func testAccess(t *testing.T) {
 }
 
 func testAccessWith(t *testing.T, ip6 bool, persistence time.Duration) {
-	// A client on the node itself comes from the address that it asks for.
+	// A client on the node itself has the address that it connects to.
 	clients := map[string]netip.Addr{"client": address(ip6, "10"), "far": farAddress(ip6), "node": vip(ip6)}
 	// The port of a local server, and another.
 	ports := []uint16{serverPort, 446}
@@ -108,7 +107,7 @@ func testAccessWith(t *testing.T, ip6 bool, persistence time.Duration) {
 	welcome("the link allowed", "client", "node")
 	apply([]netip.Prefix{link, single("far")}, []netip.Prefix{single("client"), single("node")})
 	welcome("all allowed and two denied", "far")
-	// Of the other family alone: that of this one is open to all, or to nobody.
+	// Lists of the other family alone: this family is open to all, or to nobody.
 	other := netip.PrefixFrom(vip(!ip6), vip(!ip6).BitLen())
 	apply(nil, []netip.Prefix{other})
 	welcome("another family denied", "client", "far", "node")
@@ -116,7 +115,7 @@ func testAccessWith(t *testing.T, ip6 bool, persistence time.Duration) {
 	welcome("another family allowed")
 	for from, c := range open {
 		if err := c.echo(5 * time.Second); err != nil {
-			t.Errorf("the connection of %s from before the lists: %v", from, err)
+			t.Errorf("the connection of %s that is older than the lists: %v", from, err)
 		}
 	}
 	command(t, "node", "nft", "flush", "ruleset")

@@ -16,9 +16,8 @@ import (
 // contained tells the test binary that it runs in the container below.
 const contained = "APPLIANCE_IPVS_CONTAINED"
 
-// container is what a runtime makes of a pod without "privileged": /proc/sys
-// is read-only, NET_ADMIN is the only capability that counts here, and no
-// program can gain more. /proc/sys/net of the host is mounted elsewhere.
+// container is what a runtime makes of a pod without "privileged": /proc/sys is read-only, NET_ADMIN is the only
+// capability that counts here, and no program can gain more. /proc/sys/net of the host is mounted elsewhere.
 const container = `mkdir -p /run/host/proc/sys/net &&
 mount --bind /proc/sys/net /run/host/proc/sys/net &&
 mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&
@@ -38,7 +37,7 @@ func testContainer(t *testing.T) {
 	}
 }
 
-// TestContained is the whole life of a plane in the container.
+// TestContained runs a plane in the container from New to Close.
 func TestContained(t *testing.T) {
 	if os.Getenv(contained) == "" {
 		t.Skip("takes the container that TestGuest makes")
@@ -64,7 +63,9 @@ func TestContained(t *testing.T) {
 		t.Errorf("with /proc/sys alone: got %v, want the lines for /etc/sysctl.d", err)
 	}
 
-	p, err := ipvs.New(ipvs.Config{Masquerader: &nft.Masquerader{}, Refuser: &nft.Refuser{}, Sysctls: "/run/host/proc/sys"})
+	p, err := ipvs.New(ipvs.Config{
+		Masquerader: &nft.Masquerader{}, Refuser: &nft.Refuser{}, Sysctls: "/run/host/proc/sys",
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func testFlush(t *testing.T) {
 			t.Errorf("after the repair: %v", got)
 		}
 		if err := c.echo(5 * time.Second); err != nil {
-			t.Errorf("a connection from before the flush: %v", err)
+			t.Errorf("a connection that is older than the flush: %v", err)
 		}
 		backend := netip.AddrPortFrom(address(ip6, "1"), serverPort).String()
 		command(t, "node", "ipvsadm", "-e", "-t", s.Frontend.String(), "-r", backend, "-m", "-w", "0")
@@ -52,7 +52,8 @@ func testFlush(t *testing.T) {
 }
 
 func testForeign(t *testing.T) {
-	command(t, "node", "sh", "-c", `ipvsadm -A -t 10.1.0.100:9000 -s lc && ipvsadm -a -t 10.1.0.100:9000 -r 10.1.0.3:6443 -m -w 7 &&
+	command(t, "node", "sh", "-c", `ipvsadm -A -t 10.1.0.100:9000 -s lc &&
+		ipvsadm -a -t 10.1.0.100:9000 -r 10.1.0.3:6443 -m -w 7 &&
 		ipvsadm -A -t 10.9.9.9:443 && ipvsadm -A -f 5 && ipvsadm -A -u 10.1.0.100:443`)
 	t.Cleanup(func() { command(t, "node", "ipvsadm", "-C") })
 	before := command(t, "node", "ipvsadm", "-Sn")
@@ -84,7 +85,7 @@ func testDeadBackend(t *testing.T) {
 				open[c.host] = c
 			}
 			p.apply(service(ip6, 443, balancer.RoundRobin, bs[1], bs[2]))
-			time.Sleep(50 * time.Millisecond) // the kernel's own work, one jiffy later
+			time.Sleep(50 * time.Millisecond) // the kernel cuts connections one jiffy later
 			start := time.Now()
 			err := open["node"].echo(10 * time.Second)
 			if !errors.Is(err, syscall.ECONNRESET) {
@@ -117,7 +118,7 @@ func testDraining(t *testing.T) {
 		if got := spread(t, "client", s.Frontend, 4); got["node"] != 0 || got["peer"] != 2 || got["third"] != 2 {
 			t.Errorf("with node draining: %v", got)
 		}
-		// All drain: nobody new, and nobody is cut.
+		// All drain: new clients are refused, open connections go on.
 		s.Backends, s.Draining = nil, bs
 		p.apply(s)
 		if c, err := dial("client", s.Frontend); !errors.Is(err, syscall.ECONNREFUSED) {
@@ -132,7 +133,7 @@ func testDraining(t *testing.T) {
 }
 
 // A new process takes over what a killed one left, and connections go on.
-func testNextLife(t *testing.T) {
+func testNextProcess(t *testing.T) {
 	killed := newPlane(t, "node")
 	s := service(false, 443, balancer.RoundRobin, all(false)...)
 	old := service(false, 444, balancer.RoundRobin, all(false)...)
@@ -148,7 +149,7 @@ func testNextLife(t *testing.T) {
 
 	next := newPlane(t, "node")
 	if n := next.apply(s); n != 0 {
-		t.Errorf("a new life repaired %d, but had nothing before", n)
+		t.Errorf("a new process repaired %d, but had nothing before", n)
 	}
 	if err := c.echo(5 * time.Second); err != nil {
 		t.Errorf("the open connection: %v", err)
@@ -174,14 +175,14 @@ func testTraces(t *testing.T) {
 	p := newPlane(t, "node", tuned(ipvs.Tuning{Persistence: time.Minute}))
 	p.apply(service(false, 443, "wrr", all(false)...), service(true, 443, "wrr", all(true)...))
 	if traces() == before {
-		t.Error("Apply left no trace, so that this test sees none")
+		t.Error("Apply left no trace, so this test would miss some")
 	}
 	c := mustDial(t, "client", netip.AddrPortFrom(vip(false), 443))
 	p.close()
 	if after := traces(); after != before {
 		t.Errorf("before:\n%s\nafter Close:\n%s", before, after)
 	}
-	time.Sleep(50 * time.Millisecond) // the kernel's own work, one jiffy later
+	time.Sleep(50 * time.Millisecond) // the kernel cuts connections one jiffy later
 	if err := c.echo(10 * time.Second); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("an open connection after Close: %v, want a reset", err)
 	}
@@ -192,7 +193,8 @@ func testTraces(t *testing.T) {
 	var err error
 	in("node", func() { removed, err = ipvs.Cleanup() })
 	slices.Sort(removed)
-	if want := []string{"ipvs service 10.1.0.100:443", "ipvs service [fd00:1::100]:443"}; err != nil || !slices.Equal(removed, want) {
+	want := []string{"ipvs service 10.1.0.100:443", "ipvs service [fd00:1::100]:443"}
+	if err != nil || !slices.Equal(removed, want) {
 		t.Errorf("Cleanup: %q, %v; want %q", removed, err, want)
 	}
 	time.Sleep(50 * time.Millisecond)

@@ -23,13 +23,12 @@ import (
 	"appliance/nft"
 )
 
-// slow bounds what is to happen "at once" in an emulated machine that shares
-// its processors; a SYN that gets no answer is sent again after one second.
+// slow bounds what has to happen at once, in an emulated machine that shares its processors. A SYN without an answer is
+// sent again after one second.
 const slow = 900 * time.Millisecond
 
-// The lab: hosts on one bridge, and one host behind a router. The hosts node
-// and peer run the data plane and have the virtual addresses on lo; servers
-// run on node, peer and third, on every address of the host.
+// The lab: hosts on one bridge, and one host behind a router. The hosts node and peer run the data plane and have the
+// virtual addresses on lo; servers run on node, peer and third, on every address of the host.
 //
 //	node .1   peer .2   third .3   client .10   router .254 -- far
 var hosts = []string{"node", "peer", "third", "client", "router"}
@@ -49,7 +48,7 @@ func backend(ip6 bool, last string) balancer.Backend {
 	return balancer.Backend{Addr: netip.AddrPortFrom(address(ip6, last), serverPort), Weight: 1}
 }
 
-// all is the three backends; they answer with the names of their hosts.
+// all lists the three backends, which answer with the names of their hosts.
 func all(ip6 bool) []balancer.Backend {
 	return []balancer.Backend{backend(ip6, "1"), backend(ip6, "2"), backend(ip6, "3")}
 }
@@ -74,21 +73,25 @@ func build(t *testing.T) {
 		say("ip netns add %s; ip -n %s link set lo up", h, h)
 		say("ip -n wire link add %s type veth peer name eth0 netns %s", h, h)
 		say("ip -n wire link set %s master br0 up; ip -n %s link set eth0 up", h, h)
-		say("ip -n %s addr add 10.1.0.%s/24 dev eth0; ip -n %s addr add fd00:1::%s/64 dev eth0 nodad", h, lasts[h], h, lasts[h])
+		say("ip -n %s addr add 10.1.0.%s/24 dev eth0", h, lasts[h])
+		say("ip -n %s addr add fd00:1::%s/64 dev eth0 nodad", h, lasts[h])
 		say("ip netns exec %s sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0", h)
 	}
 	say("ip netns add far; ip -n far link set lo up; ip -n router link add far type veth peer name eth0 netns far")
-	say("ip -n router link set far up; ip -n router addr add 10.2.0.1/24 dev far; ip -n router addr add fd00:2::1/64 dev far nodad")
-	say("ip -n far link set eth0 up; ip -n far addr add 10.2.0.10/24 dev eth0; ip -n far addr add fd00:2::10/64 dev eth0 nodad")
+	say("ip -n router link set far up; ip -n router addr add 10.2.0.1/24 dev far")
+	say("ip -n router addr add fd00:2::1/64 dev far nodad")
+	say("ip -n far link set eth0 up; ip -n far addr add 10.2.0.10/24 dev eth0")
+	say("ip -n far addr add fd00:2::10/64 dev eth0 nodad")
 	say("ip -n far route add default via 10.2.0.1; ip -n far route add default via fd00:2::1")
 	say("ip netns exec router sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
 	for _, h := range []string{"node", "peer"} {
-		say("ip -n %s addr add 10.1.0.100/32 dev lo scope host; ip -n %s addr add fd00:1::100/128 dev lo nodad preferred_lft 0", h, h)
+		say("ip -n %s addr add 10.1.0.100/32 dev lo scope host", h)
+		say("ip -n %s addr add fd00:1::100/128 dev lo nodad preferred_lft 0", h)
 	}
 	for _, h := range []string{"node", "peer", "third"} {
 		say("ip -n %s route add 10.2.0.0/24 via 10.1.0.254; ip -n %s route add fd00:2::/64 via fd00:1::254", h, h)
 	}
-	// Who answers for the address on the wire is not this package's matter.
+	// Static routes: answering for the address on the link is another package's work.
 	for _, h := range []string{"client", "router"} {
 		say("ip -n %s route add 10.1.0.100/32 via 10.1.0.1; ip -n %s route add fd00:1::100/128 via fd00:1::1", h, h)
 	}
@@ -118,7 +121,7 @@ func in(host string, f func()) {
 	wg.Wait()
 }
 
-// serve greets with the name of the host and sends back what comes.
+// serve sends every client the name of the host, and then what it receives.
 func serve(t *testing.T, host string) {
 	t.Helper()
 	var l net.Listener
@@ -179,7 +182,7 @@ func mustDial(t *testing.T, from string, at netip.AddrPort) *conn {
 	return c
 }
 
-// echo sends a line and wants it back.
+// echo sends a line and expects it back.
 func (c *conn) echo(within time.Duration) error {
 	c.SetDeadline(time.Now().Add(within))
 	defer c.SetDeadline(time.Time{})
@@ -213,7 +216,7 @@ func spread(t *testing.T, from string, at netip.AddrPort, n int) map[string]int 
 type plane struct {
 	t    *testing.T
 	host string
-	*ipvs.Plane
+	*ipvs.VirtualServer
 }
 
 func newPlane(t *testing.T, host string, change ...func(*ipvs.Config)) *plane {

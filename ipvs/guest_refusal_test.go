@@ -12,12 +12,11 @@ import (
 	"appliance/nft"
 )
 
-// A backend that refuses is reported, wherever it and the client are. With another
-// one, the client is not refused.
+// A backend that refuses is reported, wherever it and the client are. If there is another one, the client gets there.
 func testRefusals(t *testing.T) {
-	told := make(chan balancer.Target, 100)
-	r := nft.NewRefusals(func(t balancer.Target) { told <- t }, nil)
-	p := r.Watch(newPlane(t, "node").Plane, nft.AgainByIPVS)
+	reported := make(chan balancer.Target, 100)
+	r := nft.NewRefusals(func(t balancer.Target) { reported <- t }, nil)
+	p := r.Watch(newPlane(t, "node").VirtualServer, nft.AgainByIPVS)
 	ctx, cancel := context.WithCancel(t.Context())
 	done, started := make(chan error, 1), make(chan struct{})
 	go in("node", func() {
@@ -58,7 +57,7 @@ func testRefusals(t *testing.T) {
 				report := func() {
 					t.Helper()
 					select {
-					case got := <-told:
+					case got := <-reported:
 						if want := (balancer.Target{LoadBalancer: "api", Backend: dead.Addr}); got != want {
 							t.Errorf("reported %v, want %v", got, want)
 						}
@@ -67,7 +66,6 @@ func testRefusals(t *testing.T) {
 					}
 				}
 				report()
-				// Where there is another one, the client gets there.
 				apply()
 				apply(service(ip6, 446, balancer.RoundRobin, dead, backend(ip6, "2")))
 				for range 4 {

@@ -39,8 +39,8 @@ func testSettings(t *testing.T) {
 	})
 }
 
-// A host that learned its default route from router advertisements keeps it,
-// although the kernel throws such routes away when it begins to forward.
+// A host keeps the default route that it has from router advertisements, although the kernel drops such routes when it
+// begins to forward.
 func testAdvertisedRoutes(t *testing.T) {
 	command(t, "node", "sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=1")
 	has := func() bool {
@@ -53,7 +53,7 @@ func testAdvertisedRoutes(t *testing.T) {
 	}
 	for deadline := time.Now().Add(10 * time.Second); !has(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("the kernel took no route from the advertisement")
+			t.Fatal("the kernel made no route of the advertisement")
 		}
 	}
 	t.Cleanup(func() { command(t, "node", "ip", "-6", "route", "flush", "default") })

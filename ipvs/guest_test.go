@@ -18,10 +18,10 @@ import (
 	"appliance/ipvs"
 )
 
-// TestGuest is everything that takes a kernel with ip_vs.
+// TestGuest runs everything that needs a kernel with ip_vs.
 func TestGuest(t *testing.T) {
 	if os.Getenv(guest) == "" {
-		t.Skip("takes a kernel with ip_vs; TestVM runs it in a virtual machine")
+		t.Skip("needs a kernel with ip_vs; TestVM runs it in a virtual machine")
 	}
 	build(t)
 	for _, tt := range []struct {
@@ -40,7 +40,7 @@ func TestGuest(t *testing.T) {
 		{"draining", testDraining},
 		{"no backends", testNoBackends},
 		{"refusals", testRefusals},
-		{"next life", testNextLife},
+		{"next process", testNextProcess},
 		{"traces", testTraces},
 		{"kube-proxy", testKubeProxy},
 		{"stats", testStats},
@@ -61,8 +61,8 @@ func each(t *testing.T, f func(t *testing.T, ip6 bool)) {
 	t.Run("IPv6", func(t *testing.T) { f(t, true) })
 }
 
-// Every position of a client, to the port of a local wildcard listener and to
-// another, must reach the local backend and the remote ones.
+// Clients in every position, to the port of a local wildcard listener and to another, must reach the local backend and
+// the remote ones.
 func testPositions(t *testing.T) {
 	each(t, func(t *testing.T, ip6 bool) {
 		for _, host := range []string{"node", "peer"} {
@@ -95,7 +95,7 @@ func testSchedulers(t *testing.T) {
 		t.Errorf("wrr 3:1:1 over 10 connections: %v", got)
 	}
 
-	// Open connections count: the one that has fewer gets the next.
+	// Open connections count: the backend with fewer of them gets the next.
 	p.apply(service(false, 443, balancer.LeastConn, all(false)...))
 	time.Sleep(100 * time.Millisecond)
 	open := map[string][]*conn{}
@@ -109,7 +109,7 @@ func testSchedulers(t *testing.T) {
 		}
 	}
 
-	// A client stays with its server, and moves on when that drains.
+	// A client stays with its server, and goes to another one when that drains.
 	for _, s := range []balancer.Scheduler{balancer.SourceHash, "mh"} {
 		p.apply(service(false, 443, s, all(false)...))
 		got := spread(t, "client", at, 4)
@@ -133,8 +133,10 @@ func testSchedulers(t *testing.T) {
 		}
 	}
 
-	// Each name makes the kernel load its module.
-	for _, s := range []balancer.Scheduler{"rr", "wrr", "lc", "wlc", "sh", "mh", "sed", "nq", "fo", "ovf", "lblc", "lblcr", "dh"} {
+	// The kernel loads the module of each name.
+	for _, s := range []balancer.Scheduler{
+		"rr", "wrr", "lc", "wlc", "sh", "mh", "sed", "nq", "fo", "ovf", "lblc", "lblcr", "dh",
+	} {
 		var services []balancer.Service
 		for _, ip6 := range []bool{false, true} {
 			roomy := all(ip6)
@@ -144,7 +146,8 @@ func testSchedulers(t *testing.T) {
 			services = append(services, service(ip6, 443, s, roomy...))
 		}
 		p.apply(services...)
-		if out := command(t, "node", "ipvsadm", "-Sn"); len(regexp.MustCompile(`(?m) -s `+string(s)+`\b`).FindAllString(out, -1)) != 2 {
+		out := command(t, "node", "ipvsadm", "-Sn")
+		if len(regexp.MustCompile(`(?m) -s `+string(s)+`\b`).FindAllString(out, -1)) != 2 {
 			t.Errorf("the kernel does not have two services with scheduler %s:\n%s", s, out)
 		}
 		for _, svc := range services {
@@ -209,13 +212,16 @@ func testUsable(t *testing.T) {
 		if err != nil {
 			return
 		}
-		var q *ipvs.Plane
+		var q *ipvs.VirtualServer
 		if q, err = ipvs.New(ipvs.Config{Masquerader: none{}, Sysctls: ro}); err == nil {
 			err = q.Usable(context.Background(), lb("rr"))
 		}
 		syscall.Unmount(ro, 0)
 	})
-	for _, line := range []string{`"net.ipv4.vs.conntrack = 1"`, `"net.ipv4.ip_forward = 1"`, `"net.ipv6.conf.all.forwarding = 1"`, "/etc/sysctl.d/"} {
+	for _, line := range []string{
+		`"net.ipv4.vs.conntrack = 1"`, `"net.ipv4.ip_forward = 1"`, `"net.ipv6.conf.all.forwarding = 1"`,
+		"/etc/sysctl.d/",
+	} {
 		if err == nil || !strings.Contains(err.Error(), line) {
 			t.Errorf("read-only settings: no %s in %v", line, err)
 		}
@@ -242,7 +248,7 @@ func testPersistence(t *testing.T) {
 		if out := command(t, "node", "ipvsadm", "-Sn"); !strings.Contains(out, " -p 300") {
 			t.Errorf("the kernel does not persist for 300 s: %s", out)
 		}
-		// Its backend drains: the binding must not hold it there.
+		// Its backend drains: persistence must not hold the client there.
 		s := service(ip6, 443, balancer.RoundRobin)
 		for i, b := range all(ip6) {
 			if got[[]string{"node", "peer", "third"}[i]] > 0 {
@@ -267,10 +273,10 @@ func sameKeys(a, b map[string]int) bool {
 	return true
 }
 
-// A backend at its threshold gets no more; who comes when all are is refused.
+// A backend at its threshold gets no more connections. When all are at theirs, clients are refused.
 func testThresholds(t *testing.T) {
 	each(t, func(t *testing.T, ip6 bool) {
-		// A port of its own: the kernel counts on where it knew a backend before.
+		// A port of its own: the kernel remembers the counts of a backend that it knew.
 		p := newPlane(t, "node", tuned(ipvs.Tuning{MaxConns: 2, MinConns: 1}))
 		s := service(ip6, 444, balancer.RoundRobin, all(ip6)...)
 		s.Backends[2].MaxConn = 3
@@ -286,7 +292,7 @@ func testThresholds(t *testing.T) {
 			t.Errorf("the eighth connection was served by %s, with room for seven", c.host)
 			c.Close()
 		}
-		// What is full is full, and no damage.
+		// A full backend is no damage.
 		if n := p.apply(s); n != 0 {
 			t.Errorf("an Apply with nothing to do repaired %d", n)
 		}
@@ -306,7 +312,7 @@ func testNoBackends(t *testing.T) {
 		s := service(ip6, serverPort, balancer.RoundRobin)
 		p.apply(s)
 		for _, from := range []string{"client", "far", "node"} {
-			// More than the kernel's limit on ICMP errors lets through.
+			// More than the kernel's limit on ICMP errors allows.
 			for range 15 {
 				start := time.Now()
 				if c, err := dial(from, s.Frontend); !errors.Is(err, syscall.ECONNREFUSED) {
@@ -340,7 +346,8 @@ func testKubeProxy(t *testing.T) {
 	var log bytes.Buffer
 	p := newPlane(t, "node", func(c *ipvs.Config) { c.Log = slog.New(slog.NewJSONHandler(&log, nil)) })
 	for range 3 {
-		p.apply(service(false, 443, "rr", all(false)...), service(true, 443, "rr", all(true)...), service(true, 444, "rr", all(true)...))
+		p.apply(service(false, 443, "rr", all(false)...),
+			service(true, 443, "rr", all(true)...), service(true, 444, "rr", all(true)...))
 	}
 	var said struct{ Line string }
 	if err := json.Unmarshal(log.Bytes(), &said); err != nil {

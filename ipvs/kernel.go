@@ -24,23 +24,23 @@ type kernel interface {
 	RemoveDestination(ipvs.Service, ipvs.Destination) error
 }
 
-var errNoIPVS = errors.New("the kernel has no ip_vs and could not load it; install the distribution's full set of kernel modules and run modprobe ip_vs, or set dataPlane: nftables")
+var errNoIPVS = errors.New("the kernel has no ip_vs and could not load it; " +
+	"install the distribution's full set of kernel modules and run modprobe ip_vs, or set dataPlane: nftables")
 
-// dial opens the kernel's IPVS in the network namespace of the calling thread.
-// Asking for the family by name makes the kernel load ip_vs by itself.
+// dial opens the kernel's IPVS in the network namespace of the calling thread. Resolving the family by name makes the
+// kernel load ip_vs.
 func dial() (kernel, error) {
 	c, err := ipvs.New()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, errNoIPVS
 	case err != nil:
-		return nil, fmt.Errorf("open IPVS over generic netlink: %w; it takes CAP_NET_ADMIN", err)
+		return nil, fmt.Errorf("open IPVS over generic netlink: %w; give the process CAP_NET_ADMIN", err)
 	}
 	return c, nil
 }
 
-// loaded tells whether the kernel has ip_vs already, and does not make it load
-// it: where it is not there, nothing was left in it.
+// loaded tells whether the kernel has loaded ip_vs, without making it. If not, nothing was left in it.
 func loaded() bool {
 	_, err := os.Stat("/proc/thread-self/net/ip_vs")
 	return err == nil
@@ -53,11 +53,11 @@ func hangUp(k kernel) {
 	}
 }
 
-// services is what the kernel has. An empty list is no error here.
+// services lists what the kernel has. An empty list is no error here.
 func services(k kernel) ([]ipvs.ServiceExtended, error) {
 	all, err := k.Services()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("list IPVS services: %w; it takes CAP_NET_ADMIN", err)
+		return nil, fmt.Errorf("list IPVS services: %w; give the process CAP_NET_ADMIN", err)
 	}
 	return all, nil
 }
@@ -70,9 +70,8 @@ func destinations(k kernel, s ipvs.Service) ([]ipvs.DestinationExtended, error) 
 	return all, nil
 }
 
-// read tells our services with their destinations from the services of
-// others. What we made in this life is ours even without the label: ipvsadm -E
-// takes that off.
+// read lists our services with their destinations, and the services of others. What this process has made is ours even
+// without the label, because ipvsadm -E removes it.
 func read(k kernel, made []virtual) (have []virtual, foreign []ipvs.Service, err error) {
 	all, err := services(k)
 	if err != nil {
@@ -98,11 +97,10 @@ func read(k kernel, made []virtual) (have []virtual, foreign []ipvs.Service, err
 	return have, foreign, nil
 }
 
-// perform makes the kernel do ops in their order and goes on after a failure,
-// so that one bad service does not hold up the others. A service that could
-// not be made whole is removed again: without one of its backends, it would
-// be neither what was asked for nor what the next Apply counts from. Services
-// that are not there in the end are in missing, by their keys.
+// perform makes the kernel do ops in order and goes on after a failure, so that one bad service does not hold up the
+// others. A service that could not be made in full is removed again: without one of its backends, it would be neither
+// what was asked for nor what the next Apply counts from. missing has the keys of services that do not exist in the
+// end.
 func perform(k kernel, ops []op) (missing map[ipvs.Service]bool, err error) {
 	var errs []error
 	created := make(map[ipvs.Service]bool)
@@ -145,9 +143,8 @@ func (o op) call(k kernel) error {
 	return fmt.Errorf("no such operation: %d", o.verb)
 }
 
-// gone takes the absence of what was to be removed for success: somebody
-// flushed between our look and our call. The kernel says ESRCH for a service
-// and ENOENT for a destination.
+// gone takes the absence of what was to be removed for success: somebody flushed it after we had read it. The kernel
+// returns ESRCH for a service and ENOENT for a destination.
 func gone(err error) error {
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
 		return nil
@@ -155,7 +152,7 @@ func gone(err error) error {
 	return err
 }
 
-// explain adds the remedy to what the kernel answered.
+// explain adds the remedy to an error of the kernel.
 func explain(o op, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT) && (o.verb == createService || o.verb == updateService):
@@ -163,11 +160,13 @@ func explain(o op, err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("ipvs: cannot %v: %w; give the process CAP_NET_ADMIN", o, err)
 	case errors.Is(err, unix.EAFNOSUPPORT):
-		return fmt.Errorf("ipvs: cannot %v: the kernel's IPVS has no IPv6; take a kernel with CONFIG_IP_VS_IPV6, or set dataPlane: nftables", o)
+		return fmt.Errorf("ipvs: cannot %v: the kernel's IPVS has no IPv6; "+
+			"take a kernel with CONFIG_IP_VS_IPV6, or set dataPlane: nftables", o)
 	}
 	return fmt.Errorf("ipvs: cannot %v: %w; it is tried again in the next round", o, err)
 }
 
 func noScheduler(name string) error {
-	return fmt.Errorf("ipvs: the kernel has no scheduler %q (no module ip_vs_%s); take one of rr, wrr, lc, wlc, sh, mh, sed, nq, or set dataPlane: userspace", name, name)
+	return fmt.Errorf("ipvs: the kernel has no scheduler %q (no module ip_vs_%s); "+
+		"take one of rr, wrr, lc, wlc, sh, mh, sed, nq, or set dataPlane: userspace", name, name)
 }

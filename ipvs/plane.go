@@ -19,46 +19,41 @@ import (
 	"appliance/sysctl"
 )
 
-// A Masquerader makes connections to frontends leave this host in its own
-// name, so that the backends' answers come back through it. Frontends are the
-// whole set; an empty one removes every rule.
-type Masquerader interface {
+// MasqueradeRules give connections to frontends an address of this host as their source, so that the backends' answers
+// come back through it. Frontends are the whole set; an empty one removes every rule.
+type MasqueradeRules interface {
 	Masquerade(ctx context.Context, frontends []netip.AddrPort) (repaired int, err error)
 }
 
-// A Refuser makes new connections to frontends end at once with a reset.
-// Frontends are the whole set; an empty one removes every rule. IPVS itself
-// answers for a service without backends by an ICMP error, about once per
-// second to one client, and IPv6 clients heed only the second one: the others
-// would wait. A rule for local clients has to come before the output hook of
-// IPVS, whose priority is -99 (NF_IP_PRI_NAT_DST + 1).
-type Refuser interface {
+// RejectRules make new connections to frontends end at once with a reset. Frontends are the whole set; an empty one
+// removes every rule. IPVS itself answers for a service without backends by an ICMP error, about once per second to one
+// client, and IPv6 clients react only to the second one: other clients would wait. A rule for local clients has to come
+// before the output hook of IPVS, whose priority is -99 (NF_IP_PRI_NAT_DST + 1).
+type RejectRules interface {
 	Refuse(ctx context.Context, frontends []netip.AddrPort) (repaired int, err error)
 }
 
 // Config is what the plane needs of its host.
 type Config struct {
-	// Masquerader is needed.
-	Masquerader Masquerader
-	// Refuser may be nil; clients of a load balancer without backends are
-	// then refused by ICMP, at the rate that the kernel allows.
-	Refuser Refuser
-	// Tuning tells what a load balancer wants of IPVS in particular. It is
-	// asked in every Apply. Nil means nothing for all of them.
+	// Masquerader must not be nil.
+	Masquerader MasqueradeRules
+	// Refuser may be nil; clients of a load balancer without backends are then refused by ICMP, at the rate that the
+	// kernel allows.
+	Refuser RejectRules
+	// Tuning returns what a load balancer wants of IPVS in particular, in every Apply. Nil means nothing for all of
+	// them.
 	Tuning func(loadBalancer string) Tuning
-	// Sysctls is where the kernel's settings are; empty means /proc/sys.
+	// Sysctls is where the kernel parameters are; empty means /proc/sys.
 	Sysctls string
-	// Log gets what the operator should do about neighbours; nil means
-	// slog.Default().
+	// Log gets what the operator should do about other programs; nil means slog.Default().
 	Log *slog.Logger
 }
 
-// Plane is the data plane "ipvs". It works in the network namespace of the
-// thread that calls it. Apply and Close belong to one goroutine; Usable and
-// Stats may be called by any. One host (network namespace) has room for one
-// Plane: it takes every service that bears its label for its own, and so a
-// new life goes on with what a killed one left, and cuts no connection.
-type Plane struct {
+// VirtualServer is the data plane "ipvs". It works in the network namespace of the thread that calls it. Apply and
+// Close belong to one goroutine; Usable and Stats may be called by any. A network namespace has room for one
+// VirtualServer: it takes every service that has its label for its own, so that a new process goes on with what a
+// killed one left, and cuts no connection.
+type VirtualServer struct {
 	config Config
 	dial   func() (kernel, error)
 	loaded func() bool
@@ -66,16 +61,16 @@ type Plane struct {
 	cutsAtOnce bool // see the function
 	sysctls    sysctl.Tree
 
-	last      []virtual // what the last Apply wanted of the kernel
-	known     bool      // and got in full, so that what differs is damage
-	lastCut   time.Time // when the kernel was last told to cut connections
-	neighbour bool      // kube-proxy in ipvs mode has been spoken of
+	last       []virtual // what the last Apply wanted of the kernel
+	known      bool      // last was applied in full, so that what differs now is damage
+	lastCut    time.Time // when the kernel was last told to cut connections
+	warnedOnce bool      // about kube-proxy in ipvs mode
 }
 
-var _ balancer.Plane = (*Plane)(nil)
+var _ balancer.Plane = (*VirtualServer)(nil)
 
-// New is a plane that has not touched anything yet.
-func New(c Config) (*Plane, error) {
+// New makes a plane that has not touched anything yet.
+func New(c Config) (*VirtualServer, error) {
 	if c.Masquerader == nil {
 		return nil, errors.New("ipvs: Config.Masquerader is nil; pass the one of package nft")
 	}
@@ -85,7 +80,7 @@ func New(c Config) (*Plane, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	return &Plane{
+	return &VirtualServer{
 		config:  c,
 		dial:    dial,
 		loaded:  loaded,
@@ -96,11 +91,11 @@ func New(c Config) (*Plane, error) {
 }
 
 // Name implements balancer.Plane.
-func (p *Plane) Name() balancer.PlaneName { return balancer.IPVS }
+func (p *VirtualServer) Name() balancer.PlaneName { return balancer.IPVS }
 
-// Apply makes the kernel serve exactly services. Rules and settings are there
-// before the first service, so that no connection begins without them.
-func (p *Plane) Apply(ctx context.Context, list []balancer.Service) (repaired int, err error) {
+// Apply makes the kernel serve exactly the services in list. Rules and parameters come before the first service, so
+// that no connection begins without them. repaired counts what others had changed.
+func (p *VirtualServer) Apply(ctx context.Context, list []balancer.Service) (repaired int, err error) {
 	if len(list) == 0 && !p.loaded() {
 		return 0, nil
 	}
@@ -115,23 +110,21 @@ func (p *Plane) Apply(ctx context.Context, list []balancer.Service) (repaired in
 	}
 
 	want, errs := p.want(list, foreign)
-	var ready error // the host is as the services need it
+	var ready error // nil if the host is as the services need it
 	if len(want) > 0 {
-		p.speakOfNeighbours(want)
+		p.warnOfKubeProxy(want)
 		need := parameters(want)
 		if !p.cutsAtOnce {
 			need = append(need, expireNodest())
 		}
 		repaired, ready = p.sysctls.Set(need...)
 	}
-	// Connections that are still open to a service that goes keep their rules
-	// until it is gone.
+	// Connections to a service that goes keep their rules until it is gone.
 	n, err := p.rules(ctx, slices.Concat(want, have))
 	repaired += n
 	if ready = errors.Join(ready, err); ready != nil {
 		errs = append(errs, ready)
-		// What cannot work is not begun; what is there keeps following its
-		// backends.
+		// Begin nothing that cannot work. Services that exist keep following their backends.
 		want = slices.DeleteFunc(want, func(w virtual) bool {
 			return !slices.ContainsFunc(have, func(h virtual) bool { return key(h.service) == key(w.service) })
 		})
@@ -152,13 +145,12 @@ func (p *Plane) Apply(ctx context.Context, list []balancer.Service) (repaired in
 	return repaired, errors.Join(errs...)
 }
 
-// settle is more than the kernel takes to cut the connections of a backend
-// (one tick, and its walk over the table).
+// settle is longer than the kernel takes to cut the connections of a backend: one tick, and a walk over the table.
 const settle = 2 * time.Second
 
-// cut lets the kernel cut connections for the time in which we take backends
-// out ourselves, so that those of backends that others flush go on.
-func (p *Plane) cut(ops []op) error {
+// cut lets the kernel cut connections only while we take backends out ourselves. Those of backends that others flush go
+// on after the repair.
+func (p *VirtualServer) cut(ops []op) error {
 	switch {
 	case !p.cutsAtOnce:
 		return nil // it is on all the time
@@ -173,9 +165,8 @@ func (p *Plane) cut(ops []op) error {
 	return nil
 }
 
-// cutsAtOnce tells whether the kernel cuts connections when their backend is
-// taken out. Before Linux 5.9 it waits for their next packet, and looks at the
-// setting then.
+// cutsAtOnce tells whether the kernel cuts connections when their backend is taken out. Before Linux 5.9 it waits for
+// their next packet, and reads the parameter then.
 func cutsAtOnce() bool {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
@@ -188,8 +179,8 @@ func cutsAtOnce() bool {
 	return major > 5 || major == 5 && minor >= 9
 }
 
-// want is what can be had of list, and an error for each of the others.
-func (p *Plane) want(list []balancer.Service, foreign []ipvs.Service) (want []virtual, errs []error) {
+// want translates what can be served of list, and returns an error for each of the others.
+func (p *VirtualServer) want(list []balancer.Service, foreign []ipvs.Service) (want []virtual, errs []error) {
 	taken := make(map[ipvs.Service]ipvs.Service, len(foreign))
 	for _, f := range foreign {
 		taken[key(f)] = f
@@ -203,11 +194,12 @@ func (p *Plane) want(list []balancer.Service, foreign []ipvs.Service) (want []vi
 		}
 		id := key(v.service)
 		if f, is := taken[id]; is {
-			errs = append(errs, fmt.Errorf("ipvs: load balancer %s: %w", s.LoadBalancer, occupied(f)))
+			errs = append(errs, fmt.Errorf("ipvs: load balancer %s: %w", s.LoadBalancer, conflict(f)))
 			continue
 		}
 		if other, is := owner[id]; is {
-			errs = append(errs, fmt.Errorf("ipvs: load balancers %s and %s both want %s; give one of them another port", other, s.LoadBalancer, name(id)))
+			errs = append(errs, fmt.Errorf("ipvs: load balancers %s and %s both want %s; give one of them another port",
+				other, s.LoadBalancer, name(id)))
 			continue
 		}
 		owner[id] = s.LoadBalancer
@@ -216,18 +208,21 @@ func (p *Plane) want(list []balancer.Service, foreign []ipvs.Service) (want []vi
 	return want, errs
 }
 
-func occupied(f ipvs.Service) error {
-	return fmt.Errorf("the kernel's IPVS has a service %s (scheduler %s) that somebody else made, such as keepalived, lvscare, kube-vip or kube-proxy; "+
-		"stop that program and run ipvsadm -D -t %s, or take another port, or set dataPlane: nftables", name(f), f.Scheduler, name(f))
+// conflict is the error of a frontend that is another program's.
+func conflict(f ipvs.Service) error {
+	return fmt.Errorf("the kernel's IPVS has a service %s (scheduler %s) that somebody else made, "+
+		"such as keepalived, lvscare, kube-vip or kube-proxy; "+
+		"stop that program and run ipvsadm -D -t %s, or take another port, or set dataPlane: nftables",
+		name(f), f.Scheduler, name(f))
 }
 
-// rules hands over what the services in all need of the packet filter.
-func (p *Plane) rules(ctx context.Context, all []virtual) (repaired int, err error) {
+// rules hands over what these services need of the packet filter.
+func (p *VirtualServer) rules(ctx context.Context, all []virtual) (repaired int, err error) {
 	var served, refused []netip.AddrPort
 	for _, v := range all {
 		at := netip.AddrPortFrom(v.service.Address, v.service.Port)
 		if v.service.FWMark != 0 || slices.Contains(served, at) {
-			continue // a probe that an earlier life left has no address
+			continue // a probe that an earlier process left has no address
 		}
 		served = append(served, at)
 		if !slices.ContainsFunc(v.destinations, func(d ipvs.Destination) bool { return d.Weight > 0 }) {
@@ -248,16 +243,16 @@ func (p *Plane) rules(ctx context.Context, all []virtual) (repaired int, err err
 	return repaired + n, nil
 }
 
-// speakOfNeighbours tells once what kube-proxy must be told: in its ipvs mode
-// it removes every service that it does not know.
-func (p *Plane) speakOfNeighbours(want []virtual) {
-	if p.neighbour {
+// warnOfKubeProxy logs once how kube-proxy has to be configured: in its ipvs mode it removes every service that it does
+// not know.
+func (p *VirtualServer) warnOfKubeProxy(want []virtual) {
+	if p.warnedOnce {
 		return
 	}
 	if _, err := net.InterfaceByName("kube-ipvs0"); err != nil {
 		return
 	}
-	p.neighbour = true
+	p.warnedOnce = true
 	var prefixes []string
 	for _, v := range want {
 		s := strconv.Quote(netip.PrefixFrom(v.service.Address, v.service.Address.BitLen()).String())
@@ -265,16 +260,16 @@ func (p *Plane) speakOfNeighbours(want []virtual) {
 			prefixes = append(prefixes, s)
 		}
 	}
-	p.config.Log.Warn("kube-proxy runs here in ipvs mode and removes services that it does not know; they come back, but connections break",
+	p.config.Log.Warn("kube-proxy runs here in ipvs mode and removes services that it does not know; "+
+		"they come back, but connections break",
 		"remedy", "in ConfigMap kube-system/kube-proxy, write into config.conf the line below, and restart kube-proxy",
 		"line", "ipvs: {excludeCIDRs: ["+strings.Join(prefixes, ", ")+"], strictARP: true}")
 }
 
-// Close removes the services, then the rules, and puts the settings back. The
-// kernel cuts the connections with their service. A process that is to be
-// followed by another one at once had better not call it: what it leaves goes
-// on without it, and the next one takes it over.
-func (p *Plane) Close() error {
+// Close removes the services and the rules, and restores the parameters. The kernel cuts the connections with their
+// service. A process that the next one follows at once should not call it: what it leaves goes on, and the next process
+// takes it over.
+func (p *VirtualServer) Close() error {
 	var errs []error
 	if p.loaded() {
 		_, err := cleanup(p.dial, &p.sysctls, p.last)
@@ -286,8 +281,8 @@ func (p *Plane) Close() error {
 	return errors.Join(errs...)
 }
 
-// Cleanup removes the services that an earlier life left, and tells them.
-// Services of others stay. The rules of the packet filter are not its own.
+// Cleanup removes the services that an earlier process left, and names them. It leaves alone services of others, and
+// the rules of the packet filter.
 func Cleanup() (removed []string, err error) {
 	if !loaded() {
 		return nil, nil
@@ -308,9 +303,8 @@ func cleanup(dial func() (kernel, error), s *sysctl.Tree, made []virtual) (remov
 		return nil, err
 	}
 	if len(have) > 0 {
-		// Else the packets of open connections are dropped until these time
-		// out, also when another data plane serves the same address. Where it
-		// cannot be set, the services still have to go.
+		// Without this, packets of open connections are dropped until they time out, even if another data plane serves
+		// the same address. Where it cannot be set, the services still have to go.
 		_, _ = s.Set(expireNodest())
 	}
 	var errs []error

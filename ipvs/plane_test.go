@@ -30,7 +30,7 @@ func (r *rules) Refuse(_ context.Context, frontends []netip.AddrPort) (int, erro
 	return 0, nil
 }
 
-func testPlane(t *testing.T, k *fake) (*Plane, *rules) {
+func testPlane(t *testing.T, k *fake) (*VirtualServer, *rules) {
 	t.Helper()
 	r := &rules{}
 	p, err := New(Config{Masquerader: r, Refuser: r, Sysctls: tree(t, "net/ipv4/ip_forward=0",
@@ -84,18 +84,18 @@ func TestApplyTouchesNothingThatIsRight(t *testing.T) {
 	if !slices.Equal(r.refused, []netip.AddrPort{s.Frontend}) {
 		t.Errorf("without backends, refused are %v", r.refused)
 	}
-	if _, err := p.Apply(t.Context(), nil); err != nil || len(k.list) != 0 || len(r.served) != 0 || len(r.refused) != 0 {
+	_, err := p.Apply(t.Context(), nil)
+	if err != nil || len(k.list) != 0 || len(r.served) != 0 || len(r.refused) != 0 {
 		t.Errorf("no services: %v, left %v, rules for %v and %v", err, names(k), r.served, r.refused)
 	}
 }
 
-// A service that cannot be made whole is not left in parts, and the next
-// round makes it.
+// A service that cannot be made in full is removed again, and the next round makes it.
 func TestApplyRollsBack(t *testing.T) {
 	k := newFake()
 	p, _ := testPlane(t, k)
 	k.refuse = func(o op) error {
-		if o.verb == createDestination && o.service.Port == 1 && o.destination.Address == netip.MustParseAddr("10.0.0.2") {
+		if o.verb == createDestination && o.service.Port == 1 && o.destination.Address.String() == "10.0.0.2" {
 			return unix.ENOMEM
 		}
 		return nil
@@ -117,8 +117,7 @@ func TestApplyRollsBack(t *testing.T) {
 	}
 }
 
-// Without rules or settings, nothing new is begun, but what is there follows
-// its backends: a dead one must leave.
+// Without rules or parameters, nothing new is begun. Services that exist follow their backends: a dead one must leave.
 func TestApplyWithoutRules(t *testing.T) {
 	k := newFake()
 	p, r := testPlane(t, k)
@@ -136,7 +135,9 @@ func TestApplyWithoutRules(t *testing.T) {
 }
 
 func TestApplyErrors(t *testing.T) {
-	foreign := ipvs.Service{Family: ipvs.INET, Protocol: ipvs.TCP, Address: netip.MustParseAddr("10.0.0.100"), Port: 1, Scheduler: "wlc"}
+	foreign := ipvs.Service{
+		Family: ipvs.INET, Protocol: ipvs.TCP, Address: netip.MustParseAddr("10.0.0.100"), Port: 1, Scheduler: "wlc",
+	}
 	for _, tt := range []struct {
 		name   string
 		list   []balancer.Service
@@ -144,10 +145,10 @@ func TestApplyErrors(t *testing.T) {
 		says   string
 		served int
 	}{
-		{"occupied", []balancer.Service{to(1, "10.0.0.1:1"), to(2, "10.0.0.1:1")}, nil, "ipvsadm -D -t 10.0.0.100:1", 1},
+		{"in use", []balancer.Service{to(1, "10.0.0.1:1"), to(2, "10.0.0.1:1")}, nil, "ipvsadm -D -t 10.0.0.100:1", 1},
 		{"wanted twice", []balancer.Service{to(2, "10.0.0.1:1"), to(2, "10.0.0.2:1")}, nil, "another port", 1},
 		{"unknown scheduler", []balancer.Service{to(2, "10.0.0.1:1")}, unix.ENOENT, `no scheduler "rr"`, 0},
-		{"no right", []balancer.Service{to(2, "10.0.0.1:1")}, unix.EPERM, "CAP_NET_ADMIN", 0},
+		{"no permission", []balancer.Service{to(2, "10.0.0.1:1")}, unix.EPERM, "CAP_NET_ADMIN", 0},
 		{"no IPv6", []balancer.Service{to(2, "10.0.0.1:1")}, unix.EAFNOSUPPORT, "CONFIG_IP_VS_IPV6", 0},
 	} {
 		k := newFake(virtual{service: foreign})
@@ -167,8 +168,13 @@ func TestWithoutIPVS(t *testing.T) {
 	p, _ := testPlane(t, nil)
 	p.dial = func() (kernel, error) { return nil, errNoIPVS }
 	p.loaded = func() bool { return false }
-	lb := balancer.LoadBalancer{Name: "api", Scheduler: "rr", Frontends: []netip.AddrPort{to(1).Frontend}, Backends: to(1, "10.0.0.1:1").Backends}
-	if err := p.Usable(t.Context(), lb); err == nil || !strings.Contains(err.Error(), "load balancer api") || !strings.Contains(err.Error(), "modprobe ip_vs") {
+	s := to(1, "10.0.0.1:1")
+	lb := balancer.LoadBalancer{
+		Name: "api", Scheduler: "rr", Frontends: []netip.AddrPort{s.Frontend}, Backends: s.Backends,
+	}
+	err := p.Usable(t.Context(), lb)
+	if err == nil || !strings.Contains(err.Error(), "load balancer api") ||
+		!strings.Contains(err.Error(), "modprobe ip_vs") {
 		t.Errorf("Usable: got %v, want the remedy", err)
 	}
 	if _, err := p.Apply(t.Context(), []balancer.Service{to(1)}); err == nil {
@@ -182,9 +188,8 @@ func TestWithoutIPVS(t *testing.T) {
 	}
 }
 
-// Connections are cut when we take a backend out, and only then: those of
-// backends that somebody flushed wait for the repair. Older kernels look at
-// the setting later, so that it stays.
+// Connections are cut when we take a backend out, and only then: those of backends that somebody flushed wait for the
+// repair. Older kernels read the parameter later, so it stays set.
 func TestApplyCuts(t *testing.T) {
 	for _, atOnce := range []bool{true, false} {
 		k := newFake()
@@ -208,7 +213,7 @@ func TestApplyCuts(t *testing.T) {
 			want = []string{"1", "1", "1", "1", "1"}
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("cuts at once %v: the setting was %v, want %v", atOnce, got, want)
+			t.Errorf("cuts at once %v: the parameter was %v, want %v", atOnce, got, want)
 		}
 		if err := p.Close(); err != nil || content(t, p.sysctls.Root, expireNodest().Key) != "0" {
 			t.Errorf("Close has not put it back: %v", err)
@@ -216,8 +221,7 @@ func TestApplyCuts(t *testing.T) {
 	}
 }
 
-// ipvsadm -E takes the label off a service. What was made in this life stays
-// ours; what was there before it is somebody else's.
+// ipvsadm -E removes the label of a service. What this process has made stays ours; what it found is somebody else's.
 func TestApplyKnowsItsOwn(t *testing.T) {
 	k := newFake()
 	p, _ := testPlane(t, k)
@@ -232,15 +236,14 @@ func TestApplyKnowsItsOwn(t *testing.T) {
 	k.list[0].service.Flags = 0
 	next, _ := testPlane(t, k)
 	if _, err := next.Apply(t.Context(), s); err == nil || !strings.Contains(err.Error(), "somebody else") {
-		t.Errorf("another life: got %v", err)
+		t.Errorf("another process: got %v", err)
 	}
 	if err := p.Close(); err != nil || len(k.list) != 0 {
 		t.Errorf("Close: %v, left %v", err, names(k))
 	}
 }
 
-// Somebody makes the service between our look and our call: it is not ours,
-// now and in the next round.
+// Somebody makes the service after we have read the list: it is not ours, now and in the next round.
 func TestApplyLosesARace(t *testing.T) {
 	k := newFake()
 	p, _ := testPlane(t, k)
@@ -261,7 +264,7 @@ func TestApplyLosesARace(t *testing.T) {
 	}
 }
 
-// A probe leaves nothing behind; one that was killed is removed by Apply.
+// A probe leaves nothing behind. Apply removes one whose process was killed.
 func TestProbe(t *testing.T) {
 	k := newFake()
 	var made op
@@ -293,7 +296,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// The running kernel's own answer, where it has no ip_vs.
+// The running kernel's own error, where it has no ip_vs.
 func TestDialWithoutIPVS(t *testing.T) {
 	k, err := dial()
 	if err == nil {

@@ -7,33 +7,33 @@ import (
 	"github.com/cloudflare/ipvs"
 )
 
-// Counters is what passed since the service or backend was made.
-type Counters struct {
+// Traffic is what passed since the service or backend was made.
+type Traffic struct {
 	Connections           uint64
 	PacketsIn, PacketsOut uint64
 	BytesIn, BytesOut     uint64
 }
 
-// ServiceStats is what the kernel counted for one frontend.
+// ServiceStats is what the kernel has counted for one frontend.
 type ServiceStats struct {
 	Frontend  netip.AddrPort
 	Scheduler string
-	Counters
+	Traffic
 	Backends []BackendStats
 }
 
-// BackendStats is what the kernel counted for one backend of a frontend.
+// BackendStats is what the kernel has counted for one backend of a frontend.
 type BackendStats struct {
 	Addr   netip.AddrPort
 	Weight int
-	// Active connections are open; Inactive ones are being closed or opened.
-	// Persistent is the number of clients that are bound to this backend.
+	// Active connections are open; Inactive ones are being opened or closed. Persistent is the number of clients that
+	// are bound to this backend.
 	Active, Inactive, Persistent int
-	Counters
+	Traffic
 }
 
-// Stats reads the counters of our services, sorted by frontend.
-func (p *Plane) Stats() ([]ServiceStats, error) {
+// Stats reads the counters of our services, sorted by frontend and by backend.
+func (p *VirtualServer) Stats() ([]ServiceStats, error) {
 	k, err := p.dial()
 	if err != nil {
 		return nil, err
@@ -55,7 +55,7 @@ func (p *Plane) Stats() ([]ServiceStats, error) {
 		st := ServiceStats{
 			Frontend:  netip.AddrPortFrom(s.Address, s.Port),
 			Scheduler: s.Scheduler,
-			Counters:  counters(s.Stats, s.Stats64),
+			Traffic:   traffic(s.Stats, s.Stats64),
 		}
 		for _, d := range ds {
 			st.Backends = append(st.Backends, BackendStats{
@@ -64,7 +64,7 @@ func (p *Plane) Stats() ([]ServiceStats, error) {
 				Active:     int(d.ActiveConnections),
 				Inactive:   int(d.InactiveConnections),
 				Persistent: int(d.PersistentConnections),
-				Counters:   counters(d.Stats, d.Stats64),
+				Traffic:    traffic(d.Stats, d.Stats64),
 			})
 		}
 		slices.SortFunc(st.Backends, func(a, b BackendStats) int { return a.Addr.Compare(b.Addr) })
@@ -74,12 +74,12 @@ func (p *Plane) Stats() ([]ServiceStats, error) {
 	return stats, nil
 }
 
-// counters takes the 64-bit ones where the kernel has them (since 4.1).
-func counters(s, s64 ipvs.Stats) Counters {
+// traffic prefers the 64-bit counters, which the kernel has since Linux 4.1.
+func traffic(s, s64 ipvs.Stats) Traffic {
 	if s64 != (ipvs.Stats{}) {
 		s = s64
 	}
-	return Counters{
+	return Traffic{
 		Connections: s.Connections,
 		PacketsIn:   s.IncomingPackets, PacketsOut: s.OutgoingPackets,
 		BytesIn: s.IncomingBytes, BytesOut: s.OutgoingBytes,

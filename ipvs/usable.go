@@ -12,22 +12,20 @@ import (
 	"appliance/balancer"
 )
 
-// probeMark is in the packet mark of the service that Usable makes and
-// removes. No packet bears it, and services by mark do not collide with those
-// by address. The lower half is random, so that probes do not collide either;
-// one that died in between is removed by the next Apply.
+// probeMark is the upper half of the packet mark of the service that Usable makes and removes. No packet has it, and
+// services by mark do not collide with those by address. The lower half is random, so that probes do not collide
+// either. The next Apply removes the probe of a process that was killed meanwhile.
 const probeMark = 0x61700000
 
-// Usable implements balancer.Plane. It makes the kernel load ip_vs and the
-// scheduler, and leaves nothing else behind.
-func (p *Plane) Usable(_ context.Context, lb balancer.LoadBalancer) error {
+// Usable implements balancer.Plane. It makes the kernel load ip_vs and the scheduler, and leaves nothing else behind.
+func (p *VirtualServer) Usable(_ context.Context, lb balancer.LoadBalancer) error {
 	if err := p.usable(lb); err != nil {
 		return fmt.Errorf("ipvs: load balancer %s: %w", lb.Name, err)
 	}
 	return nil
 }
 
-func (p *Plane) usable(lb balancer.LoadBalancer) error {
+func (p *VirtualServer) usable(lb balancer.LoadBalancer) error {
 	tuning := p.config.Tuning(lb.Name).with(lb.Handling)
 	if err := tuning.validate(); err != nil {
 		return err
@@ -60,15 +58,15 @@ func (p *Plane) usable(lb balancer.LoadBalancer) error {
 	for _, s := range all {
 		for _, at := range lb.Frontends {
 			if s.Flags&ours == 0 && s.Protocol == ipvs.TCP && s.Address == at.Addr() && s.Port == at.Port() {
-				return occupied(s.Service)
+				return conflict(s.Service)
 			}
 		}
 	}
 	return p.sysctls.Check(append(parameters(like), expireNodest())...)
 }
 
-// families is the address families of lb's frontends. Each must have backends
-// of its own, for masquerading does not lead from one family to the other.
+// families lists the address families of lb's frontends. Each must have backends of its own, because masquerading does
+// not translate between families.
 func families(lb balancer.LoadBalancer) ([]ipvs.AddressFamily, error) {
 	if len(lb.Frontends) == 0 {
 		return nil, errors.New("it has no frontend; give it a virtual IP and a port")
@@ -79,7 +77,8 @@ func families(lb balancer.LoadBalancer) ([]ipvs.AddressFamily, error) {
 		case a.Is4In6():
 			return nil, fmt.Errorf("backend %v is an IPv4 address written as IPv6; write %v", b, a.Unmap())
 		case a.Is6() && a.IsLinkLocalUnicast():
-			return nil, fmt.Errorf("backend %v is link-local, and ipvs knows no zones; give its global or unique local address, or set dataPlane: userspace", b)
+			return nil, fmt.Errorf("backend %v is link-local, and ipvs has no zones; "+
+				"give its global or unique local address, or set dataPlane: userspace", b)
 		}
 		backends[family(b.Addr.Addr())] = true
 	}
@@ -91,7 +90,8 @@ func families(lb balancer.LoadBalancer) ([]ipvs.AddressFamily, error) {
 		}
 		f := family(at.Addr())
 		if !backends[f] {
-			return nil, fmt.Errorf("frontend %v has no backend of its own address family, and ipvs does not lead from one to the other; add one, or set dataPlane: userspace", at)
+			return nil, fmt.Errorf("frontend %v has no backend of its own address family, "+
+				"and ipvs does not translate between families; add one, or set dataPlane: userspace", at)
 		}
 		if !seen[f] {
 			seen[f] = true
@@ -101,8 +101,7 @@ func families(lb balancer.LoadBalancer) ([]ipvs.AddressFamily, error) {
 	return all, nil
 }
 
-// probe makes a service of that family and scheduler, looks at it, and removes
-// it.
+// probe makes a service of that family and scheduler, reads it back, and removes it.
 func probe(k kernel, f ipvs.AddressFamily, s balancer.Scheduler) error {
 	bits := 32
 	if f == ipvs.INET6 {
@@ -128,7 +127,8 @@ func probe(k kernel, f ipvs.AddressFamily, s balancer.Scheduler) error {
 	}
 	for _, have := range all {
 		if key(have.Service) == key(service) && have.Flags&ours == 0 {
-			return fmt.Errorf("the kernel's IPVS does not keep the label %#x in a service's flags, so that ours could not be told from those of others; set dataPlane: nftables", uint32(ours))
+			return fmt.Errorf("the kernel's IPVS does not keep the label %#x in a service's flags, "+
+				"so that ours could not be told from those of others; set dataPlane: nftables", uint32(ours))
 		}
 	}
 	return nil

@@ -9,11 +9,10 @@ import (
 	"appliance/integration/vm"
 )
 
-// guest tells the test binary that it runs in the machine.
+// guest tells the test binary that it runs in the virtual machine.
 const guest = "APPLIANCE_IPVS_GUEST"
 
-// TestVM runs this test binary again, its TestGuest, in a virtual machine
-// whose kernel has ip_vs.
+// TestVM runs TestGuest of this test binary in a virtual machine whose kernel has ip_vs.
 func TestVM(t *testing.T) {
 	if os.Getenv(guest) != "" {
 		t.Skip("this is the machine")

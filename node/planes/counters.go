@@ -70,7 +70,7 @@ func (m *counted) PassedOver() map[balancer.Target]string {
 }
 
 // countIPVS counts what goes through ipvs.
-func countIPVS(p balancer.Plane, k *ipvs.Plane) balancer.Plane {
+func countIPVS(p balancer.Plane, k *ipvs.VirtualServer) balancer.Plane {
 	return &counted{Plane: p, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
 		all, err := k.Stats()
 		if err != nil {

@@ -19,9 +19,14 @@ func TestTranslate(t *testing.T) {
 		Frontend:  netip.MustParseAddrPort("[fd00::100]:443"),
 		Scheduler: "sh",
 		Backends:  []balancer.Backend{{Addr: six, Weight: 256}, {Addr: four, Weight: 1}},
-		Draining:  []balancer.Backend{{Addr: netip.MustParseAddrPort("[fd00::2]:6443"), Weight: 5, MaxConn: 7}, {Addr: six, Weight: 256}},
+		Draining: []balancer.Backend{
+			{Addr: netip.MustParseAddrPort("[fd00::2]:6443"), Weight: 5, MaxConn: 7}, {Addr: six, Weight: 256},
+		},
 	}
-	got, err := translate(s, Tuning{Persistence: 1500 * time.Millisecond, PersistencePrefix4: 24, PersistencePrefix6: 64, MaxConns: 100, MinConns: 80})
+	got, err := translate(s, Tuning{
+		Persistence: 1500 * time.Millisecond, PersistencePrefix4: 24, PersistencePrefix6: 64,
+		MaxConns: 100, MinConns: 80,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,13 +43,15 @@ func TestTranslate(t *testing.T) {
 		},
 		destinations: []ipvs.Destination{first, second}, // the IPv4 one is another frontend's
 	}
-	if d := cmp.Diff(want, got, cmp.AllowUnexported(virtual{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
-		cmp.Comparer(func(a, b netmask.Mask) bool { return a == b })); d != "" {
+	d := cmp.Diff(want, got, cmp.AllowUnexported(virtual{}),
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netmask.Mask) bool { return a == b }))
+	if d != "" {
 		t.Errorf("- wanted + got:\n%s", d)
 	}
 }
 
-// What cannot be served is refused with the remedy.
+// What cannot be served is an error with the remedy.
 func TestRefused(t *testing.T) {
 	for _, tt := range []struct {
 		frontend string
@@ -65,7 +72,8 @@ func TestRefused(t *testing.T) {
 		{"10.0.0.1:443", Tuning{MaxConns: -1}, "negative"},
 		{"10.0.0.1:443", Tuning{MaxConns: 1, MinConns: 2}, "above the upper"},
 	} {
-		_, err := translate(balancer.Service{Frontend: netip.MustParseAddrPort(tt.frontend), Scheduler: "rr"}, tt.tuning)
+		s := balancer.Service{Frontend: netip.MustParseAddrPort(tt.frontend), Scheduler: "rr"}
+		_, err := translate(s, tt.tuning)
 		if err == nil || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("%s with %+v: got %v, want an error that says %q", tt.frontend, tt.tuning, err, tt.says)
 		}

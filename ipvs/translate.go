@@ -12,20 +12,17 @@ import (
 	"appliance/balancer"
 )
 
-// Tuning is what IPVS can do for a load balancer beyond what every data plane
-// can. The zero value asks for nothing.
+// Tuning is what IPVS can do for a load balancer beyond what every data plane can. The zero value asks for nothing.
 type Tuning struct {
-	// Persistence keeps a client with its backend for this long after its
-	// last connection; zero spreads each connection anew. Parts of a second
-	// are rounded up.
+	// Persistence keeps a client with its backend for this long after its last connection, up to 31 days; zero spreads
+	// each connection anew. Fractions of a second are rounded up.
 	Persistence time.Duration
-	// PersistencePrefix4 and PersistencePrefix6 take clients of the same
-	// network for one; zero means each address (32 and 128).
+	// PersistencePrefix4 and PersistencePrefix6 make clients of the same network count as one; zero means each address
+	// (32 and 128).
 	PersistencePrefix4, PersistencePrefix6 int
-	// MaxConns is the number of connections, closing ones counted, at which a
-	// backend that has no maximum of its own gets no more; zero means no limit.
-	// MinConns is where it gets connections again; zero means three quarters of
-	// MaxConns, as the kernel has it.
+	// MaxConns is the number of connections, including closing ones, at which a backend without a maximum of its own
+	// gets no more; zero means no limit. MinConns is where it gets connections again; zero means three quarters of
+	// MaxConns, the kernel's default.
 	MaxConns, MinConns int
 }
 
@@ -40,12 +37,13 @@ func (t Tuning) validate() error {
 	case t.MaxConns < 0 || t.MinConns < 0:
 		return fmt.Errorf("connection thresholds %d and %d are negative; write 0 for no limit", t.MaxConns, t.MinConns)
 	case t.MinConns > t.MaxConns:
-		return fmt.Errorf("the lower connection threshold %d is above the upper one %d; write a smaller one", t.MinConns, t.MaxConns)
+		return fmt.Errorf("the lower connection threshold %d is above the upper one %d; write a smaller one",
+			t.MinConns, t.MaxConns)
 	}
 	return nil
 }
 
-// with is t with what every data plane is asked for.
+// with is t with what the configuration asks of every data plane.
 func (t Tuning) with(h balancer.Handling) Tuning {
 	if h.Persistence > 0 {
 		t.Persistence = h.Persistence
@@ -53,8 +51,7 @@ func (t Tuning) with(h balancer.Handling) Tuning {
 	return t
 }
 
-// maxPersistence is the kernel's own limit (MAX_PERSISTENT_TIMEOUT in
-// ipvsadm): 31 days.
+// maxPersistence is the kernel's limit, which ipvsadm calls MAX_PERSISTENT_TIMEOUT.
 const maxPersistence = 31 * 24 * time.Hour
 
 // translate is what the kernel should have for s.
@@ -101,8 +98,8 @@ func (t Tuning) prefix(a netip.Addr) int {
 	return t.PersistencePrefix6
 }
 
-// add takes in a backend of the service's own family. A dual-stack load
-// balancer has backends of both, and each frontend takes its own.
+// add takes a backend if it has the service's family. A dual-stack load balancer has backends of both families, and
+// each frontend takes its own.
 func (v *virtual) add(b balancer.Backend, t Tuning) {
 	at := b.Addr
 	if family(at.Addr()) != v.service.Family {
@@ -122,7 +119,7 @@ func (v *virtual) add(b balancer.Backend, t Tuning) {
 	})
 }
 
-// servable says why IPVS cannot serve an address.
+// servable returns why IPVS cannot serve an address.
 func servable(at netip.AddrPort) error {
 	const other = "give the load balancer an address of its own, or set dataPlane: userspace"
 	a := at.Addr()
@@ -130,21 +127,22 @@ func servable(at netip.AddrPort) error {
 	case !at.IsValid() || at.Port() == 0:
 		return fmt.Errorf("%v is not an address with a port; write address:port", at)
 	case a.Is4In6():
-		return fmt.Errorf("%v is an IPv4 address written as IPv6; write %v", at, netip.AddrPortFrom(a.Unmap(), at.Port()))
+		return fmt.Errorf("%v is an IPv4 address written as IPv6; write %v",
+			at, netip.AddrPortFrom(a.Unmap(), at.Port()))
 	case a.IsUnspecified():
 		return fmt.Errorf("ipvs serves single addresses, not every address of the host (%v); %s", at, other)
 	case a.IsLoopback():
-		// The kernel drops what goes from a loopback address to another host.
-		return fmt.Errorf("ipvs cannot bring %v to another host, for it is a loopback address; %s", at, other)
+		// The kernel drops packets from a loopback address to another host.
+		return fmt.Errorf("ipvs cannot take connections to %v to another host, because it is a loopback address; %s",
+			at, other)
 	case a.IsLinkLocalUnicast() && a.Is6():
-		return fmt.Errorf("ipvs knows no zones and cannot serve the link-local %v; %s", at, other)
+		return fmt.Errorf("ipvs has no zones and cannot serve the link-local address %v; %s", at, other)
 	}
 	return nil
 }
 
-// schedulerFlags makes the hashing schedulers go on to another backend when
-// the hashed one has weight 0 or is full; without it they refuse the client
-// (sh-fallback and mh-fallback in ipvsadm).
+// schedulerFlags makes the hashing schedulers fall back to another backend when the hashed one has weight 0 or is full.
+// Without it they refuse the client (sh-fallback and mh-fallback in ipvsadm).
 func schedulerFlags(s balancer.Scheduler) ipvs.Flags {
 	if s == balancer.SourceHash || s == "mh" {
 		return ipvs.ServiceSchedulerOpt1

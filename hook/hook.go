@@ -129,7 +129,8 @@ func (d *Dispatcher) Send(n Notice) {
 		default:
 			d.dropped.Add(1)
 			if q.dropped++; q.dropped == 1 {
-				d.log.Warn("hook is too slow and misses events; make it faster, or its timeout shorter", "hook", q.receiver.Name)
+				d.log.Warn("hook is too slow and misses events; make it faster, or its timeout shorter",
+					"hook", q.receiver.Name)
 			}
 		}
 	}

@@ -88,7 +88,9 @@ func TestDeliveredInOrder(t *testing.T) {
 			{Name: "fast", On: []string{Holder, Released}, Timeout: time.Minute, Do: fast.do},
 			{Name: "slow", On: []string{Holder, BackendDown}, Timeout: time.Minute, Do: slow.do},
 		})
-		for _, n := range []Notice{{Name: Holder}, {Name: BackendDown, Backend: "1"}, {Name: Released}, {Name: Holder}} {
+		for _, n := range []Notice{
+			{Name: Holder}, {Name: BackendDown, Backend: "1"}, {Name: Released}, {Name: Holder},
+		} {
 			d.Send(n)
 		}
 		if got := fast.got(); got != "holder released holder" {
@@ -198,7 +200,8 @@ func TestWebhook(t *testing.T) {
 	}))
 	defer s.Close()
 	n := Notice{
-		Name: BackendDown, Time: time.Unix(0, 0).UTC(), Node: "p1", LoadBalancer: "api", Backend: "cp1", Reason: "refuses",
+		Name: BackendDown, Time: time.Unix(0, 0).UTC(), Node: "p1",
+		LoadBalancer: "api", Backend: "cp1", Reason: "refuses",
 	}
 	if err := Webhook(s.URL+"/")(t.Context(), n); err != nil {
 		t.Error(err)

@@ -69,7 +69,8 @@ func (o Params) withDefaults(binary string) (Params, error) {
 	paths := append([]string{o.Binary, o.DataDir, o.Socket}, o.Files...)
 	for _, p := range paths {
 		if !path.IsAbs(p) {
-			return o, fmt.Errorf("%s is not an absolute path; begin it with /, because the appliance starts in another directory", p)
+			return o, fmt.Errorf("%s is not an absolute path; begin it with /, "+
+				"because the appliance starts in another directory", p)
 		}
 	}
 	// systemd would make a shared directory the appliance's alone, and a pod would see all of it.

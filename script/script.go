@@ -71,7 +71,8 @@ func protected(at string, info fs.FileInfo) error {
 			"run `chmod go-w %s`", at, at)
 	}
 	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 && int(s.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, who could then run anything as this user; run `chown root %s`", at, s.Uid, at)
+		return fmt.Errorf("%s belongs to user %d, who could then run anything as this user; run `chown root %s`",
+			at, s.Uid, at)
 	}
 	return nil
 }

@@ -133,7 +133,8 @@ func (t *Tree) RestoreFunc(f func(key string) bool) error {
 		}
 		// An interface that is gone has taken its parameters along.
 		if err := t.write(p.Key, p.Value); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("put %s back to %s: %w; run sysctl -w %s=%s", p.Name(), p.Value, err, p.Name(), p.Value))
+			errs = append(errs, fmt.Errorf("put %s back to %s: %w; run sysctl -w %s=%s",
+				p.Name(), p.Value, err, p.Name(), p.Value))
 			continue
 		}
 		t.changed = slices.Delete(t.changed, i, i+1)

@@ -65,11 +65,10 @@ func TestNames(t *testing.T) {
 func TestSetAndRestore(t *testing.T) {
 	both := Forwarding(true, true, "so it is")
 	for _, tt := range []struct {
-		name      string
-		have      []string
-		need      []Parameter
-		want      []string // after Set; Restore leads back to have
-		unchanged bool
+		name string
+		have []string
+		need []Parameter
+		want []string // after Set; Restore leads back to have
 	}{
 		{
 			name: "another value", have: []string{"a=0", "b=1"}, need: []Parameter{param("a", "1"), param("b", "1")},
@@ -77,12 +76,15 @@ func TestSetAndRestore(t *testing.T) {
 		},
 		{
 			name: "forwarding by any value but 0", need: both,
-			have: []string{ipv4Forwarding + "=2", ipv6Forwarding + "=1"}, want: []string{ipv4Forwarding + "=2", ipv6Forwarding + "=1"},
+			have: []string{ipv4Forwarding + "=2", ipv6Forwarding + "=1"},
+			want: []string{ipv4Forwarding + "=2", ipv6Forwarding + "=1"},
 		},
 		{
 			name: "accept_ra of interfaces that listen", need: Forwarding(false, true, "so it is"),
-			have: []string{ipv6Forwarding + "=0", accept("eth0.7") + "=1", accept("eth1") + "=0", accept("eth2") + "=2"},
-			want: []string{ipv6Forwarding + "=1", accept("eth0.7") + "=2", accept("eth1") + "=0", accept("eth2") + "=2"},
+			have: []string{ipv6Forwarding + "=0",
+				accept("eth0.7") + "=1", accept("eth1") + "=0", accept("eth2") + "=2"},
+			want: []string{ipv6Forwarding + "=1",
+				accept("eth0.7") + "=2", accept("eth1") + "=0", accept("eth2") + "=2"},
 		},
 		{
 			name: "accept_ra of a host that forwarded before us", need: both,
@@ -123,8 +125,8 @@ func TestSetAndRestore(t *testing.T) {
 
 func accept(iface string) string { return "net/ipv6/conf/" + iface + "/accept_ra" }
 
-// A kernel that begins to forward throws away the default routes of router advertisements, unless it is told before to
-// keep them; and again as long as it forwards.
+// A kernel that begins to forward drops the default routes of router advertisements, unless it is told before to keep
+// them. It has to be told so as long as it forwards.
 func TestAcceptRAComesFirst(t *testing.T) {
 	tr := tree(t, accept("eth0.7")+"=1", ipv6Forwarding+"=0")
 	need := Forwarding(false, true, "so it is")
@@ -176,6 +178,7 @@ func TestRepair(t *testing.T) {
 func TestErrorsNameTheRemedy(t *testing.T) {
 	of := param("net/ipv4/vs/conntrack", "1")
 	of.Module, of.Otherwise = "ip_vs", "take a kernel with CONFIG_IP_VS_NFCT"
+	absent := []string{"the kernel has no net.ipv4.vs.conntrack", "so it is", of.Otherwise}
 	refused := func(p Parameter) error { return lacking{p, "0"}.refused(os.ErrPermission) }
 	failed := tree(t)
 	failed.changed = []Parameter{{Key: "a\x00", Value: "1"}}
@@ -186,10 +189,12 @@ func TestErrorsNameTheRemedy(t *testing.T) {
 	}{
 		{"cannot be set", refused(param(ipv4Forwarding, "1")), []string{"net.ipv4.ip_forward is 0", "so it is",
 			`the line "net.ipv4.ip_forward = 1" into /etc/sysctl.d/90-appliance.conf, and run sysctl --system`}},
-		{"of a module", refused(of), []string{`the line "net.ipv4.vs.conntrack = 1" into /etc/sysctl.d/90-appliance.conf`,
-			`the line "ip_vs" into /etc/modules-load.d/appliance.conf`, "run sysctl --system"}},
-		{"missing", tree(t).Check(of), []string{"the kernel has no net.ipv4.vs.conntrack", "so it is", of.Otherwise}},
-		{"missing on Set", second(tree(t).Set(of)), []string{"the kernel has no net.ipv4.vs.conntrack", "so it is", of.Otherwise}},
+		{"of a module", refused(of), []string{
+			`the line "net.ipv4.vs.conntrack = 1" into /etc/sysctl.d/90-appliance.conf`,
+			`the line "ip_vs" into /etc/modules-load.d/appliance.conf`, "run sysctl --system",
+		}},
+		{"missing", tree(t).Check(of), absent},
+		{"missing on Set", second(tree(t).Set(of)), absent},
 		{"no IPv6", tree(t).Check(Forwarding(false, true, "")...), []string{"ipv6.disable=1"}},
 		{"all of them", tree(t).Check(param("a", "1"), param("b", "1")), []string{"parameter a", "parameter b"}},
 		{"restore", failed.Restore(), []string{"put a", "back to 1", "run sysctl -w"}},

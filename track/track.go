@@ -117,7 +117,8 @@ func (t *Tracker) adopt(ctx context.Context) {
 		if old != nil && same(old.Condition, c) {
 			continue
 		}
-		next := &tracked{Condition: c, status: Status{Name: c.Name, OK: true, Reason: "not asked yet", Since: time.Now()}}
+		status := Status{Name: c.Name, OK: true, Reason: "not asked yet", Since: time.Now()}
+		next := &tracked{Condition: c, status: status}
 		if old != nil {
 			old.stop()
 			next.status = old.status

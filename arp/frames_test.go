@@ -144,21 +144,25 @@ func checksumOK(p []byte) bool {
 	return sum == 0xffff
 }
 
-// An arpFields is what is in a frame of another machine.
+// arpFields is what may differ in ARP frames of other machines.
 type arpFields struct {
-	op   arp.Operation
-	smac net.HardwareAddr
-	sip  netip.Addr
-	tmac net.HardwareAddr // zero: unknown
-	tip  netip.Addr
-	vlan *ethernet.VLAN
+	op       arp.Operation
+	smac     net.HardwareAddr
+	sip      netip.Addr
+	tmac     net.HardwareAddr // nil: unknown
+	tip      netip.Addr
+	src, dst net.HardwareAddr // of the frame; nil: the client and everybody
+	vlan     *ethernet.VLAN
 }
 
-// arpFrame makes a broadcast frame of the client.
 func arpFrame(t testing.TB, a arpFields) []byte {
 	t.Helper()
-	if a.tmac == nil {
-		a.tmac = make(net.HardwareAddr, 6)
+	for mac, otherwise := range map[*net.HardwareAddr]net.HardwareAddr{
+		&a.tmac: make(net.HardwareAddr, 6), &a.src: clientMAC, &a.dst: ethernet.Broadcast,
+	} {
+		if *mac == nil {
+			*mac = otherwise
+		}
 	}
 	p, err := arp.NewPacket(a.op, a.smac, a.sip, a.tmac, a.tip)
 	if err != nil {
@@ -169,7 +173,7 @@ func arpFrame(t testing.TB, a arpFields) []byte {
 		t.Fatal(err)
 	}
 	f := ethernet.Frame{
-		Destination: ethernet.Broadcast, Source: clientMAC, VLAN: a.vlan,
+		Destination: a.dst, Source: a.src, VLAN: a.vlan,
 		EtherType: ethernet.EtherTypeARP, Payload: payload,
 	}
 	b, err := f.MarshalBinary()

@@ -114,7 +114,7 @@ func (l *lan) host(addrs ...string) *host {
 func (h *host) plug(addrs ...string) {
 	h.lan.t.Helper()
 	h.card("eth0")
-	h.use(addrs...)
+	h.use("eth0", addrs...)
 }
 
 // card plugs in a device of that name, and returns the index of the lan's end.
@@ -137,16 +137,16 @@ func (h *host) card(name string) (index int) {
 	return index
 }
 
-// use gives eth0 its addresses and brings it up.
-func (h *host) use(addrs ...string) {
+// use gives an interface its addresses and brings it up. Nodes on h answer with its MAC.
+func (h *host) use(name string, addrs ...string) {
 	t := h.lan.t
 	t.Helper()
 	within(t, h.ns, func() error {
-		eth, err := netlink.LinkByName("eth0")
+		link, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
 		}
-		h.mac = eth.Attrs().HardwareAddr
+		h.mac = link.Attrs().HardwareAddr
 		for _, a := range addrs {
 			addr, err := netlink.ParseAddr(a)
 			if err != nil {
@@ -155,11 +155,11 @@ func (h *host) use(addrs ...string) {
 			if addr.IP.To4() == nil {
 				addr.Flags = unix.IFA_F_NODAD
 			}
-			if err := netlink.AddrAdd(eth, addr); err != nil {
+			if err := netlink.AddrAdd(link, addr); err != nil {
 				return fmt.Errorf("add address %s: %w", a, err)
 			}
 		}
-		return netlink.LinkSetUp(eth)
+		return netlink.LinkSetUp(link)
 	})
 }
 

@@ -35,7 +35,7 @@ func (l *lan) on(build func(cards []string) error, addrs ...string) (h *host, po
 			unknown,
 		)
 	}
-	h.use(addrs...)
+	h.use("eth0", addrs...)
 	return h, ports
 }
 
@@ -215,5 +215,34 @@ func TestVLANBesideTheInterface(t *testing.T) {
 		if s.ForeignClaims > 0 {
 			t.Errorf("%s is claimed by %s, who is on the VLAN", s.VIP, s.LastForeignMAC)
 		}
+	}
+}
+
+func TestBridgeAsInterface(t *testing.T) {
+	l := newLAN(t)
+	h := l.host()
+	h.eth0(func(eth netlink.Link) error {
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "vmbr0"}}
+		if err := netlink.LinkAdd(br); err != nil {
+			return err
+		}
+		return netlink.LinkSetMaster(eth, br)
+	})
+	h.use("vmbr0", "192.0.2.11/24", "2001:db8::11/64")
+	client := l.host("192.0.2.99/24", "2001:db8::99/64")
+	p := h.startNode(nodeConfig{VIPs: []VIP{{vip4, "vmbr0"}, {vip6, "vmbr0"}}})
+	p.hold()
+	for _, vip := range []netip.Addr{vip4, vip6} {
+		if mac := client.resolve(vip, true, 20*time.Second); mac != p.mac.String() {
+			t.Errorf("client found %q for %s, want the bridge %s", mac, vip, p.mac)
+		}
+	}
+	// The bridge loses its only port, and so its carrier.
+	p.eth0(netlink.LinkSetDown)
+	eventually(t, "carrier is lost", func() bool { return p.do("carrier") == "false" })
+	p.eth0(netlink.LinkSetUp)
+	eventually(t, "carrier returns", func() bool { return p.do("carrier") == "true" })
+	if mac := client.resolve(vip6, true, 20*time.Second); mac != p.mac.String() {
+		t.Errorf("client found %q after the bridge came back", mac)
 	}
 }

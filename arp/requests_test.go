@@ -13,31 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ask4 is an ARP request for the VIP by the client.
-func ask4(t *testing.T, client *host, sender netip.Addr, dst net.HardwareAddr, vlan *ethernet.VLAN) []byte {
-	t.Helper()
-	p, err := arp.NewPacket(arp.OperationRequest, client.mac, sender, make(net.HardwareAddr, 6), vip4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	payload, err := p.MarshalBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := ethernet.Frame{
-		Destination: dst,
-		Source:      client.mac,
-		VLAN:        vlan,
-		EtherType:   ethernet.EtherTypeARP,
-		Payload:     payload,
-	}
-	b, err := f.MarshalBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
 // ask6 is a solicitation by the client to the VIP's own address.
 func ask6(t *testing.T, client *host, dst net.HardwareAddr, hops byte) []byte {
 	t.Helper()
@@ -78,16 +53,20 @@ func TestUnusualRequestsARP(t *testing.T) {
 	// As while tcpdump runs: the device takes what is for others.
 	p.eth0(netlink.SetPromiscOn)
 	stranger := net.HardwareAddr{2, 0, 0, 0, 0x77, 0x77}
+	ask := func(a arpFields) []byte {
+		a.op, a.src, a.smac, a.tip = arp.OperationRequest, w.client.mac, w.client.mac, vip4
+		return arpFrame(t, a)
+	}
 	for _, tt := range []struct {
 		name  string
 		frame []byte
 		want  bool
 	}{
-		{"probe", ask4(t, w.client, netip.IPv4Unspecified(), ethernet.Broadcast, nil), true},
-		{"unicast", ask4(t, w.client, client4, p.mac, nil), true},
-		{"of another subnet", ask4(t, w.client, netip.MustParseAddr("198.51.100.1"), ethernet.Broadcast, nil), true},
-		{"tagged for VLAN 7", ask4(t, w.client, client4, ethernet.Broadcast, &ethernet.VLAN{ID: 7}), false},
-		{"to another host", ask4(t, w.client, client4, stranger, nil), false},
+		{"probe", ask(arpFields{sip: netip.IPv4Unspecified()}), true},
+		{"unicast", ask(arpFields{sip: client4, dst: p.mac}), true},
+		{"of another subnet", ask(arpFields{sip: netip.MustParseAddr("198.51.100.1")}), true},
+		{"tagged for VLAN 7", ask(arpFields{sip: client4, vlan: &ethernet.VLAN{ID: 7}}), false},
+		{"to another host", ask(arpFields{sip: client4, dst: stranger}), false},
 	} {
 		wait := 10 * time.Second
 		if !tt.want {
@@ -167,53 +146,5 @@ func TestForeignClaimIsDefended(t *testing.T) {
 	eventually(t, "claims are counted", func() bool { return p.status()[0].ForeignClaims == before.ForeignClaims+20 })
 	if got := p.status()[0].Announcements - before.Announcements; got != 2 {
 		t.Errorf("%d packets announced in defence, want the two of one announcement", got)
-	}
-}
-
-func TestBridgeAsInterface(t *testing.T) {
-	l := newLAN(t)
-	h := l.host()
-	h.eth0(func(eth netlink.Link) error {
-		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "vmbr0"}}
-		if err := netlink.LinkAdd(br); err != nil {
-			return err
-		}
-		if err := netlink.LinkSetMaster(eth, br); err != nil {
-			return err
-		}
-		for _, a := range []string{"192.0.2.11/24", "2001:db8::11/64"} {
-			addr, err := netlink.ParseAddr(a)
-			if err != nil {
-				return err
-			}
-			if err := netlink.AddrAdd(br, addr); err != nil {
-				return err
-			}
-		}
-		if err := netlink.LinkSetUp(br); err != nil {
-			return err
-		}
-		link, err := netlink.LinkByName("vmbr0")
-		if err != nil {
-			return err
-		}
-		h.mac = link.Attrs().HardwareAddr
-		return nil
-	})
-	client := l.host("192.0.2.99/24", "2001:db8::99/64")
-	p := h.startNode(nodeConfig{VIPs: []VIP{{vip4, "vmbr0"}, {vip6, "vmbr0"}}})
-	p.hold()
-	for _, vip := range []netip.Addr{vip4, vip6} {
-		if mac := client.resolve(vip, true, 20*time.Second); mac != p.mac.String() {
-			t.Errorf("client found %q for %s, want the bridge %s", mac, vip, p.mac)
-		}
-	}
-	// The bridge loses its only port, and so its carrier.
-	p.eth0(netlink.LinkSetDown)
-	eventually(t, "carrier is lost", func() bool { return p.do("carrier") == "false" })
-	p.eth0(netlink.LinkSetUp)
-	eventually(t, "carrier returns", func() bool { return p.do("carrier") == "true" })
-	if mac := client.resolve(vip6, true, 20*time.Second); mac != p.mac.String() {
-		t.Errorf("client found %q after the bridge came back", mac)
 	}
 }

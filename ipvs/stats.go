@@ -7,8 +7,8 @@ import (
 	"github.com/cloudflare/ipvs"
 )
 
-// Traffic is what passed since the service or backend was made.
-type Traffic struct {
+// Totals is what passed since the service or backend was made.
+type Totals struct {
 	Connections           uint64
 	PacketsIn, PacketsOut uint64
 	BytesIn, BytesOut     uint64
@@ -18,7 +18,7 @@ type Traffic struct {
 type ServiceStats struct {
 	Frontend  netip.AddrPort
 	Scheduler string
-	Traffic
+	Totals
 	Backends []BackendStats
 }
 
@@ -29,7 +29,7 @@ type BackendStats struct {
 	// Active connections are open; Inactive ones are being opened or closed. Persistent is the number of clients that
 	// are bound to this backend.
 	Active, Inactive, Persistent int
-	Traffic
+	Totals
 }
 
 // Stats reads the counters of our services, sorted by frontend and by backend.
@@ -55,7 +55,7 @@ func (p *VirtualServer) Stats() ([]ServiceStats, error) {
 		st := ServiceStats{
 			Frontend:  netip.AddrPortFrom(s.Address, s.Port),
 			Scheduler: s.Scheduler,
-			Traffic:   traffic(s.Stats, s.Stats64),
+			Totals:    totals(s.Stats, s.Stats64),
 		}
 		for _, d := range ds {
 			st.Backends = append(st.Backends, BackendStats{
@@ -64,7 +64,7 @@ func (p *VirtualServer) Stats() ([]ServiceStats, error) {
 				Active:     int(d.ActiveConnections),
 				Inactive:   int(d.InactiveConnections),
 				Persistent: int(d.PersistentConnections),
-				Traffic:    traffic(d.Stats, d.Stats64),
+				Totals:     totals(d.Stats, d.Stats64),
 			})
 		}
 		slices.SortFunc(st.Backends, func(a, b BackendStats) int { return a.Addr.Compare(b.Addr) })
@@ -74,12 +74,12 @@ func (p *VirtualServer) Stats() ([]ServiceStats, error) {
 	return stats, nil
 }
 
-// traffic prefers the 64-bit counters, which the kernel has since Linux 4.1.
-func traffic(s, s64 ipvs.Stats) Traffic {
+// totals prefers the 64-bit counters, which the kernel has since Linux 4.1.
+func totals(s, s64 ipvs.Stats) Totals {
 	if s64 != (ipvs.Stats{}) {
 		s = s64
 	}
-	return Traffic{
+	return Totals{
 		Connections: s.Connections,
 		PacketsIn:   s.IncomingPackets, PacketsOut: s.OutgoingPackets,
 		BytesIn: s.IncomingBytes, BytesOut: s.OutgoingBytes,

@@ -63,7 +63,7 @@ func Forwarding(ip4, ip6 bool, why string) (need []Parameter) {
 }
 
 // A Tree is the parameters below one directory, with what was changed there. The zero Tree is /proc/sys, unchanged.
-// It belongs to one goroutine.
+// Read and Check may be called by any goroutine; the rest belongs to one.
 type Tree struct {
 	// Root takes the place of /proc/sys, which is read-only in a container: the host's may be mounted elsewhere.
 	Root    string
@@ -83,7 +83,7 @@ func (t *Tree) Read(key string) (string, error) {
 func (t *Tree) Check(need ...Parameter) error {
 	var errs []error
 	for _, p := range need {
-		missing, err := t.missing(p)
+		missing, err := t.missing(p, nil)
 		errs = append(errs, err)
 		for _, m := range missing {
 			// Opening for writing fails on a read-only mount and without the right to write.
@@ -103,14 +103,14 @@ func (t *Tree) Check(need ...Parameter) error {
 func (t *Tree) Set(need ...Parameter) (repaired int, err error) {
 	var errs []error
 	for _, p := range need {
-		missing, err := t.missing(p)
+		missing, err := t.missing(p, t.changed)
 		errs = append(errs, err)
 		for _, m := range missing {
 			if err := t.write(m.Key, m.Value); err != nil {
 				errs = append(errs, m.refused(err))
 				break // without accept_ra, forwarding would cost routes
 			}
-			if t.changedIt(m.Key) {
+			if contains(t.changed, m.Key) {
 				repaired++
 				continue
 			}
@@ -146,8 +146,8 @@ func (t *Tree) file(key string) string { return filepath.Join(cmp.Or(t.Root, pro
 
 func (t *Tree) write(key, value string) error { return os.WriteFile(t.file(key), []byte(value), 0) }
 
-func (t *Tree) changedIt(key string) bool {
-	return slices.ContainsFunc(t.changed, func(p Parameter) bool { return p.Key == key })
+func contains(list []Parameter, key string) bool {
+	return slices.ContainsFunc(list, func(p Parameter) bool { return p.Key == key })
 }
 
 // lacking is a parameter that has another value than it should.
@@ -156,8 +156,8 @@ type lacking struct {
 	have string
 }
 
-// missing lists what must be written for p, in this order.
-func (t *Tree) missing(p Parameter) (list []lacking, err error) {
+// missing lists what must be written for p, in this order. changed is what was written before.
+func (t *Tree) missing(p Parameter, changed []Parameter) (list []lacking, err error) {
 	have, err := t.Read(p.Key)
 	if errors.Is(err, fs.ErrNotExist) && p.Otherwise != "" {
 		return nil, fmt.Errorf("the kernel has no %s, but %s; %s", p.Name(), p.Why, p.Otherwise)
@@ -167,7 +167,7 @@ func (t *Tree) missing(p Parameter) (list []lacking, err error) {
 	}
 	off := !p.fulfilled(have)
 	if p.Key == ipv6Forwarding {
-		if list, err = t.listening(off); err != nil {
+		if list, err = t.listening(off, changed); err != nil {
 			return nil, err
 		}
 	}
@@ -177,16 +177,16 @@ func (t *Tree) missing(p Parameter) (list []lacking, err error) {
 	return list, nil
 }
 
-// listening lists the interfaces that would ignore router advertisements while this host forwards. With forwarding on
-// already, these are the ones that we had told to go on; the others were so before us.
-func (t *Tree) listening(off bool) (list []lacking, err error) {
+// listening lists the interfaces that must be told to go on listening to router advertisements while this host forwards:
+// all that listen, if forwarding is off. If it is on, these are only the ones that we had told and somebody changed.
+func (t *Tree) listening(off bool, changed []Parameter) (list []lacking, err error) {
 	files, err := filepath.Glob(t.file("net/ipv6/conf/*/accept_ra"))
 	if err != nil {
 		return nil, err
 	}
 	for _, file := range files {
 		key := "net/ipv6/conf/" + filepath.Base(filepath.Dir(file)) + "/accept_ra"
-		if !off && !t.changedIt(key) {
+		if !off && !contains(changed, key) {
 			continue
 		}
 		have, err := t.Read(key)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -173,6 +174,30 @@ func TestRepair(t *testing.T) {
 	if err := tr.Restore(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Usable of a data plane checks while another goroutine applies.
+func TestCheckDuringSet(t *testing.T) {
+	tr := tree(t, accept("eth0")+"=1", ipv6Forwarding+"=0")
+	need := Forwarding(false, true, "so it is")
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 100 {
+			if err := tr.Check(need...); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 100 {
+		if _, err := tr.Set(need...); err != nil {
+			t.Error(err)
+		}
+		if err := tr.Restore(); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
 }
 
 func TestErrorsNameTheRemedy(t *testing.T) {

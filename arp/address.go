@@ -45,10 +45,10 @@ func (a address) String() string { return fmt.Sprintf("%s/%d", a.addr, a.bits) }
 
 func (a address) single() bool { return a.bits == a.addr.BitLen() }
 
-// marked tells whether an address carries our marker.
+// marked reports whether an address carries our marker.
 func (a address) marked() bool { return a.proto == marker }
 
-// ours tells whether an appliance has bound the address, which is on lo or is a VIP. Kernels before 5.18 drop the
+// ours reports whether an appliance has bound the address, which is on lo or is a VIP. Kernels before 5.18 drop the
 // marker. There, a single address that expires within a day is ours, because nobody else gives lifetimes to addresses
 // on lo.
 func (a address) ours() bool {

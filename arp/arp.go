@@ -142,7 +142,7 @@ func parseARP(b []byte, own string, vips []netip.Addr) (message, dropReason) {
 	return message{}, notAVIP
 }
 
-// unicastMAC tells whether a single interface can have that address.
+// unicastMAC reports whether a single interface can have that address.
 func unicastMAC(mac string) bool {
 	return len(mac) == ethernetAddrLen && mac[0]&1 == 0 && mac != "\x00\x00\x00\x00\x00\x00"
 }

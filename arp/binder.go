@@ -297,7 +297,7 @@ const logAgainAfter = 10 * time.Minute
 // A damper lets an event that repeats be logged once, and again after it has stayed away for a while.
 type damper struct{ last time.Time }
 
-// due tells whether the event at now is to be logged.
+// due reports whether the event at now is to be logged.
 func (q *damper) due(now time.Time) bool {
 	defer func() { q.last = now }()
 	return q.last.IsZero() || now.Sub(q.last) >= logAgainAfter

@@ -22,7 +22,7 @@ import (
 )
 
 // A lan is a bridge in a namespace of its own. It learns nothing and floods
-// everything, so that the tap hears every frame.
+// everything, so that the tap gets every frame.
 type lan struct {
 	t  *testing.T
 	ns netns.NsHandle
@@ -310,7 +310,7 @@ func (l *lan) tap() *tap {
 			}
 			var f ethernet.Frame
 			if f.UnmarshalBinary(b[:n]) == nil {
-				tp.hear(f)
+				tp.add(f)
 			}
 		}
 	}()
@@ -318,7 +318,7 @@ func (l *lan) tap() *tap {
 	return tp
 }
 
-func (tp *tap) hear(f ethernet.Frame) {
+func (tp *tap) add(f ethernet.Frame) {
 	tp.mu.Lock()
 	defer tp.mu.Unlock()
 	if f.EtherType == etherTypeSync {

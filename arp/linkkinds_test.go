@@ -178,7 +178,7 @@ func TestVLANBesideTheInterface(t *testing.T) {
 		// These tests silence the kernel on the VIP's interface alone.
 		return errors.Join(writeSysctl("net/ipv4/conf/eth0.5/arp_ignore", "1"), netlink.LinkSetUp(v))
 	}, "192.0.2.11/24", "2001:db8::11/64")
-	stranger, _ := l.on(vlan, "192.0.2.99/24", "2001:db8::99/64")
+	outsider, _ := l.on(vlan, "192.0.2.99/24", "2001:db8::99/64")
 	client := l.host("192.0.2.98/24", "2001:db8::98/64")
 	tap := l.tap()
 	p := h.start(0, vip4, vip6)
@@ -190,16 +190,16 @@ func TestVLANBesideTheInterface(t *testing.T) {
 	}
 	mark := tap.mark()
 	for _, vip := range []netip.Addr{vip4, vip6} {
-		if mac := stranger.resolve(vip, true, quietTime/3); mac != "" {
+		if mac := outsider.resolve(vip, true, quietTime/3); mac != "" {
 			t.Errorf("%s is answered on the VLAN by %s", vip, mac)
 		}
 	}
-	st := &arpSocket{mac: stranger.mac}
+	st := &arpSocket{mac: outsider.mac}
 	frame, err := st.marshal(packet{kind: announceReply, vip: vip4})
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger.write(frame)
+	outsider.write(frame)
 	// A request on the right link comes after all of those.
 	for _, vip := range []netip.Addr{vip4, vip6} {
 		if mac := client.resolve(vip, true, 20*time.Second); mac != p.mac.String() {
@@ -207,8 +207,8 @@ func TestVLANBesideTheInterface(t *testing.T) {
 		}
 	}
 	for _, f := range tap.from(p.mac, mark) {
-		if f.Destination.String() == stranger.mac.String() {
-			t.Errorf("the stranger on the VLAN is told something: %x", f.Payload)
+		if f.Destination.String() == outsider.mac.String() {
+			t.Errorf("the outsider on the VLAN gets something: %x", f.Payload)
 		}
 	}
 	for _, s := range p.status() {

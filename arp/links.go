@@ -194,7 +194,7 @@ func (w *Wire) concernsLink(m syscall.NetlinkMessage) bool {
 	return false
 }
 
-// concernsAddr tells whether an event is about a VIP and no renewal of ours.
+// concernsAddr reports whether an event is about a VIP and no renewal of ours.
 func (w *Wire) concernsAddr(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWADDR && m.Header.Type != unix.RTM_DELADDR {
 		return false

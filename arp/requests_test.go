@@ -30,7 +30,7 @@ func ask6(t *testing.T, client *host, dst net.HardwareAddr, hops byte) []byte {
 	return frame
 }
 
-// answered tells whether p answers frame, while p answers nothing else. It sends the frame again and again, as clients
+// answered reports whether p answers frame, while p answers nothing else. It sends the frame again and again, as clients
 // do: the first one may come before p has begun to answer.
 func answered(t *testing.T, p *node, client *host, frame []byte, wait time.Duration) bool {
 	t.Helper()
@@ -52,7 +52,7 @@ func TestUnusualRequestsARP(t *testing.T) {
 	p.hold()
 	// As while tcpdump runs: the device takes what is for others.
 	p.eth0(netlink.SetPromiscOn)
-	stranger := net.HardwareAddr{2, 0, 0, 0, 0x77, 0x77}
+	outsider := net.HardwareAddr{2, 0, 0, 0, 0x77, 0x77}
 	ask := func(a arpFields) []byte {
 		a.op, a.src, a.smac, a.tip = arp.OperationRequest, w.client.mac, w.client.mac, vip4
 		return arpFrame(t, a)
@@ -66,7 +66,7 @@ func TestUnusualRequestsARP(t *testing.T) {
 		{"unicast", ask(arpFields{sip: client4, dst: p.mac}), true},
 		{"of another subnet", ask(arpFields{sip: netip.MustParseAddr("198.51.100.1")}), true},
 		{"tagged for VLAN 7", ask(arpFields{sip: client4, vlan: &ethernet.VLAN{ID: 7}}), false},
-		{"to another host", ask(arpFields{sip: client4, dst: stranger}), false},
+		{"to another host", ask(arpFields{sip: client4, dst: outsider}), false},
 	} {
 		wait := 10 * time.Second
 		if !tt.want {

@@ -52,7 +52,7 @@ func (s *vipState) setBound(b bool) {
 	s.bound = b
 }
 
-// countClaim counts c and tells whether it is to be logged.
+// countClaim counts c and reports whether it is to be logged.
 func (s *vipState) countClaim(c Claim) bool {
 	s.foreign.Add(1)
 	s.mu.Lock()

@@ -57,9 +57,9 @@ func TestSysctls(t *testing.T) {
 
 	s = NewIgnoreOnly(root)
 	silence(set, 0)
-	want("with a belt", "eth0", 3, 0)
+	want("arp_ignore alone", "eth0", 3, 0)
 	silence(nil, 0)
-	want("without it", "eth0", 0, 0)
+	want("arp_ignore alone, restored", "eth0", 0, 0)
 
 	s = NewSysctls(root)
 	write("all", "arp_ignore", "4") // means nothing, and wins over 3

@@ -133,7 +133,7 @@ func (t *tenure) announceOne(r *responder, vip netip.Addr) {
 	}
 }
 
-// send is the only way to the wire. It tells whether p was sent.
+// send is the only way to the wire. It reports whether p was sent.
 func (t *tenure) send(r *responder, p packet) bool {
 	err := r.send(p, t.may)
 	switch {

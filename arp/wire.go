@@ -21,7 +21,7 @@ const (
 	// minLifetime leaves room for two renewals, as lifetimes are whole seconds.
 	minLifetime = 3 * time.Second
 
-	// reconcileEvery bounds how long a change lasts of which no event told us.
+	// reconcileEvery bounds how long damage lasts of which no event tells us.
 	reconcileEvery = 3 * time.Second
 
 	// unbindWithin bounds the clean-up after Run's context has ended.
@@ -214,5 +214,5 @@ func (w *Wire) Announce() {
 // the rule is back, the kernel answers for the VIP.
 func (w *Wire) Recheck() { w.binder.wake() }
 
-// Carrier tells whether every interface of a VIP can send, and returns a channel that is closed when a link changes.
+// Carrier reports whether every interface of a VIP can send, and returns a channel that is closed when a link changes.
 func (w *Wire) Carrier() (up bool, changed <-chan struct{}) { return w.links.carrier() }

@@ -324,13 +324,13 @@ func TestForeignOwnerIsFound(t *testing.T) {
 		if f.vip.Is6() {
 			bits = "/64"
 		}
-		stranger := w.host(f.vip.String() + bits)
+		outsider := w.host(f.vip.String() + bits)
 		// Our announcement may have told its kernel of a conflict, but it says nothing unless it is asked.
 		p := w.peers[0]
 		p.hold()
 		eventually(t, "claim is seen", func() bool { return p.status()[0].ForeignClaims > 0 })
-		if s := p.status()[0]; s.LastForeignMAC != stranger.mac.String() || s.LastForeign.IsZero() {
-			t.Errorf("status %+v, want MAC %s", s, stranger.mac)
+		if s := p.status()[0]; s.LastForeignMAC != outsider.mac.String() || s.LastForeign.IsZero() {
+			t.Errorf("status %+v, want MAC %s", s, outsider.mac)
 		}
 	})
 }

@@ -40,14 +40,14 @@ func dial() (kernel, error) {
 	return c, nil
 }
 
-// loaded tells whether the kernel has loaded ip_vs, without making it. If not, nothing was left in it.
+// loaded reports whether the kernel has loaded ip_vs, without making it. If not, nothing was left in it.
 func loaded() bool {
 	_, err := os.Stat("/proc/thread-self/net/ip_vs")
 	return err == nil
 }
 
-// hangUp closes k. The library's interface has no Close, its client has.
-func hangUp(k kernel) {
+// closeKernel closes k. The library's interface has no Close, its client has.
+func closeKernel(k kernel) {
 	if c, ok := k.(io.Closer); ok {
 		c.Close()
 	}

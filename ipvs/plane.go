@@ -103,7 +103,7 @@ func (p *VirtualServer) Apply(ctx context.Context, list []balancer.Service) (rep
 	if err != nil {
 		return 0, err
 	}
-	defer hangUp(k)
+	defer closeKernel(k)
 	have, foreign, err := read(k, p.last)
 	if err != nil {
 		return 0, err
@@ -145,8 +145,8 @@ func (p *VirtualServer) Apply(ctx context.Context, list []balancer.Service) (rep
 	return repaired, errors.Join(errs...)
 }
 
-// settle is longer than the kernel takes to cut the connections of a backend: one tick, and a walk over the table.
-const settle = 2 * time.Second
+// cutsWithin is longer than the kernel takes to cut the connections of a backend: one tick, and a walk over the table.
+const cutsWithin = 2 * time.Second
 
 // cut lets the kernel cut connections only while we take backends out ourselves. Those of backends that others flush go
 // on after the repair.
@@ -158,14 +158,14 @@ func (p *VirtualServer) cut(ops []op) error {
 		p.lastCut = time.Now()
 		_, err := p.sysctls.Set(expireNodest())
 		return err
-	case !p.lastCut.IsZero() && time.Since(p.lastCut) > settle:
+	case !p.lastCut.IsZero() && time.Since(p.lastCut) > cutsWithin:
 		p.lastCut = time.Time{}
 		return p.sysctls.RestoreFunc(func(key string) bool { return key == expireNodest().Key })
 	}
 	return nil
 }
 
-// cutsAtOnce tells whether the kernel cuts connections when their backend is taken out. Before Linux 5.9 it waits for
+// cutsAtOnce reports whether the kernel cuts connections when their backend is taken out. Before Linux 5.9 it waits for
 // their next packet, and reads the parameter then.
 func cutsAtOnce() bool {
 	var u unix.Utsname
@@ -297,7 +297,7 @@ func cleanup(dial func() (kernel, error), s *sysctl.Tree, made []virtual) (remov
 	if err != nil {
 		return nil, err
 	}
-	defer hangUp(k)
+	defer closeKernel(k)
 	have, _, err := read(k, made)
 	if err != nil {
 		return nil, err

@@ -204,7 +204,7 @@ func TestApplyCuts(t *testing.T) {
 		}
 		got := []string{apply(0, "10.0.0.1:1", "10.0.0.2:1"), apply(0, "10.0.0.1:1"), apply(0, "10.0.0.1:1")}
 		if atOnce {
-			p.lastCut = p.lastCut.Add(-2 * settle)
+			p.lastCut = p.lastCut.Add(-2 * cutsWithin)
 		}
 		k.list = nil
 		got = append(got, apply(2, "10.0.0.1:1"), apply(0, "10.0.0.3:1"))
@@ -300,7 +300,7 @@ func TestProbe(t *testing.T) {
 func TestDialWithoutIPVS(t *testing.T) {
 	k, err := dial()
 	if err == nil {
-		hangUp(k)
+		closeKernel(k)
 		t.Skip("this kernel has ip_vs")
 	}
 	if !errors.Is(err, errNoIPVS) {

@@ -38,7 +38,7 @@ func (p *VirtualServer) Stats() ([]ServiceStats, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer hangUp(k)
+	defer closeKernel(k)
 	all, err := services(k)
 	if err != nil {
 		return nil, err

@@ -38,7 +38,7 @@ func (p *VirtualServer) usable(lb balancer.LoadBalancer) error {
 	if err != nil {
 		return err
 	}
-	defer hangUp(k)
+	defer closeKernel(k)
 
 	var like []virtual
 	for _, f := range families {

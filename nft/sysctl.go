@@ -39,7 +39,7 @@ func forwardingFor(services []balancer.Service) ([]sysctl.Parameter, error) {
 	return sysctl.Forwarding(remote4, remote6, "backends on other hosts need the kernel to forward packets"), err
 }
 
-// remote tells whether there are backends on other hosts, by family.
+// remote reports whether there are backends on other hosts, by family.
 func remote(services []balancer.Service) (remote4, remote6 bool, err error) {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {

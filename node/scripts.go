@@ -34,7 +34,7 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		note(lb.Origin, fmt.Sprintf("loadBalancers[%d].check", i), err)
 	}
 	for i, c := range cfg.Tracks {
-		t := track.Condition{Name: c.Name, Is: fmt.Sprint(c.Exec, c.Check, c.Address), Inter: c.Inter, Timeout: c.Timeout,
+		t := track.Condition{Name: c.Name, Identity: fmt.Sprint(c.Exec, c.Check, c.Address), Inter: c.Inter, Timeout: c.Timeout,
 			Rise: c.Rise, Fall: c.Fall, Weight: c.Weight}
 		key := fmt.Sprintf("tracks[%d].exec", i)
 		if len(c.Exec) > 0 {

@@ -35,7 +35,7 @@ func (p Parameter) Name() string { return strings.NewReplacer("/", ".", ".", "/"
 // Line is what sysctl.conf(5) needs to set the parameter at boot.
 func (p Parameter) Line() string { return p.Name() + " = " + p.Value }
 
-// fulfilled tells whether a value that the kernel has will do. Every value but 0 turns forwarding on.
+// fulfilled reports whether a value that the kernel has will do. Every value but 0 turns forwarding on.
 func (p Parameter) fulfilled(have string) bool {
 	if p.Key == ipv4Forwarding || p.Key == ipv6Forwarding {
 		return have != "0"

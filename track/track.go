@@ -17,8 +17,8 @@ import (
 // A Condition is one thing to probe again and again, such as an uplink or a disk.
 type Condition struct {
 	Name string
-	// Is tells two conditions of one name apart: one whose Is and numbers are unchanged goes on.
-	Is string
+	// Identity tells apart conditions of one name: one whose Identity and numbers are unchanged goes on.
+	Identity string
 	// Probe looks once; nil means that the condition is met.
 	Probe func(ctx context.Context) error
 	// Inter is the time between the starts of two probes, give or take a tenth. Timeout bounds one probe.

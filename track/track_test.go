@@ -151,7 +151,7 @@ func TestSet(t *testing.T) {
 		w.Set([]Condition{w.track("a", 0), w.track("b", 0)})
 		synctest.Wait()
 		a, b := w.track("a", 0), w.track("b", 0)
-		b.Is = "another"
+		b.Identity = "another"
 		w.Set([]Condition{a, b})
 		synctest.Wait()
 		if w.count("a") != 1 || w.count("b") != 2 {

@@ -34,8 +34,10 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		note(lb.Origin, fmt.Sprintf("loadBalancers[%d].check", i), err)
 	}
 	for i, c := range cfg.Tracks {
-		t := track.Condition{Name: c.Name, Identity: fmt.Sprint(c.Exec, c.Check, c.Address), Inter: c.Inter, Timeout: c.Timeout,
-			Rise: c.Rise, Fall: c.Fall, Weight: c.Weight}
+		t := track.Condition{
+			Name: c.Name, Identity: fmt.Sprint(c.Exec, c.Check, c.Address),
+			Inter: c.Inter, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall, Weight: c.Weight,
+		}
 		key := fmt.Sprintf("tracks[%d].exec", i)
 		if len(c.Exec) > 0 {
 			p, err := script.Open(c.Exec)

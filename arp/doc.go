@@ -2,7 +2,7 @@
 // alone.
 //
 // It is the one door to mdlayher/arp, mdlayher/ndp and the link and address parts of vishvananda/netlink. A Wire keeps
-// the VIPs bound while the kernel does not answer for them, in the order that binder.go explains; Wire.Answer answers
+// the VIPs bound and the kernel from answering for them, in the order that binder.go explains; Wire.Answer answers
 // for them (tenure.go), through one responder per interface and protocol, which holds an ARP or NDP socket (arp.go,
 // ndp.go) for as long as the interface stays the same (links.go).
 //

@@ -171,7 +171,7 @@ func (w *Wire) refreshLinks() {
 	}
 }
 
-// concernsLink tells events of our interfaces from those of containers' interfaces, which may be many.
+// concernsLink reports whether an event is about an interface of ours. There may be many about those of containers.
 func (w *Wire) concernsLink(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_NEWLINK && m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
 		return false

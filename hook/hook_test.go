@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// recorder is a receiver that writes down what it gets.
+// recorder is a receiver that records what it gets.
 type recorder struct {
 	mu     sync.Mutex
 	events []string

@@ -12,8 +12,8 @@ import (
 	"appliance/balancer"
 )
 
-// Each setting that the plane turns on is one that it needs: with it off, a
-// client behind a router does not reach a backend on another host.
+// The plane needs each parameter that it sets: without it, a client behind a router does not reach a backend on another
+// host.
 func testSettings(t *testing.T) {
 	each(t, func(t *testing.T, ip6 bool) {
 		p := newPlane(t, "node")

@@ -24,7 +24,7 @@ var arrows = map[string]struct {
 	"appliance/ipvs": {[]string{"appliance/balancer", "appliance/sysctl"},
 		"a data plane does not know who chose it; its masquerade rules come through an interface"},
 	"appliance/status":   {[]string{"appliance/balancer"}, "status reads values and changes nothing"},
-	"appliance/configs":  {nil, "the Config struct ends at main"},
+	"appliance/configs":  {[]string{"appliance/balancer"}, "a file becomes balancer's value types"},
 	"appliance/manifest": {[]string{"appliance/configs"}, "a manifest is a pure function of a config"},
 	"appliance/convert":  {nil, "others' words become text of ours; whether that loads is asked from outside"},
 	"appliance/script":   {nil, "a program is run without knowing what for"},

@@ -210,7 +210,7 @@ func TestRepairsAreLoggedOncePerBurst(t *testing.T) {
 		if n := b.logged("repaired=2"); n != 1 {
 			b.Errorf("a burst was logged %d times", n)
 		}
-		time.Sleep(2 * quiet)
+		time.Sleep(2 * repairPause)
 		if n := b.logged("repaired=8"); n != 1 {
 			b.Errorf("its end was logged %d times", n)
 		}

@@ -1,120 +1,180 @@
 package balancer
 
 import (
-	"context"
-	"errors"
+	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"syscall"
-
-	"golang.org/x/sys/unix"
+	"regexp"
+	"strings"
+	"time"
 )
 
-// A Checker probes a backend once. It returns nil when the backend can serve,
-// an error that wraps ErrDraining when it wants no new connections, and any
-// other error when it cannot; a *Mismatch when the check itself may be the
-// wrong one. It ends when ctx does.
-type Checker interface {
-	Check(ctx context.Context, b Backend) error
-}
+// The types of checks.
+const (
+	CheckTCP   = "tcp"   // a connection opens
+	CheckTLS   = "tls"   // and a TLS handshake succeeds
+	CheckHTTP  = "http"  // a request in clear is answered as expected
+	CheckHTTPS = "https" // the same over TLS
+	CheckNone  = "none"  // always healthy
+)
 
-// A Mismatch is the answer of a server that lives, but does not speak what the
-// check does.
-type Mismatch struct {
-	// Saw is what the server did.
-	Saw string
-	// Write is the line of configuration that fits such a server.
-	Write string
-}
+// The defaults of a Check, which are in force where a field is zero. The
+// configuration file has the same.
+const (
+	// DefaultCheckType and DefaultCheckPath are how a kube-apiserver says early
+	// that it is about to stop.
+	DefaultCheckType = CheckHTTPS
+	DefaultCheckPath = "/readyz"
+	// DefaultCheckMethod is what every server knows.
+	DefaultCheckMethod = "GET"
+	// DefaultInter and DefaultFall find a vanished server within about a
+	// second. One lost packet is no reason to take a server out.
+	DefaultInter = 500 * time.Millisecond
+	DefaultFall  = 2
+	// DefaultRise: a server that is just starting may answer once and fall over.
+	DefaultRise = 2
+	// DefaultStatus stands alone: 401 and 403 are also what a server answers
+	// that is not ready yet.
+	DefaultStatus = 200
+)
 
-func (m *Mismatch) Error() string { return m.Saw + "; if that is how this server is, write " + m.Write }
+// maxTimeout bounds the default Timeout: a day, like the longest Inter.
+const maxTimeout = 24 * time.Hour
 
-// NewChecker is the Checker for c. It reads the files that c names.
-func NewChecker(c Check) (Checker, error) {
-	c, err := c.withDefaults()
-	if err != nil {
-		return nil, err
-	}
-	switch c.Type {
-	case CheckNone:
-		return None{}, nil
-	case CheckTCP:
-		return TCP{Port: c.Port}, nil
-	case CheckTLS:
-		return newTLSChecker(c)
-	case CheckHTTP, CheckHTTPS:
-		return newHTTPChecker(c)
-	}
-	return nil, fmt.Errorf("check type %q is unknown: use tcp, tls, http, https or none", c.Type)
-}
-
-// None takes every backend for healthy.
-type None struct{}
-
-// Check implements Checker.
-func (None) Check(context.Context, Backend) error { return nil }
-
-// TCP checks that a connection opens, without the server noticing.
-//
-// A TLS server logs a handshake error for a connection that closes without a
-// word, every two seconds from every node. So the last ACK of the handshake
-// (RFC 9293, section 3.5) is held back and a reset sent in its place: the
-// server's kernel has shown that it listens and has room in its queue, but the
-// connection is never handed to accept. The reset leaves no TIME_WAIT either.
-type TCP struct {
-	// Port is where the check goes; zero means the backend's own.
+// A Check says how the health of a backend is found out. The zero Check suits a
+// kube-apiserver: https GET /readyz, answered with 200.
+type Check struct {
+	// Type is one of the types above.
+	Type string
+	// Inter is the time from the start of one check of a backend to the start
+	// of the next. DownInter is the same for a backend that is down; zero means
+	// Inter. FastInter is the same while the state is about to change, and after
+	// a connection failed; zero means a twentieth of Inter, at least 50 ms.
+	Inter, FastInter, DownInter time.Duration
+	// Timeout bounds one check; zero means DefaultTimeout. Connection and TLS
+	// handshake have no more than Inter of it, so that a server that vanished is
+	// found out before one that is only slow to answer.
+	Timeout time.Duration
+	// Rise successes in a row make a backend healthy, Fall failures in a row
+	// make it unhealthy. Both are at least 1. The very first check decides alone.
+	Rise, Fall int
+	// Port is the port that is checked; zero means the backend's own.
 	Port uint16
+
+	// The request of http and https. An empty Host means the backend's address.
+	Method, Path, Host string
+	Headers            []Header
+	// BearerTokenFile is read again whenever it changes.
+	BearerTokenFile string
+	Expect          Expect
+	TLS             TLSOptions
 }
 
-// Check implements Checker.
-func (t TCP) Check(ctx context.Context, b Backend) error {
-	d := net.Dialer{
-		KeepAlive: -1,
-		Control: func(_, _ string, raw syscall.RawConn) error {
-			var err error
-			if cerr := raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
-			}); cerr != nil {
-				return cerr
-			}
-			return err
-		},
-	}
-	conn, err := d.DialContext(ctx, "tcp", Check{Port: t.Port}.at(b).String())
-	if err != nil {
-		return said(err)
-	}
-	// Without linger, Close sends the reset.
-	if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
-		conn.Close()
-		return err
-	}
-	return conn.Close()
+// A Header is one header line of a request.
+type Header struct{ Name, Value string }
+
+// Expect is what the answer of a healthy server looks like.
+type Expect struct {
+	// Status are the codes of a healthy server; none means DefaultStatus alone.
+	Status []StatusRange
+	// Contains is a text and Matches a regular expression (RE2) that must be
+	// found in the first 64 KiB of the body. Empty accepts any body.
+	Contains, Matches string
 }
 
-// dial opens a connection to the server.
-func dial(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{KeepAlive: -1} // it will not live long enough
-	conn, err := d.DialContext(ctx, "tcp", at.String())
-	return conn, said(err)
+// A StatusRange is all status codes from First to Last, both included.
+type StatusRange struct{ First, Last int }
+
+// TLSOptions say whom a check trusts, and with which certificate it comes.
+type TLSOptions struct {
+	// Verify holds the server's certificate against CAFile, or against the
+	// host's own CAs where CAFile is empty.
+	Verify bool
+	CAFile string
+	// ServerName is the name that the certificate must have, and that the
+	// handshake asks for; empty means the backend's address.
+	ServerName string
+	// Pin is the SHA-256 of the server's public key (SubjectPublicKeyInfo) in
+	// base64. It may stand in for a CA.
+	Pin string
+	// CertFile and KeyFile are the client's certificate.
+	CertFile, KeyFile string
 }
 
-// said is what a failed connection amounts to, without the addresses that
-// stand beside it anyway.
-func said(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("refuses the connection: %w", unix.ECONNREFUSED)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return errors.New("does not take the connection in time")
+// Requests reports whether the check sends a request and reads the answer.
+func (c Check) Requests() bool { return c.Type == CheckHTTP || c.Type == CheckHTTPS }
+
+// DefaultTimeout is the Timeout of a check that has none: Inter, and four times
+// as long for one that sends a request, because a slow etcd can hold an
+// apiserver's answer for a second.
+func (c Check) DefaultTimeout() time.Duration {
+	if c.Requests() {
+		return min(4*c.Inter, maxTimeout)
 	}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Err
+	return c.Inter
+}
+
+// withDefaults fills in the fields that are zero, and refuses a check that
+// cannot work.
+func (c Check) withDefaults() (Check, error) {
+	c.Type = cmp.Or(c.Type, DefaultCheckType)
+	c.Inter = cmp.Or(c.Inter, DefaultInter)
+	c.Timeout = cmp.Or(c.Timeout, c.DefaultTimeout())
+	c.Rise, c.Fall = cmp.Or(c.Rise, DefaultRise), cmp.Or(c.Fall, DefaultFall)
+	c.FastInter = cmp.Or(c.FastInter, min(c.Inter, max(c.Inter/20, 50*time.Millisecond)))
+	c.DownInter = cmp.Or(c.DownInter, c.Inter)
+	if c.Inter < 0 || c.Timeout < 0 || c.FastInter < 0 || c.DownInter < 0 || c.Rise < 0 || c.Fall < 0 {
+		return c, fmt.Errorf("check %s has a negative number: write a positive one or leave it out", c.Type)
 	}
-	return err
+	c.Method, c.Path = cmp.Or(c.Method, DefaultCheckMethod), cmp.Or(c.Path, DefaultCheckPath)
+	if len(c.Expect.Status) == 0 {
+		c.Expect.Status = []StatusRange{{DefaultStatus, DefaultStatus}}
+	}
+	if !strings.HasPrefix(c.Path, "/") {
+		return c, fmt.Errorf("check path %q: begin it with /", c.Path)
+	}
+	if _, err := regexp.Compile(c.Expect.Matches); err != nil {
+		return c, fmt.Errorf("check expect.matches: %w; write a regular expression of RE2", err)
+	}
+	if _, err := c.TLS.PinHash(); err != nil {
+		return c, fmt.Errorf("check tls.pin is no SHA-256 in base64: print one with `%s`", PinCommand)
+	}
+	return c, nil
+}
+
+// PinCommand prints a Pin.
+const PinCommand = "openssl x509 -pubkey -noout -in server.crt | openssl pkey -pubin -outform der | " +
+	"openssl dgst -sha256 -binary | base64"
+
+// PinHash is the hash in Pin, or nil if there is none. The error says that Pin is
+// not a SHA-256 in base64.
+func (t TLSOptions) PinHash() ([]byte, error) {
+	if t.Pin == "" {
+		return nil, nil
+	}
+	hash, err := base64.StdEncoding.DecodeString(t.Pin)
+	if err == nil && len(hash) != sha256.Size {
+		err = fmt.Errorf("%d bytes are not a SHA-256", len(hash))
+	}
+	return hash, err
+}
+
+// at is the address at which b is checked.
+func (c Check) at(b Backend) netip.AddrPort {
+	if c.Port != 0 {
+		return netip.AddrPortFrom(b.Addr.Addr(), c.Port)
+	}
+	return b.Addr
+}
+
+// expects reports whether a status code is one of a healthy server.
+func (e Expect) expects(code int) bool {
+	for _, r := range e.Status {
+		if r.First <= code && code <= r.Last {
+			return true
+		}
+	}
+	return false
 }

@@ -10,8 +10,8 @@ import (
 // A State says whether a backend may get connections.
 type State string
 
-// Only Up gets new connections. Draining keeps its open ones, Unknown has not
-// been checked yet.
+// Only Up gets new connections. Draining keeps its open ones. Unknown has not been
+// checked yet.
 const (
 	Unknown  State = "unknown"
 	Up       State = "up"
@@ -25,20 +25,20 @@ type Health struct {
 	Reason string
 	// Since is the time of the last change of State.
 	Since time.Time
-	// Checked is the start of the last check that ended, Latency its length.
+	// Checked is the start of the last check that ended, Latency its duration.
 	Checked time.Time
 	Latency time.Duration
-	// Remedy is the line of configuration that would fit a server that lives
-	// but does not speak what the check does.
+	// Remedy is the line of configuration that fits a server that is alive but
+	// does not speak what the check expects.
 	Remedy string
 }
 
-// ErrDraining is what a Checker wraps when the server answers but asks for no
-// more new connections, as an apiserver does while it shuts down.
+// ErrDraining is what a Checker wraps when the server answers but wants no more
+// new connections, as an apiserver does while it shuts down.
 var ErrDraining = errors.New("the server is draining")
 
-// ErrSlow is what a plane reports of a dial that takes unusually long: a reason
-// to check, and no failure.
+// ErrSlow is what a plane reports of a dial that takes unusually long: a reason to
+// check, not a failure.
 var ErrSlow = errors.New("the dial takes unusually long")
 
 // result is the outcome of one check.
@@ -48,29 +48,29 @@ type result struct {
 	err     error
 }
 
-// record is a Health with the counts that its next change depends on.
+// record is a Health with what its next change depends on.
 type record struct {
 	Health
 	good, bad int
-	// vanished is when the backend's peer was reported lost. Checks that
-	// started before it prove nothing.
+	// vanished is when the backend's peer was reported lost. A check that started
+	// earlier proves nothing.
 	vanished time.Time
-	// suspect: taken out of rotation on that report, or because clients and a
-	// check alike were refused, which Fall checks have yet to confirm. Open
-	// connections are kept until then: a dead appliance is not a dead server,
-	// and one that restarts may keep what it has.
+	// suspect is a backend that was taken out of rotation on that report, or
+	// because it refused both a client and a check. Fall checks have yet to confirm
+	// it. Until then open connections are kept: a dead appliance is not a dead
+	// server, and a server that restarts may keep its connections.
 	suspect bool
-	// refused is when a client's connection was refused last, if no check that
-	// began later has succeeded.
+	// refused is when a client's connection was last refused. A check that starts
+	// later and succeeds clears it.
 	refused time.Time
-	// failed counts the connections of clients that did not get through since
-	// failedSince. barred is until when it gets no new ones for it.
+	// failed counts the failed connections of clients since failedSince. barred is
+	// until when the backend gets no new ones because of them.
 	failed      int
 	failedSince time.Time
 	barred      time.Time
 }
 
-// after is the record that follows r when a check ended with res.
+// after is the record that follows r after a check with the result res.
 func (r record) after(c Check, res result) record {
 	if res.started.Before(r.vanished) {
 		return r
@@ -100,7 +100,7 @@ func (r record) after(c Check, res result) record {
 			r.suspect = false
 			r = r.become(Down, res.err.Error(), now)
 		case !r.refused.IsZero() && r.State != Down && errors.Is(res.err, unix.ECONNREFUSED):
-			// Two have seen it in two ways: no slow answer, and no lost packet.
+			// A client and a check agree: it is no slow answer and no lost packet.
 			r.suspect = true
 			r = r.become(Down, "refuses clients and the check", now)
 		}
@@ -108,7 +108,7 @@ func (r record) after(c Check, res result) record {
 	return r
 }
 
-// become changes the state, and keeps Since where there is no change.
+// become changes the state. Since stays where the state is the same.
 func (r record) become(s State, reason string, now time.Time) record {
 	if r.State != s {
 		r.Since = now
@@ -127,10 +127,9 @@ func (r record) lost(now time.Time) record {
 	return r.become(Down, "its peer vanished from the group; a check decides", now)
 }
 
-// connFailed is the record that follows r when a client's connection did not
-// get through: after maxFails of them within span it is barred for span. What
-// checks say of it is not touched, nor do they end it: they may come another
-// way than clients do.
+// connFailed is the record that follows r when a client's connection failed: after
+// maxFails failures within span the backend is barred for span. Checks neither
+// cause nor end that, since they may take another path than clients do.
 func (r record) connFailed(maxFails int, span time.Duration, now time.Time) record {
 	if maxFails == 0 || now.Before(r.barred) {
 		return r
@@ -145,8 +144,8 @@ func (r record) connFailed(maxFails int, span time.Duration, now time.Time) reco
 	return r
 }
 
-// shown is what r amounts to at now.
-func (r record) shown(now time.Time) Health {
+// effective is the health that counts at now.
+func (r record) effective(now time.Time) Health {
 	h := r.Health
 	if h.State == Up && now.Before(r.barred) {
 		h.State, h.Reason = Draining, "connections of clients failed, so it gets no new ones for a while"
@@ -154,16 +153,8 @@ func (r record) shown(now time.Time) Health {
 	return h
 }
 
-// turning reports whether the state is about to change, so that the next check
-// should come soon.
-func (r record) turning() bool {
+// changing reports whether the state may be about to change, so that the next
+// check should come soon.
+func (r record) changing() bool {
 	return r.suspect || r.State != Down && r.bad > 0 || r.State != Up && r.good > 0
-}
-
-// or is v, or the fallback where v is zero.
-func or[T int | time.Duration](v, fallback T) T {
-	if v == 0 {
-		return fallback
-	}
-	return v
 }

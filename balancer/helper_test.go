@@ -153,7 +153,7 @@ type bench struct {
 	out     text
 }
 
-// logged counts lines with what. It waits until all is quiet, as count and
+// logged counts lines with what. It waits until all is repairPause, as count and
 // serves do.
 func (b *bench) logged(what string) int {
 	synctest.Wait()
@@ -193,7 +193,7 @@ func run(t *testing.T, lbs []LoadBalancer, prepare, test func(*bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{T: t, s: newServers(), planes: make(map[PlaneName]*recorder)}
 		cfg := Config{LoadBalancers: lbs, Checker: b.s.checker, Log: slog.New(slog.NewTextHandler(&b.out, nil)),
-			OnEvent: func(e Event) {
+			OnEvent: func(e LoadBalancerEvent) {
 				b.events.add("%s %s %s>%s", e.LoadBalancer, e.Backend, e.From, e.To)
 			}}
 		for _, name := range []PlaneName{Direct, IPVS, UserSpace} {

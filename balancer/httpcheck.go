@@ -15,25 +15,25 @@ import (
 	"time"
 )
 
-// httpChecker asks for a page over a connection of its own: a connection that
-// is kept would not notice that the server takes no new ones. Redirects are not
-// followed, because the page at their end is another server's health.
+// httpChecker sends a request over a new connection: a connection that is kept
+// would not notice that the server takes no new ones. It does not follow
+// redirects, because they may lead to another server.
 type httpChecker struct {
 	check   Check
-	secure  *secure // nil: in clear
-	token   *fresh[string]
+	tls     *tlsDialer // nil: in clear
+	token   *fileCache[string]
 	matches *regexp.Regexp // nil: any body
 }
 
 func newHTTPChecker(c Check) (h *httpChecker, err error) {
 	h = &httpChecker{check: c}
 	if c.Type == CheckHTTPS {
-		if h.secure, err = newSecure(c.TLS); err != nil {
+		if h.tls, err = newTLSDialer(c.TLS); err != nil {
 			return nil, err
 		}
 	}
 	if c.BearerTokenFile != "" {
-		if h.token, err = newFresh(parseToken, c.BearerTokenFile); err != nil {
+		if h.token, err = newFileCache(parseToken, c.BearerTokenFile); err != nil {
 			return nil, err
 		}
 	}
@@ -48,8 +48,8 @@ func newHTTPChecker(c Check) (h *httpChecker, err error) {
 	return h, nil
 }
 
-// maxBody is how much of an answer's body is read: /readyz?verbose of an
-// apiserver with many hooks is some 5 KiB. maxHead bounds what stands before.
+// maxBody is how many bytes of an answer's body are read: /readyz?verbose of an
+// apiserver with many hooks has some 5 KiB. maxHead bounds the header.
 const (
 	maxBody = 64 << 10
 	maxHead = 64 << 10
@@ -62,8 +62,8 @@ func (h *httpChecker) Check(ctx context.Context, b Backend) error {
 		return err
 	}
 	verdict := h.judge(a)
-	// A kube-apiserver that was told to stop says so in /readyz, while /livez
-	// stays well until it ends.
+	// A kube-apiserver that is about to stop says so in /readyz, while /livez
+	// answers 200 until it ends.
 	base, ready := strings.CutSuffix(h.check.Path, "/readyz")
 	if verdict == nil || !ready || a.code < 500 {
 		return verdict
@@ -74,7 +74,7 @@ func (h *httpChecker) Check(ctx context.Context, b Backend) error {
 	return verdict
 }
 
-// answer is what a server said to one request.
+// answer is a server's answer to one request.
 type answer struct {
 	code   int
 	status string // with its text
@@ -82,21 +82,23 @@ type answer struct {
 	body   []byte
 }
 
-// judge holds an answer against what is expected.
+// judge compares an answer with what is expected.
 func (h *httpChecker) judge(a answer) error {
 	c := h.check
 	asked := c.Method + " " + c.Path
 	switch {
 	case c.Expect.expects(a.code):
-	case h.secure == nil && a.code == http.StatusBadRequest && bytes.Contains(bytes.ToLower(a.body), []byte("https")):
+	case h.tls == nil && a.code == http.StatusBadRequest && bytes.Contains(bytes.ToLower(a.body), []byte("https")):
 		return &Mismatch{"wants TLS (" + firstLine(a.body) + ")", "check: {type: https}"}
 	case a.code == http.StatusNotFound:
-		return &Mismatch{fmt.Sprintf("answers %s to %s", a.status, asked), "check: {path: a page that it has}, or " + h.without()}
+		return &Mismatch{fmt.Sprintf("answers %s to %s", a.status, asked),
+			"check: {path: a page that it has}, or " + h.simplerCheck()}
 	case a.code == http.StatusUnauthorized, a.code == http.StatusForbidden:
 		return &Mismatch{fmt.Sprintf("answers %s to %s", a.status, asked),
 			fmt.Sprintf("check: {expect: {status: [200, %d]}}, or say who asks by bearerTokenFile or tls.certFile", a.code)}
 	case a.code >= 300 && a.code < 400:
-		return &Mismatch{fmt.Sprintf("answers %s to %s and points to %q, and redirects are not followed", a.status, asked, a.goTo),
+		return &Mismatch{fmt.Sprintf("answers %s to %s and points to %q, and redirects are not followed",
+			a.status, asked, a.goTo),
 			fmt.Sprintf("check: {expect: {status: [200, %d]}}, or the right path", a.code)}
 	case a.code == http.StatusMethodNotAllowed, a.code == http.StatusNotImplemented:
 		return &Mismatch{fmt.Sprintf("answers %s to %s", a.status, asked), "check: {method: HEAD or GET or OPTIONS}"}
@@ -112,9 +114,9 @@ func (h *httpChecker) judge(a answer) error {
 	return nil
 }
 
-// without is the check for a server that has no page to ask for.
-func (h *httpChecker) without() string {
-	if h.secure != nil {
+// simplerCheck is the check for a server that has no page to ask for.
+func (h *httpChecker) simplerCheck() string {
+	if h.tls != nil {
 		return "check: {type: tls}"
 	}
 	return "check: {type: tcp}"
@@ -129,7 +131,7 @@ func firstLine(body []byte) string {
 	return string(line)
 }
 
-// ask makes one request.
+// ask sends one request and reads the answer.
 func (h *httpChecker) ask(ctx context.Context, b Backend, path string) (answer, error) {
 	conn, err := h.connect(ctx, b)
 	if err != nil {
@@ -143,31 +145,31 @@ func (h *httpChecker) ask(ctx context.Context, b Backend, path string) (answer, 
 		return answer{}, err
 	}
 	if err := req.Write(conn); err != nil {
-		return answer{}, h.broken(ctx, nil, err)
+		return answer{}, h.readError(ctx, nil, err)
 	}
 	in := bufio.NewReader(io.LimitReader(conn, maxHead+2*maxBody))
 	resp, err := read(in, req)
 	if err != nil {
-		return answer{}, h.broken(ctx, in, err)
+		return answer{}, h.readError(ctx, in, err)
 	}
 	defer resp.Body.Close()
 	a := answer{code: resp.StatusCode, status: resp.Status, goTo: resp.Header.Get("Location")}
 	if a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody)); err != nil {
-		return answer{}, h.broken(ctx, nil, fmt.Errorf("breaks off in the middle of its answer: %w", err))
+		return answer{}, h.readError(ctx, nil, fmt.Errorf("breaks off in the middle of its answer: %w", err))
 	}
 	return a, nil
 }
 
-// connect opens the connection and has its TLS handshake done.
+// connect opens the connection, with its TLS handshake if there is one.
 func (h *httpChecker) connect(ctx context.Context, b Backend) (net.Conn, error) {
-	ctx, cancel := within(ctx, h.check.Inter)
+	ctx, cancel := withTimeout(ctx, h.check.Inter)
 	defer cancel()
 	at := h.check.at(b)
 	conn, err := dial(ctx, at)
-	if err != nil || h.secure == nil {
+	if err != nil || h.tls == nil {
 		return conn, err
 	}
-	client, err := h.secure.handshake(ctx, conn, at)
+	client, err := h.tls.handshake(ctx, conn, at)
 	if err != nil {
 		conn.Close()
 		return nil, err
@@ -176,7 +178,7 @@ func (h *httpChecker) connect(ctx context.Context, b Backend) (net.Conn, error) 
 }
 
 func (h *httpChecker) request(ctx context.Context, host, path string) (*http.Request, error) {
-	// An IPv6 zone is for the connection, and no part of a URL's host here.
+	// An IPv6 zone is for the connection only; it is not part of the URL's host.
 	if i := strings.IndexByte(host, '%'); i >= 0 {
 		host = host[:i] + host[strings.LastIndexByte(host, ']'):]
 	}
@@ -198,7 +200,7 @@ func (h *httpChecker) request(ctx context.Context, host, path string) (*http.Req
 	return req, nil
 }
 
-// read reads an answer, past the interim ones (RFC 9110, section 15.2).
+// read reads an answer and skips interim ones (RFC 9110, section 15.2).
 func read(in *bufio.Reader, req *http.Request) (*http.Response, error) {
 	for range 5 {
 		resp, err := http.ReadResponse(in, req)
@@ -209,14 +211,14 @@ func read(in *bufio.Reader, req *http.Request) (*http.Response, error) {
 	return nil, errors.New("answers again and again that an answer will come")
 }
 
-// broken says what an answer that did not come, or not whole, amounts to. It
-// ends with what to write where the check may be the wrong one.
-func (h *httpChecker) broken(ctx context.Context, in *bufio.Reader, err error) error {
+// readError says why no whole answer came. It ends with what to write where the
+// check may be the wrong one.
+func (h *httpChecker) readError(ctx context.Context, in *bufio.Reader, err error) error {
 	var op *net.OpError
 	switch {
 	case ctx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("takes the connection, but does not answer %s %s in time", h.check.Method, h.check.Path)
-	case h.secure != nil && errors.As(err, &op) && op.Op == "remote error":
+	case h.tls != nil && errors.As(err, &op) && op.Op == "remote error":
 		return &Mismatch{"refuses the TLS connection (" + op.Err.Error() + ")",
 			"check: {tls: {certFile: ..., keyFile: ...}} if it wants a client certificate, or check: {type: tcp}"}
 	case errors.Is(err, io.ErrUnexpectedEOF) && in != nil, errors.Is(err, io.EOF):
@@ -226,7 +228,7 @@ func (h *httpChecker) broken(ctx context.Context, in *bufio.Reader, err error) e
 		if strings.Contains(err.Error(), `"\x15\x03`) {
 			return &Mismatch{"answers in TLS", "check: {type: https}"}
 		}
-		return &Mismatch{"does not answer in HTTP", h.without()}
+		return &Mismatch{"does not answer in HTTP", h.simplerCheck()}
 	case in != nil:
 		return fmt.Errorf("answers with a broken header: %w", err)
 	}

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// monitor keeps the health of every target, each by a loop of its own.
+// monitor keeps the health of every target, each in a loop of its own.
 type monitor struct {
 	checker func(Check) (Checker, error)
-	// changed is called after each change of state, with no lock held.
-	changed func(c change)
-	// vanished is called in its place with all that the loss of a host changed.
-	vanished func(host netip.Addr, cs []change)
+	// changed is called after each change of health, with no lock held.
+	changed func(c healthChange)
+	// vanished is called instead with all that the loss of a host changed.
+	vanished func(host netip.Addr, cs []healthChange)
 	// ended, if not nil, is called after each check, with no lock held.
 	ended func(t Target, took time.Duration, err error)
 
@@ -27,8 +27,8 @@ type monitor struct {
 	probes map[Target]*probe
 }
 
-// A change is one of a backend's health.
-type change struct {
+// A healthChange is a change of one backend's health.
+type healthChange struct {
 	target        Target
 	backend       Backend
 	before, after Health
@@ -39,23 +39,24 @@ type probe struct {
 	target  Target
 	check   Check
 	checker Checker
-	kick    chan struct{} // a check is wanted now
+	wake    chan struct{} // a check is wanted now
 	bar     chan struct{} // record.barred was set
 	stop    context.CancelFunc
 
 	// Guarded by monitor.mu.
-	backend Backend
-	record  record
-	told    Health // the last that changed was called with
-	gone    bool
-	// When connections of clients bar the backend.
+	backend  Backend
+	record   record
+	reported Health // what changed was last called with
+	gone     bool
+	// How many failed connections of clients bar the backend, and for how long.
 	maxFails    int
 	failTimeout time.Duration
 }
 
-// set starts and stops loops so that exactly the backends of lbs are watched.
-// A loop whose check is unchanged goes on; a changed check starts anew but
-// keeps the health that is known. The loops end with ctx; wait waits for them.
+// set starts and stops loops so that exactly the backends of lbs are watched. A
+// loop whose check is unchanged goes on. A loop whose check has changed starts
+// anew and keeps the health that is known. The loops end with ctx; wait waits
+// for them.
 func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -75,13 +76,13 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 			}
 			next := &probe{
 				target: t, check: lb.Check, checker: checker, backend: b,
-				kick: make(chan struct{}, 1), bar: make(chan struct{}, 1),
+				wake: make(chan struct{}, 1), bar: make(chan struct{}, 1),
 				maxFails: lb.MaxFails, failTimeout: lb.FailTimeout,
 				record: record{Health: Health{State: Unknown, Reason: "not checked yet", Since: time.Now()}},
 			}
-			next.told = next.record.Health
+			next.reported = next.record.Health
 			if p != nil {
-				next.record, next.told = p.record, p.told
+				next.record, next.reported = p.record, p.reported
 				p.end()
 				if !next.record.barred.IsZero() {
 					next.bar <- struct{}{}
@@ -103,7 +104,7 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 	return nil
 }
 
-// wait returns when the loops have ended; their ctx must have.
+// wait returns when the loops have ended. Their ctx must have ended before.
 func (m *monitor) wait() { m.loops.Wait() }
 
 func (p *probe) end() {
@@ -111,10 +112,10 @@ func (p *probe) end() {
 	p.stop()
 }
 
-// now asks for a check at once; several askers get one check.
-func (p *probe) now() {
+// checkNow asks for a check at once. Several requests get one check.
+func (p *probe) checkNow() {
 	select {
-	case p.kick <- struct{}{}:
+	case p.wake <- struct{}{}:
 	default:
 	}
 }
@@ -132,7 +133,7 @@ func (m *monitor) watch(ctx context.Context, p *probe) {
 		started := time.Now()
 		err := p.once(ctx, m.backend(p))
 		if ctx.Err() != nil {
-			return // the check was cut short, so it says nothing
+			return // the check was cut short, so it proves nothing
 		}
 		took := time.Since(started)
 		r := m.observe(p, result{started, took, err})
@@ -141,7 +142,7 @@ func (m *monitor) watch(ctx context.Context, p *probe) {
 		}
 
 		pause := p.pause(r)
-		if pause < 0 { // nothing to find out until somebody asks
+		if pause < 0 { // no check is due until somebody asks
 			timer.Stop()
 		} else {
 			timer.Reset(time.Until(started.Add(pause)))
@@ -149,8 +150,8 @@ func (m *monitor) watch(ctx context.Context, p *probe) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.kick:
-			// However many ask, checks keep the distance of fast ones.
+		case <-p.wake:
+			// However many requests come, checks are FastInter apart.
 			timer.Reset(time.Until(started.Add(p.check.FastInter)))
 		case <-timer.C:
 			timer.Reset(0)
@@ -158,7 +159,7 @@ func (m *monitor) watch(ctx context.Context, p *probe) {
 	}
 }
 
-// unbar tells when a backend is no longer barred, until ctx ends.
+// unbar reports when a backend is no longer barred, until ctx ends.
 func (m *monitor) unbar(ctx context.Context, p *probe) {
 	for {
 		select {
@@ -185,22 +186,22 @@ func (p *probe) once(ctx context.Context, b Backend) error {
 	return p.checker.Check(ctx, b)
 }
 
-// backend is the newest value of the backend that p checks.
+// backend is the current value of the backend that p checks.
 func (m *monitor) backend(p *probe) Backend {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return p.backend
 }
 
-// pause is the time from the start of one check to the start of the next,
-// spread by a tenth each way so that the checks of many nodes do not beat in
-// time; negative means that no further check is due by itself.
+// pause is the time from the start of one check to the start of the next. It
+// varies by a tenth each way, so that the checks of many nodes do not come at the
+// same moment. Negative means that no further check is due by itself.
 func (p *probe) pause(r record) time.Duration {
 	inter := p.check.Inter
 	switch {
 	case p.check.Type == CheckNone:
 		return -1
-	case r.turning():
+	case r.changing():
 		return p.check.FastInter
 	case r.State == Down && p.check.DownInter > 0:
 		inter = p.check.DownInter
@@ -208,7 +209,7 @@ func (p *probe) pause(r record) time.Duration {
 	return time.Duration(float64(inter) * (0.9 + 0.2*rand.Float64()))
 }
 
-// observe records a result and returns what it makes of the record.
+// observe records a result and returns the new record.
 func (m *monitor) observe(p *probe, res result) (now record) {
 	m.update(p, func(r record) record {
 		now = r.after(p.check, res)
@@ -217,27 +218,27 @@ func (m *monitor) observe(p *probe, res result) (now record) {
 	return now
 }
 
-// update replaces the record of p and tells of a change that matters.
+// update replaces the record of p and reports a change that matters.
 func (m *monitor) update(p *probe, f func(record) record) {
 	if c, matters := m.replace(p, f); matters {
 		m.changed(c)
 	}
 }
 
-func (m *monitor) replace(p *probe, f func(record) record) (c change, matters bool) {
+func (m *monitor) replace(p *probe, f func(record) record) (c healthChange, matters bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p.gone {
-		return change{}, false
+		return healthChange{}, false
 	}
 	suspect := p.record.suspect
 	p.record = f(p.record)
-	c = change{p.target, p.backend, p.told, p.record.shown(time.Now())}
-	p.told = c.after
+	c = healthChange{p.target, p.backend, p.reported, p.record.effective(time.Now())}
+	p.reported = c.after
 	return c, c.before.State != c.after.State || c.before.Remedy != c.after.Remedy || suspect != p.record.suspect
 }
 
-// record is the health of one target; false if nobody watches it.
+// record is the health of one target; false if it is not watched.
 func (m *monitor) record(t Target) (record, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -248,10 +249,10 @@ func (m *monitor) record(t Target) (record, bool) {
 	return p.record, true
 }
 
-// report takes what a real connection met. One failure is only a reason to
-// look at once: the check decides. If both were refused, one check is enough
-// to take the backend out of rotation. Many failures in a short time count by
-// themselves.
+// report takes the outcome of a real connection. One failure is only a reason to
+// check at once: the check decides. If a client and a check were both refused,
+// one check is enough to take the backend out of rotation. Many failures in a
+// short time count by themselves.
 func (m *monitor) report(t Target, err error) {
 	if err == nil {
 		return
@@ -278,16 +279,16 @@ func (m *monitor) report(t Target, err error) {
 	if barred {
 		select {
 		case p.bar <- struct{}{}:
-		default: // unbar has yet to look
+		default: // unbar has not looked yet
 		}
 	}
 	if p.check.Type != CheckNone {
-		p.now()
+		p.checkNow()
 	}
 }
 
-// at lists the probes of the backends on one host.
-func (m *monitor) at(host netip.Addr) []*probe {
+// probesOn lists the probes of the backends on one host.
+func (m *monitor) probesOn(host netip.Addr) []*probe {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var found []*probe
@@ -302,8 +303,8 @@ func (m *monitor) at(host netip.Addr) []*probe {
 // peerDown takes the backends on host out of rotation until a check that
 // starts from now on succeeds.
 func (m *monitor) peerDown(host netip.Addr) {
-	probes := m.at(host)
-	var cs []change
+	probes := m.probesOn(host)
+	var cs []healthChange
 	for _, p := range probes {
 		if c, matters := m.replace(p, func(r record) record { return r.lost(time.Now()) }); matters {
 			cs = append(cs, c)
@@ -313,15 +314,15 @@ func (m *monitor) peerDown(host netip.Addr) {
 		m.vanished(host, cs)
 	}
 	for _, p := range probes {
-		if p.check.Type != CheckNone { // such a check would say yes to anything
-			p.now()
+		if p.check.Type != CheckNone { // a check of type none always succeeds
+			p.checkNow()
 		}
 	}
 }
 
-// peerUp has the backends on host checked at once.
+// peerUp starts the checks of the backends on host at once.
 func (m *monitor) peerUp(host netip.Addr) {
-	for _, p := range m.at(host) {
-		p.now()
+	for _, p := range m.probesOn(host) {
+		p.checkNow()
 	}
 }

@@ -78,12 +78,12 @@ func watch(t *testing.T, s *servers, c Check, n int, test func(m *monitor, chang
 		var mu sync.Mutex
 		var log []string
 		m := &monitor{checker: s.checker, probes: make(map[Target]*probe)}
-		m.changed = func(c change) {
+		m.changed = func(c healthChange) {
 			mu.Lock()
 			defer mu.Unlock()
 			log = append(log, fmt.Sprintf("%s: %s to %s", c.target.Backend.Addr(), c.before.State, c.after.State))
 		}
-		m.vanished = func(_ netip.Addr, cs []change) {
+		m.vanished = func(_ netip.Addr, cs []healthChange) {
 			for _, c := range cs {
 				m.changed(c)
 			}

@@ -73,7 +73,7 @@ func TestFlappingPlaneMovesNothing(t *testing.T) {
 		}
 		b.planes[Direct].do(func() { b.planes[Direct].unusable = errors.New("no path") })
 		b.b.Reconsider()
-		time.Sleep(settle + time.Second) // nobody asks again
+		time.Sleep(moveDelay + time.Second) // nobody asks again
 		if st := b.b.Status().LoadBalancers[0]; st.Plane != IPVS {
 			b.Errorf("status %+v", st)
 		}
@@ -100,7 +100,7 @@ func TestMoveOutlivesOtherChanges(t *testing.T) {
 		if err := b.b.Set([]LoadBalancer{lbOf("api", 1), lbOf("web", 2, "198.51.100.9:443")}); err != nil {
 			b.Fatal(err)
 		}
-		time.Sleep(settle)
+		time.Sleep(moveDelay)
 		if st := b.b.Status().LoadBalancers[0]; st.Plane != IPVS {
 			b.Errorf("status %+v", st)
 		}

@@ -53,7 +53,7 @@ func TestChecks(t *testing.T) {
 			c.Close()
 		}
 	}
-	verify := Trust{Verify: true, CAFile: ca.file}
+	verify := TLSOptions{Verify: true, CAFile: ca.file}
 	tests := []struct {
 		name    string
 		check   Check
@@ -73,13 +73,13 @@ func TestChecks(t *testing.T) {
 		{"tls, plain HTTP", Check{Type: "tls"}, web(t, nil, says(200, "ok")), "plain HTTP", "type: http"},
 		{"tls, other protocol", Check{Type: "tls"}, raw(t, script("SSH-2.0-OpenSSH_9.2\r\n")), "does not speak TLS", "type: tcp"},
 		{"tls, CA", Check{Type: "tls", TLS: verify}, web(t, good, says(200, "ok")), "", ""},
-		{"tls, CA and name", Check{Type: "tls", TLS: Trust{Verify: true, CAFile: ca.file, ServerName: "kubernetes"}}, web(t, good, says(200, "ok")), "", ""},
-		{"tls, another name", Check{Type: "tls", TLS: Trust{Verify: true, CAFile: ca.file, ServerName: "etcd"}}, web(t, good, says(200, "ok")), "not trusted", "serverName"},
+		{"tls, CA and name", Check{Type: "tls", TLS: TLSOptions{Verify: true, CAFile: ca.file, ServerName: "kubernetes"}}, web(t, good, says(200, "ok")), "", ""},
+		{"tls, another name", Check{Type: "tls", TLS: TLSOptions{Verify: true, CAFile: ca.file, ServerName: "etcd"}}, web(t, good, says(200, "ok")), "not trusted", "serverName"},
 		{"tls, another CA", Check{Type: "tls", TLS: verify}, web(t, stranger, says(200, "ok")), "not trusted", "caFile"},
 		{"tls, expired", Check{Type: "tls", TLS: verify}, web(t, expired, says(200, "ok")), "has expired", ""},
 		{"tls, expired, nobody looks", Check{Type: "tls"}, web(t, expired, says(200, "ok")), "", ""},
-		{"tls, pin", Check{Type: "tls", TLS: Trust{Pin: pinOf(t, good.Certificates[0])}}, web(t, good, says(200, "ok")), "", ""},
-		{"tls, another pin", Check{Type: "tls", TLS: Trust{Pin: pinOf(t, stranger.Certificates[0])}}, web(t, good, says(200, "ok")), "pinned", "pin: " + pinOf(t, good.Certificates[0])},
+		{"tls, pin", Check{Type: "tls", TLS: TLSOptions{Pin: pinOf(t, good.Certificates[0])}}, web(t, good, says(200, "ok")), "", ""},
+		{"tls, another pin", Check{Type: "tls", TLS: TLSOptions{Pin: pinOf(t, stranger.Certificates[0])}}, web(t, good, says(200, "ok")), "pinned", "pin: " + pinOf(t, good.Certificates[0])},
 
 		{"nothing said", Check{}, web(t, good, says(200, "ok")), "", ""},
 		{"https, refuses", Check{}, closedPort(t), "refuses", ""},
@@ -92,7 +92,7 @@ func TestChecks(t *testing.T) {
 		{"https, 500", Check{}, web(t, good, says(500, "etcd failed")), "answers 500", ""},
 		{"https, expired", Check{TLS: verify}, web(t, expired, says(200, "ok")), "has expired", ""},
 		{"https, wants a certificate", Check{}, web(t, clients, says(200, "ok")), "certificate required", "certFile"},
-		{"https, has a certificate", Check{TLS: Trust{CertFile: certFile, KeyFile: keyFile}}, web(t, clients, says(200, "ok")), "", ""},
+		{"https, has a certificate", Check{TLS: TLSOptions{CertFile: certFile, KeyFile: keyFile}}, web(t, clients, says(200, "ok")), "", ""},
 
 		{"http", Check{Type: "http", Path: "/healthz"}, web(t, nil, says(200, "ok")), "", ""},
 		{"http, TLS port", Check{Type: "http"}, web(t, good, says(200, "ok")), "wants TLS", "type: https"},
@@ -225,7 +225,7 @@ func TestRequest(t *testing.T) {
 	}
 	write("first\n")
 	checker, err := NewChecker(Check{Method: "POST", Path: "/a/b?verbose=1", Host: "api.example.org", Headers: []Header{{"X-Probe", "yes"}},
-		BearerTokenFile: token, TLS: Trust{Verify: true, CAFile: ca.file}})
+		BearerTokenFile: token, TLS: TLSOptions{Verify: true, CAFile: ca.file}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,10 +264,10 @@ func TestNewCheckerRefuses(t *testing.T) {
 		{Check{Type: "ping"}, "use tcp, tls, http, https or none"},
 		{Check{Type: "http", Path: "healthz"}, "begin it with /"},
 		{Check{Type: "http", Expect: Expect{Matches: "("}}, "regular expression"},
-		{Check{TLS: Trust{Pin: "short"}}, "base64"},
-		{Check{TLS: Trust{CAFile: empty + "-not"}}, "correct the path"},
-		{Check{TLS: Trust{CAFile: empty}}, "no certificate"},
-		{Check{TLS: Trust{CertFile: empty, KeyFile: empty}}, "in PEM"},
+		{Check{TLS: TLSOptions{Pin: "short"}}, "base64"},
+		{Check{TLS: TLSOptions{CAFile: empty + "-not"}}, "correct the path"},
+		{Check{TLS: TLSOptions{CAFile: empty}}, "no certificate"},
+		{Check{TLS: TLSOptions{CertFile: empty, KeyFile: empty}}, "in PEM"},
 		{Check{BearerTokenFile: empty}, "no bearer token"},
 	} {
 		if _, err := NewChecker(tt.check); err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -3,6 +3,7 @@ package balancer
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -13,24 +14,24 @@ const (
 	Disable = "disable" // no connections at all
 )
 
-// An Order is what the operator wants of one backend for a while, beyond what
-// the configuration says.
-type Order struct {
+// An Override is what the operator orders of one backend for a while, beyond
+// what the configuration says.
+type Override struct {
 	// Out is Drain, Disable, or empty.
 	Out string `json:"out,omitempty"`
-	// Weight stands in place of the configured one, if there is one here.
+	// Weight replaces the configured weight, unless it is nil.
 	Weight *int `json:"weight,omitempty"`
 }
 
-func (o Order) weight(configured int) int {
+func (o Override) weight(configured int) int {
 	if o.Weight != nil {
 		return *o.Weight
 	}
 	return configured
 }
 
-// String says what was ordered; nothing if nothing was.
-func (o Order) String() string {
+// String says what was ordered; it is empty if nothing was.
+func (o Override) String() string {
 	switch {
 	case o.Weight == nil:
 		return o.Out
@@ -40,21 +41,24 @@ func (o Order) String() string {
 	return fmt.Sprintf("%s, weight %d", o.Out, *o.Weight)
 }
 
-// Order replaces the operator's orders. Those for backends that are not there
-// wait for them.
-func (b *Balancer) Order(orders map[Target]Order) {
+// SetOverrides replaces the operator's overrides. An override for a backend that
+// is not there waits for it.
+func (b *Balancer) SetOverrides(overrides map[Target]Override) {
 	b.mu.Lock()
-	before := b.orders
-	b.orders = maps.Clone(orders)
-	var events []Event
+	before := b.overrides
+	b.overrides = maps.Clone(overrides)
+	var events []LoadBalancerEvent
 	for _, lb := range b.wanted {
 		for _, be := range lb.Backends {
 			t := Target{lb.Name, be.Addr}
-			was, is := before[t].String(), orders[t].String()
+			was, is := before[t].String(), overrides[t].String()
 			if was == is {
 				continue
 			}
-			e := Event{LoadBalancer: lb.Name, Backend: be.String(), From: was, To: "ordered to " + is, Reason: "the operator's order"}
+			e := LoadBalancerEvent{
+				LoadBalancer: lb.Name, Backend: be.String(),
+				From: was, To: "ordered to " + is, Reason: "the operator's order",
+			}
 			if is == "" {
 				e.To = "as configured again"
 			}
@@ -66,61 +70,68 @@ func (b *Balancer) Order(orders map[Target]Order) {
 	}
 	b.mu.Unlock()
 	if len(events) > 0 {
-		b.poke()
-		b.tell(events...)
+		b.wakeAppliers()
+		b.emit(events...)
 	}
 }
 
-// rotation splits the backends of lb; known is false while one of them has not
-// been checked yet. The slices are new ones. Called with mu held.
-//
-// Those that get new connections are all of the first kind that there is: the
-// healthy ones; the healthy backups; those that clients' connections failed to
-// reach, because refusing is worse than trying; those that asked to be drained,
-// which serve as long as they live; and those that are down, if the operator
-// wants these tried.
+// The classes of backends, in the order in which new connections prefer them.
+const (
+	classHealthy = iota
+	classBackup  // healthy, and configured as backup
+	// classBarred: clients' connections failed. To try it is better than to
+	// refuse the client.
+	classBarred
+	classDraining // asks for no new connections, and serves as long as it lives
+	classDown
+	classes
+)
+
+// rotation splits the backends of lb into those that get new connections and
+// those that only keep their open ones. New connections go to the first class
+// that has a backend; classDown counts only with TryDown. known is false while
+// a backend has not been checked yet. The slices are new. The caller holds mu.
 func (b *Balancer) rotation(lb LoadBalancer) (up, draining []Backend, known bool) {
 	known = true
-	var kinds [5][]Backend
-	const healthy, backups, barred, leaving, down = 0, 1, 2, 3, 4
+	var byClass [classes][]Backend
 	now := time.Now()
 	for _, be := range lb.Backends {
 		t := Target{lb.Name, be.Addr}
-		order := b.orders[t]
-		be.Weight = order.weight(be.Weight)
+		override := b.overrides[t]
+		be.Weight = override.weight(be.Weight)
 		r, _ := b.monitor.record(t)
-		kind := down
-		switch shown := r.shown(now).State; {
-		case shown == Unknown || shown == "":
+		class := classDown
+		switch state := r.effective(now).State; {
+		case state == Unknown || state == "":
 			known = false
 			continue
-		case shown == Up && be.Backup:
-			kind = backups
-		case shown == Up:
-			kind = healthy
+		case state == Up && be.Backup:
+			class = classBackup
+		case state == Up:
+			class = classHealthy
 		case r.State == Up:
-			kind = barred
+			class = classBarred
 		case r.State == Draining:
-			kind = leaving
+			class = classDraining
 		}
 		switch {
-		case order.Out == Disable:
-		case order.Out == Drain, be.Weight == 0:
-			if kind != down || r.suspect || lb.Handling.KeepDown {
+		case override.Out == Disable:
+		case override.Out == Drain, be.Weight == 0:
+			if class != classDown || r.suspect || lb.ConnOptions.KeepDown {
 				draining = append(draining, be)
 			}
 		case r.suspect:
 			draining = append(draining, be)
-			kinds[down] = append(kinds[down], be)
+			byClass[classDown] = append(byClass[classDown], be)
 		default:
-			kinds[kind] = append(kinds[kind], be)
+			byClass[class] = append(byClass[class], be)
 		}
 	}
-	last := leaving
+	last := classDraining
 	if lb.TryDown {
-		last = down
+		last = classDown
 	}
-	for kind, list := range kinds[:last+1] {
+	for class, list := range byClass[:last+1] {
 		if len(list) == 0 {
 			continue
 		}
@@ -128,17 +139,64 @@ func (b *Balancer) rotation(lb LoadBalancer) (up, draining []Backend, known bool
 			up = list
 			continue
 		}
-		if kind == backups && lb.Handling.EndBackup || kind == down {
+		if class == classBackup && lb.ConnOptions.EndBackup || class == classDown {
 			continue
 		}
 		draining = append(draining, list...)
 	}
-	if lb.Handling.KeepDown {
-		draining = append(draining, kinds[down]...)
+	if lb.ConnOptions.KeepDown {
+		draining = append(draining, byClass[classDown]...)
 	}
 	draining = slices.DeleteFunc(draining, func(d Backend) bool {
 		return slices.ContainsFunc(up, func(u Backend) bool { return u.Addr == d.Addr })
 	})
 	slices.SortStableFunc(draining, func(x, y Backend) int { return x.Addr.Compare(y.Addr) })
 	return up, slices.CompactFunc(draining, func(x, y Backend) bool { return x.Addr == y.Addr }), known
+}
+
+// removed is a backend that the configuration no longer has. Its open
+// connections may go on until then.
+type removed struct {
+	Backend
+	until time.Time
+}
+
+// keepRemoved notes the backends that wanted no longer has and that are alive;
+// the dead have no connections to keep. The caller holds mu, and the monitor
+// still watches the backends: their health decides.
+func (b *Balancer) keepRemoved(wanted []LoadBalancer) {
+	for _, lb := range wanted {
+		e := b.entries[lb.Name]
+		if e == nil {
+			continue
+		}
+		for _, be := range e.lb.Backends {
+			stays := slices.ContainsFunc(lb.Backends, func(o Backend) bool { return o.Addr == be.Addr })
+			t := Target{lb.Name, be.Addr}
+			r, _ := b.monitor.record(t)
+			alive := r.State == Up || r.State == Draining || r.suspect
+			if stays || !alive || b.overrides[t].Out == Disable {
+				continue
+			}
+			if e.removed == nil {
+				e.removed = make(map[netip.AddrPort]removed)
+			}
+			e.removed[be.Addr] = removed{be, time.Now().Add(ConnLifetime)}
+		}
+	}
+}
+
+// withRemoved adds the removed backends of e to draining. One that the monitor
+// watches again has come back, so its health decides; one that it no longer
+// watches is in e.lb until a plane was asked about the new load balancer. The
+// caller holds mu.
+func (b *Balancer) withRemoved(e *entry, draining []Backend) []Backend {
+	now := time.Now()
+	maps.DeleteFunc(e.removed, func(_ netip.AddrPort, r removed) bool { return !now.Before(r.until) })
+	for _, addr := range slices.SortedFunc(maps.Keys(e.removed), netip.AddrPort.Compare) {
+		if _, watched := b.monitor.record(Target{e.lb.Name, addr}); !watched {
+			draining = append(draining, e.removed[addr].Backend)
+		}
+	}
+	return draining
 }

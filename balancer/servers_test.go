@@ -207,9 +207,9 @@ func pemBytes(data []byte) []byte {
 
 // resumes reports whether there is a session with b to resume.
 func (h *httpChecker) resumes(b Backend) bool {
-	h.secure.mu.Lock()
-	defer h.secure.mu.Unlock()
-	cache := h.secure.sessions[b.Addr]
+	h.tls.mu.Lock()
+	defer h.tls.mu.Unlock()
+	cache := h.tls.sessions[b.Addr]
 	if cache == nil {
 		return false
 	}

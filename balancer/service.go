@@ -7,24 +7,24 @@ import (
 )
 
 // A Backend is one server of a load balancer. Addr is its identity: two
-// Backends with the same Addr are the same server under other settings.
-// It carries no health; health is measured, see Health.
+// Backends with the same Addr are the same server with other settings. It
+// carries no health, which is measured; see Health.
 type Backend struct {
-	// Name is for people. Empty means that Addr is the name.
+	// Name is for people; empty means that Addr is the name.
 	Name string `json:"name,omitempty"`
 	// Addr is where the server listens.
 	Addr netip.AddrPort `json:"address"`
-	// Weight is the server's share of new connections relative to its
-	// fellows, 0 to 256. Zero gets no new connections and keeps open ones.
+	// Weight is the server's share of new connections relative to the other
+	// backends, 0 to 256. With 0 it gets no new connections and keeps its open ones.
 	Weight int `json:"weight"`
-	// MaxConn bounds the connections open with it on this node, MaxQueue those
-	// that wait for one of them to end. Zero means no limit.
+	// MaxConn bounds the open connections from each frontend of this node,
+	// MaxQueue the clients that wait for one of them to end. Zero means no limit.
 	MaxConn  int `json:"maxconn,omitempty"`
 	MaxQueue int `json:"maxqueue,omitempty"`
-	// SlowStart is the time in which its share grows from nothing to Weight
-	// after it has come into rotation.
+	// SlowStart is the time in which the share grows from nothing to Weight after
+	// the backend came into rotation. Zero means off.
 	SlowStart time.Duration `json:"slowstart,omitempty"`
-	// Backup gets connections only while no backend that is none can take any.
+	// Backup backends get connections only while no other backend can take any.
 	Backup bool `json:"backup,omitempty"`
 }
 
@@ -40,7 +40,7 @@ func (b Backend) String() string {
 // by the names that IPVS gave them (rr, wrr, lc, wlc, sh, ...).
 type Scheduler string
 
-// Schedulers that every data plane or the user-space one knows.
+// The schedulers of the user-space data plane. IPVS has further ones.
 const (
 	RoundRobin         Scheduler = "rr"
 	WeightedRoundRobin Scheduler = "wrr"
@@ -56,20 +56,20 @@ const (
 type Service struct {
 	// LoadBalancer is the name of the config entry that this is part of.
 	LoadBalancer string
-	// Frontend is the address that clients connect to: VIP:port, a loopback
-	// address, or an unspecified address for every address of the host.
+	// Frontend is the address that clients connect to: VIP:port, an address of
+	// the node, or an unspecified address for every address of the host.
 	Frontend netip.AddrPort
 	// Scheduler chooses the backend for a new connection.
 	Scheduler Scheduler
-	// Backends are in rotation now: healthy, of either family. An empty set
-	// means that new connections are refused at once with a reset (R19).
+	// Backends get the new connections; they may be of either family. An empty
+	// set means that new connections are refused at once with a reset.
 	Backends []Backend
-	// Draining backends get no new connection and keep their open ones.
-	// A backend in neither set is gone: its open connections are reset (R6).
+	// Draining backends get no new connection and keep their open ones. A backend
+	// in neither set is gone: its open connections are reset.
 	Draining []Backend
-	// ConnectTimeout bounds one dial in planes that dial themselves.
+	// ConnectTimeout bounds one dial in data planes that dial themselves.
 	ConnectTimeout time.Duration
-	Handling       Handling
+	ConnOptions    ConnOptions
 }
 
 // PlaneName names a data plane in configuration, logs and status.
@@ -85,16 +85,16 @@ const (
 )
 
 // A Plane is one way to move the packets of services. Apply and Close are
-// called one at a time; Usable may be called at any moment, also twice at once.
+// called one at a time; Usable may be called at any moment, also concurrently.
 type Plane interface {
 	Name() PlaneName
-	// Usable tries what lb needs on this host and network. Nil means that
-	// the plane can serve lb; the error says what is missing and the remedy.
+	// Usable tries what lb needs on this host and network. Nil means that the
+	// plane can serve lb; the error says what is missing and what to do.
 	Usable(ctx context.Context, lb LoadBalancer) error
-	// Apply makes the plane serve exactly services, whatever it served
-	// before, and touches nothing that is right already. It is called on
-	// every change, and every few seconds so that state flushed by somebody
-	// else heals. repaired counts what had been ours and was found missing.
+	// Apply makes the plane serve exactly services, whatever it served before,
+	// and touches nothing that is right already. It is called on every change,
+	// and every few seconds to restore what somebody else flushed. repaired
+	// counts what had been ours and was missing.
 	Apply(ctx context.Context, services []Service) (repaired int, err error)
 	// Close stops serving and removes every trace from the host.
 	Close() error
@@ -108,29 +108,30 @@ type LoadBalancer struct {
 	Scheduler Scheduler
 	Backends  []Backend
 	Check     Check
-	// Plane is the data plane that the operator wants; Auto or empty leaves
-	// the choice to what the host can do.
+	// Plane is the data plane that the operator forces. With Auto, or empty, the
+	// first one that works on this host is chosen.
 	Plane PlaneName
-	// ConnectTimeout bounds one dial of a backend; zero means 1 s.
+	// ConnectTimeout bounds one dial of a backend; zero means DefaultConnectTimeout.
 	ConnectTimeout time.Duration
-	Handling       Handling
-	// MaxFails connections that clients could not get to a backend within
-	// FailTimeout take it out of rotation for as long. Zero never does.
+	ConnOptions    ConnOptions
+	// MaxFails connections of clients that fail within FailTimeout take the
+	// backend out of rotation for FailTimeout. A MaxFails of zero means never; a
+	// FailTimeout of zero means DefaultFailTimeout.
 	MaxFails    int
 	FailTimeout time.Duration
-	// TryDown spreads connections over all backends when all are down; else
-	// they are refused.
+	// TryDown spreads new connections over all backends while all are down.
+	// Otherwise they are refused.
 	TryDown bool
 }
 
 // A Target is one backend of one load balancer: the identity to which health
-// and traffic belong. Without a Backend it is all of them together.
+// and traffic belong. Without Backend it is the load balancer as a whole.
 type Target struct {
 	LoadBalancer string
 	Backend      netip.AddrPort
 }
 
-// Traffic is what a data plane counted for one target since it began.
+// Traffic is what a data plane has counted for one target since it started.
 type Traffic struct {
 	Open   uint64 `json:"open"`
 	Total  uint64 `json:"total"`
@@ -138,31 +139,34 @@ type Traffic struct {
 	// In is from the clients to the backend, Out the other way, in bytes.
 	In  uint64 `json:"bytesIn"`
 	Out uint64 `json:"bytesOut"`
-	// Queued are the connections that wait at this moment for room (maxconn).
-	// Those that wait for any backend are the traffic of the Target without one.
+	// Queued is the number of connections that wait now for room (maxconn). Those
+	// that wait for any backend belong to the Target without Backend.
 	Queued uint64 `json:"queued"`
-	// SlowStart is the part of its weight, above 0 and below 1, that a backend
-	// has reached in its slow start; 0 when none is going on.
+	// SlowStart is the part of its weight, above 0 and below 1, that a backend has
+	// reached in its slow start; 0 while there is no slow start.
 	SlowStart float64 `json:"slowStart,omitempty"`
 }
 
 // Add sums the traffic of one target on several frontends or planes.
 func (t Traffic) Add(u Traffic) Traffic {
 	slow := min(t.SlowStart, u.SlowStart)
-	if slow == 0 { // one of the two is over, or knows none
+	if slow == 0 { // one of the two has no slow start
 		slow = max(t.SlowStart, u.SlowStart)
 	}
-	return Traffic{t.Open + u.Open, t.Total + u.Total, t.Failed + u.Failed, t.In + u.In, t.Out + u.Out, t.Queued + u.Queued, slow}
+	return Traffic{
+		Open: t.Open + u.Open, Total: t.Total + u.Total, Failed: t.Failed + u.Failed,
+		In: t.In + u.In, Out: t.Out + u.Out, Queued: t.Queued + u.Queued, SlowStart: slow,
+	}
 }
 
-// A Meter is a Plane that counts; not every data plane can. Stats may be called
-// at any moment.
-type Meter interface {
+// A TrafficCounter is a Plane that counts traffic; not every data plane can.
+// Stats may be called at any moment.
+type TrafficCounter interface {
 	Stats() map[Target]Traffic
 }
 
-// A Picky plane may give a backend in rotation no new connections. PassedOver
-// says why, and may be called at any moment.
-type Picky interface {
+// A Selective plane may give no new connections to a backend that is in
+// rotation. PassedOver says why, and may be called at any moment.
+type Selective interface {
 	PassedOver() map[Target]string
 }

@@ -9,21 +9,22 @@ import (
 	"time"
 )
 
-// An Event is one change, of a backend's state or of a load balancer.
-type Event struct {
+// A LoadBalancerEvent is one change of a load balancer or of a backend's state.
+type LoadBalancerEvent struct {
 	Time         time.Time `json:"time"`
 	LoadBalancer string    `json:"loadBalancer"`
-	// Backend is the backend that changed, empty for a change of the whole.
+	// Backend is the backend that changed. It is empty for a change of the whole
+	// load balancer.
 	Backend string `json:"backend,omitempty"`
-	// Plane: From and To are data planes, not states.
+	// Plane says that From and To are data planes, not states.
 	Plane  bool   `json:"plane,omitempty"`
 	From   string `json:"from,omitempty"`
 	To     string `json:"to"`
 	Reason string `json:"reason,omitempty"`
 }
 
-// tell logs events and hands them to OnEvent. Called with no lock held.
-func (b *Balancer) tell(events ...Event) {
+// emit logs events and hands them to OnEvent. The caller holds no lock.
+func (b *Balancer) emit(events ...LoadBalancerEvent) {
 	for _, e := range events {
 		attrs := []any{"loadBalancer", e.LoadBalancer}
 		level, what := slog.LevelInfo, "load balancer is "+e.To
@@ -44,12 +45,12 @@ func (b *Balancer) tell(events ...Event) {
 			attrs = append(attrs, "reason", e.Reason)
 		}
 		b.cfg.Log.Log(context.Background(), level, what, attrs...)
-		b.note(e)
+		b.notify(e)
 	}
 }
 
-// note hands events to OnEvent. Called with no lock held.
-func (b *Balancer) note(events ...Event) {
+// notify hands events to OnEvent. The caller holds no lock.
+func (b *Balancer) notify(events ...LoadBalancerEvent) {
 	if b.cfg.OnEvent == nil {
 		return
 	}
@@ -70,19 +71,19 @@ type LoadBalancerStatus struct {
 	Name      string           `json:"name"`
 	Frontends []netip.AddrPort `json:"frontends"`
 	Scheduler Scheduler        `json:"scheduler"`
-	// Plane serves now; empty if none does yet. Reason says why it was
-	// chosen, Refused why those before it were not.
+	// Plane is the data plane that serves now; empty if none does yet. Reason
+	// says why it was chosen, Refused why the preferred ones were not.
 	Plane   PlaneName `json:"plane"`
 	Reason  string    `json:"reason,omitempty"`
 	Refused []Refusal `json:"refused,omitempty"`
-	// Moving is the plane that is about to take over.
+	// Moving is the data plane that is about to take over.
 	Moving PlaneName `json:"moving,omitempty"`
-	// Error is what keeps it from being served as it should.
+	// Error is what keeps the load balancer from being served.
 	Error string `json:"error,omitempty"`
-	// Repairs counts what its plane found missing while it served it.
+	// Repairs counts what its data plane found missing and restored.
 	Repairs int `json:"repairs"`
-	// Queued are the connections that wait for room at any backend, beyond
-	// those that wait for a certain one.
+	// Queued is the number of connections that wait for room at any backend. It
+	// does not count those that wait for a certain backend.
 	Queued   uint64          `json:"queued"`
 	Backends []BackendStatus `json:"backends"`
 }
@@ -96,15 +97,15 @@ type BackendStatus struct {
 	Since   time.Time      `json:"since"`
 	Reason  string         `json:"reason,omitempty"`
 	Backup  bool           `json:"backup,omitempty"`
-	// Order is what the operator has ordered, beyond the configuration.
-	Order string `json:"order,omitempty"`
-	// LastCheck is null until one has ended.
+	// Override is what the operator ordered, beyond the configuration.
+	Override string `json:"order,omitempty"`
+	// LastCheck is null until a check has ended.
 	LastCheck *time.Time `json:"lastCheck"`
 	LatencyMS float64    `json:"latencyMs"`
-	// PassedOver is why the data plane gives it no new connections although its
-	// checks say that it could take them.
+	// PassedOver is why the data plane gives the backend no new connections although
+	// its checks say that it could take them.
 	PassedOver string `json:"passedOver,omitempty"`
-	// Traffic is null where no plane that serves it can count.
+	// Traffic is null where no data plane that serves the backend can count.
 	Traffic *Traffic `json:"traffic"`
 }
 
@@ -113,22 +114,21 @@ type PlaneStatus struct {
 	Name     PlaneName `json:"name"`
 	Services int       `json:"services"`
 	Repairs  int       `json:"repairs"`
-	// Applied is the end of the last Apply, null if there was none.
+	// Applied is the end of the last Apply; null if there was none.
 	Applied *time.Time `json:"applied"`
 	Error   string     `json:"error,omitempty"`
 }
 
 // Status is a snapshot. It shares nothing with the balancer.
 func (b *Balancer) Status() Status {
-	// The planes are asked before the lock is taken: they have locks of
-	// their own.
+	// The planes are asked before mu is taken: they have locks of their own.
 	traffic := make(map[Target]Traffic)
-	passed := make(map[PlaneName]map[Target]string)
-	for _, d := range b.drivers {
-		if p, ok := d.plane.(Picky); ok {
-			passed[d.plane.Name()] = p.PassedOver()
+	passedOver := make(map[PlaneName]map[Target]string)
+	for _, a := range b.appliers {
+		if p, ok := a.plane.(Selective); ok {
+			passedOver[a.plane.Name()] = p.PassedOver()
 		}
-		if m, ok := d.plane.(Meter); ok {
+		if m, ok := a.plane.(TrafficCounter); ok {
 			for t, n := range m.Stats() {
 				traffic[t] = traffic[t].Add(n)
 			}
@@ -136,11 +136,11 @@ func (b *Balancer) Status() Status {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := Status{LoadBalancers: b.loadBalancers(traffic, passed), Planes: []PlaneStatus{}}
-	for _, d := range b.drivers {
-		p := PlaneStatus{Name: d.plane.Name(), Services: d.last, Repairs: d.repaired, Applied: known(d.at)}
-		if d.err != nil && d.applied {
-			p.Error = d.err.Error()
+	s := Status{LoadBalancers: b.loadBalancers(traffic, passedOver), Planes: []PlaneStatus{}}
+	for _, a := range b.appliers {
+		p := PlaneStatus{Name: a.plane.Name(), Services: a.last, Repairs: a.repaired, Applied: timeOrNil(a.at)}
+		if a.err != nil && a.applied {
+			p.Error = a.err.Error()
 		}
 		s.Planes = append(s.Planes, p)
 	}
@@ -148,37 +148,41 @@ func (b *Balancer) Status() Status {
 }
 
 // Health is what Status says of the load balancers, without what only the planes
-// know. It asks no kernel, so that whoever wants it often may have it.
+// know. It asks no kernel, so it may be called often.
 func (b *Balancer) Health() []LoadBalancerStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.loadBalancers(nil, nil)
 }
 
-// loadBalancers is sorted by name. Called with mu held.
-func (b *Balancer) loadBalancers(traffic map[Target]Traffic, passed map[PlaneName]map[Target]string) []LoadBalancerStatus {
+// loadBalancers is the state of all, sorted by name. The caller holds mu.
+func (b *Balancer) loadBalancers(
+	traffic map[Target]Traffic, passedOver map[PlaneName]map[Target]string,
+) []LoadBalancerStatus {
 	lbs := []LoadBalancerStatus{}
 	for _, lb := range b.wanted {
 		e := b.entries[lb.Name]
 		if e == nil {
-			e = &entry{lb: lb} // Set has just brought it
+			e = &entry{lb: lb} // Set has just added it
 		}
-		lbs = append(lbs, b.status(e, traffic, passed))
+		lbs = append(lbs, b.status(e, traffic, passedOver))
 	}
 	slices.SortFunc(lbs, func(x, y LoadBalancerStatus) int { return cmp.Compare(x.Name, y.Name) })
 	return lbs
 }
 
-// status is the part of one entry. Called with mu held.
-func (b *Balancer) status(e *entry, traffic map[Target]Traffic, passed map[PlaneName]map[Target]string) LoadBalancerStatus {
+// status is the state of one entry. The caller holds mu.
+func (b *Balancer) status(
+	e *entry, traffic map[Target]Traffic, passedOver map[PlaneName]map[Target]string,
+) LoadBalancerStatus {
 	s := LoadBalancerStatus{
 		Name: e.lb.Name, Frontends: slices.Clone(e.lb.Frontends), Scheduler: e.lb.Scheduler,
 		Reason: e.choice.reason, Refused: slices.Clone(e.choice.refused), Repairs: e.repaired,
 		Queued: traffic[Target{LoadBalancer: e.lb.Name}].Queued, Backends: []BackendStatus{},
 	}
-	for _, d := range []*driver{e.serving, e.moving} {
-		if d != nil && d.err != nil {
-			s.Error = d.err.Error()
+	for _, a := range []*applier{e.serving, e.moving} {
+		if a != nil && a.err != nil {
+			s.Error = a.err.Error()
 		}
 	}
 	if e.choice.err != nil {
@@ -193,13 +197,13 @@ func (b *Balancer) status(e *entry, traffic map[Target]Traffic, passed map[Plane
 	for _, be := range e.lb.Backends {
 		t := Target{e.lb.Name, be.Addr}
 		r, _ := b.monitor.record(t)
-		h := r.shown(time.Now())
-		order := b.orders[t]
-		be.Weight = order.weight(be.Weight)
+		h := r.effective(time.Now())
+		override := b.overrides[t]
+		be.Weight = override.weight(be.Weight)
 		switch {
-		case order.Out == Disable:
+		case override.Out == Disable:
 			h.State, h.Reason = Down, "disabled by the operator"
-		case order.Out == Drain:
+		case override.Out == Drain:
 			h.State, h.Reason = Draining, "drained by the operator"
 		case h.State == Up && be.Weight == 0:
 			h.State, h.Reason = Draining, "its weight is 0"
@@ -207,11 +211,11 @@ func (b *Balancer) status(e *entry, traffic map[Target]Traffic, passed map[Plane
 		bs := BackendStatus{
 			Name: be.String(), Address: be.Addr, Weight: be.Weight,
 			State: State(cmp.Or(string(h.State), string(Unknown))), Since: h.Since, Reason: h.Reason,
-			Backup: be.Backup, Order: order.String(),
-			LastCheck: known(r.Checked), LatencyMS: float64(r.Latency.Microseconds()) / 1000,
+			Backup: be.Backup, Override: override.String(),
+			LastCheck: timeOrNil(r.Checked), LatencyMS: float64(r.Latency.Microseconds()) / 1000,
 		}
 		if h.State == Up {
-			bs.PassedOver = passed[s.Plane][t]
+			bs.PassedOver = passedOver[s.Plane][t]
 		}
 		if n, ok := traffic[t]; ok {
 			bs.Traffic = &n
@@ -221,8 +225,8 @@ func (b *Balancer) status(e *entry, traffic map[Target]Traffic, passed map[Plane
 	return s
 }
 
-// known is t, or nil if it is zero.
-func known(t time.Time) *time.Time {
+// timeOrNil is t, or nil if it is zero.
+func timeOrNil(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}

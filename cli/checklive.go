@@ -13,7 +13,6 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/node"
-	"appliance/node/desired"
 )
 
 // liveResult is what one check of one backend found.
@@ -33,7 +32,7 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	var asking sync.WaitGroup
 	var mu sync.Mutex
 	for _, lb := range cfg.LoadBalancers {
-		checker, err := balancer.NewChecker(desired.Check(lb.Check))
+		checker, err := balancer.NewChecker(lb.Check)
 		if err != nil {
 			return err
 		}
@@ -41,8 +40,7 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 			asking.Go(func() {
 				ctx, cancel := context.WithTimeout(ctx, lb.Check.Timeout)
 				defer cancel()
-				one := balancer.Backend{Name: b.Name, Addr: b.Address}
-				r := liveResult{lb.Name, one.String(), b.Address, checker.Check(ctx, one)}
+				r := liveResult{lb.Name, b.String(), b.Addr, checker.Check(ctx, b.Backend)}
 				mu.Lock()
 				defer mu.Unlock()
 				results = append(results, r)
@@ -62,7 +60,7 @@ func report(w io.Writer, cfg *configs.Config, results []liveResult) error {
 	down, all := 0, 0
 	for i, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
-			at := slices.IndexFunc(results, func(r liveResult) bool { return r.lb == lb.Name && r.addr == b.Address })
+			at := slices.IndexFunc(results, func(r liveResult) bool { return r.lb == lb.Name && r.addr == b.Addr })
 			r := results[at]
 			all++
 			state, why := balancer.Up, "the check succeeds"

@@ -62,7 +62,7 @@ func listBackends(c *cli.Context) error {
 	fmt.Fprintln(w, "BACKEND\tADDRESS\tWEIGHT\tSTATE\tORDER")
 	for _, lb := range snapshot.LoadBalancers {
 		for _, b := range lb.Backends {
-			fmt.Fprintf(w, "%s/%s\t%s\t%d\t%s\t%s\n", lb.Name, b.Name, b.Address, b.Weight, b.State, b.Order)
+			fmt.Fprintf(w, "%s/%s\t%s\t%d\t%s\t%s\n", lb.Name, b.Name, b.Address, b.Weight, b.State, b.Override)
 		}
 	}
 	return w.Flush()

@@ -9,37 +9,37 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// Admin is where and to whom the state is shown.
+// Admin says where the state is shown, and to whom.
 type Admin struct {
-	// Listen are addresses with ports, or unix:/path. Empty: nowhere.
+	// Listen are addresses with ports, or unix:/path. Empty means nowhere.
 	Listen []string
-	// Path is where the page is, without a slash at its end but for "/".
+	// Path is where the page is: "/", or a path without a slash at its end.
 	Path  string
 	Hosts []string
 	Users []User
-	// TokenFile has a bearer token.
+	// TokenFile holds a bearer token.
 	TokenFile   string
 	CertFile    string
 	CertKeyFile string
 	HideVersion bool
 }
 
-// IsDefault is whether this is where nobody's wish has put it. A port that is
-// taken is then no reason not to start.
+// IsDefault reports whether Listen is the default. Then a port that is taken is no
+// reason not to start.
 func (a Admin) IsDefault() bool {
 	s, _ := setting(keyListen + "[0]")
 	return len(a.Listen) == 1 && a.Listen[0] == s.Default
 }
 
-// A User may look at what the admin listener shows.
+// A User may see what the admin listener shows.
 type User struct {
 	Name string
 	// PasswordHash is bcrypt's.
 	PasswordHash string
 }
 
-// AdminPort is next to the default peer port, so that the two are one range, and
-// away from the ports of Kubernetes, etcd, haproxy and node_exporter.
+// AdminPort is next to the default peer port, so that the two are one range. It is
+// none of the ports of Kubernetes, etcd, haproxy and node_exporter.
 const AdminPort = 10001
 
 const (
@@ -51,13 +51,13 @@ const (
 func (b *builder) admin() Admin {
 	a := Admin{Path: b.adminPath(), Hosts: b.adminHosts(), HideVersion: b.bool("admin.hideVersion")}
 	if b.lists[keyListen] == 0 {
-		a.Listen = []string{b.otherwise(keyListen + "[0]")}
+		a.Listen = []string{b.defaultOf(keyListen + "[0]")}
 		b.show(keyListen+"[0]", a.Listen[0], Origin{})
 	}
 	for i := range b.lists[keyListen] {
 		key := fmt.Sprintf("%s[%d]", keyListen, i)
 		value := b.get(key).value
-		b.show(key, value, b.at(key))
+		b.show(key, value, b.origin(key))
 		switch {
 		case value == adminOff && b.lists[keyListen] == 1:
 		case value == adminOff:
@@ -78,8 +78,7 @@ func (b *builder) admin() Admin {
 	return a
 }
 
-// adminAddress reads address:port, address, :port for every address, or
-// unix:/path.
+// adminAddress reads address:port, address, :port for every address, or unix:/path.
 func (b *builder) adminAddress(key, value string) (string, bool) {
 	if file, ok := strings.CutPrefix(value, "unix:"); ok {
 		if !strings.HasPrefix(file, "/") || strings.ContainsRune(file, 0) {
@@ -96,7 +95,8 @@ func (b *builder) adminAddress(key, value string) (string, bool) {
 	}
 	at, err := netip.ParseAddrPort(value)
 	if err != nil || at.Port() == 0 {
-		b.bad(key, "%s is no address; write 127.0.0.1:%d, [::1]:%d, the node's own address, unix:/path or off", printable(value), AdminPort, AdminPort)
+		b.bad(key, "%s is no address; write 127.0.0.1:%d, [::1]:%d, the node's own address, unix:/path or off",
+			printable(value), AdminPort, AdminPort)
 		return "", false
 	}
 	return at.String(), true
@@ -107,7 +107,8 @@ func (b *builder) adminPath() string {
 	trimmed := strings.TrimRight(p, "/")
 	for _, r := range trimmed {
 		if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_/", r) {
-			b.bad("admin.path", "%s has characters that a path here cannot have; write letters, digits, - and _, such as /stats", printable(p))
+			b.bad("admin.path", "%s has characters that a path here cannot have; write letters, digits, - and _, such as /stats",
+				printable(p))
 			return "/"
 		}
 	}
@@ -126,9 +127,10 @@ func (b *builder) adminHosts() []string {
 	for i := range b.lists["admin.hosts"] {
 		key := fmt.Sprintf("admin.hosts[%d]", i)
 		name := strings.ToLower(b.get(key).value)
-		b.show(key, name, b.at(key))
+		b.show(key, name, b.origin(key))
 		if name == "" || strings.ContainsAny(name, ":/*@ ") || printable(name) != name {
-			b.bad(key, "%s is not the name of a host; write it without scheme and port, such as vip.example.org", printable(name))
+			b.bad(key, "%s is not the name of a host; write it without scheme and port, such as vip.example.org",
+				printable(name))
 			continue
 		}
 		hosts = append(hosts, strings.TrimSuffix(name, "."))
@@ -142,7 +144,7 @@ func (b *builder) adminUser(key string) (User, bool) {
 		b.bad(key+".name", "%s is not a user's name; write one without colons", printable(u.Name))
 		return u, false
 	}
-	b.show(key+".name", u.Name, b.at(key+".name"))
+	b.show(key+".name", u.Name, b.origin(key+".name"))
 	for i := range b.lists[keyUsers] {
 		if other := fmt.Sprintf("%s[%d]", keyUsers, i); other != key && other < key && b.get(other+".name").value == u.Name {
 			b.bad(key+".name", "%s is there twice; keep one of the two", printable(u.Name))
@@ -155,19 +157,23 @@ func (b *builder) adminUser(key string) (User, bool) {
 		return u, false
 	case err != nil:
 		// The value may be the password itself, so it is not repeated.
-		b.bad(key+".passwordHash", "is not a bcrypt hash; `appliance passwd` prints one, as does `htpasswd -nB %s` behind the colon", printable(u.Name))
+		b.bad(key+".passwordHash", "is not a bcrypt hash; "+
+			"`appliance passwd` prints one, as does `htpasswd -nB %s` behind the colon", printable(u.Name))
 		return u, false
 	case cost > 14:
-		b.bad(key+".passwordHash", "has a cost of %s, which takes the node seconds of work per guess; write one of at most 14", strconv.Itoa(cost))
+		b.bad(key+".passwordHash", "has a cost of %s, which takes the node seconds of work per guess; "+
+			"write one of at most 14", strconv.Itoa(cost))
 		return u, false
 	}
-	b.cfg.values = append(b.cfg.values, Value{key + ".passwordHash", "(hidden)", b.at(key + ".passwordHash"), u.PasswordHash})
+	b.cfg.values = append(b.cfg.values, Value{
+		Key: key + ".passwordHash", Value: "(hidden)", Origin: b.origin(key + ".passwordHash"), secret: u.PasswordHash,
+	})
 	return u, true
 }
 
-// relateAdmin refuses to show the state to everybody, and to be in the way of
-// what the appliance is for.
-func (b *builder) relateAdmin() {
+// validateAdmin refuses to show the state to everybody, and to take addresses and ports
+// that the appliance needs.
+func (b *builder) validateAdmin() {
 	a := b.cfg.Admin
 	if (a.CertFile == "") != (a.CertKeyFile == "") {
 		b.bad(keyListen, "certFile and certKeyFile are needed together; add the one that is missing")
@@ -180,23 +186,25 @@ func (b *builder) relateAdmin() {
 		seen[at] = true
 		ap, err := netip.ParseAddrPort(at)
 		if err != nil {
-			continue // a unix socket: whoever may open it may look
+			continue // a unix socket, guarded by its permissions
 		}
-		b.relateAdminAddress(ap)
+		b.validateAdminAddress(ap)
 		if ap.Addr().IsLoopback() {
 			continue
 		}
 		guarded := len(a.Users) > 0 || a.TokenFile != "" || b.lists[keyUsers] > 0
 		switch {
 		case a.CertFile == "" && !guarded:
-			b.bad(keyListen, "%s can be reached by other machines, and nothing keeps anybody out; write certFile and certKeyFile, users or tokenFile below admin, or listen on 127.0.0.1", at)
+			b.bad(keyListen, "%s can be reached by other machines, and nothing keeps anybody out; "+
+				"write certFile and certKeyFile, users or tokenFile below admin, or listen on 127.0.0.1", at)
 		case a.CertFile == "":
-			b.warn(b.at(keyListen), keyListen, "passwords and tokens for %s cross the network in clear; add certFile and certKeyFile", at)
+			b.warn(b.origin(keyListen), keyListen, "passwords and tokens for %s cross the network in clear; "+
+				"add certFile and certKeyFile", at)
 		}
 	}
 }
 
-func (b *builder) relateAdminAddress(at netip.AddrPort) {
+func (b *builder) validateAdminAddress(at netip.AddrPort) {
 	c := b.cfg
 	for _, v := range c.VIPs {
 		if at.Addr().Unmap() == v {
@@ -206,7 +214,8 @@ func (b *builder) relateAdminAddress(at netip.AddrPort) {
 	everywhere := at.Addr().IsUnspecified()
 	for i, lb := range c.LoadBalancers {
 		if !lb.BindToVIP && lb.Port == at.Port() {
-			b.bad(keyListen, "%d is the port of load balancer %s, which takes it on every address; write another", at.Port(), printable(c.LoadBalancers[i].Name))
+			b.bad(keyListen, "%d is the port of load balancer %s, which takes it on every address; write another",
+				at.Port(), printable(c.LoadBalancers[i].Name))
 		}
 	}
 	for _, p := range c.Peers {

@@ -46,7 +46,7 @@ func TestAdmin(t *testing.T) {
 			if !strings.Contains(file, "vips:") {
 				file = group + file
 			}
-			c, err := Parse("f.yaml", []byte(file), said(tt.flags, nil))
+			c, err := Parse("f.yaml", []byte(file), source(tt.flags, nil))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -96,7 +96,7 @@ func TestAdminRefused(t *testing.T) {
 		{"admin: {users: [{name: a, passwordHash: '" + strings.Replace(hash, "$10$", "$20$", 1) + "'}]}", "has a cost of 20"},
 		{"admin: {listen: ['127.0.0.1:6443']}\nloadBalancers: [{port: 6443, bindToVip: false, backends: ['192.0.2.31']}]", "6443 is the port of load balancer lb-6443"},
 	} {
-		_, err := Parse("f.yaml", []byte(group+tt.file), said(nil, nil))
+		_, err := Parse("f.yaml", []byte(group+tt.file), source(nil, nil))
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s\n got %v\nwant %s", tt.file, err, tt.want)
 		}

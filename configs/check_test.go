@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"appliance/balancer"
 )
 
 // withCheck is a file whose check begins in line 5.
@@ -16,36 +18,36 @@ func withCheck(lines string) string {
 
 func TestCheck(t *testing.T) {
 	const pin = "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg="
-	kubernetes := Check{Type: "https", Inter: 500 * time.Millisecond, Timeout: 2 * time.Second, Rise: 2, Fall: 2,
-		Method: "GET", Path: "/readyz", Expect: Expect{Status: []StatusRange{{200, 200}}}}
-	with := func(f func(*Check)) Check {
+	kubernetes := balancer.Check{Type: "https", Inter: 500 * time.Millisecond, Timeout: 2 * time.Second, Rise: 2, Fall: 2,
+		Method: "GET", Path: "/readyz", Expect: balancer.Expect{Status: []balancer.StatusRange{{First: 200, Last: 200}}}}
+	with := func(f func(*balancer.Check)) balancer.Check {
 		c := kubernetes
 		f(&c)
 		return c
 	}
 	for _, tt := range []struct {
 		yaml string
-		want Check
+		want balancer.Check
 	}{
 		{"{}", kubernetes},
-		{"{inter: 10s, downinter: 5s, fastinter: 100ms, rise: 3, fall: 4}", with(func(c *Check) {
+		{"{inter: 10s, downinter: 5s, fastinter: 100ms, rise: 3, fall: 4}", with(func(c *balancer.Check) {
 			c.Inter, c.DownInter, c.FastInter, c.Rise, c.Fall, c.Timeout = 10*time.Second, 5*time.Second, 100*time.Millisecond, 3, 4, 40*time.Second
 		})},
-		{"{type: tcp, port: 9000}", Check{Type: "tcp", Port: 9000, Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
-		{"{type: none}", Check{Type: "none", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
-		{"{type: tls, tls: {caFile: /ca.crt, serverName: etcd}}", Check{Type: "tls", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2,
-			TLS: CheckTLS{Verify: true, CAFile: "/ca.crt", ServerName: "etcd"}}},
-		{"{type: http, method: HEAD, path: '/healthz?v=1', host: 'a.example:80', expect: {status: [200, 401-403]}}", with(func(c *Check) {
+		{"{type: tcp, port: 9000}", balancer.Check{Type: "tcp", Port: 9000, Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
+		{"{type: none}", balancer.Check{Type: "none", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
+		{"{type: tls, tls: {caFile: /ca.crt, serverName: etcd}}", balancer.Check{Type: "tls", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2,
+			TLS: balancer.TLSOptions{Verify: true, CAFile: "/ca.crt", ServerName: "etcd"}}},
+		{"{type: http, method: HEAD, path: '/healthz?v=1', host: 'a.example:80', expect: {status: [200, 401-403]}}", with(func(c *balancer.Check) {
 			c.Type, c.Method, c.Path, c.Host = "http", "HEAD", "/healthz?v=1", "a.example:80"
-			c.Expect.Status = []StatusRange{{200, 200}, {401, 403}}
+			c.Expect.Status = []balancer.StatusRange{{First: 200, Last: 200}, {First: 401, Last: 403}}
 		})},
-		{"{headers: {X-A: 'b: c', Accept: text/plain}, expect: {contains: ok, matches: '^o'}}", with(func(c *Check) {
-			c.Headers = []Header{{"X-A", "b: c"}, {"Accept", "text/plain"}}
+		{"{headers: {X-A: 'b: c', Accept: text/plain}, expect: {contains: ok, matches: '^o'}}", with(func(c *balancer.Check) {
+			c.Headers = []balancer.Header{{Name: "X-A", Value: "b: c"}, {Name: "Accept", Value: "text/plain"}}
 			c.Expect.Contains, c.Expect.Matches = "ok", "^o"
 		})},
-		{"{headers: ['X-A: b'], bearerTokenFile: /token, tls: {pin: " + pin + ", certFile: /c, keyFile: /k}}", with(func(c *Check) {
-			c.Headers, c.BearerTokenFile = []Header{{"X-A", "b"}}, "/token"
-			c.TLS = CheckTLS{Pin: pin, CertFile: "/c", KeyFile: "/k"}
+		{"{headers: ['X-A: b'], bearerTokenFile: /token, tls: {pin: " + pin + ", certFile: /c, keyFile: /k}}", with(func(c *balancer.Check) {
+			c.Headers, c.BearerTokenFile = []balancer.Header{{Name: "X-A", Value: "b"}}, "/token"
+			c.TLS = balancer.TLSOptions{Pin: pin, CertFile: "/c", KeyFile: "/k"}
 		})},
 	} {
 		cfg, err := Parse("f", []byte(withCheck(tt.yaml)), Source{FileExists: func(string) bool { return true }})

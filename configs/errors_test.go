@@ -166,7 +166,7 @@ func TestErrors(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := Parse("f", []byte(tt.file), said(nil, nil))
+			_, err := Parse("f", []byte(tt.file), source(nil, nil))
 			var got []string
 			for _, e := range unjoin(err) {
 				got = append(got, strings.TrimPrefix(e.Error(), "f:"))
@@ -221,7 +221,7 @@ func TestErrorsBesideTheFile(t *testing.T) {
 			if tt.file != "" {
 				name = "f"
 			}
-			_, err := Parse(name, []byte(tt.file), said(tt.flags, tt.env))
+			_, err := Parse(name, []byte(tt.file), source(tt.flags, tt.env))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error is %v\nwant %s", err, tt.want)
 			}
@@ -230,7 +230,7 @@ func TestErrorsBesideTheFile(t *testing.T) {
 }
 
 func TestProblemCanBeFound(t *testing.T) {
-	_, err := Parse("f", []byte(good+"role: boss\n"), said(nil, nil))
+	_, err := Parse("f", []byte(good+"role: boss\n"), source(nil, nil))
 	var p Problem
 	if !errors.As(err, &p) || p.Key != "role" || p.Origin.Line != 3 {
 		t.Errorf("the problem in %v is %+v, want role in line 3", err, p)
@@ -238,7 +238,7 @@ func TestProblemCanBeFound(t *testing.T) {
 }
 
 func TestUnreadableFile(t *testing.T) {
-	_, err := Load("/nonexistent/config.yaml", said(nil, nil))
+	_, err := Load("/nonexistent/config.yaml", source(nil, nil))
 	want := "/nonexistent/config.yaml: no such file or directory; write one with `appliance config sample > /nonexistent/config.yaml`, or give --vip and --peers"
 	if err == nil || err.Error() != want {
 		t.Errorf("error is %v\nwant     %s", err, want)

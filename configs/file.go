@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,69 +14,60 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// A cell is one value as it was written, with the place where it stands.
-type cell struct {
+// A rawValue is one value as it was written, with its place.
+type rawValue struct {
 	value  string
 	origin Origin
 }
 
-// sheet is everything that was said, flat: loadBalancers[0].check.rise → 2.
-// All sources end in one sheet, so that every value is read in one way.
-type sheet struct {
-	cells map[string]cell
-	// lists has the length of each list, mappings the place of each element.
-	lists map[string]int
-	heads map[string]Origin
+// rawConfig is everything that was set, flat: loadBalancers[0].check.rise → 2. All
+// sources end in one rawConfig, so that every value is read in one way.
+type rawConfig struct {
+	values map[string]rawValue
+	// lists has the length of each list, origins the place of each list element
+	// and of each key in the file.
+	lists   map[string]int
+	origins map[string]Origin
 }
 
-func newSheet() *sheet {
-	return &sheet{cells: map[string]cell{}, lists: map[string]int{}, heads: map[string]Origin{}}
+func newRawConfig() *rawConfig {
+	return &rawConfig{values: map[string]rawValue{}, lists: map[string]int{}, origins: map[string]Origin{}}
 }
 
-// drop forgets key and everything below it.
-func (s *sheet) drop(key string) {
-	below := func(k string) bool {
-		rest, ok := strings.CutPrefix(k, key)
-		return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
-	}
-	for k := range s.cells {
-		if below(k) {
-			delete(s.cells, k)
-		}
-	}
-	for k := range s.lists {
-		if below(k) {
-			delete(s.lists, k)
-		}
-	}
-	for k := range s.heads {
-		if below(k) {
-			delete(s.heads, k)
-		}
-	}
+// isAtOrBelow reports whether key is parent or anything below it.
+func isAtOrBelow(key, parent string) bool {
+	rest, ok := strings.CutPrefix(key, parent)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
 }
 
-// has reports whether key or anything below it was set.
-func (s *sheet) has(key string) bool {
-	if s.lists[key] > 0 {
+// remove forgets key and everything below it.
+func (r *rawConfig) remove(key string) {
+	maps.DeleteFunc(r.values, func(k string, _ rawValue) bool { return isAtOrBelow(k, key) })
+	maps.DeleteFunc(r.lists, func(k string, _ int) bool { return isAtOrBelow(k, key) })
+	maps.DeleteFunc(r.origins, func(k string, _ Origin) bool { return isAtOrBelow(k, key) })
+}
+
+// isSet reports whether key or anything below it was set.
+func (r *rawConfig) isSet(key string) bool {
+	if r.lists[key] > 0 {
 		return true
 	}
-	for k := range s.cells {
-		if k == key || strings.HasPrefix(k, key+".") || strings.HasPrefix(k, key+"[") {
+	for k := range r.values {
+		if isAtOrBelow(k, key) {
 			return true
 		}
 	}
 	return false
 }
 
-// place is where key stands: its own line, or that of the nearest thing
-// around it that was written.
-func (s *sheet) place(key string) Origin {
+// originOf is where key stands: its own line, or that of the nearest thing around
+// it that was written.
+func (r *rawConfig) originOf(key string) Origin {
 	for key != "" {
-		if c, ok := s.cells[key]; ok {
-			return c.origin
+		if v, ok := r.values[key]; ok {
+			return v.origin
 		}
-		if o, ok := s.heads[key]; ok {
+		if o, ok := r.origins[key]; ok {
 			return o
 		}
 		cut := strings.LastIndexAny(key, ".[")
@@ -87,50 +79,50 @@ func (s *sheet) place(key string) Origin {
 	return Origin{}
 }
 
-// maxFile is far above any real file and keeps a wrong path, such as that of
-// a disk image, from filling the memory.
+// maxFile is far above the bytes of any real file. It keeps a wrong path, such as
+// that of a disk image, from filling the memory.
 const maxFile = 1 << 20
 
-// maxList is above any real list, and keeps what compares each with each
-// from taking minutes.
+// maxList is above the length of any real list. It keeps comparisons of each
+// element with each other from taking minutes.
 const maxList = 1000
 
-// reader of one YAML file into a sheet.
+// A parser reads one YAML file into a rawConfig.
 type parser struct {
 	*report
-	*sheet
+	*rawConfig
 	file string
-	// respelled is set once a key was found in other capitals.
-	respelled bool
+	// warnedOfCapitals is set once a key was found in other capitals.
+	warnedOfCapitals bool
 }
 
-// parseFile reads the YAML in data into a sheet, and reports whether it could
-// be read at all. What is wrong goes to rep.
-func parseFile(name string, data []byte, rep *report) (*sheet, bool) {
-	p := &parser{report: rep, sheet: newSheet(), file: name}
+// parseFile reads the YAML in data, and reports whether it could be read at all.
+// Problems go to rep.
+func parseFile(name string, data []byte, rep *report) (*rawConfig, bool) {
+	p := &parser{report: rep, rawConfig: newRawConfig(), file: name}
 	if len(data) > maxFile {
 		p.problem(Origin{File: name}, "", "is larger than %d bytes, which no configuration is; check the path", maxFile)
-		return p.sheet, false
+		return p.rawConfig, false
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc, more yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
-		return p.sheet, true // an empty file says nothing, which is allowed
+		return p.rawConfig, true // an empty file sets nothing, which is allowed
 	} else if err != nil {
 		p.syntax(err)
-		return p.sheet, false
+		return p.rawConfig, false
 	}
 	if err := dec.Decode(&more); err == nil {
 		p.problem(p.at(&more), "", "begins a second document; write one document, without ---")
-		return p.sheet, false
+		return p.rawConfig, false
 	} else if !errors.Is(err, io.EOF) {
 		p.syntax(err)
-		return p.sheet, false
+		return p.rawConfig, false
 	}
 	if root := doc.Content[0]; root.Kind != yaml.ScalarNode || root.ShortTag() != "!!null" {
 		p.mapping(root, "")
 	}
-	return p.sheet, true
+	return p.rawConfig, true
 }
 
 func (p *parser) at(n *yaml.Node) Origin { return Origin{File: p.file, Line: n.Line} }
@@ -151,9 +143,13 @@ func (p *parser) mapping(n *yaml.Node, prefix string) {
 	if n.Kind != yaml.MappingNode {
 		remedy := "compare with `appliance config sample`"
 		if prefix != "" {
-			remedy = "write " + choices(suffixed(children(pattern(prefix)), ": …")) + " below it"
+			var keys []string
+			for _, name := range children(pattern(prefix)) {
+				keys = append(keys, name+": …")
+			}
+			remedy = "write " + orList(keys) + " below it"
 		}
-		p.problem(p.at(n), strings.TrimSuffix(prefix, "."), "must be a mapping, not %s; %s", kind(n), remedy)
+		p.problem(p.at(n), strings.TrimSuffix(prefix, "."), "must be a mapping, not %s; %s", describe(n), remedy)
 		return
 	}
 	seen := map[string]int{}
@@ -168,15 +164,15 @@ func (p *parser) mapping(n *yaml.Node, prefix string) {
 			continue
 		}
 		seen[key] = k.Line
-		p.heads[prefix+key] = p.at(k)
+		p.origins[prefix+key] = p.at(k)
 		p.value(v, prefix+key)
 	}
 }
 
-// key finds the name under which the key k is known, and reports what is not.
+// key finds the known name of the key k, and reports an unknown one.
 func (p *parser) key(k *yaml.Node, prefix string) (string, bool) {
 	if k.Kind != yaml.ScalarNode {
-		p.problem(p.at(k), strings.TrimSuffix(prefix, "."), "has %s as a key; write a name", kind(k))
+		p.problem(p.at(k), strings.TrimSuffix(prefix, "."), "has %s as a key; write a name", describe(k))
 		return "", false
 	}
 	known := children(pattern(prefix))
@@ -187,13 +183,13 @@ func (p *parser) key(k *yaml.Node, prefix string) (string, bool) {
 		p.warn(p.at(k), prefix+k.Value, "%s", why)
 		return "", false
 	}
-	// kube-vip read keys in any capitals, and wrote them with a first one.
+	// kube-vip read keys in any capitals, and wrote them with a capital first letter.
 	for _, name := range known {
 		if !strings.EqualFold(name, k.Value) && !renamedKey(name, k.Value) {
 			continue
 		}
-		if !p.respelled {
-			p.respelled = true
+		if !p.warnedOfCapitals {
+			p.warnedOfCapitals = true
 			p.warn(p.at(k), prefix+k.Value, "is read as %s; write keys as the reference file does", name)
 		}
 		return name, true
@@ -201,7 +197,7 @@ func (p *parser) key(k *yaml.Node, prefix string) (string, bool) {
 	remedy := "remove it; known here: " + strings.Join(known, ", ")
 	if near := nearest(k.Value, known); near != "" {
 		remedy = fmt.Sprintf("did you mean %s?", near)
-	} else if full, ok := elsewhere(k.Value); ok {
+	} else if full, ok := keyEndingIn(k.Value); ok {
 		remedy = fmt.Sprintf("it belongs elsewhere: %s", full)
 	}
 	p.problem(p.at(k), prefix+printable(k.Value), "is not a known key; %s", remedy)
@@ -214,7 +210,7 @@ func (p *parser) value(v *yaml.Node, key string) {
 		return
 	}
 	if v.Kind == yaml.ScalarNode && v.ShortTag() == "!!null" {
-		return // "key:" with nothing behind it is the default
+		return // "key:" without a value means the default
 	}
 	pat := pattern(key)
 	if len(children(pat+"[].")) > 0 || isList(pat) {
@@ -234,7 +230,7 @@ func (p *parser) list(v *yaml.Node, key string) {
 		return
 	}
 	if v.Kind != yaml.SequenceNode {
-		p.problem(p.at(v), key, "must be a list, not %s; write one line with - for each", kind(v))
+		p.problem(p.at(v), key, "must be a list, not %s; write one line with - for each", describe(v))
 		return
 	}
 	if len(v.Content) > maxList {
@@ -244,7 +240,7 @@ func (p *parser) list(v *yaml.Node, key string) {
 	p.lists[key] = len(v.Content)
 	for i, e := range v.Content {
 		at := fmt.Sprintf("%s[%d]", key, i)
-		p.heads[at] = p.at(e)
+		p.origins[at] = p.at(e)
 		_, plain := setting(at)
 		_, short := setting(at + ".address")
 		switch {
@@ -258,7 +254,7 @@ func (p *parser) list(v *yaml.Node, key string) {
 	}
 }
 
-// pairs reads a mapping whose names are the operator's own, as a list of
+// pairs reads a mapping whose names the operator chooses, as a list of
 // "name: value".
 func (p *parser) pairs(v *yaml.Node, key string) {
 	if len(v.Content) > 2*maxList {
@@ -269,10 +265,10 @@ func (p *parser) pairs(v *yaml.Node, key string) {
 	for i := 0; i+1 < len(v.Content); i += 2 {
 		name, value := v.Content[i], v.Content[i+1]
 		if name.Kind != yaml.ScalarNode || value.Kind != yaml.ScalarNode || value.ShortTag() == "!!null" {
-			p.problem(p.at(name), key, "must be lines of name: value, and one is %s: %s", kind(name), kind(value))
+			p.problem(p.at(name), key, "must be lines of name: value, and one is %s: %s", describe(name), describe(value))
 			continue
 		}
-		p.cells[fmt.Sprintf("%s[%d]", key, n)] = cell{name.Value + ": " + value.Value, p.at(name)}
+		p.values[fmt.Sprintf("%s[%d]", key, n)] = rawValue{name.Value + ": " + value.Value, p.at(name)}
 		n++
 	}
 	p.lists[key] = n
@@ -280,12 +276,12 @@ func (p *parser) pairs(v *yaml.Node, key string) {
 
 func (p *parser) scalar(v *yaml.Node, key string) {
 	if v.Kind != yaml.ScalarNode {
-		p.problem(p.at(v), key, "must be one value, not %s", kind(v))
+		p.problem(p.at(v), key, "must be one value, not %s", describe(v))
 		return
 	}
 	switch v.ShortTag() {
 	case "!!str", "!!int", "!!bool", "!!float", "!!timestamp":
-		p.cells[key] = cell{value: v.Value, origin: p.at(v)}
+		p.values[key] = rawValue{value: v.Value, origin: p.at(v)}
 	case "!!null":
 		p.problem(p.at(v), key, "is empty; write a value or remove the line")
 	default:
@@ -295,7 +291,7 @@ func (p *parser) scalar(v *yaml.Node, key string) {
 
 func isList(pat string) bool { _, ok := setting(pat + "[]"); return ok }
 
-func kind(n *yaml.Node) string {
+func describe(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:
 		return "a mapping"
@@ -308,4 +304,43 @@ func kind(n *yaml.Node) string {
 		return "nothing"
 	}
 	return strconv.Quote(n.Value)
+}
+
+// retired are the keys of kube-vip 0.1 that mean nothing here, with the reason.
+// They give a warning, because kube-vip's files are accepted as they are.
+var retired = map[string]string{
+	"gratuitousarp":                        "is not needed any more: the holder always announces itself; remove the line",
+	"vipcidr":                              retiredCIDR,
+	"address":                              "has no effect: names are not looked up; write the address as vip",
+	"enableloadbalancer":                   "is not needed any more: load balancing is always on; remove the line",
+	"enableleaderelection":                 retiredElection,
+	"leaseduration":                        retiredTiming,
+	"renewdeadline":                        retiredTiming,
+	"retryperiod":                          retiredTiming,
+	"enablebgp":                            retiredBGP,
+	"bgpconfig":                            retiredBGP,
+	"bgppeerconfig":                        retiredBGP,
+	"enablepacket":                         retiredCloud,
+	"packetapikey":                         retiredCloud + ", it is a secret",
+	"packetproject":                        retiredCloud,
+	"loadbalancers[].backends[].parsedurl": "has no effect: url says it; remove the line",
+}
+
+const (
+	retiredCIDR     = "is not needed any more: a virtual address is bound as a host address; remove the line"
+	retiredElection = "has no effect: the peers elect among themselves, without Kubernetes; remove the line"
+	retiredTiming   = "has no effect: group.heartbeat is the time after which peers elect; remove the line"
+	retiredBGP      = "has no effect: the virtual address is answered for on the link, not routed; remove the line"
+	retiredCloud    = "has no effect: no cloud's interface is called; remove the line"
+)
+
+func retiredKey(prefix, name string) (string, bool) {
+	why, ok := retired[strings.ToLower(prefix+name)]
+	return why, ok
+}
+
+// renamedKey reports whether kube-vip wrote the key name as other: the files that
+// it dumps call a backend's url rawURL.
+func renamedKey(name, other string) bool {
+	return name == "url" && strings.EqualFold(other, "rawURL")
 }

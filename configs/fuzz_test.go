@@ -34,7 +34,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c, err := Parse("f", data, said(nil, nil))
+		c, err := Parse("f", data, source(nil, nil))
 		for _, e := range unjoin(err) {
 			if s := e.Error(); !strings.HasPrefix(s, "f:") || strings.ContainsAny(s, "\n\x1b\x00") {
 				t.Errorf("error %q", s)
@@ -56,7 +56,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("accepted %+v", lb)
 			}
 			for _, be := range lb.Backends {
-				if !be.Address.IsValid() || be.Address.Port() == 0 || be.Weight < 0 || be.Weight > 256 {
+				if !be.Addr.IsValid() || be.Addr.Port() == 0 || be.Weight < 0 || be.Weight > 256 {
 					t.Errorf("accepted backend %+v", be)
 				}
 			}

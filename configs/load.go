@@ -16,38 +16,38 @@ var reference []byte
 // Sample is the commented reference file, with every key and its default.
 func Sample() []byte { return append([]byte(nil), reference...) }
 
-// A Source is what was said beside the file. A nil function says nothing.
+// A Source is what was set beside the file. A nil function sets nothing.
 type Source struct {
-	// Flag returns a flag's value if it was given on the command line; the
-	// values of a list are joined by commas.
+	// Flag returns a flag's value if it was given on the command line. The values
+	// of a list are joined by commas.
 	Flag func(name string) (string, bool)
 	// Env is os.LookupEnv.
 	Env func(name string) (string, bool)
-	// FileExists looks for the group key's default place; nil looks for real.
+	// FileExists looks for the group key in its default place; nil means os.Stat.
 	FileExists func(path string) bool
 }
 
-// look finds what flag or environment say about a setting. An empty variable
-// says nothing, so that a manifest can leave one blank.
-func (s Source) look(set Setting) (cell, bool) {
+// look finds what flag or environment say about a setting. An empty variable sets
+// nothing, so that a manifest can leave one blank.
+func (s Source) look(set Setting) (rawValue, bool) {
 	if set.Flag == "" {
-		return cell{}, false
+		return rawValue{}, false
 	}
 	if s.Flag != nil {
 		if v, ok := s.Flag(set.Flag); ok {
-			return cell{v, Origin{Flag: set.Flag}}, true
+			return rawValue{v, Origin{Flag: set.Flag}}, true
 		}
 	}
 	if s.Env != nil {
 		if v, ok := s.Env(set.Env()); ok && v != "" {
-			return cell{v, Origin{Env: set.Env()}}, true
+			return rawValue{v, Origin{Env: set.Env()}}, true
 		}
 	}
-	return cell{}, false
+	return rawValue{}, false
 }
 
-// Args is everything that flags and environment say, as arguments: what a
-// manifest passes on to the process that it describes.
+// Args is everything that flags and environment set, as arguments: a manifest passes
+// them to the process that it describes.
 func (s Source) Args() []string {
 	var args []string
 	for _, set := range settings {
@@ -66,9 +66,9 @@ func (s Source) exists(path string) bool {
 	return err == nil
 }
 
-// Load reads the file at path, or the one that src names if path is empty,
-// or none, lays environment and flags over it and checks the whole. An error
-// holds every problem found, each with its place and the remedy.
+// Load reads the file at path, lays environment and flags over it, and validates the
+// whole. If path is empty, src may name the file, or there is none. The error holds
+// every problem found, each with its place and what to write instead.
 func Load(path string, src Source) (*Config, error) {
 	if path == "" {
 		c, _ := src.look(settings[0])
@@ -91,7 +91,8 @@ func read(path string) ([]byte, error) {
 		if e, ok := err.(*fs.PathError); ok {
 			reason = e.Err
 		}
-		return nil, fmt.Errorf("%s: %w; write one with `appliance config sample > %s`, or give --vip and --peers", path, reason, path)
+		return nil, fmt.Errorf("%s: %w; write one with `appliance config sample > %s`, or give --vip and --peers",
+			path, reason, path)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
@@ -101,15 +102,17 @@ func read(path string) ([]byte, error) {
 	return data, nil
 }
 
-// Parse is Load for data that is at hand; name stands in messages.
+// Parse is Load for the content of a file; name is the file in messages.
 func Parse(name string, data []byte, src Source) (*Config, error) {
 	rep := &report{}
-	sheet, ok := parseFile(name, data, rep)
+	raw, ok := parseFile(name, data, rep)
 	if !ok {
 		return nil, rep.err()
 	}
-	b := &builder{report: rep, sheet: sheet, file: name, src: src, cfg: &Config{}, doubt: len(rep.problems) > 0}
-	overlay(sheet, src, rep)
+	b := &builder{
+		report: rep, rawConfig: raw, file: name, src: src, cfg: &Config{}, unknownKeys: len(rep.problems) > 0,
+	}
+	overlay(raw, src, rep)
 	b.build()
 	if err := rep.err(); err != nil {
 		return nil, err
@@ -118,8 +121,8 @@ func Parse(name string, data []byte, src Source) (*Config, error) {
 	return b.cfg, nil
 }
 
-// overlay lays what flags and environment say over the file.
-func overlay(s *sheet, src Source, rep *report) {
+// overlay lays what flags and environment set over the file.
+func overlay(raw *rawConfig, src Source, rep *report) {
 	for _, set := range settings {
 		c, ok := src.look(set)
 		if !ok || set.Key == "" {
@@ -131,48 +134,49 @@ func overlay(s *sheet, src Source, rep *report) {
 		}
 		switch {
 		case set.Flag == "vip":
-			s.drop("vip")
-			s.drop(keyVIPs)
-			s.list(keyVIPs, "", c)
+			raw.remove("vip")
+			raw.remove(keyVIPs)
+			raw.setList(keyVIPs, "", c)
 		case set.Flag == keyJoin:
-			s.drop(keyJoin)
-			s.list(keyJoin, "", c)
+			raw.remove(keyJoin)
+			raw.setList(keyJoin, "", c)
 		case set.Flag == "admin-listen":
-			s.drop(keyListen)
-			s.list(keyListen, "", c)
+			raw.remove(keyListen)
+			raw.setList(keyListen, "", c)
 		case set.Flag == "peers":
-			// Who is in the group is one statement; half of it from the file
+			// The members of the group are one statement. Half of it from the file
 			// and half from a flag would be a group that nobody wrote.
-			s.drop(keyPeers)
-			s.drop("localPeer")
-			s.drop("remotePeers")
-			s.list(keyPeers, ".address", c)
-		case set.Flag == "listen" && s.lists[keyLBs] == 0:
-			s.drop(keyLBs)
-			s.list(keyLBs+"[0].listen", "", c)
+			raw.remove(keyPeers)
+			raw.remove("localPeer")
+			raw.remove("remotePeers")
+			raw.setList(keyPeers, ".address", c)
+		case set.Flag == "listen" && raw.lists[keyLBs] == 0:
+			raw.remove(keyLBs)
+			raw.setList(keyLBs+"[0].listen", "", c)
 		case strings.HasPrefix(set.Key, keyLBs+"[]"):
-			if s.lists[keyLBs] > 0 {
+			if raw.lists[keyLBs] > 0 {
 				key := strings.Replace(set.Key, "[]", "[0]", 1)
-				rep.problem(c.origin, set.Key, "is for the load balancer that is made when none is listed, but %s lists some; set %s there",
-					s.place(keyLBs), key)
+				rep.problem(c.origin, set.Key, "is for the load balancer that is made when none is listed, but %s lists some; "+
+					"set %s there",
+					raw.originOf(keyLBs), key)
 				continue
 			}
-			s.cells[strings.Replace(set.Key, "[]", "[0]", 1)] = c
+			raw.values[strings.Replace(set.Key, "[]", "[0]", 1)] = c
 		default:
-			s.cells[set.Key] = c
+			raw.values[set.Key] = c
 		}
 	}
 }
 
-// list stores the elements of a comma list.
-func (s *sheet) list(key, suffix string, c cell) {
+// setList stores the elements of a comma list.
+func (r *rawConfig) setList(key, suffix string, c rawValue) {
 	i := 0
 	for v := range strings.SplitSeq(c.value, ",") {
 		if v = strings.TrimSpace(v); v == "" {
 			continue
 		}
-		s.cells[key+"["+strconv.Itoa(i)+"]"+suffix] = cell{v, c.origin}
+		r.values[key+"["+strconv.Itoa(i)+"]"+suffix] = rawValue{v, c.origin}
 		i++
 	}
-	s.lists[key] = i
+	r.lists[key] = i
 }

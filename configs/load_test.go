@@ -11,10 +11,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"appliance/balancer"
 )
 
-// said makes a Source of maps; the group key is at its default place.
-func said(flags, env map[string]string) Source {
+// source makes a Source of maps; the group key is at its default place.
+func source(flags, env map[string]string) Source {
 	return Source{
 		Flag:       func(name string) (string, bool) { v, ok := flags[name]; return v, ok },
 		Env:        func(name string) (string, bool) { v, ok := env[name]; return v, ok },
@@ -31,32 +33,36 @@ var noOrigin = cmp.Options{
 	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 }
 
-var defaultCheck = Check{Type: "https", Inter: 500 * time.Millisecond, Timeout: 2 * time.Second, Rise: 2, Fall: 2,
-	Method: "GET", Path: "/readyz", Expect: Expect{Status: []StatusRange{{200, 200}}}}
+var defaultCheck = balancer.Check{Type: "https", Inter: 500 * time.Millisecond, Timeout: 2 * time.Second, Rise: 2, Fall: 2,
+	Method: "GET", Path: "/readyz", Expect: balancer.Expect{Status: []balancer.StatusRange{{First: 200, Last: 200}}}}
 
-func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
-func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// server is a backend whose other settings are the defaults.
+func server(name, address string, weight int) BackendEntry {
+	return BackendEntry{Backend: balancer.Backend{Name: name, Addr: netip.MustParseAddrPort(address), Weight: weight}}
+}
 
 // threePeers is what `--vip 192.0.2.10 --peers …` must mean.
 func threePeers() *Config {
 	return &Config{
 		VIPs: []netip.Addr{addr("192.0.2.10")},
-		Peers: []Peer{
+		Peers: []PeerEntry{
 			{ID: "192.0.2.11", Address: addr("192.0.2.11"), Port: 10000, Role: RolePeer},
 			{ID: "192.0.2.12", Address: addr("192.0.2.12"), Port: 10000, Role: RolePeer},
 			{ID: "192.0.2.13", Address: addr("192.0.2.13"), Port: 10000, Role: RolePeer},
 		},
 		Priority:  100,
-		Group:     Group{Port: 10000, KeyFile: DefaultKeyFile, Heartbeat: 150 * time.Millisecond},
+		Group:     GroupSettings{Port: 10000, KeyFile: DefaultKeyFile, Heartbeat: 150 * time.Millisecond},
 		DataPlane: "auto",
-		LoadBalancers: []LoadBalancer{{
+		LoadBalancers: []LoadBalancerEntry{{
 			Name: "kube-apiserver", Port: 6443, BindToVIP: true, VIPs: []netip.Addr{addr("192.0.2.10")},
 			AddPeersAt: 6443,
-			Scheduler:  "rr", DataPlane: "auto", ConnectTimeout: time.Second, Handling: Handling{Retries: 3}, Check: defaultCheck, MaxFails: 3, FailTimeout: 10 * time.Second,
-			Backends: []Backend{
-				{Address: addrPort("192.0.2.11:6443"), Weight: 1},
-				{Address: addrPort("192.0.2.12:6443"), Weight: 1},
-				{Address: addrPort("192.0.2.13:6443"), Weight: 1},
+			Scheduler:  "rr", DataPlane: "auto", ConnectTimeout: time.Second, ConnOptions: balancer.ConnOptions{Retries: 3}, Check: defaultCheck, MaxFails: 3, FailTimeout: 10 * time.Second,
+			Backends: []BackendEntry{
+				server("", "192.0.2.11:6443", 1),
+				server("", "192.0.2.12:6443", 1),
+				server("", "192.0.2.13:6443", 1),
 			},
 		}},
 		DataDir: "/var/lib/appliance", Socket: "/run/appliance/appliance.sock", Linger: 30 * time.Second,
@@ -65,7 +71,7 @@ func threePeers() *Config {
 }
 
 func TestLoadFromFlagsAlone(t *testing.T) {
-	got, err := Load("", said(map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12, 192.0.2.13"}, nil))
+	got, err := Load("", source(map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12, 192.0.2.13"}, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +82,7 @@ func TestLoadFromFlagsAlone(t *testing.T) {
 
 // The reference file says what is in force without it.
 func TestReferenceIsTheDefaults(t *testing.T) {
-	got, err := Parse("reference.yaml", Sample(), said(nil, nil))
+	got, err := Parse("reference.yaml", Sample(), source(nil, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,10 +102,10 @@ func TestReferenceIsTheDefaults(t *testing.T) {
 }
 
 func TestFiles(t *testing.T) {
-	api := func(lb LoadBalancer, vips ...netip.Addr) LoadBalancer {
+	api := func(lb LoadBalancerEntry, vips ...netip.Addr) LoadBalancerEntry {
 		lb.BindToVIP, lb.VIPs, lb.ConnectTimeout = true, vips, time.Second
 		lb.MaxFails, lb.FailTimeout = 3, 10*time.Second
-		lb.Handling.Retries = 3
+		lb.ConnOptions.Retries = 3
 		if lb.Scheduler == "" {
 			lb.Scheduler = "rr"
 		}
@@ -126,15 +132,15 @@ func TestFiles(t *testing.T) {
 			want: func() *Config {
 				c := base()
 				c.ID, c.Interface, c.StartAsLeader, c.VIPs = "server1", "ens192", true, []netip.Addr{addr("192.0.2.75")}
-				c.Peers = []Peer{
+				c.Peers = []PeerEntry{
 					{ID: "server1", Address: addr("192.0.2.70"), Port: 10000, Role: RolePeer},
 					{ID: "server2", Address: addr("192.0.2.71"), Port: 10000, Role: RolePeer},
 					{ID: "server3", Address: addr("192.0.2.72"), Port: 10000, Role: RolePeer},
 				}
-				c.LoadBalancers = []LoadBalancer{api(LoadBalancer{Name: "Kubernetes Control Plane", Port: 6443, Backends: []Backend{
-					{Address: addrPort("192.0.2.70:6444"), Weight: 1},
-					{Address: addrPort("192.0.2.71:6444"), Weight: 1},
-					{Address: addrPort("192.0.2.72:6444"), Weight: 1},
+				c.LoadBalancers = []LoadBalancerEntry{api(LoadBalancerEntry{Name: "Kubernetes Control Plane", Port: 6443, Backends: []BackendEntry{
+					server("", "192.0.2.70:6444", 1),
+					server("", "192.0.2.71:6444", 1),
+					server("", "192.0.2.72:6444", 1),
 				}}, c.VIPs...)}
 				return c
 			},
@@ -145,15 +151,15 @@ func TestFiles(t *testing.T) {
 			want: func() *Config {
 				c := base()
 				c.ID, c.Interface, c.VIPs = "cp01", "ens18", []netip.Addr{addr("192.0.2.20")}
-				c.Peers = []Peer{
+				c.Peers = []PeerEntry{
 					{ID: "cp01", Address: addr("192.0.2.21"), Port: 10000, Role: RolePeer},
 					{ID: "cp02", Address: addr("192.0.2.22"), Port: 10000, Role: RolePeer},
 					{ID: "cp03", Address: addr("192.0.2.23"), Port: 10000, Role: RolePeer},
 				}
-				c.LoadBalancers = []LoadBalancer{api(LoadBalancer{Name: "Kubernetes Control Plane", Port: 8443, AddPeersAt: 6444, Backends: []Backend{
-					{Address: addrPort("192.0.2.21:6444"), Weight: 1},
-					{Name: "cp02", Address: addrPort("192.0.2.22:6444"), Weight: 1},
-					{Name: "cp03", Address: addrPort("192.0.2.23:6444"), Weight: 1},
+				c.LoadBalancers = []LoadBalancerEntry{api(LoadBalancerEntry{Name: "Kubernetes Control Plane", Port: 8443, AddPeersAt: 6444, Backends: []BackendEntry{
+					server("", "192.0.2.21:6444", 1),
+					server("cp02", "192.0.2.22:6444", 1),
+					server("cp03", "192.0.2.23:6444", 1),
 				}}, c.VIPs...)}
 				return c
 			},
@@ -171,9 +177,9 @@ func TestFiles(t *testing.T) {
 			want: func() *Config {
 				c := base()
 				c.ID, c.SingleNode, c.VIPs = "only", true, []netip.Addr{addr("192.0.2.75")}
-				c.Peers = []Peer{{ID: "only", Address: addr("192.0.2.70"), Port: 10000, Role: RolePeer}}
-				c.LoadBalancers = []LoadBalancer{api(LoadBalancer{Name: "api", Port: 6443,
-					Backends: []Backend{{Address: addrPort("192.0.2.70:6443"), Weight: 1}}}, c.VIPs...)}
+				c.Peers = []PeerEntry{{ID: "only", Address: addr("192.0.2.70"), Port: 10000, Role: RolePeer}}
+				c.LoadBalancers = []LoadBalancerEntry{api(LoadBalancerEntry{Name: "api", Port: 6443,
+					Backends: []BackendEntry{server("", "192.0.2.70:6443", 1)}}, c.VIPs...)}
 				return c
 			},
 		},
@@ -183,24 +189,24 @@ func TestFiles(t *testing.T) {
 				c := base()
 				c.VIPs = []netip.Addr{addr("192.0.2.10"), addr("2001:db8::10")}
 				c.DataPlane = "nftables"
-				c.Peers = []Peer{
+				c.Peers = []PeerEntry{
 					{ID: "a", Address: addr("192.0.2.11"), Port: 10000, Role: RolePeer},
 					{ID: "b", Address: addr("192.0.2.12"), Port: 10001, Role: RolePeer},
 					{ID: "w", Address: addr("2001:db8::13"), Port: 10002, Role: RoleWitness},
 				}
-				c.Group = Group{Port: 10000, CAFile: "/etc/appliance/ca.crt", CertFile: "/etc/appliance/peer.crt",
+				c.Group = GroupSettings{Port: 10000, CAFile: "/etc/appliance/ca.crt", CertFile: "/etc/appliance/peer.crt",
 					CertKeyFile: "/etc/appliance/peer.key", Heartbeat: time.Second}
-				c.LoadBalancers = []LoadBalancer{
-					api(LoadBalancer{Name: "lb-6443", Port: 6443, AddPeersAt: 6443, Backends: []Backend{
-						{Name: "a", Address: addrPort("192.0.2.11:6443"), Weight: 1},
-						{Name: "b", Address: addrPort("192.0.2.12:6443"), Weight: 1},
+				c.LoadBalancers = []LoadBalancerEntry{
+					api(LoadBalancerEntry{Name: "lb-6443", Port: 6443, AddPeersAt: 6443, Backends: []BackendEntry{
+						server("a", "192.0.2.11:6443", 1),
+						server("b", "192.0.2.12:6443", 1),
 					}}, c.VIPs...),
-					api(LoadBalancer{Name: "https", Port: 443, Scheduler: "wlc", DataPlane: "nftables",
-						Check: Check{Type: "tcp", Inter: 2 * time.Second, Timeout: time.Second, Rise: 3, Fall: 4},
-						Backends: []Backend{
-							{Address: addrPort("192.0.2.31:8443"), Weight: 1},
-							{Address: addrPort("[2001:db8::31]:9443"), Weight: 1},
-							{Name: "big", Address: addrPort("192.0.2.32:8443"), Weight: 3},
+					api(LoadBalancerEntry{Name: "https", Port: 443, Scheduler: "wlc", DataPlane: "nftables",
+						Check: balancer.Check{Type: "tcp", Inter: 2 * time.Second, Timeout: time.Second, Rise: 3, Fall: 4},
+						Backends: []BackendEntry{
+							server("", "192.0.2.31:8443", 1),
+							server("", "[2001:db8::31]:9443", 1),
+							server("big", "192.0.2.32:8443", 3),
 						}}, c.VIPs...),
 				}
 				return c
@@ -210,7 +216,7 @@ func TestFiles(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.file, func(t *testing.T) {
-			got, err := Load(filepath.Join("testdata", tt.file), said(nil, nil))
+			got, err := Load(filepath.Join("testdata", tt.file), source(nil, nil))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -242,7 +248,7 @@ func TestPrecedence(t *testing.T) {
 	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, err := Load("", said(
+	got, err := Load("", source(
 		map[string]string{"config": path, "interface": "eth2", "vip": "192.0.2.9"},
 		map[string]string{"APPLIANCE_INTERFACE": "eth1", "APPLIANCE_DATA_DIR": "/env", "APPLIANCE_SOCKET": "", "APPLIANCE_VIP": "192.0.2.8"},
 	))
@@ -313,7 +319,7 @@ func TestPeersOfBothFamiliesAreBackends(t *testing.T) {
 			}
 			var got []string
 			for _, b := range cfg.LoadBalancers[0].Backends[1:] {
-				got = append(got, b.Name+" "+b.Address.String())
+				got = append(got, b.Name+" "+b.Addr.String())
 			}
 			if all := strings.Join(got, ", "); all != tt.want {
 				t.Errorf("backends %s\nwant     %s", all, tt.want)
@@ -332,7 +338,7 @@ func TestPeersOfBothFamiliesAreBackends(t *testing.T) {
 }
 
 func TestPeersFlagReplacesKubeVIPsGroup(t *testing.T) {
-	got, err := Load("testdata/kube-vip-0.1.yaml", said(map[string]string{"peers": "192.0.2.1,192.0.2.2,192.0.2.3"}, nil))
+	got, err := Load("testdata/kube-vip-0.1.yaml", source(map[string]string{"peers": "192.0.2.1,192.0.2.2,192.0.2.3"}, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,14 +349,14 @@ func TestPeersFlagReplacesKubeVIPsGroup(t *testing.T) {
 
 func TestGroupKeyAtItsDefaultPlace(t *testing.T) {
 	flags := map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13"}
-	src := said(flags, nil)
+	src := source(flags, nil)
 	src.FileExists = func(string) bool { return false }
 	_, err := Load("", src)
 	if err == nil || !strings.Contains(err.Error(), "appliance keygen > "+DefaultKeyFile) {
 		t.Errorf("without a key: %v, want the remedy", err)
 	}
 	flags["insecure"] = "true"
-	c, err := Load("", said(flags, nil))
+	c, err := Load("", source(flags, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,7 +369,7 @@ func TestGroupKeyAtItsDefaultPlace(t *testing.T) {
 }
 
 func TestTwoVotersAreExplained(t *testing.T) {
-	c, err := Load("", said(map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12"}, nil))
+	c, err := Load("", source(map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12"}, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +379,7 @@ func TestTwoVotersAreExplained(t *testing.T) {
 }
 
 func TestArgsPassEverythingOn(t *testing.T) {
-	src := said(map[string]string{"peers": "192.0.2.11,192.0.2.12", "insecure": "true"}, map[string]string{"APPLIANCE_VIP": "192.0.2.10"})
+	src := source(map[string]string{"peers": "192.0.2.11,192.0.2.12", "insecure": "true"}, map[string]string{"APPLIANCE_VIP": "192.0.2.10"})
 	want := []string{"--vip=192.0.2.10", "--peers=192.0.2.11,192.0.2.12", "--insecure=true"}
 	if diff := cmp.Diff(want, src.Args()); diff != "" {
 		t.Error(diff)
@@ -381,13 +387,13 @@ func TestArgsPassEverythingOn(t *testing.T) {
 }
 
 func TestJoin(t *testing.T) {
-	got, err := Parse("", nil, said(map[string]string{
+	got, err := Parse("", nil, source(map[string]string{
 		"vip": "192.0.2.10", "join": "192.0.2.11,[2001:db8::12]:10001", "group-key": "/k", "priority": "7",
 	}, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []netip.AddrPort{addrPort("192.0.2.11:10000"), addrPort("[2001:db8::12]:10001")}
+	want := []netip.AddrPort{netip.MustParseAddrPort("192.0.2.11:10000"), netip.MustParseAddrPort("[2001:db8::12]:10001")}
 	if diff := cmp.Diff(want, got.Join, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
@@ -405,12 +411,12 @@ func TestJoin(t *testing.T) {
 			flags["join"] = "192.0.2.11"
 		}
 		flags["group-key"] = "/k"
-		if _, err := Parse("f", []byte(text), said(flags, nil)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := Parse("f", []byte(text), source(flags, nil)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
 	for text, want := range map[string]Preempt{"off": {}, "immediate": {On: true}, "5m": {On: true, After: 5 * time.Minute}} {
-		got, err := Parse("f", []byte("group: {preempt: \""+text+"\"}"), said(map[string]string{"vip": "192.0.2.10", "join": "192.0.2.11", "group-key": "/k"}, nil))
+		got, err := Parse("f", []byte("group: {preempt: \""+text+"\"}"), source(map[string]string{"vip": "192.0.2.10", "join": "192.0.2.11", "group-key": "/k"}, nil))
 		if err != nil || got.Group.Preempt != want {
 			t.Errorf("%s: %+v, %v", text, got, err)
 		}

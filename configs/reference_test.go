@@ -25,14 +25,14 @@ func TestReferenceIsComplete(t *testing.T) {
 			continue
 		}
 		found := false
-		for key := range s.cells {
+		for key := range s.values {
 			found = found || pattern(key) == set.Key
 		}
 		if !found {
 			t.Errorf("%s is a setting, but the reference file lacks it", set.Key)
 		}
 	}
-	for key, c := range s.cells {
+	for key, c := range s.values {
 		if set, _ := setting(key); set.Default != "" && c.value != set.Default {
 			t.Errorf("%s is %s in the reference file, but its default is %s", key, c.value, set.Default)
 		}

@@ -4,13 +4,15 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"appliance/balancer"
 )
 
 // A Type says how the value of a Setting is written.
 type Type string
 
-// The types of settings. A List is written as a YAML list in the file; as a
-// flag it is repeated or joined by commas, in the environment joined by commas.
+// The types of settings. A List is a YAML list in the file. As a flag it is repeated
+// or joined by commas; in the environment it is joined by commas.
 const (
 	String   Type = "string"
 	Bool     Type = "bool"
@@ -19,28 +21,27 @@ const (
 	Duration Type = "duration"
 	Path     Type = "path"
 	List     Type = "list"
-	// Map is written as a mapping of names to values, or as a list of
-	// "name: value".
+	// Map is a mapping of names to values, or a list of "name: value".
 	Map Type = "map"
 )
 
-// A Setting is one thing that the operator can decide. The list of them is
-// the only one: the file's keys, the flags, the environment, the manifest's
-// arguments and the reference file all follow from it.
+// A Setting is one thing that the operator can decide. There is one list of them: the
+// file's keys, the flags, the environment, the manifest's arguments and the test of
+// the reference file all follow from it.
 type Setting struct {
-	// Key is the place in the file; [] stands for any element of a list.
-	// Empty means that the file cannot set it.
+	// Key is the place in the file; [] stands for any element of a list. Empty
+	// means that the file cannot set it.
 	Key string
-	// Flag is the name on the command line, without dashes. Empty means
-	// that the setting is for the file alone.
+	// Flag is the name on the command line, without dashes. Empty means that only
+	// the file can set it.
 	Flag string
 	// Type says how the value is written.
 	Type Type
-	// Default is in force where nothing is said. Empty means none.
+	// Default is in force where nothing is set. Empty means none.
 	Default string
-	// Choices are the only values allowed, where there are such.
+	// Choices are the only values allowed, if there are any.
 	Choices []string
-	// Usage says what it does, in a line of help.
+	// Usage says what it does, in one line of help.
 	Usage string
 	// Why says why the default is what it is.
 	Why string
@@ -54,8 +55,8 @@ func (s Setting) Env() string {
 	return "APPLIANCE_" + strings.ToUpper(strings.ReplaceAll(s.Flag, "-", "_"))
 }
 
-// DefaultKeyFile is where `appliance keygen` is told to write, and where the
-// group key is looked for when nothing else is said.
+// DefaultKeyFile is where the group key is looked for when nothing else is set, and
+// where the help tells people to write the output of `appliance keygen`.
 const DefaultKeyFile = "/etc/appliance/group.key"
 
 const (
@@ -70,16 +71,24 @@ const (
 var (
 	roles      = []string{string(RolePeer), string(RoleWitness)}
 	ownRoles   = append(slices.Clone(roles), string(RoleWorker))
-	dataPlanes = []string{"auto", "direct", "ipvs", "nftables", "userspace"}
-	schedulers = slices.Concat([]string{"rr", "wrr", "lc", "wlc", "sh", "random", "first"}, kernelSchedulers)
-	checks     = []string{checkTCP, checkTLS, checkHTTP, checkHTTPS, checkNone}
+	dataPlanes = words(balancer.Auto, balancer.Direct, balancer.IPVS, balancer.NFTables, balancer.UserSpace)
+	schedulers = append(words(balancer.RoundRobin, balancer.WeightedRoundRobin, balancer.LeastConn,
+		balancer.WeightedLeastConn, balancer.SourceHash, balancer.Random, balancer.First), kernelSchedulers...)
 	logLevels  = []string{"debug", "info", "warn", "error"}
 	logFormats = []string{"text", "json"}
 )
 
-// Settings is the list of everything that can be set, in the order of the
-// reference file. Flags win over environment, environment over file, file
-// over default.
+// words are values of another type as strings.
+func words[T ~string](values ...T) []string {
+	list := make([]string, len(values))
+	for i, v := range values {
+		list[i] = string(v)
+	}
+	return list
+}
+
+// Settings is the list of everything that can be set, in the order of the reference
+// file. Flags win over environment, environment over file, file over default.
 func Settings() []Setting { return slices.Clone(settings) }
 
 var settings = slices.Concat([]Setting{
@@ -88,30 +97,33 @@ var settings = slices.Concat([]Setting{
 		Why:   "none: a VIP and the peers on the command line are enough"},
 
 	{Key: "vip", Type: String,
-		Usage: "the virtual address, where there is one (kube-vip's key)",
+		Usage: "the virtual address, if there is only one (kube-vip's key)",
 		Why:   "only the operator knows a free address of the network"},
 	{Key: "vips[]", Flag: "vip", Type: List,
 		Usage: "the virtual addresses, of either family",
 		Why:   "only the operator knows a free address of the network"},
 	{Key: "interface", Flag: "interface", Type: String,
 		Usage: "the interface on which the virtual addresses are answered for",
-		Why:   "empty: the one whose subnet contains the virtual address, so the same file fits nodes whose interfaces have other names"},
+		Why: "empty: the one whose subnet contains the virtual address, " +
+			"so the same file fits nodes whose interfaces have different names"},
 
 	{Key: "peers[].id", Type: String,
 		Usage: "the peer's name in the group",
 		Why:   "its address; give a name where a replacement may get another address"},
 	{Key: "peers[].address", Flag: "peers", Type: List,
-		Usage: "the members of the group, this node included, each as address, address:port, id=address, or address+address for a host of both families",
-		Why:   "none: nobody else can say who votes"},
+		Usage: "the members of the group, this node included, " +
+			"each as address, address:port, id=address, or address+address for a host of both families",
+		Why: "none: nobody else can say who votes"},
 	{Key: "peers[].addresses[]", Type: List,
 		Usage: "further addresses of its host, such as the one of the other family; address+address is the short form",
-		Why:   "none: a host of one family has one. With the addresses of both, both families get the peers as backends and the direct data plane"},
+		Why: "none: a host of one family has one. With the addresses of both, " +
+			"both families get the peers as backends and the direct data plane"},
 	{Key: "peers[].port", Type: Port,
-		Usage: "the peer's port, where it is not group.port",
+		Usage: "the peer's port, if it is not group.port",
 		Why:   "group.port: one port is one line in the firewall"},
 	{Key: "peers[].role", Type: String, Default: string(RolePeer), Choices: roles,
 		Usage: "peer, or witness: votes and never holds",
-		Why:   "whoever is listed can hold unless it is said that it must not"},
+		Why:   "a peer that is listed can hold unless the operator says otherwise"},
 	{Key: keySelf, Flag: "id", Type: String,
 		Usage: "which of the peers this node is",
 		Why:   "found by comparing the peers' addresses with the node's own, so one file fits all nodes"},
@@ -134,19 +146,19 @@ var settings = slices.Concat([]Setting{
 		Usage: "this node's own role: peer, witness, or worker: outside the group, balances for its own clients only",
 		Why:   "for peer and witness the list of peers is the better place: everybody sees it"},
 	{Key: keySingle, Flag: "single-node", Type: Bool, Default: "false",
-		Usage: "a group of one: holds at once and for ever",
+		Usage: "a group of one, which holds at once and for ever",
 		Why:   "high availability is what this is for"},
 	{Key: "startAsLeader", Flag: "start-as-leader", Type: Bool, Default: "false",
 		Usage: "found the group alone if it does not exist; the others join",
-		Why:   "the listed peers found the group together, which cannot found two"},
+		Why:   "the listed peers found the group together, so that there cannot be two groups"},
 	{Key: "join[]", Flag: "join", Type: List,
 		Usage: "members of a group that this node joins, each as address or address:port; it learns the others from them",
-		Why:   "none: the peers that are listed found the group, or find it"},
+		Why:   "none: the listed peers found the group, or find it"},
 	{Key: "priority", Flag: "priority", Type: Int, Default: "100",
 		Usage: "how much this node is preferred as holder, 0 to 255",
-		Why:   "all are as good as each other; what a larger one gets is group.preempt's business"},
+		Why:   "all nodes are equal; group.preempt says what a higher priority means"},
 	{Key: "addPeersAsBackends", Type: Bool, Default: "false",
-		Usage: "peers that can hold are backends of the first load balancer, and of each that lists none",
+		Usage: "add the peers that can hold to the backends of the first load balancer, and of each that lists none",
 		Why:   "a list of backends means what it says; without any load balancer the peers are taken anyway"},
 
 	{Key: "group.port", Flag: "port", Type: Port, Default: "10000",
@@ -156,31 +168,32 @@ var settings = slices.Concat([]Setting{
 		Usage: "the key that makes a node a member; `appliance keygen` prints one",
 		Why:   DefaultKeyFile + " if it exists, so that a node with a key needs no setting"},
 	{Key: "group.oldKeyFile", Type: Path,
-		Usage: "a group key that is accepted besides, while a new one is put in its place",
-		Why:   "none: one key, but for the time of a rotation"},
+		Usage: "a second group key that is accepted while keyFile is replaced",
+		Why:   "none: there is one key, except during a rotation"},
 	{Key: "group.caFile", Type: Path,
 		Usage: "your own CA, instead of the group key",
 		Why:   "none: one key is easier to guard than three files per node"},
 	{Key: "group.certFile", Type: Path,
-		Usage: "this node's certificate by that CA",
+		Usage: "this node's certificate from that CA",
 		Why:   "none, as group.caFile"},
 	{Key: "group.certKeyFile", Type: Path,
 		Usage: "the key of that certificate",
 		Why:   "none, as group.caFile"},
 	{Key: "group.insecure", Flag: "insecure", Type: Bool, Default: "false",
 		Usage: "let anybody who reaches the peer port vote",
-		Why:   "whoever votes can take the virtual address"},
+		Why:   "a node that votes can take the virtual address"},
 	{Key: "group.heartbeat", Type: Duration, Default: "150ms",
-		Usage: "silence of the holder after which the others elect another",
-		Why:   "a busy node is late by some 30 ms at times; a killed holder is noticed at once anyway, by its closed port"},
+		Usage: "silence of the holder after which the others elect a new one",
+		Why:   "a busy node is at times late by some 30 ms; a killed holder is noticed at once by its closed port"},
 
 	{Key: "group.preempt", Type: String, Default: "off",
-		Usage: "whether a holder gives way to a peer of larger priority: off, immediate, or the time that peer must have been there",
-		Why:   "off: a move for no fault is a move too many"},
+		Usage: "whether a holder gives way to a peer of higher priority: off, immediate, " +
+			"or how long that peer must have been connected",
+		Why: "off: a move without a fault is a move too many"},
 
 	{Key: "dataPlane", Flag: "data-plane", Type: String, Default: "auto", Choices: dataPlanes,
 		Usage: "what moves the packets",
-		Why:   "the fastest that kernel and network can do is found by trying"},
+		Why:   "the fastest one that kernel and network support is found by trying"},
 
 	{Key: "loadBalancers[].name", Type: String,
 		Usage: "the name in status, logs and metrics",
@@ -195,33 +208,36 @@ var settings = slices.Concat([]Setting{
 		Usage: "listen on the virtual addresses only; false: on every address of the node",
 		Why:   "the node's own addresses belong to its own servers"},
 	{Key: "loadBalancers[].listen[]", Flag: "listen", Type: List,
-		Usage: "addresses of this node to listen on besides, such as 127.0.0.1 and ::1",
+		Usage: "further addresses of this node to listen on, such as 127.0.0.1 and ::1",
 		Why:   "none: clients use the virtual addresses"},
 	{Key: "loadBalancers[].backendPort", Flag: "backend-port", Type: Port,
 		Usage: "the port of backends that name none",
-		Why:   "the load balancer's own port, which the direct data plane needs; 0 says the same"},
+		Why:   "the load balancer's own port, which the direct data plane needs; 0 means the same"},
 	{Key: "loadBalancers[].scheduler", Type: String, Default: "rr", Choices: schedulers,
 		Usage: "how a backend is chosen for a new connection",
 		Why:   "round robin is fair among equal servers and needs no state"},
 	{Key: "loadBalancers[].dataPlane", Type: String, Choices: dataPlanes,
 		Usage: "what moves the packets of this load balancer",
 		Why:   "dataPlane above"},
-}, handlingSettings("loadBalancers[]."), []Setting{
+}, connSettings("loadBalancers[]."), []Setting{
 	{Key: "loadBalancers[].maxFails", Type: Int, Default: "3",
-		Usage: "connections of clients that fail within failTimeout and so keep a backend from new ones for as long; 0: off",
+		Usage: "failed connections of clients within failTimeout that keep a backend from new ones for failTimeout; 0: off",
 		Why:   "a check may get through where clients do not"},
-	{Key: "loadBalancers[].failTimeout", Type: Duration, Default: "10s",
-		Usage: "the time of maxFails",
-		Why:   "nginx's"},
+	{Key: "loadBalancers[].failTimeout", Type: Duration,
+		Default: formatDuration(balancer.DefaultFailTimeout),
+		Usage:   "the time of maxFails",
+		Why:     "nginx's"},
 	{Key: "loadBalancers[].whenAllDown", Type: String, Default: "refuse", Choices: []string{"refuse", "try"},
-		Usage: "refuse: reset new connections while all backends are down; try: spread them over all",
+		Usage: "refuse: reset new connections while all backends are down; try: spread them over all backends",
 		Why:   "a client that is refused at once can try elsewhere"},
-	{Key: "loadBalancers[].onMarkedDown", Type: String, Default: "shutdown-sessions", Choices: []string{"shutdown-sessions", "keep"},
-		Usage: "what happens to the open connections of a backend that is marked down",
-		Why:   "clients of a dead server learn it at once"},
-	{Key: "loadBalancers[].onMarkedUp", Type: String, Default: "keep", Choices: []string{"keep", "shutdown-backup-sessions"},
-		Usage: "what happens to the open connections of backups when another backend is marked up",
-		Why:   "a connection that works is left alone"},
+	{Key: "loadBalancers[].onMarkedDown", Type: String, Default: "shutdown-sessions",
+		Choices: []string{"shutdown-sessions", "keep"},
+		Usage:   "what happens to the open connections of a backend that is marked down",
+		Why:     "clients of a dead server notice it at once"},
+	{Key: "loadBalancers[].onMarkedUp", Type: String, Default: "keep",
+		Choices: []string{"keep", "shutdown-backup-sessions"},
+		Usage:   "what happens to the open connections of backups when another backend is marked up",
+		Why:     "a connection that works is left alone"},
 }, checkSettings("loadBalancers[].check."), []Setting{
 	{Key: "loadBalancers[].backends[].name", Type: String,
 		Usage: "the name in status, logs and metrics",
@@ -231,69 +247,71 @@ var settings = slices.Concat([]Setting{
 		Why:   "none: a load balancer without backends is a mistake"},
 	{Key: "loadBalancers[].backends[].port", Type: Port,
 		Usage: "the server's port",
-		Why:   "backendPort; 0 says the same"},
+		Why:   "backendPort; 0 means the same"},
 	{Key: "loadBalancers[].backends[].url", Type: String,
 		Usage: "scheme://address:port instead of address and port (kube-vip's key)",
-		Why:   "none: address and port say it all"},
+		Why:   "none: address and port are enough"},
 	{Key: "loadBalancers[].backends[].backup", Type: Bool, Default: "false",
-		Usage: "gets connections only while no backend that is none can take any",
+		Usage: "gets connections only while no other backend can take any",
 		Why:   "every server listed is there to serve"},
 	{Key: "loadBalancers[].backends[].weight", Type: Int, Default: "1",
 		Usage: "share of new connections relative to the others, 0 to 256; 0: none",
-		Why:   "all servers are equal unless it is said that they are not"},
+		Why:   "all servers are equal unless the operator says otherwise"},
 	{Key: "loadBalancers[].backends[].maxconn", Type: Int, Default: "0",
-		Usage: "open connections with it from each address of this node, at which further clients queue; 0: no limit (user space; a threshold without queue with dataPlane: ipvs)",
-		Why:   "servers that can be overrun are rare, and say so"},
+		Usage: "open connections with it from each address of this node at which further clients queue; " +
+			"0: no limit (user space; with dataPlane: ipvs a threshold without a queue)",
+		Why: "few servers can be overrun"},
 	{Key: "loadBalancers[].backends[].maxqueue", Type: Int, Default: "0",
-		Usage: "clients that may queue for it; more are refused; 0: no limit (user space)",
+		Usage: "clients that may queue for it; further ones are refused; 0: no limit (user space)",
 		Why:   "timeouts.queue bounds the wait"},
 	{Key: "loadBalancers[].backends[].slowstart", Type: Duration, Default: "0s",
 		Usage: "time in which its share grows to its weight after it came up (user space)",
-		Why:   "off: a server that is healthy can take its share"},
+		Why:   "off: a healthy server can take its share"},
 }, trackSettings(), []Setting{
 	{Key: "dataDir", Flag: "data-dir", Type: Path, Default: "/var/lib/appliance",
 		Usage: "where votes and the group's log are kept",
 		Why:   "must survive a reboot: a node that forgets its vote could vote twice"},
 	{Key: "linger", Flag: "linger", Type: Duration, Default: "30s",
 		Usage: "how long after a stop the virtual addresses stay on lo, unanswered, for kernel data planes; 0s: not at all",
-		Why:   "an upgrade or restart within this time loses no open connection; longer only makes the node's own clients wait"},
+		Why: "an upgrade or restart within this time loses no open connection; " +
+			"longer only makes the node's own clients wait"},
 	{Key: "socket", Flag: "socket", Type: Path, Default: "/run/appliance/appliance.sock",
 		Usage: "the root-only socket that the other commands talk to",
-		Why:   "gone after a reboot, as it should be"},
+		Why:   "below /run, because it must be gone after a reboot"},
 	{Key: "admin.listen[]", Flag: "admin-listen", Type: List, Default: "127.0.0.1:10001",
 		Usage: "where page, metrics and probes are served: address:port, unix:/path, or off",
-		Why:   "for whoever is on the node; beyond it a certificate, a password or a token is asked for"},
+		Why:   "for users on the node itself; other addresses need a certificate, a password or a token"},
 	{Key: "admin.path", Type: String, Default: "/",
-		Usage: "where the page is; /stats for those who are used to haproxy's",
+		Usage: "the path of the page; haproxy's is /stats",
 		Why:   "nothing else is there"},
 	{Key: "admin.hosts[]", Type: List,
-		Usage: "names by which browsers may call this node",
+		Usage: "host names that browsers may use for this node",
 		Why:   "its addresses and localhost only: a foreign name that points here is an attack (DNS rebinding)"},
 	{Key: "admin.users[].name", Type: String,
-		Usage: "a user who may look",
+		Usage: "a user who may see the page",
 		Why:   "none: on the node itself everybody may"},
 	{Key: "admin.users[].passwordHash", Type: String,
 		Usage: "the bcrypt hash of the password; `appliance passwd` prints one",
-		Why:   "none: there is no password that fits all"},
+		Why:   "none: a default password would be no secret"},
 	{Key: "admin.tokenFile", Type: Path,
 		Usage: "a file with a bearer token, for scrapers",
 		Why:   "none, as admin.users"},
 	{Key: "admin.certFile", Type: Path,
-		Usage: "the certificate for TLS, read anew when it changes",
+		Usage: "the certificate for TLS, read again when it changes",
 		Why:   "none: on the node itself nobody listens in"},
 	{Key: "admin.certKeyFile", Type: Path,
 		Usage: "the key of that certificate",
 		Why:   "none, as admin.certFile"},
 	{Key: "admin.hideVersion", Type: Bool, Default: "false",
 		Usage: "leave the version out of what the admin listener shows",
-		Why:   "in an upgrade it is what one looks for"},
+		Why:   "people look for it during an upgrade"},
 
 	{Key: "log.level", Flag: "log-level", Type: String, Default: "info", Choices: logLevels,
 		Usage: "debug, info, warn or error",
-		Why:   "info is one line per change of state: quiet when nothing happens"},
+		Why:   "info is one line per change of state, and quiet when nothing happens"},
 	{Key: "log.format", Flag: "log-format", Type: String, Default: "text", Choices: logFormats,
 		Usage: "text or json",
-		Why:   "people read it first"},
+		Why:   "people are the first to read it"},
 })
 
 var element = regexp.MustCompile(`\[\d+\]`)
@@ -312,7 +330,7 @@ func setting(key string) (Setting, bool) {
 	return Setting{}, false
 }
 
-// children are the names that may follow prefix in the file, in order.
+// children are the names that may follow prefix in the file, in the order of settings.
 func children(prefix string) []string {
 	var names []string
 	for _, s := range settings {
@@ -329,8 +347,8 @@ func children(prefix string) []string {
 	return names
 }
 
-// elsewhere is the one key of the file that ends in name, if there is just one.
-func elsewhere(name string) (key string, ok bool) {
+// keyEndingIn is the one key of the file that ends in name, if there is only one.
+func keyEndingIn(name string) (key string, ok bool) {
 	for _, s := range settings {
 		if !strings.HasSuffix(s.Key, "."+name) {
 			continue

@@ -9,25 +9,30 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"appliance/balancer"
 )
 
-// A Track says whether this node is fit to hold: by a program or by a check.
-type Track struct {
+// A TrackEntry is one entry of tracks: a program or a check that says whether this
+// node is fit to hold.
+type TrackEntry struct {
 	Name string
-	// Exec is the program with its arguments; empty where Check is meant,
+	// Exec is the program with its arguments. It is empty where Check is meant,
 	// which goes to Address.
 	Exec           []string
-	Check          Check
+	Check          balancer.Check
 	Address        netip.AddrPort
 	Inter, Timeout time.Duration
 	Rise, Fall     int
-	// Weight is what a failure takes off the claim to hold; 0 bars.
+	// Weight is what a failure takes off this node's fitness to hold; 0 bars the
+	// node from holding.
 	Weight int
 	Origin Origin
 }
 
-// A Hook is told of what happens: a program, or a web server at URL.
-type Hook struct {
+// A HookEntry is one entry of hooks: a program, or a web server at URL, that gets
+// the events in On.
+type HookEntry struct {
 	On      []string
 	Exec    []string
 	URL     string
@@ -40,6 +45,9 @@ const (
 	keyHooks  = "hooks"
 )
 
+// trackConnectTime bounds connection and handshake of a track's check.
+const trackConnectTime = 2 * time.Second
+
 var hookEvents = []string{"holder", "released", "backend-up", "backend-down"}
 
 // trackSettings are the keys of tracks and hooks.
@@ -49,83 +57,88 @@ func trackSettings() []Setting {
 			Usage: "the name in logs and status",
 			Why:   "the program's or the checked address"},
 		{Key: "tracks[].exec[]", Type: List,
-			Usage: "a program and its arguments; it ends with 0 where this node is fit to hold",
+			Usage: "a program and its arguments; exit code 0 means that this node is fit to hold",
 			Why:   "none: a check needs no program"},
 		{Key: "tracks[].check.address", Type: String,
 			Usage: "what is checked instead, address:port",
-			Why:   "none: only you know it"},
+			Why:   "none: only the operator knows it"},
 	}
-	list = append(list, probeSettings("tracks[].check.", "")...)
+	list = append(list, requestSettings("tracks[].check.", "")...)
 	return append(list, []Setting{
 		{Key: "tracks[].inter", Type: Duration, Default: "2s",
 			Usage: "time between two runs",
 			Why:   "a node's fitness changes seldom"},
 		{Key: "tracks[].timeout", Type: Duration,
-			Usage: "patience of one run, at most inter; then the program is killed with all that it started",
-			Why:   "inter: as long as it can be without two runs at once"},
+			Usage: "time for one run, at most inter; then the program is killed with all that it started",
+			Why:   "inter: the longest without two runs at once"},
 		{Key: "tracks[].rise", Type: Int, Default: "2",
 			Usage: "successes in a row that end a failure",
-			Why:   "what has just come back may go again"},
+			Why:   "what has just come back may fail again"},
 		{Key: "tracks[].fall", Type: Int, Default: "2",
 			Usage: "failures in a row that count",
 			Why:   "one lost packet is no reason to move"},
 		{Key: "tracks[].weight", Type: Int,
-			Usage: "what a failure takes off this node's claim to hold, 1 to 1000",
+			Usage: "what a failure takes off this node's fitness to hold, 1 to 1000",
 			Why:   "none: a failure bars this node from holding while another can"},
 		{Key: "hooks[].on[]", Type: List, Choices: hookEvents,
 			Usage: "the events: holder, released, backend-up, backend-down",
-			Why:   "none: only you know what you want to hear of"},
+			Why:   "none: only the operator knows which events matter"},
 		{Key: "hooks[].exec[]", Type: List,
-			Usage: "a program and its arguments, which finds the event in APPLIANCE_EVENT and its neighbours",
+			Usage: "a program and its arguments; it finds the event in APPLIANCE_EVENT and the variables beside it",
 			Why:   "none"},
 		{Key: "hooks[].url", Type: String,
-			Usage: "a web server that events are posted to as JSON, instead of a program",
+			Usage: "a web server that gets the events by POST as JSON, instead of a program",
 			Why:   "none"},
 		{Key: "hooks[].timeout", Type: Duration, Default: "10s",
-			Usage: "patience with it; what happens meanwhile waits in a queue of 100",
+			Usage: "time for one event; up to 100 further events wait",
 			Why:   "longer than a slow web server takes"},
 	}...)
 }
 
-func (b *builder) tracks() []Track {
-	var list []Track
+func (b *builder) tracks() []TrackEntry {
+	var list []TrackEntry
 	for i := range b.lists[keyTracks] {
 		key := func(name string) string { return fmt.Sprintf("%s[%d].%s", keyTracks, i, name) }
-		t := Track{Origin: b.at(fmt.Sprintf("%s[%d]", keyTracks, i)), Exec: b.program(key("exec"))}
-		otherwise := fmt.Sprintf("track-%d", i+1)
-		checks := b.has(key("check"))
+		t := TrackEntry{Origin: b.origin(fmt.Sprintf("%s[%d]", keyTracks, i)), Exec: b.program(key("exec"))}
+		defaultName := fmt.Sprintf("track-%d", i+1)
+		checks := b.isSet(key("check"))
 		switch {
 		case checks && len(t.Exec) > 0:
 			b.bad(key("exec"), "and check are two ways to ask; keep one of them")
 		case checks:
-			t.Check = b.probe(key("check."))
+			t.Check = b.checkRequest(key("check."))
+			t.Check.Inter = trackConnectTime
 			t.Address = b.trackAddress(key("check."), t.Check.Port)
-			otherwise = t.Address.String()
+			defaultName = t.Address.String()
 		case len(t.Exec) > 0:
-			otherwise = filepath.Base(t.Exec[0])
+			defaultName = filepath.Base(t.Exec[0])
 		case b.lists[key("exec")] == 0:
 			b.missing(key("exec"), "is missing; write exec: [/path/of/a/program] or check: {address: ...}")
 		}
-		t.Name = b.name(key("name"), otherwise)
+		t.Name = b.name(key("name"), defaultName)
 		for _, other := range list {
 			if other.Name == t.Name {
-				b.bad(key("name"), "%s is the name of two tracks%s; write another", printable(t.Name), seen(other.Origin, t.Origin))
+				b.bad(key("name"), "%s is the name of two tracks%s; write another",
+					printable(t.Name), otherLine(other.Origin, t.Origin))
 			}
 		}
-		t.Inter = b.duration(key("inter"), 100*time.Millisecond, 24*time.Hour)
-		if t.Timeout = b.optional(key("timeout"), 10*time.Millisecond, 24*time.Hour); t.Timeout == 0 {
+		t.Inter = b.duration(key("inter"), 100*time.Millisecond, day)
+		if t.Timeout = b.optionalDuration(key("timeout"), 10*time.Millisecond, day); t.Timeout == 0 {
 			t.Timeout = t.Inter
-			b.show(key("timeout"), short(t.Timeout), Origin{})
+			b.show(key("timeout"), formatDuration(t.Timeout), Origin{})
 		}
 		t.Rise, t.Fall = b.int(key("rise"), 1, 1000), b.int(key("fall"), 1, 1000)
 		if b.get(key("weight")).value != "" {
 			t.Weight = b.int(key("weight"), 1, 1000)
 		}
 		if t.Timeout > t.Inter {
-			b.bad(key("timeout"), "%s is longer than inter, %s, so runs would pile up; write at most %s", short(t.Timeout), short(t.Inter), short(t.Inter))
+			inter := formatDuration(t.Inter)
+			b.bad(key("timeout"), "%s is longer than inter, %s, so runs would pile up; write at most %s",
+				formatDuration(t.Timeout), inter, inter)
 		}
-		if time.Duration(max(t.Rise, t.Fall)) > 24*time.Hour/max(t.Inter, 1) {
-			b.bad(key("fall"), "and rise have to be reached within a day, at one run each %s; write less", short(t.Inter))
+		if time.Duration(max(t.Rise, t.Fall)) > day/max(t.Inter, 1) {
+			b.bad(key("fall"), "and rise have to be reached within a day, at one run each %s; write less",
+				formatDuration(t.Inter))
 		}
 		list = append(list, t)
 	}
@@ -145,11 +158,11 @@ func (b *builder) trackAddress(prefix string, port uint16) netip.AddrPort {
 		return netip.AddrPort{}
 	case own != 0 && port != 0 && own != port:
 		b.bad(prefix+"port", "is %d, but address says %d; write one of them", port, own)
-	case own == 0 && port == 0 && b.get(prefix+"type").value != checkNone:
+	case own == 0 && port == 0 && b.get(prefix+"type").value != balancer.CheckNone:
 		b.bad(prefix+"address", "%s lacks a port; write %s", printable(value), netip.AddrPortFrom(a, 6443))
 	}
 	at := netip.AddrPortFrom(a, max(own, port))
-	b.show(prefix+"address", at.String(), b.at(prefix+"address"))
+	b.show(prefix+"address", at.String(), b.origin(prefix+"address"))
 	return at
 }
 
@@ -159,9 +172,10 @@ func (b *builder) program(key string) []string {
 	for i := range b.lists[key] {
 		key := fmt.Sprintf("%s[%d]", key, i)
 		value := b.get(key).value
-		b.show(key, value, b.at(key))
+		b.show(key, value, b.origin(key))
 		if i == 0 && !filepath.IsAbs(value) {
-			b.bad(key, "%s is not an absolute path; begin it with /, and write arguments as further elements", printable(value))
+			b.bad(key, "%s is not an absolute path; begin it with /, and write arguments as further elements",
+				printable(value))
 		}
 		if strings.ContainsRune(value, 0) {
 			b.bad(key, "has a zero byte, which no program can be given; remove it")
@@ -171,11 +185,14 @@ func (b *builder) program(key string) []string {
 	return argv
 }
 
-func (b *builder) hooks() []Hook {
-	var list []Hook
+func (b *builder) hooks() []HookEntry {
+	var list []HookEntry
 	for i := range b.lists[keyHooks] {
 		key := func(name string) string { return fmt.Sprintf("%s[%d].%s", keyHooks, i, name) }
-		h := Hook{Origin: b.at(fmt.Sprintf("%s[%d]", keyHooks, i)), Exec: b.program(key("exec")), URL: b.text(key("url"))}
+		h := HookEntry{
+			Origin: b.origin(fmt.Sprintf("%s[%d]", keyHooks, i)),
+			Exec:   b.program(key("exec")), URL: b.text(key("url")),
+		}
 		for j := range b.lists[key("on")] {
 			at := key("on") + "[" + strconv.Itoa(j) + "]"
 			event := b.text(at)
@@ -185,7 +202,7 @@ func (b *builder) hooks() []Hook {
 			h.On = append(h.On, event)
 		}
 		if len(h.On) == 0 {
-			b.missing(key("on"), "is missing; write on: [%s], or some of them", choices(hookEvents))
+			b.missing(key("on"), "is missing; write on: [%s], or some of them", orList(hookEvents))
 		}
 		u, err := url.Parse(h.URL)
 		switch {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"appliance/balancer"
 )
 
 const peers3 = "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\n"
@@ -35,15 +37,15 @@ hooks:
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Track{
+	want := []TrackEntry{
 		{Name: "check.sh", Exec: []string{"/etc/check.sh", "eth1"}, Inter: 10 * time.Second, Timeout: 10 * time.Second, Rise: 2, Fall: 2, Weight: 20},
-		{Name: "api", Check: Check{Type: "tcp"}, Address: netip.MustParseAddrPort("[::1]:6443"), Inter: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2},
+		{Name: "api", Check: balancer.Check{Type: "tcp", Inter: trackConnectTime}, Address: netip.MustParseAddrPort("[::1]:6443"), Inter: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2},
 	}
 	origins := cmpopts.IgnoreTypes(Origin{})
 	if diff := cmp.Diff(want, cfg.Tracks, origins, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]Hook{
+	if diff := cmp.Diff([]HookEntry{
 		{On: []string{"holder", "released"}, Exec: []string{"/etc/notify.sh"}, Timeout: 10 * time.Second},
 		{On: []string{"backend-down"}, URL: "https://alerts.example.org/x", Timeout: time.Second},
 	}, cfg.Hooks, origins); diff != "" {
@@ -145,11 +147,11 @@ func TestChanges(t *testing.T) {
 			t.Errorf("%s: live %q, restart %q", tt.next, live, restart)
 		}
 		// What stands goes on wanting the same restart, and nothing else.
-		live, again := c.Standing(next).Changes(next)
+		live, again := c.WithLive(next).Changes(next)
 		if len(live) > 0 || fmt.Sprint(again) != fmt.Sprint(restart) {
 			t.Errorf("%s: later live %q, restart %q", tt.next, live, again)
 		}
-		if got := c.Standing(next).LoadBalancers[0].VIPs; got[0] != c.VIPs[0] {
+		if got := c.WithLive(next).LoadBalancers[0].VIPs; got[0] != c.VIPs[0] {
 			t.Errorf("%s: listens on %v, which is not bound", tt.next, got)
 		}
 	}

@@ -3,6 +3,7 @@ package configs
 import (
 	"cmp"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -11,55 +12,59 @@ import (
 	"unicode"
 )
 
-// builder makes a Config of a sheet. Its readers return the default, and the
-// zero value after a problem, so that building goes on and finds the rest.
+// day bounds durations that are longer than anybody would wait.
+const day = 24 * time.Hour
+
+// A builder makes a Config of a rawConfig. Its readers return the value, or its
+// default where there is none. After a problem they return the default or the zero
+// value, so that building goes on and finds the rest.
 type builder struct {
 	*report
-	*sheet
+	*rawConfig
 	file string
 	src  Source
 	cfg  *Config
-	// vipAt has the place of each virtual address, for messages.
-	vipAt map[netip.Addr]Origin
-	// doubt is set when the file has keys that were not understood: what
-	// seems to be missing may be among them. halfRead says that of the peers.
-	doubt, halfRead bool
+	// vipOrigins has the place of each virtual address, for messages.
+	vipOrigins map[netip.Addr]Origin
+	// unknownKeys is set when the file has keys that were not understood: what
+	// seems to be missing may be among them. peersUnsure says that of the peers.
+	unknownKeys, peersUnsure bool
 }
 
 // get is the value of key as written, or its default.
-func (b *builder) get(key string) cell {
-	if c, ok := b.cells[key]; ok {
+func (b *builder) get(key string) rawValue {
+	if c, ok := b.values[key]; ok {
 		return c
 	}
-	return cell{value: b.otherwise(key)}
+	return rawValue{value: b.defaultOf(key)}
 }
 
-// otherwise is the default of key.
-func (b *builder) otherwise(key string) string {
+// defaultOf is the default of key.
+func (b *builder) defaultOf(key string) string {
 	s, _ := setting(key)
 	return s.Default
 }
 
-// at is where a problem with key is reported: its line, or the file.
-func (b *builder) at(key string) Origin {
-	if o := b.place(key); !o.IsDefault() {
+// origin is where a problem with key is reported: its line, or the file.
+func (b *builder) origin(key string) Origin {
+	if o := b.originOf(key); !o.IsDefault() {
 		return o
 	}
 	return Origin{File: b.file}
 }
 
 func (b *builder) bad(key, format string, args ...any) {
-	b.problem(b.at(key), key, format, args...)
+	b.problem(b.origin(key), key, format, args...)
 }
 
-// missing reports what should be there, unless it may be there misspelt.
+// missing reports what should be there, unless it may be there but misspelt.
 func (b *builder) missing(key, format string, args ...any) {
-	if !b.doubt {
+	if !b.unknownKeys {
 		b.bad(key, format, args...)
 	}
 }
 
-// show notes a value that is in force, fit for a terminal.
+// show notes a value that is in force. It quotes what could disturb a terminal.
 func (b *builder) show(key, value string, o Origin) {
 	if strings.ContainsFunc(value, unicode.IsControl) {
 		value = strconv.Quote(value)
@@ -75,7 +80,7 @@ func (b *builder) text(key string) string {
 	return v
 }
 
-// choice holds value against the words that its setting allows.
+// choice checks value against the words that its setting allows.
 func (b *builder) choice(key, value string) string {
 	s, _ := setting(key)
 	if value == "" || len(s.Choices) == 0 || slices.Contains(s.Choices, value) {
@@ -84,7 +89,7 @@ func (b *builder) choice(key, value string) string {
 	if near := nearest(value, s.Choices); near != "" {
 		b.bad(key, "%s is not known; did you mean %s?", printable(value), near)
 	} else {
-		b.bad(key, "%s is not known; write %s", printable(value), choices(s.Choices))
+		b.bad(key, "%s is not known; write %s", printable(value), orList(s.Choices))
 	}
 	return s.Default
 }
@@ -105,12 +110,12 @@ func (b *builder) int(key string, low, high int) int {
 	n, ok := decimal(c.value)
 	if !ok || n < low || n > high {
 		b.bad(key, "%s is not a number from %d to %d; write one", printable(c.value), low, high)
-		n, _ = decimal(b.otherwise(key))
+		n, _ = decimal(b.defaultOf(key))
 	}
 	return n
 }
 
-// port reads a port; what is not set, or 0 where zero may stand for it, is 0.
+// port reads a port. It is 0 if the key is not set, or, with zero, if it is 0.
 func (b *builder) port(key string, zero bool) uint16 {
 	value := b.get(key).value
 	if value == "" || zero && value == "0" {
@@ -124,8 +129,8 @@ func (b *builder) port(key string, zero bool) uint16 {
 	return uint16(n)
 }
 
-// decimal reads digits only: 0x10, 1e3, +5 and 010 are read in different ways
-// by different YAML versions.
+// decimal reads digits only: YAML versions read 0x10, 1e3, +5 and 010 in different
+// ways.
 func decimal(s string) (int, bool) {
 	n, err := strconv.Atoi(s)
 	return n, err == nil && strconv.Itoa(n) == s
@@ -137,17 +142,25 @@ func (b *builder) duration(key string, low, high time.Duration) time.Duration {
 	d, err := time.ParseDuration(c.value)
 	switch {
 	case err != nil:
-		b.bad(key, "%s is not a duration; write a number and its unit, such as %s", printable(c.value), b.otherwise(key))
-		d, _ = time.ParseDuration(b.otherwise(key))
+		b.bad(key, "%s is not a duration; write a number and its unit, such as %s", printable(c.value), b.defaultOf(key))
+		d, _ = time.ParseDuration(b.defaultOf(key))
 	case d < low || d > high:
-		b.bad(key, "%s is out of range; write a duration from %s to %s", c.value, short(low), short(high))
-		d, _ = time.ParseDuration(b.otherwise(key))
+		b.bad(key, "%s is out of range; write a duration from %s to %s", c.value, formatDuration(low), formatDuration(high))
+		d, _ = time.ParseDuration(b.defaultOf(key))
 	}
 	return d
 }
 
-// short is d without the zeros that time.Duration prints: 24h, not 24h0m0s.
-func short(d time.Duration) string {
+// optionalDuration reads a duration that may be left out. Then it is zero.
+func (b *builder) optionalDuration(key string, low, high time.Duration) time.Duration {
+	if b.get(key).value == "" {
+		return 0
+	}
+	return b.duration(key, low, high)
+}
+
+// formatDuration is d without the zeros that time.Duration prints: 24h, not 24h0m0s.
+func formatDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = s[:len(s)-2]
@@ -158,8 +171,8 @@ func short(d time.Duration) string {
 	return s
 }
 
-// path reads an absolute path: the program runs in another directory than
-// the one in which the operator writes.
+// path reads an absolute path: the program does not run in the directory in which
+// the operator writes.
 func (b *builder) path(key string) string {
 	c := b.get(key)
 	b.show(key, c.value, c.origin)
@@ -173,16 +186,160 @@ func (b *builder) path(key string) string {
 	return filepath.Clean(c.value)
 }
 
-// name reads a name for people. It ends in logs, metrics and status lines.
-func (b *builder) name(key, otherwise string) string {
+// name reads a name for people, which appears in logs, metrics and status.
+func (b *builder) name(key, defaultName string) string {
 	c := b.get(key)
-	v := cmp.Or(c.value, otherwise)
+	v := cmp.Or(c.value, defaultName)
 	b.show(key, v, c.origin)
 	switch {
 	case printable(c.value) != c.value && c.value != "", strings.TrimSpace(v) != v:
-		b.bad(key, "%s has characters that a name cannot have; use letters, digits, spaces, - and .", strconv.Quote(v))
+		b.bad(key, "%s has characters that a name cannot have; use letters, digits, spaces, - and .",
+			strconv.Quote(v))
 	case len(v) > 64:
 		b.bad(key, "is longer than 64 characters; write a shorter name")
 	}
 	return v
+}
+
+// noNames says why a name is refused.
+const noNames = "is a name, not an address; write the address: names are not looked up, " +
+	"because the DNS may be what is down when this is needed"
+
+// addr reads an address without a port. An IPv4-mapped address (::ffff:a.b.c.d,
+// RFC 4291 section 2.5.5.2) becomes the IPv4 address that it means.
+func (b *builder) addr(key, value string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(unbracket(value))
+	if err != nil {
+		b.bad(key, "%s", notAddress(value))
+		return netip.Addr{}, false
+	}
+	return b.usable(key, a.Unmap())
+}
+
+func unbracket(s string) string {
+	if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
+		return s[1 : len(s)-1]
+	}
+	return s
+}
+
+// usable refuses what no machine can have as its own unicast address.
+func (b *builder) usable(key string, a netip.Addr) (netip.Addr, bool) {
+	what := ""
+	switch {
+	case a.IsUnspecified():
+		what = "means no address at all"
+	case a.IsMulticast():
+		what = "is a multicast address"
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		what = "is the broadcast address"
+	case a.Is6() && a.IsLinkLocalUnicast() && a.Zone() == "":
+		b.bad(key, "%s is link-local, which means nothing without its interface; "+
+			"write %s%%eth0 with the interface's name", a, a)
+		return a, false
+	case a.Zone() != "" && !a.IsLinkLocalUnicast():
+		b.bad(key, "%s has a zone, which only link-local addresses have; write %s", a, a.WithZone(""))
+		return a, false
+	case a.Zone() != "" && !isInterfaceName(a.Zone()):
+		b.bad(key, "%s has a zone that is no interface's name; write fe80::1%%eth0", strconv.Quote(a.String()))
+		return a, false
+	}
+	if what != "" {
+		b.bad(key, "%s %s; write the address of one machine", a, what)
+		return a, false
+	}
+	return a, true
+}
+
+// isInterfaceName reports whether a network interface can have that name: 15 bytes
+// are IFNAMSIZ without the final zero (linux/if.h).
+func isInterfaceName(s string) bool {
+	return len(s) <= 15 && printable(s) == s && !strings.ContainsAny(s, "%/ ")
+}
+
+// notAddress says what is wrong with something that should be an address.
+func notAddress(value string) string {
+	quoted := printable(value)
+	if _, err := netip.ParsePrefix(value); err == nil {
+		return quoted + " is a subnet; write one address, without the /"
+	}
+	if _, err := netip.ParseAddrPort(value); err == nil {
+		return quoted + " has a port; write the address alone"
+	}
+	if looksLikeName(value) {
+		return quoted + " " + noNames
+	}
+	return quoted + " is not an IP address; write one such as 192.0.2.10 or 2001:db8::10"
+}
+
+// looksLikeName tells kube-1.example.org from 192.0.2.300: the last label of a host
+// name is not a number (RFC 1123 section 2.1).
+func looksLikeName(s string) bool {
+	last := s[strings.LastIndexByte(s, '.')+1:]
+	if strings.ContainsAny(s, ":/ ") || last == "" {
+		return false
+	}
+	if _, err := strconv.Atoi(last); err == nil {
+		return false
+	}
+	for _, r := range s {
+		if r != '-' && r != '.' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') {
+			return false
+		}
+	}
+	return true
+}
+
+// endpoint reads an address with or without a port; without one the port is 0.
+func (b *builder) endpoint(key, value string) (netip.Addr, uint16, bool) {
+	if host, port, ok := splitPort(value); ok {
+		a, err := netip.ParseAddr(host)
+		if err != nil {
+			b.bad(key, "%s", notAddress(host))
+			return netip.Addr{}, 0, false
+		}
+		n, ok := decimal(port)
+		if !ok || n < 1 || n > 65535 {
+			b.bad(key, "%s is not a port; write a number from 1 to 65535", printable(port))
+			return netip.Addr{}, 0, false
+		}
+		a, ok = b.usable(key, a.Unmap())
+		return a, uint16(n), ok
+	}
+	a, ok := b.addr(key, value)
+	return a, 0, ok
+}
+
+// splitPort cuts host:port and [host]:port; a bare IPv6 address has none.
+func splitPort(s string) (host, port string, ok bool) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || strings.Count(s, ":") > 1 && !strings.HasPrefix(s, "[") || strings.HasSuffix(s, "]") {
+		return "", "", false
+	}
+	return unbracket(s[:i]), s[i+1:], true
+}
+
+// fromURL reads scheme://address:port, kube-vip's other form of a backend.
+func (b *builder) fromURL(key, value string) (netip.Addr, uint16, bool) {
+	u, err := url.Parse(value)
+	if err != nil || u.Host == "" || u.Opaque != "" {
+		b.bad(key, "%s is not a URL; write https://192.0.2.11:6443, or address and port instead", printable(value))
+		return netip.Addr{}, 0, false
+	}
+	if u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		b.bad(key, "%s says more than an address and a port, and TCP can carry no more; write %s://%s",
+			printable(u.Redacted()), u.Scheme, printable(u.Host))
+		return netip.Addr{}, 0, false
+	}
+	ports := map[string]uint16{"http": 80, "https": 443, "tcp": 0}
+	port, known := ports[strings.ToLower(u.Scheme)]
+	if !known {
+		b.bad(key, "%s is not a scheme of TCP servers; write https://%s", printable(u.Scheme), printable(u.Host))
+		return netip.Addr{}, 0, false
+	}
+	a, own, ok := b.endpoint(key, u.Host)
+	if own != 0 {
+		port = own
+	}
+	return a, port, ok
 }

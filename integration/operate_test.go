@@ -93,8 +93,8 @@ func TestOrders(t *testing.T) {
 		t.Helper()
 		await(t, func() string {
 			for i := range 3 {
-				if b := tr.backend(t, i, k); b.State != state || b.Order != order {
-					return fmt.Sprintf("node %d shows backend %d as %s (%q), want %s (%q)", i+1, k+1, b.State, b.Order, state, order)
+				if b := tr.backend(t, i, k); b.State != state || b.Override != order {
+					return fmt.Sprintf("node %d shows backend %d as %s (%q), want %s (%q)", i+1, k+1, b.State, b.Override, state, order)
 				}
 			}
 			return ""

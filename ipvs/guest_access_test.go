@@ -32,7 +32,7 @@ func testAccessWith(t *testing.T, ip6 bool, persistence time.Duration) {
 		t.Fatal(err)
 	}
 	var access nft.Access
-	p := access.Guard(virtual, "persistence")
+	p := access.Guard(virtual)
 	t.Cleanup(func() {
 		in("node", func() {
 			if err := p.Close(); err != nil {
@@ -42,16 +42,16 @@ func testAccessWith(t *testing.T, ip6 bool, persistence time.Duration) {
 	})
 	apply := func(allow, deny []netip.Prefix) (repaired int) {
 		t.Helper()
-		h := balancer.Handling{Allow: allow, Deny: deny, Persistence: persistence}
+		h := balancer.ConnOptions{Allow: allow, Deny: deny, Persistence: persistence}
 		var services []balancer.Service
 		for _, port := range ports {
 			s := service(ip6, port, balancer.RoundRobin, all(ip6)...)
-			s.Handling = h
+			s.ConnOptions = h
 			services = append(services, s)
 		}
 		var err error
 		in("node", func() {
-			lb := balancer.LoadBalancer{Name: "api", Scheduler: balancer.RoundRobin, Backends: all(ip6), Handling: h}
+			lb := balancer.LoadBalancer{Name: "api", Scheduler: balancer.RoundRobin, Backends: all(ip6), ConnOptions: h}
 			for _, s := range services {
 				lb.Frontends = append(lb.Frontends, s.Frontend)
 			}

@@ -44,7 +44,7 @@ func (t Tuning) validate() error {
 }
 
 // with is t with what the configuration asks of every data plane.
-func (t Tuning) with(h balancer.Handling) Tuning {
+func (t Tuning) with(h balancer.ConnOptions) Tuning {
 	if h.Persistence > 0 {
 		t.Persistence = h.Persistence
 	}
@@ -59,7 +59,7 @@ func translate(s balancer.Service, t Tuning) (virtual, error) {
 	if err := servable(s.Frontend); err != nil {
 		return virtual{}, err
 	}
-	t = t.with(s.Handling)
+	t = t.with(s.ConnOptions)
 	if err := t.validate(); err != nil {
 		return virtual{}, err
 	}

@@ -26,7 +26,7 @@ func (p *VirtualServer) Usable(_ context.Context, lb balancer.LoadBalancer) erro
 }
 
 func (p *VirtualServer) usable(lb balancer.LoadBalancer) error {
-	tuning := p.config.Tuning(lb.Name).with(lb.Handling)
+	tuning := p.config.Tuning(lb.Name).with(lb.ConnOptions)
 	if err := tuning.validate(); err != nil {
 		return err
 	}

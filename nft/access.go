@@ -25,14 +25,14 @@ type Access struct {
 	want map[balancer.PlaneName][]balancer.Service
 }
 
-// Guard is plane with Access before it. It refuses what a load balancer asks of
-// user space, but for the keys in able.
-func (a *Access) Guard(plane balancer.Plane, able ...string) balancer.Plane {
-	g := guarded{plane, a, able}
-	if m, ok := plane.(balancer.Meter); ok {
+// Guard is plane with Access before it. It refuses load balancers with settings
+// that only user space can honour.
+func (a *Access) Guard(plane balancer.Plane) balancer.Plane {
+	g := guarded{plane, a}
+	if m, ok := plane.(balancer.TrafficCounter); ok {
 		return struct {
 			guarded
-			balancer.Meter
+			balancer.TrafficCounter
 		}{g, m}
 	}
 	return g
@@ -42,17 +42,16 @@ func (a *Access) Guard(plane balancer.Plane, able ...string) balancer.Plane {
 type guarded struct {
 	balancer.Plane
 	access *Access
-	able   []string
 }
 
 // Usable implements balancer.Plane.
 func (g guarded) Usable(ctx context.Context, lb balancer.LoadBalancer) error {
-	if err := lb.NeedsUserSpace(g.able...); err != nil {
+	if err := lb.NeedsUserSpace(g.Name()); err != nil {
 		return err
 	}
 	var services []balancer.Service
 	for _, f := range lb.Frontends {
-		services = append(services, balancer.Service{LoadBalancer: lb.Name, Frontend: f, Handling: lb.Handling})
+		services = append(services, balancer.Service{LoadBalancer: lb.Name, Frontend: f, ConnOptions: lb.ConnOptions})
 	}
 	if err := try(access(services)); err != nil {
 		return err
@@ -109,7 +108,7 @@ func access(services []balancer.Service) table {
 	for _, f := range families() {
 		var to []nftables.SetElement
 		for _, s := range services {
-			h := s.Handling
+			h := s.ConnOptions
 			if !f.has(s.Frontend.Addr()) || len(h.Allow)+len(h.Deny) == 0 {
 				continue
 			}

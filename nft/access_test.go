@@ -23,17 +23,22 @@ func (p *plain) Apply(context.Context, []balancer.Service) (int, error) {
 	return 0, nil
 }
 
+// persisting is a plane that knows persistence.
+type persisting struct{ plain }
+
+func (*persisting) Name() balancer.PlaneName { return balancer.IPVS }
+
 func TestAccess(t *testing.T) {
 	w := newWorld(t)
 	w.node.serve("node", ":6443")
 	var a Access
 	p := a.Guard(&plain{})
-	apply := func(h balancer.Handling) (repaired int) {
+	apply := func(h balancer.ConnOptions) (repaired int) {
 		t.Helper()
 		w.node.in(func() {
 			var services []balancer.Service
 			for _, f := range families() {
-				services = append(services, balancer.Service{LoadBalancer: "lb", Frontend: vip(f, 6443), Handling: h})
+				services = append(services, balancer.Service{LoadBalancer: "lb", Frontend: vip(f, 6443), ConnOptions: h})
 			}
 			var err error
 			if repaired, err = p.Apply(context.Background(), services); err != nil {
@@ -59,21 +64,21 @@ func TestAccess(t *testing.T) {
 			t.Fatal(err)
 		}
 		around, _ := own.Prefix(own.BitLen() - 8)
-		apply(balancer.Handling{})
+		apply(balancer.ConnOptions{})
 		open, err := w.client.dial(vip(f, 6443))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer open.Close()
 		for _, tt := range []struct {
-			h       balancer.Handling
+			h       balancer.ConnOptions
 			welcome bool
 		}{
-			{balancer.Handling{}, true},
-			{balancer.Handling{Deny: []netip.Prefix{single}}, false},
-			{balancer.Handling{Allow: []netip.Prefix{around}}, true},
-			{balancer.Handling{Allow: []netip.Prefix{around}, Deny: []netip.Prefix{single}}, false},
-			{balancer.Handling{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:ffff::/48")}}, false},
+			{balancer.ConnOptions{}, true},
+			{balancer.ConnOptions{Deny: []netip.Prefix{single}}, false},
+			{balancer.ConnOptions{Allow: []netip.Prefix{around}}, true},
+			{balancer.ConnOptions{Allow: []netip.Prefix{around}, Deny: []netip.Prefix{single}}, false},
+			{balancer.ConnOptions{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8:ffff::/48")}}, false},
 		} {
 			apply(tt.h)
 			want(w.client, f, tt.welcome)
@@ -83,7 +88,7 @@ func TestAccess(t *testing.T) {
 		}
 	}
 	w.node.run("nft", "flush", "ruleset")
-	if n := apply(balancer.Handling{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}); n != 1 {
+	if n := apply(balancer.ConnOptions{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}); n != 1 {
 		t.Errorf("after a flush: %d repaired, want 1", n)
 	}
 	// The node's own clients come by the output hook, as the node itself.
@@ -101,13 +106,13 @@ func TestAccess(t *testing.T) {
 func TestGuardRefusesWhatUserSpaceDoes(t *testing.T) {
 	needRoot(t)
 	var a Access
-	lb := balancer.LoadBalancer{Name: "lb", Handling: balancer.Handling{RequireTLS: time.Second, Persistence: time.Minute}}
+	lb := balancer.LoadBalancer{Name: "lb", ConnOptions: balancer.ConnOptions{RequireTLS: time.Second, Persistence: time.Minute}}
 	err := a.Guard(&plain{}).Usable(context.Background(), lb)
 	if err == nil || !strings.Contains(err.Error(), "needs user space: persistence, requireTLS; set dataPlane") {
 		t.Errorf("error is %v", err)
 	}
-	lb.Handling.RequireTLS = 0
-	if err := a.Guard(&plain{}, "persistence").Usable(context.Background(), lb); err != nil {
+	lb.ConnOptions.RequireTLS = 0
+	if err := a.Guard(&persisting{}).Usable(context.Background(), lb); err != nil {
 		t.Errorf("a plane that can persist: %v", err)
 	}
 }

@@ -8,12 +8,13 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"appliance/balancer"
 )
 
 // natFor is how long the rules that translate stay after they were needed last:
-// open connections do not outlive them. The watches of Kubernetes' clients,
-// which are the longest there are, have ended by then.
-const natFor = time.Hour
+// open connections do not outlive them.
+const natFor = balancer.ConnLifetime
 
 // translates says whether the plan, which is about to be in force, needs NAT:
 // rules of that kind have the kernel keep a table of all connections of the host. Where

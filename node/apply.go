@@ -117,7 +117,7 @@ func (n *node) reapply() {
 		before := n.state.Load()
 		next.LoadBalancers, next.Nodes, next.Departed = before.LoadBalancers, before.Nodes, before.Departed
 	}
-	n.balancer.Order(next.Overrides)
+	n.balancer.SetOverrides(next.Overrides)
 	if n.group != nil {
 		n.publish(next.List, index)
 	}

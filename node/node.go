@@ -152,10 +152,10 @@ func (n *node) openGroup() (err error) {
 }
 
 // raftPeers returns the listed peers, or this node alone if none is listed.
-func raftPeers(cfg *configs.Config, self configs.Peer) []raft.Peer {
+func raftPeers(cfg *configs.Config, self configs.PeerEntry) []raft.Peer {
 	listed := cfg.Peers
 	if len(listed) == 0 {
-		listed = []configs.Peer{self}
+		listed = []configs.PeerEntry{self}
 	}
 	var peers []raft.Peer
 	for _, p := range listed {

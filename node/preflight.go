@@ -19,14 +19,13 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/nft"
-	"appliance/node/desired"
 	"appliance/raft"
 )
 
 // A site is what the host adds to a configuration: which peer this node is, on which interface it answers for each VIP,
 // and the keys that it may read.
 type site struct {
-	self     configs.Peer
+	self     configs.PeerEntry
 	vips     []arp.VIP
 	security raft.Security
 	worker   *raft.WorkerKey // only on a worker that follows the peers
@@ -48,7 +47,7 @@ func survey(cfg *configs.Config) (site, error) {
 	s.self, err = selfAmong(cfg, local)
 	note(err)
 	if err == nil {
-		note(cfg.AtHome(local, s.self))
+		note(cfg.CheckSelfAddrs(local, s.self))
 	}
 	if cfg.Worker() {
 		note(s.workerAccess(cfg))
@@ -73,15 +72,15 @@ func survey(cfg *configs.Config) (site, error) {
 }
 
 // Self finds which node of cfg this host is.
-func Self(cfg *configs.Config) (configs.Peer, error) {
+func Self(cfg *configs.Config) (configs.PeerEntry, error) {
 	local, err := arp.LocalAddrs()
 	if err != nil {
-		return configs.Peer{}, err
+		return configs.PeerEntry{}, err
 	}
 	return selfAmong(cfg, local)
 }
 
-func selfAmong(cfg *configs.Config, local []netip.Addr) (configs.Peer, error) {
+func selfAmong(cfg *configs.Config, local []netip.Addr) (configs.PeerEntry, error) {
 	return cfg.Self(towards(cfg.Join, local), "")
 }
 
@@ -223,7 +222,7 @@ func (n *node) checkConflicts() error {
 		return nil
 	}
 	var frontends []netip.AddrPort
-	for _, lb := range desired.Services(n.cfg) {
+	for _, lb := range n.cfg.ForBalancer() {
 		for _, f := range lb.Frontends {
 			if slices.Contains(n.cfg.VIPs, f.Addr()) {
 				frontends = append(frontends, f)
@@ -250,8 +249,8 @@ func (n *node) check(ctx context.Context) error {
 }
 
 func (n *node) checkNow(ctx context.Context) error {
-	forced := slices.ContainsFunc(n.cfg.LoadBalancers, func(lb configs.LoadBalancer) bool {
-		return lb.DataPlane == string(balancer.Direct)
+	forced := slices.ContainsFunc(n.cfg.LoadBalancers, func(lb configs.LoadBalancerEntry) bool {
+		return lb.DataPlane == balancer.Direct
 	})
 	workers := slices.ContainsFunc(n.state.Load().Nodes, func(o nft.Node) bool { return o.Worker })
 	if n.planes.Direct == nil || !forced || !workers {

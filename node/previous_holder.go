@@ -32,9 +32,8 @@ func (n *node) lingerAfterTenure(ctx context.Context) error {
 	return nil
 }
 
-// handBackFor is how long a holder gives connections back to the previous one. By then, even the watches of Kubernetes'
-// clients have ended.
-const handBackFor = time.Hour
+// handBackFor is how long a holder gives connections back to the previous one.
+const handBackFor = balancer.ConnLifetime
 
 // A previousHolder is another peer that was holder, and the last term in which it was.
 type previousHolder struct {

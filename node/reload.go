@@ -121,7 +121,7 @@ func (r *reloader) reload(ctx context.Context) (said string, err error) {
 		return "", err
 	}
 	live, restart := r.current.Changes(next)
-	standing := r.current.Standing(next)
+	standing := r.current.WithLive(next)
 	// Apply it even if nothing has changed here: files that the configuration names may have.
 	if err := r.apply(ctx, standing); err != nil {
 		return "", err

@@ -10,7 +10,6 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/hook"
-	"appliance/node/desired"
 	"appliance/script"
 	"appliance/track"
 )
@@ -30,7 +29,7 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		}
 	}
 	for i, lb := range cfg.LoadBalancers {
-		_, err := balancer.NewChecker(desired.Check(lb.Check))
+		_, err := balancer.NewChecker(lb.Check)
 		note(lb.Origin, fmt.Sprintf("loadBalancers[%d].check", i), err)
 	}
 	for i, c := range cfg.Tracks {
@@ -44,7 +43,7 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 			note(c.Origin, key, err)
 			t.Probe = func(ctx context.Context) error { return p.Run(ctx, "APPLIANCE_TRACK="+c.Name) }
 		} else {
-			checker, err := balancer.NewChecker(desired.Check(c.Check))
+			checker, err := balancer.NewChecker(c.Check)
 			note(c.Origin, fmt.Sprintf("tracks[%d].check", i), err)
 			t.Probe = func(ctx context.Context) error { return checker.Check(ctx, balancer.Backend{Addr: c.Address}) }
 		}
@@ -97,7 +96,7 @@ func CheckProgramsHere(cfg *configs.Config) error {
 }
 
 // balanced reports a change in the balancer to the observer and the hooks.
-func (n *node) balanced(e balancer.Event) {
+func (n *node) balanced(e balancer.LoadBalancerEvent) {
 	n.observer.Balanced(e)
 	if e.Backend == "" || e.Plane {
 		return

@@ -175,7 +175,7 @@ func hurt(name string, self Snapshot, reports []neighbour) bool {
 func newBackend(lb string, be balancer.BackendStatus, reports []neighbour) backendModel {
 	m := backendModel{
 		Name: be.Name, Address: be.Address, Weight: be.Weight, State: be.State, Since: be.Since, Reason: be.Reason,
-		Backup: be.Backup, Order: be.Order,
+		Backup: be.Backup, Order: be.Override,
 		Latency: be.LatencyMS, NameIsAddress: be.Name == be.Address.String(),
 	}
 	if be.LastCheck != nil {

@@ -38,21 +38,21 @@ func TestNothingIsLeft(t *testing.T) {
 		s.Backends = s.Backends[i%2:]
 		if i%3 == 0 {
 			s.Backends[0].MaxConn, s.Backends[0].MaxQueue = 2, 5
-			s.Handling.MaxConn = 20
-			s.Handling.QueueTimeout = 20 * time.Millisecond
+			s.ConnOptions.MaxConn = 20
+			s.ConnOptions.QueueTimeout = 20 * time.Millisecond
 		}
 		if i%4 == 1 {
-			s.Handling.Persistence = time.Minute
-			s.Handling.ClientTimeout = 30 * time.Millisecond
+			s.ConnOptions.Persistence = time.Minute
+			s.ConnOptions.ClientTimeout = 30 * time.Millisecond
 		}
 		if i%5 == 2 {
-			s.Handling.RequireTLS = 10 * time.Millisecond
+			s.ConnOptions.RequireTLS = 10 * time.Millisecond
 		}
 		if i%5 == 3 {
-			s.Handling.SendProxy = "v2"
+			s.ConnOptions.SendProxy = "v2"
 		}
 		if i%5 == 4 {
-			s.Handling.AcceptProxyFrom = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+			s.ConnOptions.AcceptProxyFrom = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 		}
 		return s
 	}

@@ -64,8 +64,8 @@ type Forwarder struct {
 }
 
 var (
-	_ balancer.Plane = (*Forwarder)(nil)
-	_ balancer.Meter = (*Forwarder)(nil)
+	_ balancer.Plane          = (*Forwarder)(nil)
+	_ balancer.TrafficCounter = (*Forwarder)(nil)
 )
 
 // New makes a Forwarder that serves nothing yet.
@@ -246,7 +246,7 @@ func (f *Forwarder) onLoops(fn func(*loop)) {
 
 // update replaces the table and resets what it leaves behind.
 func (s *service) update(w balancer.Service) error {
-	h := w.Handling
+	h := w.ConnOptions
 	next := &table{
 		loadBalancer: w.LoadBalancer, name: w.Scheduler, handling: h, choosy: len(h.Allow)+len(h.Deny) > 0,
 		patience: int64(w.ConnectTimeout), tries: 1 + h.Retries,
@@ -353,7 +353,7 @@ func (s *service) idle() bool {
 	return true
 }
 
-// Stats implements balancer.Meter.
+// Stats implements balancer.TrafficCounter.
 func (f *Forwarder) Stats() map[balancer.Target]balancer.Traffic {
 	f.mu.Lock()
 	defer f.mu.Unlock()

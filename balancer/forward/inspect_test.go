@@ -115,7 +115,7 @@ func TestRequireTLS(t *testing.T) {
 	server := netip.MustParseAddrPort(secure.Listener.Addr().String())
 	at := frontend()
 	s := to(at, server)
-	s.Handling.RequireTLS = patience
+	s.ConnOptions.RequireTLS = patience
 	f := start(t, Config{}, s)
 	total := func() uint64 { return traffic(f, server).Total }
 
@@ -157,7 +157,7 @@ func TestRequireTLS(t *testing.T) {
 		wantReset(t, c)
 	})
 	t.Run("silent", func(t *testing.T) {
-		s.Handling.RequireTLS = 30 * time.Millisecond
+		s.ConnOptions.RequireTLS = 30 * time.Millisecond
 		apply(t, f, s)
 		wantReset(t, dial(t, at))
 		c := dial(t, at)
@@ -203,7 +203,7 @@ func TestSendProxy(t *testing.T) {
 	for _, version := range []string{"v1", "v2"} {
 		at := frontend()
 		s := to(at, server)
-		s.Handling.SendProxy = version
+		s.ConnOptions.SendProxy = version
 		start(t, Config{}, s)
 		c := dial(t, at)
 		io.WriteString(c, "hi\n")
@@ -228,7 +228,7 @@ func TestAcceptProxy(t *testing.T) {
 	server := proxiedBackend(t)
 	at := frontend()
 	s := to(at, server)
-	s.Handling = balancer.Handling{
+	s.ConnOptions = balancer.ConnOptions{
 		SendProxy: "v2", AcceptProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
 		Deny: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")},
 	}
@@ -270,8 +270,8 @@ func TestAcceptProxy(t *testing.T) {
 		t.Errorf("%d of those that must not have reached the backend", got-total)
 	}
 	// Whoever is not named is no proxy, and what it says is its own.
-	s.Handling.AcceptProxyFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
-	s.Handling.SendProxy = ""
+	s.ConnOptions.AcceptProxyFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	s.ConnOptions.SendProxy = ""
 	apply(t, f, s)
 	if got, err := say(t, at, header(t, 1, "198.51.100.7:1234", "192.0.2.1:443"), hi); err != nil || got != "198.51.100.7:1234 to 192.0.2.1:443 says hi\n" {
 		t.Errorf("the backend got %q, %v", got, err)
@@ -286,7 +286,7 @@ func TestAcceptProxyAndRequireTLS(t *testing.T) {
 	defer secure.Close()
 	at := frontend()
 	s := to(at, netip.MustParseAddrPort(secure.Listener.Addr().String()))
-	s.Handling = balancer.Handling{RequireTLS: patience, AcceptProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
+	s.ConnOptions = balancer.ConnOptions{RequireTLS: patience, AcceptProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
 	start(t, Config{}, s)
 	h := header(t, 2, "198.51.100.7:1234", "192.0.2.1:443")
 	c := dial(t, at)

@@ -45,7 +45,7 @@ func wantRefused(t *testing.T, at netip.AddrPort) {
 func TestMaxConn(t *testing.T) {
 	at, server := frontend(), backend(t, echo)
 	s := to(at, server)
-	s.Handling.MaxConn = 3
+	s.ConnOptions.MaxConn = 3
 	f := start(t, Config{}, s)
 	var open []*net.TCPConn
 	for range 3 {
@@ -70,7 +70,7 @@ func TestMaxConn(t *testing.T) {
 	waits = dial(t, at)
 	io.WriteString(waits, "more")
 	silent(t, waits, "beyond maxconn again")
-	s.Handling.MaxConn = 4
+	s.ConnOptions.MaxConn = 4
 	apply(t, f, s)
 	if _, err := io.ReadFull(waits, b); err != nil || string(b) != "more" {
 		t.Errorf("under a higher limit: %q, %v", b, err)
@@ -81,7 +81,7 @@ func TestMaxConn(t *testing.T) {
 func TestMaxConnUnderLoad(t *testing.T) {
 	at := frontend()
 	s := to(at, backend(t, name("x")))
-	s.Handling.MaxConn = 1
+	s.ConnOptions.MaxConn = 1
 	start(t, Config{}, s)
 	done := make(chan error)
 	const clients = 8
@@ -121,7 +121,7 @@ func TestQueueInOrder(t *testing.T) {
 	at := frontend()
 	s := to(at, server)
 	s.Backends[0].MaxConn, s.Backends[0].MaxQueue = 1, 3
-	s.Handling.QueueTimeout = patience
+	s.ConnOptions.QueueTimeout = patience
 	f := start(t, Config{}, s)
 	var conns []*net.TCPConn
 	queued := func() int { return int(f.Stats()[balancer.Target{LoadBalancer: "lb"}].Queued) }
@@ -158,7 +158,7 @@ func TestQueueTimeout(t *testing.T) {
 	at := frontend()
 	s := to(at, server)
 	s.Backends[0].MaxConn = 1
-	s.Handling.QueueTimeout = 30 * time.Millisecond
+	s.ConnOptions.QueueTimeout = 30 * time.Millisecond
 	f := start(t, Config{}, s)
 	c := dial(t, at)
 	io.WriteString(c, "0")
@@ -169,7 +169,7 @@ func TestQueueTimeout(t *testing.T) {
 		t.Errorf("reset after %v", took)
 	}
 	// One that is reset while it waits leaves no hole in the queue.
-	s.Handling.QueueTimeout = patience
+	s.ConnOptions.QueueTimeout = patience
 	apply(t, f, s)
 	gone, waits := dial(t, at), dial(t, at)
 	io.WriteString(waits, "1")
@@ -201,8 +201,8 @@ func TestFullBackend(t *testing.T) {
 	}
 	sticky := to(frontend(), a, b)
 	sticky.Scheduler = balancer.First
-	sticky.Handling.Persistence = time.Hour
-	sticky.Handling.QueueTimeout = patience
+	sticky.ConnOptions.Persistence = time.Hour
+	sticky.ConnOptions.QueueTimeout = patience
 	sticky.Backends[0].MaxConn = 1
 	apply(t, f, s, sticky)
 	c := dial(t, sticky.Frontend)
@@ -280,7 +280,7 @@ func TestPersistence(t *testing.T) {
 	at := frontend()
 	a, b := backend(t, name("a")), backend(t, name("b"))
 	s := to(at, a, b)
-	s.Handling.Persistence = time.Hour
+	s.ConnOptions.Persistence = time.Hour
 	f := start(t, Config{}, s)
 	first, err := word(at)
 	if err != nil {
@@ -292,7 +292,7 @@ func TestPersistence(t *testing.T) {
 		}
 	}
 	// The table outlives a reload.
-	s.Handling.MaxConn = 100
+	s.ConnOptions.MaxConn = 100
 	apply(t, f, s)
 	if w, err := word(at); err != nil || w != first {
 		t.Errorf("after a reload came back to %q, %v, had %q", w, err, first)
@@ -303,7 +303,7 @@ func TestPersistence(t *testing.T) {
 	if first == "b" {
 		rest, other = to(at, a), "a"
 	}
-	rest.Handling = s.Handling
+	rest.ConnOptions = s.ConnOptions
 	apply(t, f, rest)
 	for range 3 {
 		if w, err := word(at); err != nil || w != other {
@@ -350,7 +350,7 @@ func TestRetriesSameBackend(t *testing.T) {
 	}
 	server := bound(t, fd)
 	s := to(at, server)
-	s.Handling.Retries = 100
+	s.ConnOptions.Retries = 100
 	f := start(t, Config{}, s)
 	dial(t, at)
 	eventually(t, "it has failed twice", func() bool { return traffic(f, server).Failed >= 2 })
@@ -365,7 +365,7 @@ func TestRetriesAreCounted(t *testing.T) {
 	for retries, want := range map[int]uint64{-1: 1, 1: 2, 0: 1 + defaultRetries} {
 		at := frontend()
 		s := to(at, dead...)
-		s.Handling.Retries = retries
+		s.ConnOptions.Retries = retries
 		f := start(t, Config{}, s)
 		c, err := dialErr(at)
 		if err == nil {
@@ -387,7 +387,7 @@ func TestRetriesAreCounted(t *testing.T) {
 
 func TestIdleTimeouts(t *testing.T) {
 	const limit = 150 * time.Millisecond
-	for what, h := range map[string]balancer.Handling{
+	for what, h := range map[string]balancer.ConnOptions{
 		"client": {ClientTimeout: limit}, "server": {ServerTimeout: limit},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -407,7 +407,7 @@ func TestIdleTimeouts(t *testing.T) {
 			})
 			at := frontend()
 			s := to(at, server)
-			s.Handling = h
+			s.ConnOptions = h
 			f := start(t, Config{}, s)
 			quiet, half := dial(t, at), dial(t, at)
 			for _, c := range []*net.TCPConn{quiet, half} {
@@ -430,7 +430,7 @@ func TestIdleTimeouts(t *testing.T) {
 	// Without limits, and with talk, nothing ends.
 	at := frontend()
 	s := to(at, backend(t, echo))
-	s.Handling.ClientTimeout, s.Handling.ServerTimeout = patience, patience
+	s.ConnOptions.ClientTimeout, s.ConnOptions.ServerTimeout = patience, patience
 	start(t, Config{}, s)
 	c := dial(t, at)
 	for range 5 {
@@ -457,10 +457,10 @@ func TestAllowAndDeny(t *testing.T) {
 		at := frontend()
 		s := to(at, server)
 		if tt.allow != "" {
-			s.Handling.Allow = []netip.Prefix{netip.MustParsePrefix(tt.allow)}
+			s.ConnOptions.Allow = []netip.Prefix{netip.MustParsePrefix(tt.allow)}
 		}
 		if tt.deny != "" {
-			s.Handling.Deny = []netip.Prefix{netip.MustParsePrefix(tt.deny)}
+			s.ConnOptions.Deny = []netip.Prefix{netip.MustParsePrefix(tt.deny)}
 		}
 		f := start(t, Config{}, s)
 		w, err := word(at)

@@ -30,7 +30,7 @@ const (
 var errProxy = errors.New("no PROXY header")
 
 // inspectTime bounds the wait for the bytes that decide about a client.
-func inspectTime(h *balancer.Handling) time.Duration {
+func inspectTime(h *balancer.ConnOptions) time.Duration {
 	if h.RequireTLS > 0 {
 		return h.RequireTLS
 	}

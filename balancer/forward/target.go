@@ -72,7 +72,7 @@ type table struct {
 	loadBalancer string
 	name         balancer.Scheduler
 	scheduler    scheduler
-	handling     balancer.Handling
+	handling     balancer.ConnOptions
 	choosy       bool  // handling names clients
 	patience     int64 // of one dial
 	tries        int   // dials for one client

@@ -36,7 +36,7 @@ type State struct {
 	// LoadBalancers are those of Config in the balancer's terms, and Overrides what operators ordered for their
 	// backends.
 	LoadBalancers []balancer.LoadBalancer
-	Overrides     map[balancer.Target]balancer.Order
+	Overrides     map[balancer.Target]balancer.Override
 	// Nodes are the machines that the direct data plane hands packets to. Departed workers are among them until
 	// their time is over.
 	Nodes    []nft.Node
@@ -48,7 +48,7 @@ type State struct {
 // Compute returns what a node should serve. It reads nothing but k.
 func Compute(k Known) State {
 	s := State{Config: k.Config}
-	var ordered map[BackendRef]balancer.Order
+	var ordered map[BackendRef]balancer.Override
 	switch {
 	case k.Group != nil:
 		s.Config = withMembers(k.Config, k.Group.Peers)
@@ -57,7 +57,7 @@ func Compute(k Known) State {
 	case k.List != nil:
 		s.Config, ordered = withList(k.Config, k.List)
 	}
-	s.LoadBalancers = Services(s.Config)
+	s.LoadBalancers = s.Config.ForBalancer()
 	s.Overrides = targets(s.Config, ordered)
 	s.Nodes, s.Departed = nodes(k, s.Config)
 	return s

@@ -26,11 +26,11 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 				listed[netip.AddrPortFrom(a, lb.AddPeersAt)] = true
 			}
 		}
-		var own []configs.Backend
-		known := make(map[netip.AddrPort]configs.Backend)
+		var own []configs.BackendEntry
+		known := make(map[netip.AddrPort]configs.BackendEntry)
 		for _, b := range lb.Backends {
-			known[b.Address] = b
-			if !listed[b.Address] {
+			known[b.Addr] = b
+			if !listed[b.Addr] {
 				own = append(own, b)
 			}
 		}
@@ -42,7 +42,7 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 				case p.Witness, is && !listed[at]:
 					continue
 				case !is:
-					b = configs.Backend{Address: at, Weight: 1}
+					b.Backend = balancer.Backend{Addr: at, Weight: 1}
 					if p.ID != p.Addr.Addr().String() {
 						b.Name = p.ID
 					}
@@ -58,12 +58,12 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 // withDrained returns the overrides with those that drained peers mean: a backend on a drained peer gets no new
 // connections, unless an operator has ordered otherwise. The holder's own backends wait until it has handed over:
 // only the holder knows which connections began before a change of backends.
-func withDrained(overrides map[BackendRef]balancer.Order, cfg *configs.Config, group raft.Status) map[BackendRef]balancer.Order {
+func withDrained(overrides map[BackendRef]balancer.Override, cfg *configs.Config, group raft.Status) map[BackendRef]balancer.Override {
 	for _, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
-			ref := BackendRef{lb.Name, b.Address}
-			if _, ordered := overrides[ref]; !ordered && drained(group, b.Address.Addr()) {
-				overrides[ref] = balancer.Order{Out: balancer.Drain}
+			ref := BackendRef{lb.Name, b.Addr}
+			if _, ordered := overrides[ref]; !ordered && drained(group, b.Addr.Addr()) {
+				overrides[ref] = balancer.Override{Out: balancer.Drain}
 			}
 		}
 	}

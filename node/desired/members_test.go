@@ -15,18 +15,24 @@ import (
 
 var sameAddrs = cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{})
 
+// entry is a backend whose other settings are the defaults.
+func entry(name, address string, weight int) configs.BackendEntry {
+	at := netip.MustParseAddrPort(address)
+	return configs.BackendEntry{Backend: balancer.Backend{Name: name, Addr: at, Weight: weight}}
+}
+
 func TestBackendsFollowTheMembers(t *testing.T) {
 	at := netip.MustParseAddrPort
 	cfg := &configs.Config{
-		Peers: []configs.Peer{
+		Peers: []configs.PeerEntry{
 			{ID: "a", Address: netip.MustParseAddr("192.0.2.1")}, {ID: "gone", Address: netip.MustParseAddr("192.0.2.9")},
 		},
-		LoadBalancers: []configs.LoadBalancer{
-			{Name: "api", AddPeersAt: 6443, Backends: []configs.Backend{
-				{Name: "extra", Address: at("192.0.2.77:7000"), Weight: 3},
-				{Name: "a", Address: at("192.0.2.1:6443"), Weight: 5}, {Name: "gone", Address: at("192.0.2.9:6443"), Weight: 1},
+		LoadBalancers: []configs.LoadBalancerEntry{
+			{Name: "api", AddPeersAt: 6443, Backends: []configs.BackendEntry{
+				entry("extra", "192.0.2.77:7000", 3),
+				entry("a", "192.0.2.1:6443", 5), entry("gone", "192.0.2.9:6443", 1),
 			}},
-			{Name: "web", Backends: []configs.Backend{{Address: at("192.0.2.5:80"), Weight: 1}}},
+			{Name: "web", Backends: []configs.BackendEntry{entry("", "192.0.2.5:80", 1)}},
 		},
 	}
 	got := withMembers(cfg, []raft.PeerStatus{
@@ -34,10 +40,10 @@ func TestBackendsFollowTheMembers(t *testing.T) {
 		{ID: "w", Addr: at("192.0.2.4:10000"), Witness: true},
 		{ID: "192.0.2.2", Addr: at("192.0.2.2:10000")},
 	})
-	want := []configs.Backend{
-		{Name: "extra", Address: at("192.0.2.77:7000"), Weight: 3},
-		{Name: "a", Address: at("192.0.2.1:6443"), Weight: 5},
-		{Address: at("192.0.2.2:6443"), Weight: 1},
+	want := []configs.BackendEntry{
+		entry("extra", "192.0.2.77:7000", 3),
+		entry("a", "192.0.2.1:6443", 5),
+		entry("", "192.0.2.2:6443", 1),
 	}
 	if diff := cmp.Diff(want, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
 		t.Error(diff)
@@ -56,20 +62,20 @@ func TestBackendsOfBothFamiliesFollowTheMembers(t *testing.T) {
 	a := raft.PeerStatus{ID: "a", Addr: at("192.0.2.1:10000"), Further: []netip.Addr{host("2001:db8::1")}, Drained: true}
 	cfg := &configs.Config{
 		VIPs:  []netip.Addr{host("192.0.2.10"), host("2001:db8::10")},
-		Peers: []configs.Peer{{ID: "gone", Address: host("192.0.2.9"), Further: []netip.Addr{host("2001:db8::9")}}},
-		LoadBalancers: []configs.LoadBalancer{{Name: "api", AddPeersAt: 6443, Backends: []configs.Backend{
-			{Name: "gone", Address: at("192.0.2.9:6443"), Weight: 1}, {Name: "gone", Address: at("[2001:db8::9]:6443"), Weight: 1},
+		Peers: []configs.PeerEntry{{ID: "gone", Address: host("192.0.2.9"), Further: []netip.Addr{host("2001:db8::9")}}},
+		LoadBalancers: []configs.LoadBalancerEntry{{Name: "api", AddPeersAt: 6443, Backends: []configs.BackendEntry{
+			entry("gone", "192.0.2.9:6443", 1), entry("gone", "[2001:db8::9]:6443", 1),
 		}}},
 	}
-	want := []configs.Backend{{Name: "a", Address: at("192.0.2.1:6443"), Weight: 1}, {Name: "a", Address: at("[2001:db8::1]:6443"), Weight: 1}}
+	want := []configs.BackendEntry{entry("a", "192.0.2.1:6443", 1), entry("a", "[2001:db8::1]:6443", 1)}
 	got := withMembers(cfg, []raft.PeerStatus{a})
 	if diff := cmp.Diff(want, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
 		t.Error(diff)
 	}
-	overrides := withDrained(map[BackendRef]balancer.Order{}, got, raft.Status{Leader: "b", Peers: []raft.PeerStatus{a}})
+	overrides := withDrained(map[BackendRef]balancer.Override{}, got, raft.Status{Leader: "b", Peers: []raft.PeerStatus{a}})
 	for _, b := range want {
-		if o := overrides[BackendRef{"api", b.Address}]; o.Out != balancer.Drain {
-			t.Errorf("the override for %v is %v", b.Address, o)
+		if o := overrides[BackendRef{"api", b.Addr}]; o.Out != balancer.Drain {
+			t.Errorf("the override for %v is %v", b.Addr, o)
 		}
 	}
 }

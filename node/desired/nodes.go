@@ -91,14 +91,14 @@ func withFrontends(nodes []nft.Node, cfg *configs.Config) []nft.Node {
 func directPaths(cfg *configs.Config) iter.Seq2[netip.Addr, netip.AddrPort] {
 	return func(yield func(netip.Addr, netip.AddrPort) bool) {
 		for _, lb := range cfg.LoadBalancers {
-			p := balancer.PlaneName(lb.DataPlane)
+			p := lb.DataPlane
 			if p != balancer.Auto && p != balancer.Direct || !lb.BindToVIP {
 				continue
 			}
 			for _, b := range lb.Backends {
 				for _, vip := range lb.VIPs {
-					a := b.Address.Addr()
-					if vip.Is4() == a.Is4() && b.Address.Port() == lb.Port && !yield(a, netip.AddrPortFrom(vip, lb.Port)) {
+					a := b.Addr.Addr()
+					if vip.Is4() == a.Is4() && b.Addr.Port() == lb.Port && !yield(a, netip.AddrPortFrom(vip, lb.Port)) {
 						return
 					}
 				}
@@ -109,7 +109,7 @@ func directPaths(cfg *configs.Config) iter.Seq2[netip.Addr, netip.AddrPort] {
 
 // departedFor is how long a worker that has no backend any more stays a node: the balancer lets its open connections go
 // on for that long.
-const departedFor = time.Hour
+const departedFor = balancer.ConnLifetime
 
 // withDeparted returns next with the workers that have departed, this one too.
 func withDeparted(k Known, next []nft.Node) ([]nft.Node, map[netip.Addr]time.Time) {

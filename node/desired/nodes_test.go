@@ -26,7 +26,7 @@ func loadWorker(t *testing.T, backends ...netip.AddrPort) *configs.Config {
 	lb := &cfg.LoadBalancers[0]
 	lb.Backends = nil
 	for _, b := range backends {
-		lb.Backends = append(lb.Backends, configs.Backend{Address: b, Weight: 1})
+		lb.Backends = append(lb.Backends, configs.BackendEntry{Backend: balancer.Backend{Addr: b, Weight: 1}})
 	}
 	return cfg
 }
@@ -90,7 +90,7 @@ func TestNodesOfWorkers(t *testing.T) {
 		t.Error(d)
 	}
 	// Another data plane was asked for.
-	cfg.LoadBalancers[0].DataPlane = string(balancer.NFTables)
+	cfg.LoadBalancers[0].DataPlane = balancer.NFTables
 	if d := cmp.Diff([]nft.Node{peer("w")}, compute(cfg).Nodes, sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}

@@ -25,8 +25,8 @@ type BackendRef struct {
 func (r BackendRef) setting() string { return overridePrefix + r.LoadBalancer + "/" + r.Addr.String() }
 
 // ReadOverrides reads the group's settings. It passes over what it does not understand, which is of a later version.
-func ReadOverrides(settings map[string]string) map[BackendRef]balancer.Order {
-	found := make(map[BackendRef]balancer.Order)
+func ReadOverrides(settings map[string]string) map[BackendRef]balancer.Override {
+	found := make(map[BackendRef]balancer.Override)
 	for key, value := range settings {
 		rest, ok := strings.CutPrefix(key, overridePrefix)
 		slash := strings.LastIndexByte(rest, '/')
@@ -34,7 +34,7 @@ func ReadOverrides(settings map[string]string) map[BackendRef]balancer.Order {
 			continue
 		}
 		addr, err := netip.ParseAddrPort(rest[slash+1:])
-		var o balancer.Order
+		var o balancer.Override
 		if err != nil || json.Unmarshal([]byte(value), &o) != nil {
 			continue
 		}
@@ -59,11 +59,11 @@ func (b namedBackend) String() string {
 // find returns the backends that name means: one of a load balancer as LB/BACKEND, or BACKEND in each load balancer
 // that has it. A backend is called by its name or its address, with or without the port. A backend that has an
 // override is known even if the configuration has it no more.
-func find(cfg *configs.Config, overrides map[BackendRef]balancer.Order, name string) ([]namedBackend, error) {
+func find(cfg *configs.Config, overrides map[BackendRef]balancer.Override, name string) ([]namedBackend, error) {
 	var known []namedBackend
 	for _, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
-			known = append(known, namedBackend{BackendRef{lb.Name, b.Address}, b.Name})
+			known = append(known, namedBackend{BackendRef{lb.Name, b.Addr}, b.Name})
 		}
 	}
 	for ref := range overrides {
@@ -90,10 +90,10 @@ func find(cfg *configs.Config, overrides map[BackendRef]balancer.Order, name str
 }
 
 // revise returns the override that o becomes.
-func revise(o balancer.Order, do, weight string) (balancer.Order, error) {
+func revise(o balancer.Override, do, weight string) (balancer.Override, error) {
 	switch do {
 	case "enable":
-		return balancer.Order{}, nil
+		return balancer.Override{}, nil
 	case balancer.Drain, balancer.Disable:
 		o.Out = do
 		return o, nil
@@ -130,7 +130,7 @@ func Override(cfg *configs.Config, settings map[string]string, do, name, weight 
 		if err != nil {
 			return SettingsChange{}, err
 		}
-		if next == (balancer.Order{}) {
+		if next == (balancer.Override{}) {
 			change.Remove = append(change.Remove, b.setting())
 			change.Said = append(change.Said, b.String()+": as configured")
 			continue
@@ -147,10 +147,10 @@ func Override(cfg *configs.Config, settings map[string]string, do, name, weight 
 
 // targets returns the overrides in the balancer's terms: one load balancer of the configuration may be several of the
 // balancer's.
-func targets(cfg *configs.Config, overrides map[BackendRef]balancer.Order) map[balancer.Target]balancer.Order {
-	wanted := make(map[balancer.Target]balancer.Order)
+func targets(cfg *configs.Config, overrides map[BackendRef]balancer.Override) map[balancer.Target]balancer.Override {
+	wanted := make(map[balancer.Target]balancer.Override)
 	for _, c := range cfg.LoadBalancers {
-		for _, lb := range Services(&configs.Config{LoadBalancers: []configs.LoadBalancer{c}}) {
+		for _, lb := range c.ForBalancer() {
 			for _, b := range lb.Backends {
 				if o, ok := overrides[BackendRef{c.Name, b.Addr}]; ok {
 					wanted[balancer.Target{LoadBalancer: lb.Name, Backend: b.Addr}] = o

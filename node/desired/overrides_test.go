@@ -13,9 +13,9 @@ import (
 
 func TestFindBackends(t *testing.T) {
 	at := netip.MustParseAddrPort
-	cfg := &configs.Config{LoadBalancers: []configs.LoadBalancer{
-		{Name: "api", Backends: []configs.Backend{{Name: "cp1", Address: at("192.0.2.1:6443")}, {Address: at("[2001:db8::2]:6443")}}},
-		{Name: "a/b", Backends: []configs.Backend{{Name: "cp1", Address: at("192.0.2.1:443")}}},
+	cfg := &configs.Config{LoadBalancers: []configs.LoadBalancerEntry{
+		{Name: "api", Backends: []configs.BackendEntry{entry("cp1", "192.0.2.1:6443", 0), entry("", "[2001:db8::2]:6443", 0)}},
+		{Name: "a/b", Backends: []configs.BackendEntry{entry("cp1", "192.0.2.1:443", 0)}},
 	}}
 	seven := 7
 	given := ReadOverrides(map[string]string{
@@ -25,7 +25,7 @@ func TestFindBackends(t *testing.T) {
 		"backend/api/192.0.2.3:1":    `{`,
 		"cluster":                    "x",
 	})
-	want := map[BackendRef]balancer.Order{
+	want := map[BackendRef]balancer.Override{
 		{"api", at("192.0.2.1:6443")}: {Out: "drain"},
 		{"a/b", at("192.0.2.9:443")}:  {Weight: &seven},
 	}
@@ -68,18 +68,18 @@ func TestFindBackends(t *testing.T) {
 func TestReviseOrder(t *testing.T) {
 	five := 5
 	for _, tt := range []struct {
-		from       balancer.Order
+		from       balancer.Override
 		do, weight string
 		want       string
 	}{
-		{balancer.Order{}, "drain", "", "drain"},
-		{balancer.Order{Out: "drain"}, "disable", "", "disable"},
-		{balancer.Order{Out: "drain"}, "weight", "5", "drain, weight 5"},
-		{balancer.Order{Weight: &five}, "weight", "0", "weight 0"},
-		{balancer.Order{Out: "drain", Weight: &five}, "enable", "", ""},
-		{balancer.Order{}, "weight", "257", `weight "257" is not a number from 0 to 256; write one`},
-		{balancer.Order{}, "weight", "", `weight "" is not a number from 0 to 256; write one`},
-		{balancer.Order{}, "remove", "", `"remove" is no order; write drain, enable, disable or weight`},
+		{balancer.Override{}, "drain", "", "drain"},
+		{balancer.Override{Out: "drain"}, "disable", "", "disable"},
+		{balancer.Override{Out: "drain"}, "weight", "5", "drain, weight 5"},
+		{balancer.Override{Weight: &five}, "weight", "0", "weight 0"},
+		{balancer.Override{Out: "drain", Weight: &five}, "enable", "", ""},
+		{balancer.Override{}, "weight", "257", `weight "257" is not a number from 0 to 256; write one`},
+		{balancer.Override{}, "weight", "", `weight "" is not a number from 0 to 256; write one`},
+		{balancer.Override{}, "remove", "", `"remove" is no order; write drain, enable, disable or weight`},
 	} {
 		o, err := revise(tt.from, tt.do, tt.weight)
 		got := o.String()

@@ -36,22 +36,22 @@ type listed struct {
 }
 
 type listedServer struct {
-	Name    string         `json:"name,omitempty"`
-	Address netip.AddrPort `json:"address"`
-	Weight  int            `json:"weight"`
-	Order   balancer.Order `json:"order,omitzero"`
+	Name    string            `json:"name,omitempty"`
+	Address netip.AddrPort    `json:"address"`
+	Weight  int               `json:"weight"`
+	Order   balancer.Override `json:"order,omitzero"`
 }
 
 const listFormat = 1
 
 // listOf returns the list for workers of cfg. It is the same on all peers that know the same.
-func listOf(cfg *configs.Config, overrides map[BackendRef]balancer.Order, group raft.Status, probeKeys []string) List {
+func listOf(cfg *configs.Config, overrides map[BackendRef]balancer.Override, group raft.Status, probeKeys []string) List {
 	l := List{Format: listFormat, ProbeKeys: probeKeys}
 	for _, c := range cfg.LoadBalancers {
 		lb := listed{Name: c.Name, Port: c.Port}
 		for _, b := range c.Backends {
 			lb.Backends = append(lb.Backends, listedServer{
-				Name: b.Name, Address: b.Address, Weight: b.Weight, Order: overrides[BackendRef{c.Name, b.Address}],
+				Name: b.Name, Address: b.Addr, Weight: b.Weight, Order: overrides[BackendRef{c.Name, b.Addr}],
 			})
 		}
 		l.LoadBalancers = append(l.LoadBalancers, lb)
@@ -80,10 +80,10 @@ func ReadList(data []byte) (*List, error) {
 
 // withList returns cfg with the backends of l, and their overrides, for each load balancer of the same name, or else
 // of the same port. A load balancer that the peers do not have is the worker's own.
-func withList(cfg *configs.Config, l *List) (*configs.Config, map[BackendRef]balancer.Order) {
+func withList(cfg *configs.Config, l *List) (*configs.Config, map[BackendRef]balancer.Override) {
 	out := *cfg
 	out.LoadBalancers = slices.Clone(cfg.LoadBalancers)
-	overrides := make(map[BackendRef]balancer.Order)
+	overrides := make(map[BackendRef]balancer.Override)
 	for i := range out.LoadBalancers {
 		lb := &out.LoadBalancers[i]
 		at := slices.IndexFunc(l.LoadBalancers, func(o listed) bool { return o.Name == lb.Name })
@@ -93,16 +93,16 @@ func withList(cfg *configs.Config, l *List) (*configs.Config, map[BackendRef]bal
 		if at < 0 || len(l.LoadBalancers[at].Backends) == 0 {
 			continue
 		}
-		known := make(map[netip.AddrPort]configs.Backend)
+		known := make(map[netip.AddrPort]configs.BackendEntry)
 		for _, b := range lb.Backends {
-			known[b.Address] = b
+			known[b.Addr] = b
 		}
 		lb.Backends = nil
 		for _, s := range l.LoadBalancers[at].Backends {
 			b := known[s.Address] // the worker's file may say more about it
-			b.Name, b.Address, b.Weight = s.Name, s.Address, s.Weight
+			b.Name, b.Addr, b.Weight = s.Name, s.Address, s.Weight
 			lb.Backends = append(lb.Backends, b)
-			if s.Order != (balancer.Order{}) {
+			if s.Order != (balancer.Override{}) {
 				overrides[BackendRef{lb.Name, s.Address}] = s.Order
 			}
 		}

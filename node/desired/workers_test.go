@@ -25,8 +25,8 @@ func TestListOfTheFirstVersion(t *testing.T) {
 	five := 5
 	at := netip.MustParseAddrPort
 	want := List{Format: 1, LoadBalancers: []listed{{Name: "api", Port: 6443, Backends: []listedServer{
-		{Name: "n1", Address: at("192.0.2.1:6443"), Weight: 1, Order: balancer.Order{Out: balancer.Drain}},
-		{Address: at("[2001:db8::2]:6443"), Weight: 2, Order: balancer.Order{Weight: &five}},
+		{Name: "n1", Address: at("192.0.2.1:6443"), Weight: 1, Order: balancer.Override{Out: balancer.Drain}},
+		{Address: at("[2001:db8::2]:6443"), Weight: 2, Order: balancer.Override{Weight: &five}},
 		{Address: at("192.0.2.3:6443")},
 	}}}}
 	if got, err := json.Marshal(want); err != nil || string(got) != first {
@@ -44,10 +44,10 @@ func TestListOfTheFirstVersion(t *testing.T) {
 // TestWorkersList goes the whole way: from a peer's configuration and overrides to what a worker serves.
 func TestWorkersList(t *testing.T) {
 	at := netip.MustParseAddrPort
-	peer := &configs.Config{LoadBalancers: []configs.LoadBalancer{{Name: "api", Port: 6443, Backends: []configs.Backend{
-		{Name: "a", Address: at("192.0.2.1:6443"), Weight: 1}, {Name: "b", Address: at("192.0.2.2:6443"), Weight: 2}, {Address: at("192.0.2.3:6443"), Weight: 1},
+	peer := &configs.Config{LoadBalancers: []configs.LoadBalancerEntry{{Name: "api", Port: 6443, Backends: []configs.BackendEntry{
+		entry("a", "192.0.2.1:6443", 1), entry("b", "192.0.2.2:6443", 2), entry("", "192.0.2.3:6443", 1),
 	}}}}
-	overrides := map[BackendRef]balancer.Order{{"api", at("192.0.2.1:6443")}: {Out: balancer.Disable}}
+	overrides := map[BackendRef]balancer.Override{{"api", at("192.0.2.1:6443")}: {Out: balancer.Disable}}
 	drained := raft.Status{Leader: "c", Peers: []raft.PeerStatus{{ID: "b", Addr: at("192.0.2.2:10000"), Drained: true}, {ID: "c", Addr: at("192.0.2.3:10000"), Drained: true}}}
 	data, err := json.Marshal(listOf(peer, withDrained(overrides, peer, drained), drained, nil))
 	if err != nil {
@@ -57,9 +57,9 @@ func TestWorkersList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker := &configs.Config{LoadBalancers: []configs.LoadBalancer{
-		{Name: "of another name", Port: 6443, Backends: []configs.Backend{{Address: at("192.0.2.50:6443"), Weight: 1}}},
-		{Name: "its own", Port: 443, Backends: []configs.Backend{{Address: at("192.0.2.51:443"), Weight: 1}}},
+	worker := &configs.Config{LoadBalancers: []configs.LoadBalancerEntry{
+		{Name: "of another name", Port: 6443, Backends: []configs.BackendEntry{entry("", "192.0.2.50:6443", 1)}},
+		{Name: "its own", Port: 443, Backends: []configs.BackendEntry{entry("", "192.0.2.51:443", 1)}},
 	}}
 	got, orders := withList(worker, l)
 	if diff := cmp.Diff(peer.LoadBalancers[0].Backends, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
@@ -69,7 +69,7 @@ func TestWorkersList(t *testing.T) {
 		t.Error(diff)
 	}
 	name := worker.LoadBalancers[0].Name
-	want := map[BackendRef]balancer.Order{
+	want := map[BackendRef]balancer.Override{
 		{name, at("192.0.2.1:6443")}: {Out: balancer.Disable},
 		{name, at("192.0.2.2:6443")}: {Out: balancer.Drain}, // c holds: it has to give that up first
 	}

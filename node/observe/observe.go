@@ -193,7 +193,7 @@ func (o *Observer) Note(e status.Event) {
 }
 
 // Balanced records an event of the balancer.
-func (o *Observer) Balanced(e balancer.Event) {
+func (o *Observer) Balanced(e balancer.LoadBalancerEvent) {
 	out := status.Event{Time: e.Time, Kind: status.OfService, Subject: e.LoadBalancer, What: "is " + e.To, From: e.From, To: e.To, Reason: e.Reason}
 	switch {
 	case e.Backend != "":

@@ -44,7 +44,7 @@ func (m *counted) Apply(ctx context.Context, services []balancer.Service) (int, 
 	return m.Plane.Apply(ctx, services)
 }
 
-// Stats implements balancer.Meter. Counters that cannot be read stay as they
+// Stats implements balancer.TrafficCounter. Counters that cannot be read stay as they
 // were: a gap in what is shown is no reason to fail.
 func (m *counted) Stats() map[balancer.Target]balancer.Traffic {
 	m.mu.Lock()
@@ -61,7 +61,7 @@ func (m *counted) Stats() map[balancer.Target]balancer.Traffic {
 	return maps.Clone(m.known)
 }
 
-// PassedOver implements balancer.Picky.
+// PassedOver implements balancer.Selective.
 func (m *counted) PassedOver() map[balancer.Target]string {
 	if m.passed == nil {
 		return nil

@@ -102,7 +102,7 @@ func Open(c Config) (*Planes, error) {
 	p := &Planes{
 		List: []balancer.Plane{
 			countDirect(access.Guard(direct), direct),
-			countIPVS(access.Guard(refusals.Watch(virtual, nft.AgainByIPVS), "persistence"), virtual),
+			countIPVS(access.Guard(refusals.Watch(virtual, nft.AgainByIPVS)), virtual),
 			countNAT(access.Guard(refusals.Watch(nat, nft.AgainByNAT)), nat),
 			forwarder,
 		},

@@ -46,7 +46,7 @@ func TestSelf(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c, err := Parse("f", []byte(tt.file), said(nil, nil))
+			c, err := Parse("f", []byte(tt.file), source(nil, nil))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -73,15 +73,15 @@ func TestSelf(t *testing.T) {
 
 // A host that lacks one of its peer's addresses is told so before it starts.
 func TestFurtherAddressesAreAtHome(t *testing.T) {
-	c, err := Parse("f", []byte("vip: 192.0.2.10\npeers: [a=192.0.2.11+2001:db8::11, 192.0.2.12, 192.0.2.13]\n"), said(nil, nil))
+	c, err := Parse("f", []byte("vip: 192.0.2.10\npeers: [a=192.0.2.11+2001:db8::11, 192.0.2.12, 192.0.2.13]\n"), source(nil, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.AtHome([]netip.Addr{addr("2001:db8::11"), addr("192.0.2.11")}, c.Peers[0]); err != nil {
+	if err := c.CheckSelfAddrs([]netip.Addr{addr("2001:db8::11"), addr("192.0.2.11")}, c.Peers[0]); err != nil {
 		t.Error(err)
 	}
 	want := "f:2: peers: 2001:db8::11 is an address of a, which is this host, but it has 192.0.2.11, 2001:db8::1; correct it, or remove it"
-	if err := c.AtHome([]netip.Addr{addr("192.0.2.11"), addr("2001:db8::1")}, c.Peers[0]); err == nil || err.Error() != want {
+	if err := c.CheckSelfAddrs([]netip.Addr{addr("192.0.2.11"), addr("2001:db8::1")}, c.Peers[0]); err == nil || err.Error() != want {
 		t.Errorf("error %v\nwant  %s", err, want)
 	}
 }

@@ -29,7 +29,7 @@ func TestDepart(t *testing.T) {
 		if got := b.planes[Direct].serves(); got != "api[1|3]" {
 			t.Errorf("and dies: %s", got)
 		}
-		time.Sleep(departTime)
+		time.Sleep(ConnLifetime)
 		if got := b.planes[Direct].serves(); got != "api[1|]" {
 			t.Errorf("later: %s", got)
 		}

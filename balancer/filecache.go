@@ -11,11 +11,11 @@ import (
 	"time"
 )
 
-// fresh is the content of files, read again whenever one of them changes, as
-// certificates and tokens do that somebody renews. A change that cannot be read
-// leaves what was there before: half-written files are no reason to call
+// fileCache is the parsed content of files such as certificates and tokens. It
+// reads them again whenever one of them changes. A change that cannot be read or
+// parsed leaves the previous content: a half-written file is no reason to call
 // servers dead.
-type fresh[T any] struct {
+type fileCache[T any] struct {
 	paths []string
 	parse func(contents [][]byte) (T, error)
 
@@ -24,8 +24,8 @@ type fresh[T any] struct {
 	value T
 }
 
-// stamp tells one state of a file from the next, also behind a symbolic link
-// that was swapped.
+// stamp identifies one version of a file, also behind a symbolic link that was
+// replaced.
 type stamp struct {
 	info  os.FileInfo
 	mtime time.Time
@@ -36,9 +36,9 @@ func (s stamp) same(o stamp) bool {
 	return s.mtime.Equal(o.mtime) && s.size == o.size && os.SameFile(s.info, o.info)
 }
 
-// newFresh reads the files for the first time, which must succeed.
-func newFresh[T any](parse func(contents [][]byte) (T, error), paths ...string) (*fresh[T], error) {
-	f := &fresh[T]{paths: paths, parse: parse}
+// newFileCache reads the files for the first time, which must succeed.
+func newFileCache[T any](parse func(contents [][]byte) (T, error), paths ...string) (*fileCache[T], error) {
+	f := &fileCache[T]{paths: paths, parse: parse}
 	if err := f.read(); err != nil {
 		return nil, err
 	}
@@ -46,14 +46,14 @@ func newFresh[T any](parse func(contents [][]byte) (T, error), paths ...string) 
 }
 
 // get is the newest content that could be read.
-func (f *fresh[T]) get() T {
+func (f *fileCache[T]) get() T {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_ = f.read()
 	return f.value
 }
 
-func (f *fresh[T]) read() error {
+func (f *fileCache[T]) read() error {
 	var seen []stamp
 	same := f.seen != nil
 	for i, path := range f.paths {

@@ -19,15 +19,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tlsChecker checks that a server completes a TLS handshake, and is who it
-// should be.
+// tlsChecker checks that a server completes a TLS handshake and is the expected one.
 type tlsChecker struct {
-	check  Check
-	secure *secure
+	check Check
+	tls   *tlsDialer
 }
 
 func newTLSChecker(c Check) (*tlsChecker, error) {
-	s, err := newSecure(c.TLS)
+	s, err := newTLSDialer(c.TLS)
 	if err != nil {
 		return nil, err
 	}
@@ -42,39 +41,39 @@ func (t *tlsChecker) Check(ctx context.Context, b Backend) error {
 		return err
 	}
 	defer conn.Close()
-	client, err := t.secure.handshake(ctx, conn, at)
+	client, err := t.tls.handshake(ctx, conn, at)
 	if err != nil {
 		return err
 	}
-	return client.Close() // with a word, so that the server logs no error
+	return client.Close() // sends close_notify, so that the server logs no error
 }
 
-// secure makes TLS connections as a Trust wants them.
-type secure struct {
-	spec Trust
-	pin  []byte
-	ca   *fresh[*x509.CertPool]
-	cert *fresh[*tls.Certificate]
+// tlsDialer makes TLS connections as its TLSOptions say.
+type tlsDialer struct {
+	options TLSOptions
+	pin     []byte
+	ca      *fileCache[*x509.CertPool]
+	cert    *fileCache[*tls.Certificate]
 
-	// Sessions are resumed per server: two handshakes per second from every
-	// node of a large cluster would keep a core of each server signing.
+	// Sessions are resumed per server: with two handshakes per second from every
+	// node of a large cluster, a core of each server would do nothing but sign.
 	mu       sync.Mutex
 	sessions map[netip.AddrPort]tls.ClientSessionCache
-	pool     *x509.CertPool // which the sessions were verified with
+	pool     *x509.CertPool // the CAs that the sessions were verified with
 }
 
-func newSecure(spec Trust) (s *secure, err error) {
-	s = &secure{spec: spec, sessions: make(map[netip.AddrPort]tls.ClientSessionCache)}
-	if s.pin, err = spec.pin(); err != nil {
+func newTLSDialer(options TLSOptions) (s *tlsDialer, err error) {
+	s = &tlsDialer{options: options, sessions: make(map[netip.AddrPort]tls.ClientSessionCache)}
+	if s.pin, err = options.PinHash(); err != nil {
 		return nil, err
 	}
-	if spec.CAFile != "" {
-		if s.ca, err = newFresh(parseCA, spec.CAFile); err != nil {
+	if options.CAFile != "" {
+		if s.ca, err = newFileCache(parseCA, options.CAFile); err != nil {
 			return nil, err
 		}
 	}
-	if spec.CertFile != "" || spec.KeyFile != "" {
-		if s.cert, err = newFresh(parsePair, spec.CertFile, spec.KeyFile); err != nil {
+	if options.CertFile != "" || options.KeyFile != "" {
+		if s.cert, err = newFileCache(parsePair, options.CertFile, options.KeyFile); err != nil {
 			return nil, err
 		}
 	}
@@ -82,13 +81,13 @@ func newSecure(spec Trust) (s *secure, err error) {
 }
 
 // config is for one connection to the server at at.
-func (s *secure) config(at netip.AddrPort) *tls.Config {
+func (s *tlsDialer) config(at netip.AddrPort) *tls.Config {
 	c := &tls.Config{
-		ServerName: s.spec.ServerName,
-		// A check asks whether the server serves; whether it is the right one
-		// is for its clients to find out, unless the operator wants it here.
-		InsecureSkipVerify: !s.spec.Verify,
-		VerifyConnection:   s.pinned,
+		ServerName: s.options.ServerName,
+		// A check asks whether the server serves. Its clients find out whether it
+		// is the right one, unless the operator wants that here too.
+		InsecureSkipVerify: !s.options.Verify,
+		VerifyConnection:   s.verifyPin,
 	}
 	if c.ServerName == "" {
 		c.ServerName = at.Addr().WithZone("").String()
@@ -112,9 +111,9 @@ func (s *secure) config(at netip.AddrPort) *tls.Config {
 	return c
 }
 
-// pinned holds the server's key against the pin. It is asked for resumed
+// verifyPin holds the server's key against the pin. It is called for resumed
 // sessions too.
-func (s *secure) pinned(state tls.ConnectionState) error {
+func (s *tlsDialer) verifyPin(state tls.ConnectionState) error {
 	if s.pin == nil {
 		return nil
 	}
@@ -127,17 +126,17 @@ func (s *secure) pinned(state tls.ConnectionState) error {
 }
 
 // handshake makes conn a TLS connection. The caller closes conn.
-func (s *secure) handshake(ctx context.Context, conn net.Conn, at netip.AddrPort) (*tls.Conn, error) {
+func (s *tlsDialer) handshake(ctx context.Context, conn net.Conn, at netip.AddrPort) (*tls.Conn, error) {
 	client := tls.Client(conn, s.config(at))
 	if err := client.HandshakeContext(ctx); err != nil {
-		return nil, notTLS(err)
+		return nil, handshakeError(err)
 	}
 	return client, nil
 }
 
-// notTLS says what a failed handshake amounts to, and what to write if the
-// server is as it should be.
-func notTLS(err error) error {
+// handshakeError says why a handshake failed, and what to write if the server is
+// as it should be.
+func handshakeError(err error) error {
 	var (
 		header  tls.RecordHeaderError
 		cert    *tls.CertificateVerificationError
@@ -168,8 +167,8 @@ func notTLS(err error) error {
 	return err
 }
 
-// within bounds ctx by d too.
-func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+// withTimeout bounds ctx by d too; zero or less means no bound.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	if d <= 0 {
 		return context.WithCancel(ctx)
 	}

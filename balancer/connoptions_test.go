@@ -29,29 +29,31 @@ func TestAdmits(t *testing.T) {
 		{nil, ps("192.0.2.0/24"), "198.51.100.1", true},
 	}
 	for _, tt := range tests {
-		if got := (Handling{Allow: tt.allow, Deny: tt.deny}).Admits(netip.MustParseAddr(tt.client)); got != tt.want {
+		if got := (ConnOptions{Allow: tt.allow, Deny: tt.deny}).Admits(netip.MustParseAddr(tt.client)); got != tt.want {
 			t.Errorf("allow %v deny %v: %s is admitted: %v", tt.allow, tt.deny, tt.client, got)
 		}
 	}
 }
 
 func TestNeedsUserSpace(t *testing.T) {
-	lb := LoadBalancer{Name: "lb", Handling: Handling{Allow: []netip.Prefix{netip.MustParsePrefix("::/0")}, Retries: 5, QueueTimeout: time.Second}}
-	if err := lb.NeedsUserSpace(); err != nil {
+	everybody := []netip.Prefix{netip.MustParsePrefix("::/0")}
+	lb := LoadBalancer{Name: "lb", ConnOptions: ConnOptions{Allow: everybody, Retries: 5, QueueTimeout: time.Second}}
+	if err := lb.NeedsUserSpace(NFTables); err != nil {
 		t.Errorf("what every plane does, or none needs: %v", err)
 	}
-	lb.Handling.Persistence, lb.Handling.SendProxy = time.Minute, "v2"
+	lb.ConnOptions.Persistence, lb.ConnOptions.SendProxy = time.Minute, "v2"
 	lb.Backends = []Backend{{MaxConn: 1}, {MaxConn: 1, SlowStart: time.Second}}
-	err := lb.NeedsUserSpace("persistence")
-	if err == nil || !strings.Contains(err.Error(), "needs user space: sendProxy, backends.maxconn, backends.slowstart; set dataPlane") {
+	err := lb.NeedsUserSpace(IPVS)
+	want := "needs user space: timeouts.queue, sendProxy, backends.maxconn, backends.slowstart; set dataPlane"
+	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error is %v", err)
 	}
 	lb = LoadBalancer{Name: "lb", Plane: IPVS, Backends: []Backend{{MaxConn: 1}}}
-	if err := lb.NeedsUserSpace(); err != nil {
+	if err := lb.NeedsUserSpace(IPVS); err != nil {
 		t.Errorf("a threshold of a data plane that was asked for: %v", err)
 	}
 	lb.Backends[0].MaxQueue = 1
-	if err := lb.NeedsUserSpace(); err == nil || !strings.Contains(err.Error(), "backends.maxqueue") {
+	if err := lb.NeedsUserSpace(IPVS); err == nil || !strings.Contains(err.Error(), "backends.maxqueue") {
 		t.Errorf("a queue there: error is %v", err)
 	}
 }

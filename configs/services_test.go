@@ -1,0 +1,165 @@
+package configs
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"appliance/balancer"
+)
+
+// The balancer gets everything that the file says about connections and checks.
+func TestForBalancerIsWhole(t *testing.T) {
+	c, err := Parse("f", []byte(`vips: [192.0.2.10]
+peers: [192.0.2.11, 192.0.2.12, 192.0.2.13]
+loadBalancers:
+- name: all
+  port: 6443
+  scheduler: wlc
+  dataPlane: userspace
+  timeouts: {connect: 2s, client: 3s, server: 4s, queue: 5s}
+  maxconn: 1
+  persistence: 6s
+  retries: 7
+  requireTLS: 1s
+  acceptProxy: true
+  acceptProxyFrom: [192.0.2.0/24]
+  sendProxy: v1
+  allow: [192.0.2.0/24]
+  deny: [192.0.2.66]
+  maxFails: 8
+  failTimeout: 9s
+  whenAllDown: try
+  onMarkedDown: keep
+  onMarkedUp: shutdown-backup-sessions
+  backends:
+  - {address: 192.0.2.21, name: a, weight: 2, maxconn: 3, maxqueue: 4, slowstart: 5s}
+  - {address: 192.0.2.22, backup: true}
+`), source(nil, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	net := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	want := []balancer.LoadBalancer{{
+		Name: "all", Scheduler: balancer.WeightedLeastConn, Plane: balancer.UserSpace,
+		Frontends:      []netip.AddrPort{netip.MustParseAddrPort("192.0.2.10:6443")},
+		ConnectTimeout: 2 * time.Second, MaxFails: 8, FailTimeout: 9 * time.Second, TryDown: true, Check: defaultCheck,
+		ConnOptions: balancer.ConnOptions{
+			MaxConn: 1, Persistence: 6 * time.Second, ClientTimeout: 3 * time.Second, ServerTimeout: 4 * time.Second,
+			QueueTimeout: 5 * time.Second, Retries: 7, RequireTLS: time.Second, AcceptProxyFrom: net, SendProxy: "v1",
+			Allow: net, Deny: []netip.Prefix{netip.MustParsePrefix("192.0.2.66/32")}, KeepDown: true, EndBackup: true,
+		},
+		Backends: []balancer.Backend{
+			{Name: "a", Addr: netip.MustParseAddrPort("192.0.2.21:6443"), Weight: 2, MaxConn: 3, MaxQueue: 4,
+				SlowStart: 5 * time.Second},
+			{Addr: netip.MustParseAddrPort("192.0.2.22:6443"), Weight: 1, Backup: true},
+		},
+	}}
+	got := c.ForBalancer()
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); diff != "" {
+		t.Error(diff)
+	}
+	// A field that somebody adds must not be forgotten here.
+	for _, v := range []reflect.Value{reflect.ValueOf(got[0]), reflect.ValueOf(got[0].ConnOptions)} {
+		for i := range v.NumField() {
+			if v.Field(i).IsZero() {
+				t.Errorf("%s is lost", v.Type().Field(i).Name)
+			}
+		}
+	}
+}
+
+// None is none, and not the balancer's default.
+func TestNoRetries(t *testing.T) {
+	c, err := parseHere(peers3 + "loadBalancers: [{port: 6443, retries: 0, backends: [192.0.2.21]}]\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.ForBalancer()[0].ConnOptions.Retries; got >= 0 {
+		t.Errorf("retries: 0 became %d", got)
+	}
+}
+
+func TestForBalancerFrontends(t *testing.T) {
+	vips := []netip.Addr{addr("192.0.2.10"), addr("2001:db8::10")}
+	both := []BackendEntry{server("a", "192.0.2.11:6443", 1), server("a", "[2001:db8::11]:6443", 1)}
+	for _, tt := range []struct {
+		name string
+		in   LoadBalancerEntry
+		want []string
+	}{
+		{"one family", LoadBalancerEntry{BindToVIP: true, VIPs: vips[:1], Backends: both},
+			[]string{"lb auto [192.0.2.10:6443] to [192.0.2.11:6443 [2001:db8::11]:6443]"}},
+		{"both families", LoadBalancerEntry{BindToVIP: true, VIPs: vips, Backends: both},
+			[]string{
+				"lb auto [192.0.2.10:6443] to [192.0.2.11:6443]",
+				"lb-ipv6 auto [[2001:db8::10]:6443] to [[2001:db8::11]:6443]",
+			}},
+		{"every address", LoadBalancerEntry{Backends: both},
+			[]string{
+				"lb auto [0.0.0.0:6443] to [192.0.2.11:6443]",
+				"lb-ipv6 auto [[::]:6443] to [[2001:db8::11]:6443]",
+			}},
+		{"a server of both families is there once for the node itself",
+			LoadBalancerEntry{BindToVIP: true, Listen: []netip.Addr{addr("127.0.0.1"), addr("::1")}, Backends: both},
+			[]string{"lb-local userspace [127.0.0.1:6443 [::1]:6443] to [192.0.2.11:6443]"}},
+		{"a worker that listens nowhere", LoadBalancerEntry{BindToVIP: true, Backends: both}, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.in.Name, tt.in.Port, tt.in.DataPlane = "lb", 6443, balancer.Auto
+			var got []string
+			for _, lb := range tt.in.ForBalancer() {
+				var servers []netip.AddrPort
+				for _, b := range lb.Backends {
+					servers = append(servers, b.Addr)
+				}
+				got = append(got, fmt.Sprint(lb.Name, " ", lb.Plane, " ", lb.Frontends, " to ", servers))
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestByFamily(t *testing.T) {
+	at := netip.MustParseAddrPort
+	four, six := at("192.0.2.10:6443"), at("[2001:db8::10]:6443")
+	backend4 := balancer.Backend{Addr: at("192.0.2.11:6443")}
+	backend6 := balancer.Backend{Addr: at("[2001:db8::11]:6443")}
+	type lb = balancer.LoadBalancer
+	for name, test := range map[string]struct {
+		in   lb
+		want []lb
+	}{
+		"one family stays whole": {
+			lb{Name: "a", Frontends: []netip.AddrPort{four}, Backends: []balancer.Backend{backend4, backend6}},
+			[]lb{{Name: "a", Frontends: []netip.AddrPort{four}, Backends: []balancer.Backend{backend4, backend6}}},
+		},
+		"each family has its own backends": {
+			lb{Name: "a", Frontends: []netip.AddrPort{six, four}, Backends: []balancer.Backend{backend4, backend6}},
+			[]lb{
+				{Name: "a", Frontends: []netip.AddrPort{four}, Backends: []balancer.Backend{backend4}},
+				{Name: "a-ipv6", Frontends: []netip.AddrPort{six}, Backends: []balancer.Backend{backend6}},
+			},
+		},
+		"a family without backends borrows": {
+			lb{Name: "a", Frontends: []netip.AddrPort{four, six}, Backends: []balancer.Backend{backend4}},
+			[]lb{
+				{Name: "a", Frontends: []netip.AddrPort{four}, Backends: []balancer.Backend{backend4}},
+				{Name: "a-ipv6", Frontends: []netip.AddrPort{six}, Backends: []balancer.Backend{backend4}},
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if d := cmp.Diff(test.want, byFamily(test.in), cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}

@@ -17,8 +17,7 @@ const (
 	relaying
 )
 
-// conn is a client's connection together with the backend's. It belongs to
-// one loop.
+// conn is a client's connection together with the backend's. It belongs to one loop.
 type conn struct {
 	loop    *loop
 	service *service
@@ -28,48 +27,49 @@ type conn struct {
 	client, server end
 	up, down       flow
 
-	source  netip.AddrPort // whom it is from
-	wakeAt  int64          // the timer that counts, 0 if none
+	source  netip.AddrPort // the client, or who a PROXY header says it is
+	wakeAt  int64          // the timer that counts; 0 if there is none
 	clientT int64          // when something moved to or from the client
 	serverT int64
 	id      uint32
 	slot    int32
 	state   state
-	// queuedMore: it is among the loop's more.
+	// queuedMore says that it is among the loop's more.
 	queuedMore bool
 }
 
-// end is one socket of a connection, with what epoll has said of it.
+// end is one socket of a connection, with what epoll has reported about it.
 type end struct {
 	fd                 int
 	serial             uint32
 	readable, writable bool
-	fin                bool // the peer's half has ended; there may be bytes to read before
+	fin                bool // the peer has sent its FIN; there may be bytes before it
 	broken             bool // reset, or timed out
-	// plain sockets have no options yet, but for those that listeners hand
-	// on; wrote: one write has gone out.
+	// plain sockets have only the options that they inherit from their listener.
+	// wrote says that one write has gone out.
 	plain, wrote bool
 }
 
-// prompt comes before a write. The first one leaves at once anyway, since
-// Nagle's algorithm only holds what follows bytes on their way (RFC 9293,
-// section 3.7.4), and many connections have but one.
-func (e *end) prompt() {
+// beforeWrite sets the options before the second write. The first write leaves at
+// once anyway, since Nagle's algorithm only holds bytes that follow unacknowledged ones
+// (RFC 9293, section 3.7.4), and many connections have only one write.
+func (e *end) beforeWrite() {
 	if e.plain && e.wrote {
-		e.settle()
+		e.setOptionsOnce()
 	}
 	e.wrote = true
 }
 
-// settle sets the socket's options, for which short connections have no time.
-func (e *end) settle() {
+// setOptionsOnce sets the socket's options. Short connections end before that and save
+// the system calls.
+func (e *end) setOptionsOnce() {
 	if e.plain {
 		e.plain = false
 		setOptions(e.fd)
 	}
 }
 
-func (e *end) note(events uint32) {
+func (e *end) noteEvents(events uint32) {
 	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		e.readable = true
 	}
@@ -88,19 +88,19 @@ func (e *end) note(events uint32) {
 type opening struct {
 	table *table
 	to    netip.AddrPort // where the client went, for a PROXY header
-	// speaks: the client is to begin with a PROXY header.
-	speaks   bool
-	deadline int64 // of inspecting or waiting
+	// awaitsProxy says that the client must begin with a PROXY header.
+	awaitsProxy bool
+	deadline    int64 // of inspecting or waiting
 
-	ticket  *ticket // while waiting
+	waiter  *waiter // while waiting
 	dials   int
 	tried   []*target
 	live    []attempt
-	slowAt  int64 // when the youngest dial counts as slow, 0 if it has
-	retryAt int64 // when those that failed are tried again, 0 if not
+	slowAt  int64 // when the newest dial counts as slow; 0 if it already does
+	retryAt int64 // when failed backends are tried again; 0 if they are not
 }
 
-// attempt is a dial under way.
+// attempt is a dial that is under way.
 type attempt struct {
 	fd     int
 	serial uint32
@@ -108,9 +108,9 @@ type attempt struct {
 	since  int64
 }
 
-// take makes a connection of a client's socket. It counts among the service's
-// and the forwarder's.
-func (l *loop) take(s *service, fd int, source netip.AddrPort) {
+// adopt makes a connection of a client's socket, which the service and the forwarder
+// have counted.
+func (l *loop) adopt(s *service, fd int, source netip.AddrPort) {
 	c := l.newConn()
 	c.service, c.source = s, source
 	c.client = end{fd: fd, serial: l.next(), writable: true}
@@ -121,17 +121,17 @@ func (l *loop) take(s *service, fd int, source netip.AddrPort) {
 	}
 	tb := s.table.Load()
 	c.opening.table = tb
-	h := &tb.handling
-	c.opening.speaks = contains(h.AcceptProxyFrom, source.Addr())
-	if !c.opening.speaks && tb.choosy && !h.Admits(source.Addr()) {
+	h := &tb.options
+	c.opening.awaitsProxy = contains(h.AcceptProxyFrom, source.Addr())
+	if !c.opening.awaitsProxy && tb.filters && !h.Admits(source.Addr()) {
 		c.abort()
 		return
 	}
-	if c.opening.speaks || h.RequireTLS > 0 {
+	if c.opening.awaitsProxy || h.RequireTLS > 0 {
 		c.state = inspecting
 		c.opening.deadline = l.now + int64(inspectTime(h))
 		c.arm()
-		return // epoll tells at once if there is something already
+		return // epoll reports at once what is there already
 	}
 	c.connect()
 }
@@ -140,11 +140,11 @@ func contains(ps []netip.Prefix, a netip.Addr) bool {
 	return len(ps) > 0 && slices.ContainsFunc(ps, func(p netip.Prefix) bool { return p.Contains(a.WithZone("")) })
 }
 
-// newConn is one in a slot, with an opening.
+// newConn is a connection in a slot, with an opening.
 func (l *loop) newConn() *conn {
 	var c *conn
-	if n := len(l.spare); n > 0 {
-		c, l.spare = l.spare[n-1], l.spare[:n-1]
+	if n := len(l.freeConns); n > 0 {
+		c, l.freeConns = l.freeConns[n-1], l.freeConns[:n-1]
 		*c = conn{opening: c.opening}
 	} else {
 		c = new(conn)
@@ -152,8 +152,8 @@ func (l *loop) newConn() *conn {
 	if c.opening == nil {
 		c.opening = l.newOpening()
 	}
-	if n := len(l.free); n > 0 {
-		c.slot, l.free = l.free[n-1], l.free[:n-1]
+	if n := len(l.freeSlots); n > 0 {
+		c.slot, l.freeSlots = l.freeSlots[n-1], l.freeSlots[:n-1]
 	} else {
 		c.slot = int32(len(l.conns))
 		l.conns = append(l.conns, nil)
@@ -172,8 +172,8 @@ func (l *loop) newOpening() *opening {
 	return new(opening)
 }
 
-// opened gives back what is not needed once there is a backend.
-func (c *conn) opened() {
+// freeOpening gives back what is not needed once there is a backend.
+func (c *conn) freeOpening() {
 	o := c.opening
 	c.opening = nil
 	clear(o.tried)
@@ -184,72 +184,72 @@ func (c *conn) opened() {
 	}
 }
 
-// maxSpare is how many structures of each kind a loop keeps to be used again.
+// maxSpare is how many structures of each kind a loop keeps for reuse.
 const maxSpare = 256
 
-// forget gives back all that the connection has but its sockets.
-func (c *conn) forget() {
+// release gives back everything that the connection has except its sockets.
+func (c *conn) release() {
 	l, s := c.loop, c.service
 	if c.opening != nil {
-		if c.opening.ticket != nil {
-			s.queue.leave(c.opening.ticket)
+		if c.opening.waiter != nil {
+			s.queue.remove(c.opening.waiter)
 		}
 		for _, a := range c.opening.live {
 			sysReset(a.fd)
 			s.release(a.target)
 		}
-		c.opened()
+		c.freeOpening()
 	}
 	if c.target != nil {
 		s.release(c.target)
 	}
-	c.up.drop(l.f.pools)
-	c.down.drop(l.f.pools)
+	c.up.release(l.f.pools)
+	c.down.release(l.f.pools)
 	l.conns[c.slot] = nil
-	l.free = append(l.free, c.slot)
-	if len(l.spare) < maxSpare {
-		l.spare = append(l.spare, c)
+	l.freeSlots = append(l.freeSlots, c.slot)
+	if len(l.freeConns) < maxSpare {
+		l.freeConns = append(l.freeConns, c)
 	}
 	c.id = 0
 	l.open.Add(-1)
-	s.left()
+	s.countOut()
 	l.f.conns.Done()
 }
 
-// abort ends the connection by a reset of what is open of it.
+// abort ends the connection by resetting its open sockets.
 func (c *conn) abort() {
 	sysReset(c.client.fd)
 	if c.state == relaying {
 		sysReset(c.server.fd)
 	}
-	c.forget()
+	c.release()
 }
 
-// finish closes both sides, each of which has said its last word.
+// finish closes both sides after both have sent their last bytes.
 func (c *conn) finish() {
 	sysClose(c.client.fd)
 	sysClose(c.server.fd)
-	c.forget()
+	c.release()
 }
 
-// event takes what epoll says of the socket with that serial number.
+// event handles what epoll reports about the socket with that serial number.
 func (c *conn) event(serial, events uint32) {
 	switch {
 	case serial == c.client.serial:
-		c.client.note(events)
+		c.client.noteEvents(events)
 	case c.state == relaying && serial == c.server.serial:
-		c.server.note(events)
+		c.server.noteEvents(events)
 	case c.state == dialing:
 		c.answer(serial, events)
 		return
 	default:
-		return // of a file that is closed
+		return // the socket is closed already
 	}
 	switch c.state {
 	case inspecting:
 		c.inspect()
 	case waiting, dialing:
-		if c.client.broken { // nobody waits for the backend any more
+		if c.client.broken { // the client no longer waits
 			c.abort()
 		}
 	case relaying:
@@ -257,7 +257,7 @@ func (c *conn) event(serial, events uint32) {
 	}
 }
 
-// pump moves what can be moved, both ways.
+// pump moves what can be moved in both directions.
 func (c *conn) pump() {
 	l := c.loop
 	up := c.up.move(l, &c.client, &c.server, c.down.done)
@@ -280,7 +280,7 @@ func (c *conn) pump() {
 		c.abort()
 		return
 	}
-	// A reader takes part by its acknowledgements, which make room.
+	// A side that only reads is active too: its acknowledgements make room.
 	if up.n > 0 || down.n > 0 {
 		c.clientT, c.serverT = l.now, l.now
 	}
@@ -305,25 +305,25 @@ func (c *conn) arm() {
 		sooner(c.opening.slowAt)
 		sooner(c.opening.retryAt)
 		for _, a := range c.opening.live {
-			sooner(a.since + c.opening.table.patience)
+			sooner(a.since + c.opening.table.dialTimeout)
 		}
 	case relaying:
-		sooner(c.idleSince())
+		sooner(c.idleDeadline())
 	}
 	if at == 0 {
 		return
 	}
-	// A timer that comes too soon arms the right one.
+	// A timer that fires too early arms the right one.
 	if at = tick(at); c.wakeAt == 0 || at < c.wakeAt {
 		c.wakeAt = at
 		c.loop.timers.push(timer{at, ref{c.slot, c.id}})
 	}
 }
 
-// idleSince is when the connection will have been idle for too long, 0 if
-// there is no such time. The limits are those of the service now.
-func (c *conn) idleSince() (at int64) {
-	h := &c.service.table.Load().handling
+// idleDeadline is when the connection has been idle for too long; 0 if there is no
+// limit. The limits are the current ones of the service.
+func (c *conn) idleDeadline() (at int64) {
+	h := &c.service.table.Load().options
 	if h.ClientTimeout > 0 {
 		at = c.clientT + int64(h.ClientTimeout)
 	}
@@ -335,8 +335,8 @@ func (c *conn) idleSince() (at int64) {
 	return at
 }
 
-// due is called by the timer.
-func (c *conn) due() {
+// onTimer is called by the timer.
+func (c *conn) onTimer() {
 	now := c.loop.now
 	switch c.state {
 	case inspecting, waiting:
@@ -349,7 +349,7 @@ func (c *conn) due() {
 			return
 		}
 	case relaying:
-		if at := c.idleSince(); at != 0 && now >= at {
+		if at := c.idleDeadline(); at != 0 && now >= at {
 			c.abort()
 			return
 		}

@@ -49,7 +49,7 @@ func TestDeadBackendCostsNothing(t *testing.T) {
 		err  error
 	}{
 		{"refuses", refusing, unix.ECONNREFUSED},
-		{"hangs", hanging, errSlow},
+		{"hangs", hanging, balancer.ErrSlow},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestDeadBackendCostsNothing(t *testing.T) {
 				}
 			}
 			took := time.Since(began)
-			if took > patience/2 {
+			if took > timeout/2 {
 				t.Errorf("%d connections took %v", n, took)
 			}
 			errs := seen.of(dead)
@@ -123,15 +123,15 @@ func TestShunnedBackendIsTriedAgain(t *testing.T) {
 	x := f.services[at].targets[balancer.Target{LoadBalancer: "lb", Backend: dead}]
 	f.mu.Unlock()
 	now := nanotime()
-	if !x.shunned(now) || x.mayTry(now) {
+	if !x.avoided(now) || x.mayTry(now) {
 		t.Error("a backend that refused is not passed over")
 	}
-	later := now + 2*int64(shunFor)
+	later := now + 2*int64(avoidFor)
 	if !x.mayTry(later) || x.mayTry(later) {
 		t.Error("after a while one connection, and only one, should try it")
 	}
 	x.answered(time.Millisecond)
-	if x.shunned(now) {
+	if x.avoided(now) {
 		t.Error("a backend that answered is still passed over")
 	}
 }

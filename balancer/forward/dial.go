@@ -11,40 +11,29 @@ import (
 	"appliance/balancer"
 )
 
-// defaultRetries is how many dials follow the first that failed, haproxy's
-// number.
-const defaultRetries = 3
-
-// A dial that has not ended after slowAfter, or slowFactor times what is usual
-// for that backend, is raced by one to another backend. A hanging server then
-// costs a client tens of milliseconds once, and most clients nothing.
+// A dial that takes longer than slowAfter, and than slowFactor times what is usual for
+// that backend, is raced by a dial to another backend. A hanging server then costs one
+// client tens of milliseconds, and most clients nothing.
 const (
 	slowAfter  = 60 * time.Millisecond
 	slowFactor = 4
 )
 
-// retryPause is the time until a backend that failed is dialed again for the
-// same client, where there is no other: one that is just restarting is there
-// a moment later.
+// retryPause is the time until a failed backend is dialed again for the same client,
+// if there is no other one: a backend that restarts is back a moment later.
 const retryPause = 100 * time.Millisecond
 
-// defaultConnectTimeout is for services that name none.
-const defaultConnectTimeout = time.Second
-
-// errSlow is reported for a dial that was raced.
-var errSlow = balancer.ErrSlow
-
-// A Reporter is told of each dial that failed. It must not block.
+// A Reporter gets each dial that failed or was slow. It must not block.
 type Reporter func(t balancer.Target, err error)
 
-// connect finds a backend for a client that may have one.
+// connect finds a backend for a client that is allowed to have one.
 func (c *conn) connect() {
 	c.state = dialing
 	c.advance()
 }
 
-// advance starts the next dial. A connection for which nothing is left to try
-// or to wait for is reset.
+// advance starts the next dial. It resets the connection if there is nothing left to
+// try or to wait for.
 func (c *conn) advance() {
 	o := c.opening
 	for o.dials < o.table.tries {
@@ -74,8 +63,8 @@ func (c *conn) advance() {
 	}
 }
 
-// dial begins one to t, which has counted the connection, and reports whether
-// it is under way.
+// dial starts a dial to t, which has counted the connection, and reports whether it is
+// under way.
 func (c *conn) dial(t *target) bool {
 	o, l := c.opening, c.loop
 	o.dials++
@@ -86,16 +75,15 @@ func (c *conn) dial(t *target) bool {
 		c.failed(t, errno)
 		return false
 	}
-	// A client that has spoken already spares the backend a packet: the last
-	// of the handshake and the first bytes leave together.
+	// If the client has sent bytes already, the backend gets one packet less: they leave
+	// together with the last ACK of the handshake.
 	if c.up.held == nil {
 		if n, errno := sysRead(c.client.fd, l.buf[:smallSize]); errno == 0 && n > 0 {
 			c.up.hold(l.f.pools, l.buf[:n])
 		}
 	}
 	if c.up.held != nil {
-		// The kernel waits with the acknowledgement for our first bytes
-		// (TCP_QUICKACK in tcp(7)).
+		// The kernel holds the ACK back until our first bytes (TCP_QUICKACK in tcp(7)).
 		sysOption(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
 	}
 	errno = sysConnect(fd, t.sockaddr)
@@ -109,12 +97,12 @@ func (c *conn) dial(t *target) bool {
 		return false
 	}
 	o.live = append(o.live, attempt{fd, serial, t, l.now})
-	o.slowAt = l.now + max(int64(slowAfter), slowFactor*t.usual.Load())
+	o.slowAt = l.now + max(int64(slowAfter), slowFactor*t.usualDial.Load())
 	c.arm()
 	return true
 }
 
-// answer is what a dial has come to.
+// answer handles the outcome of a dial.
 func (c *conn) answer(serial, events uint32) {
 	o := c.opening
 	i := slices.IndexFunc(o.live, func(a attempt) bool { return a.serial == serial })
@@ -132,7 +120,7 @@ func (c *conn) answer(serial, events uint32) {
 	o.live = slices.Delete(o.live, i, i+1)
 	err := socketError(a.fd)
 	if err == nil {
-		err = unix.ECONNRESET // it was there for a moment
+		err = unix.ECONNRESET // it was open for a moment
 	}
 	sysClose(a.fd)
 	c.failed(a.target, err)
@@ -144,15 +132,15 @@ func (c *conn) failed(t *target, err error) {
 	f := c.loop.f
 	t.failed.Add(1)
 	c.service.release(t)
-	if ours(err) {
-		f.shortage.tell(f.log, "a backend cannot be dialed", err)
+	if localShortage(err) {
+		f.shortage.log(f.log, "a backend cannot be dialed", err)
 		return
 	}
 	t.avoid(c.loop.now)
 	f.report(t.id, err)
 }
 
-// established makes the dial the connection's and gives up the others.
+// established gives the connection the socket of a dial, and resets the other dials.
 func (c *conn) established(a attempt, events uint32) {
 	l, o := c.loop, c.opening
 	for _, other := range o.live {
@@ -163,25 +151,25 @@ func (c *conn) established(a attempt, events uint32) {
 	t, tb, to := a.target, o.table, o.to
 	c.target, c.state = t, relaying
 	c.server = end{fd: a.fd, serial: a.serial, writable: true, plain: true}
-	l.settleLater()
-	c.server.note(events)
-	c.opened()
+	l.scheduleLateOptions()
+	c.server.noteEvents(events)
+	c.freeOpening()
 	c.clientT, c.serverT = l.now, l.now
 	t.total.Add(1)
 	if h := c.up.held; h != nil {
 		t.in.Add(uint64(h.to))
 	}
 	t.answered(time.Duration(nanotime() - a.since))
-	if t.gone.Load() { // it left while we dialed
+	if t.gone.Load() { // the backend was removed during the dial
 		c.abort()
 		return
 	}
-	if tb.sticky != nil {
-		tb.sticky.put(c.source.Addr(), t.id.Backend, l.now)
+	if tb.persistence != nil {
+		tb.persistence.put(c.source.Addr(), t.id.Backend, l.now)
 	}
-	if v := tb.handling.SendProxy; v != "" {
+	if v := tb.options.SendProxy; v != "" {
 		header, err := proxyHeader(v, c.source, to, c.client.fd, c.service.frontend)
-		if err != nil || !c.up.lead(l.f.pools, header) {
+		if err != nil || !c.up.prepend(l.f.pools, header) {
 			c.abort()
 			return
 		}
@@ -190,8 +178,8 @@ func (c *conn) established(a attempt, events uint32) {
 	c.pump()
 }
 
-// dialDue looks at what has taken too long. It reports whether the connection
-// is still there and dialing.
+// dialDue handles dials that took too long. It reports whether the connection still
+// exists and is dialing.
 func (c *conn) dialDue(now int64) bool {
 	o := c.opening
 	next := false
@@ -200,7 +188,7 @@ func (c *conn) dialDue(now int64) bool {
 	}
 	for i := 0; i < len(o.live); {
 		a := o.live[i]
-		if now < a.since+o.table.patience {
+		if now < a.since+o.table.dialTimeout {
 			i++
 			continue
 		}
@@ -214,7 +202,7 @@ func (c *conn) dialDue(now int64) bool {
 		if n := len(o.live); n > 0 {
 			t := o.live[n-1].target
 			t.avoid(now)
-			c.loop.f.report(t.id, errSlow)
+			c.loop.f.report(t.id, balancer.ErrSlow)
 			next = true
 		}
 	}
@@ -226,9 +214,9 @@ func (c *conn) dialDue(now int64) bool {
 	return c.id == id && c.state == dialing
 }
 
-// ours reports whether a dial failed for want of something on this host, so
-// that the backend is not to blame.
-func ours(err error) bool {
+// localShortage reports whether a dial failed because this host lacks a resource. Then
+// it says nothing about the backend.
+func localShortage(err error) bool {
 	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EADDRNOTAVAIL} {
 		if errors.Is(err, e) {
 			return true

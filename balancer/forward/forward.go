@@ -15,28 +15,28 @@ import (
 	"appliance/balancer"
 )
 
-// A Redirector brings connections for one address to another on this host,
-// in prerouting and for local clients. Redirect makes the redirections exactly
-// those of to, whatever they were; repaired counts those of the last call that
-// somebody else has removed since.
+// A Redirector redirects connections from one address to another on this host, those
+// that arrive and those of local clients. Redirect makes the redirections exactly those
+// of to, whatever they were. repaired counts those of the last call that somebody else
+// has removed since.
 type Redirector interface {
 	Redirect(ctx context.Context, to map[netip.AddrPort]netip.AddrPort) (repaired int, err error)
 }
 
 // Config is what a Forwarder needs.
 type Config struct {
-	// Redirector lets the forwarder share a frontend's port with a program
-	// that listens on every address. Without one it listens on the frontend
-	// itself, as it always does on loopback and unspecified frontends.
+	// Redirector lets the forwarder share a frontend's port with a program that
+	// listens on every address. Without one it listens on the frontend itself, as
+	// it always does on loopback and unspecified frontends.
 	Redirector Redirector
-	// Report, if set, is told of each dial that failed or hung.
+	// Report, if set, gets each dial that failed or was slow.
 	Report Reporter
-	// Log is slog.Default() where nil.
+	// Log is where shortages are logged; nil means slog.Default().
 	Log *slog.Logger
-	// Loops is how many threads move connections; zero means GOMAXPROCS, at
-	// most 8. While a loop waits for events it keeps one of the Go scheduler's
-	// places, which costs a hand-over if anybody else needs it: a program that
-	// cares for speed gives GOMAXPROCS as many more.
+	// Loops is how many threads move connections; zero means GOMAXPROCS, at most
+	// maxLoops. While a loop waits for events it occupies one of the Go scheduler's
+	// Ps, and to take that back costs time: a program that needs speed raises
+	// GOMAXPROCS by the number of loops.
 	Loops int
 }
 
@@ -49,16 +49,16 @@ type Forwarder struct {
 	pools      *pools
 	shortage   shortage
 
-	loops   []*loop        // since the first service, never others
+	loops   []*loop        // started with the first service, and never replaced
 	running sync.WaitGroup // the loops
-	conns   sync.WaitGroup // grows only while there are doors
+	conns   sync.WaitGroup // grows only while there are acceptors
 	drains  sync.WaitGroup
 
-	applying sync.Mutex // held by Apply, Drain and Close for all their time
+	applying sync.Mutex // held by Apply, and while listeners are closed
 	draining bool       // guarded by applying: nothing listens any more
 	closed   bool       // guarded by applying
 
-	mu       sync.Mutex // guards the two below, briefly
+	mu       sync.Mutex // guards the two below; never held for long
 	services map[netip.AddrPort]*service
 	retired  []*service // without listener, but with open connections
 }
@@ -96,8 +96,8 @@ func (f *Forwarder) Usable(_ context.Context, lb balancer.LoadBalancer) error {
 }
 
 // Apply implements balancer.Plane. A frontend that is served already keeps its
-// listener. One that leaves keeps its open connections, as a move to another
-// plane or a reload should: they end by themselves, or with Close.
+// listener. The open connections of a frontend that leaves go on, because it may have
+// moved to another data plane: they end by themselves, or with Close.
 func (f *Forwarder) Apply(ctx context.Context, services []balancer.Service) (repaired int, err error) {
 	f.applying.Lock()
 	defer f.applying.Unlock()
@@ -105,7 +105,7 @@ func (f *Forwarder) Apply(ctx context.Context, services []balancer.Service) (rep
 		return 0, fmt.Errorf("user-space data plane: %w", net.ErrClosed)
 	}
 	if f.draining {
-		return 0, f.follow(services)
+		return 0, f.updateDraining(services)
 	}
 	var errs []error
 	want := make(map[netip.AddrPort]bool)
@@ -135,7 +135,7 @@ func (f *Forwarder) Apply(ctx context.Context, services []balancer.Service) (rep
 	f.retired = append(slices.DeleteFunc(f.retired, (*service).idle), leaving...)
 	f.mu.Unlock()
 
-	// Clients are sent elsewhere before the door they knew is closed.
+	// Clients are redirected elsewhere before the listener is closed.
 	if f.redirector != nil {
 		repaired, err = f.redirector.Redirect(ctx, redirect)
 		if err != nil {
@@ -148,9 +148,9 @@ func (f *Forwarder) Apply(ctx context.Context, services []balancer.Service) (rep
 	return repaired, errors.Join(errs...)
 }
 
-// follow tells the services that drain which of their backends are left.
-// Called by Apply only.
-func (f *Forwarder) follow(services []balancer.Service) error {
+// updateDraining tells the draining services which of their backends are left. Only
+// Apply calls it.
+func (f *Forwarder) updateDraining(services []balancer.Service) error {
 	var errs []error
 	for _, w := range services {
 		f.mu.Lock()
@@ -163,12 +163,12 @@ func (f *Forwarder) follow(services []balancer.Service) error {
 	return errors.Join(errs...)
 }
 
-// redirected reports whether frontend is reached by way of another port.
+// redirected reports whether clients reach frontend through another port.
 func (f *Forwarder) redirected(frontend netip.AddrPort) bool {
 	return f.redirector != nil && !frontend.Addr().IsLoopback() && !frontend.Addr().IsUnspecified()
 }
 
-// serve makes one frontend's service what it should be. Called by Apply only.
+// serve makes one frontend's service what it should be. Only Apply calls it.
 func (f *Forwarder) serve(w balancer.Service) (*service, error) {
 	f.mu.Lock()
 	s := f.services[w.Frontend]
@@ -178,13 +178,13 @@ func (f *Forwarder) serve(w balancer.Service) (*service, error) {
 	}
 	at := w.Frontend
 	if f.redirected(at) {
-		at = netip.AddrPortFrom(at.Addr(), 0) // the kernel finds a free port
+		at = netip.AddrPortFrom(at.Addr(), 0) // the kernel chooses a free port
 	}
-	if err := f.begin(); err != nil {
+	if err := f.startLoops(); err != nil {
 		return nil, fmt.Errorf("load balancer %s: %w", w.LoadBalancer, err)
 	}
 	s = &service{f: f, frontend: w.Frontend, targets: make(map[balancer.Target]*target)}
-	// The table is there before the first client can be.
+	// The table must be there before the first client.
 	if err := s.update(w); err != nil {
 		return nil, err
 	}
@@ -193,23 +193,23 @@ func (f *Forwarder) serve(w balancer.Service) (*service, error) {
 		return nil, fmt.Errorf("load balancer %s: %w", w.LoadBalancer, err)
 	}
 	for _, l := range f.loops {
-		s.doors = append(s.doors, &door{loop: l, service: s})
+		s.acceptors = append(s.acceptors, &acceptor{loop: l, service: s})
 	}
 	f.mu.Lock()
 	f.services[w.Frontend] = s
 	f.mu.Unlock()
-	for _, d := range s.doors {
-		d.loop.do(d.open)
+	for _, a := range s.acceptors {
+		a.loop.post(a.open)
 	}
 	return s, nil
 }
 
-// maxLoops is the default's bound: a loop fills a core with more traffic than
-// most networks have.
+// maxLoops bounds the default: so many loops move more traffic than most networks
+// carry.
 const maxLoops = 8
 
-// begin starts the loops, once. Called by Apply only.
-func (f *Forwarder) begin() error {
+// startLoops starts the loops, once. Only Apply calls it.
+func (f *Forwarder) startLoops() error {
 	if f.loops != nil {
 		return nil
 	}
@@ -231,12 +231,12 @@ func (f *Forwarder) begin() error {
 	return nil
 }
 
-// onLoops has each loop call fn, and returns when all have.
+// onLoops makes each loop call fn, and returns when all have.
 func (f *Forwarder) onLoops(fn func(*loop)) {
 	var all sync.WaitGroup
 	for _, l := range f.loops {
 		all.Add(1)
-		l.do(func() {
+		l.post(func() {
 			defer all.Done()
 			fn(l)
 		})
@@ -244,25 +244,25 @@ func (f *Forwarder) onLoops(fn func(*loop)) {
 	all.Wait()
 }
 
-// update replaces the table and resets what it leaves behind.
+// update replaces the table and resets the connections of backends that are gone.
 func (s *service) update(w balancer.Service) error {
 	h := w.ConnOptions
 	next := &table{
-		loadBalancer: w.LoadBalancer, name: w.Scheduler, handling: h, choosy: len(h.Allow)+len(h.Deny) > 0,
-		patience: int64(w.ConnectTimeout), tries: 1 + h.Retries,
+		loadBalancer: w.LoadBalancer, name: w.Scheduler, options: h, filters: len(h.Allow)+len(h.Deny) > 0,
+		dialTimeout: int64(w.ConnectTimeout), tries: 1 + h.Retries,
 	}
-	if next.patience <= 0 {
-		next.patience = int64(defaultConnectTimeout)
+	if next.dialTimeout <= 0 {
+		next.dialTimeout = int64(balancer.DefaultConnectTimeout)
 	}
 	switch {
 	case h.Retries == 0:
-		next.tries = 1 + defaultRetries
+		next.tries = 1 + balancer.DefaultRetries
 	case h.Retries < 0:
 		next.tries = 1
 	}
 	now := s.table.Load()
 	if now != nil && now.name == w.Scheduler {
-		next.scheduler = now.scheduler // with its memory of whose turn it is
+		next.scheduler = now.scheduler // which remembers whose turn it is
 	} else {
 		var err error
 		if next.scheduler, err = newScheduler(w.Scheduler); err != nil {
@@ -271,13 +271,13 @@ func (s *service) update(w balancer.Service) error {
 	}
 	switch {
 	case h.Persistence <= 0:
-	case now != nil && now.sticky != nil:
-		next.sticky = now.sticky
-		next.sticky.setSpan(h.Persistence)
+	case now != nil && now.persistence != nil:
+		next.persistence = now.persistence
+		next.persistence.setSpan(h.Persistence)
 	default:
-		next.sticky = newSticky(h.Persistence)
+		next.persistence = newPersistence(h.Persistence)
 	}
-	// Kept is by address, so that a load balancer may change its name.
+	// kept is by address, so that a load balancer may change its name.
 	kept := make(map[netip.AddrPort]bool)
 	for _, b := range slices.Concat(w.Backends, w.Draining) {
 		kept[b.Addr] = true
@@ -293,14 +293,14 @@ func (s *service) update(w balancer.Service) error {
 	s.f.mu.Lock()
 	for _, b := range w.Backends {
 		t := s.target(balancer.Target{LoadBalancer: w.LoadBalancer, Backend: b.Addr})
-		// Those of the beginning need no slow start: nobody else has the load.
+		// The first backends need no slow start: no other one has the load.
 		if now != nil && !served[t] {
 			t.since.Store(at)
 		}
 		next.slots = append(next.slots, slot{t, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart)})
 	}
-	// Those that stay must be welcome before the table names them, and those
-	// that leave must be out of it before their connections are reset.
+	// A target that stays must be usable before the table names it. One that leaves
+	// must be out of the table before its connections are reset.
 	for id, t := range s.targets {
 		if kept[id.Backend] {
 			t.gone.Store(false)
@@ -314,17 +314,17 @@ func (s *service) update(w balancer.Service) error {
 	}
 	s.f.mu.Unlock()
 	if left {
-		s.f.onLoops((*loop).sweep)
+		s.f.onLoops((*loop).resetGone)
 	}
 	if s.queue.waiting.Load() > 0 {
-		s.call()
+		s.admitWaiting()
 	}
 	s.reopen()
 	return nil
 }
 
-// sweep resets the connections whose target has gone.
-func (l *loop) sweep() {
+// resetGone resets the connections whose target is gone.
+func (l *loop) resetGone() {
 	l.each(func(c *conn) {
 		if c.state == relaying && c.target.gone.Load() {
 			c.abort()
@@ -332,8 +332,8 @@ func (l *loop) sweep() {
 	})
 }
 
-// target is the one of that identity, which keeps its counters however often
-// it leaves. Called with Forwarder.mu held.
+// target is the target with that identity. It keeps its counters however often it
+// leaves. The caller holds Forwarder.mu.
 func (s *service) target(id balancer.Target) *target {
 	t := s.targets[id]
 	if t == nil {
@@ -363,7 +363,7 @@ func (f *Forwarder) Stats() map[balancer.Target]balancer.Traffic {
 		for _, t := range s.targets {
 			stats[t.id] = stats[t.id].Add(t.traffic())
 		}
-		s.moment(now, stats)
+		s.addCurrent(now, stats)
 	}
 	for _, s := range f.services {
 		add(s)
@@ -374,8 +374,8 @@ func (f *Forwarder) Stats() map[balancer.Target]balancer.Traffic {
 	return stats
 }
 
-// moment adds what is so at this moment: who starts slowly, and who waits.
-func (s *service) moment(now int64, stats map[balancer.Target]balancer.Traffic) {
+// addCurrent adds the current state: slow starts, and waiting connections.
+func (s *service) addCurrent(now int64, stats map[balancer.Target]balancer.Traffic) {
 	tb := s.table.Load()
 	for i := range tb.slots {
 		slot := &tb.slots[i]
@@ -388,7 +388,7 @@ func (s *service) moment(now int64, stats map[balancer.Target]balancer.Traffic) 
 	}
 	s.queue.mu.Lock()
 	defer s.queue.mu.Unlock()
-	for _, t := range s.queue.tickets {
+	for _, t := range s.queue.waiters {
 		id := balancer.Target{LoadBalancer: tb.loadBalancer}
 		if t.want != nil {
 			id = t.want.id
@@ -397,13 +397,13 @@ func (s *service) moment(now int64, stats map[balancer.Target]balancer.Traffic) 
 	}
 }
 
-// Drain stops listening and returns when every connection has ended, or with
-// the cause of ctx. What is left then is reset by Close. Apply may be called
-// meanwhile: it still resets what a dead backend holds.
+// Drain stops listening and returns when every connection has ended, or with the cause
+// of ctx. Close resets what is left then. Apply may be called meanwhile: it still resets
+// the connections of a dead backend.
 func (f *Forwarder) Drain(ctx context.Context) error {
-	f.finish(false)
+	f.stopListening(false)
 	done := make(chan struct{})
-	// It ends with the last connection, at the latest with those of Close.
+	// It ends with the last connection, at the latest when Close resets all.
 	f.drains.Go(func() {
 		f.conns.Wait()
 		close(done)
@@ -416,10 +416,10 @@ func (f *Forwarder) Drain(ctx context.Context) error {
 	}
 }
 
-// Close implements balancer.Plane. It resets what is open, and returns when
-// nothing of the forwarder runs any more.
+// Close implements balancer.Plane. It resets open connections, and returns when nothing
+// of the forwarder runs any more.
 func (f *Forwarder) Close() error {
-	f.finish(true)
+	f.stopListening(true)
 	f.onLoops(func(l *loop) { l.each((*conn).abort) })
 	f.conns.Wait()
 	f.onLoops(func(l *loop) { l.stopped = true })
@@ -430,14 +430,13 @@ func (f *Forwarder) Close() error {
 	if f.redirector == nil {
 		return nil
 	}
-	// The host must lose the redirections even where Close is called because
-	// every other context has ended.
+	// The redirections must go even if every other context has ended already.
 	_, err := f.redirector.Redirect(context.Background(), nil)
 	return err
 }
 
-// finish closes the listeners, once.
-func (f *Forwarder) finish(closed bool) {
+// stopListening closes the listeners, once.
+func (f *Forwarder) stopListening(closed bool) {
 	f.applying.Lock()
 	defer f.applying.Unlock()
 	f.closed = f.closed || closed

@@ -197,7 +197,7 @@ func TestSocketOptions(t *testing.T) {
 	}
 	var found atomic.Int32
 	f.onLoops(func(l *loop) {
-		l.settle() // as a second later
+		l.setLateOptions() // as a second later
 		l.each(func(c *conn) {
 			for side, fd := range map[string]int{"client": c.client.fd, "server": c.server.fd} {
 				found.Add(1)

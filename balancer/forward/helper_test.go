@@ -24,7 +24,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds waits that a working forwarder ends at once.
-const patience = 60 * time.Second
+const timeout = 60 * time.Second
 
 var frontends atomic.Uint32
 
@@ -59,7 +59,7 @@ func apply(t testing.TB, f *Forwarder, services ...balancer.Service) {
 
 // service is one with the backends in rotation, each of weight 1.
 func to(at netip.AddrPort, backends ...netip.AddrPort) balancer.Service {
-	s := balancer.Service{LoadBalancer: "lb", Frontend: at, Scheduler: balancer.RoundRobin, ConnectTimeout: patience}
+	s := balancer.Service{LoadBalancer: "lb", Frontend: at, Scheduler: balancer.RoundRobin, ConnectTimeout: timeout}
 	for _, b := range backends {
 		s.Backends = append(s.Backends, balancer.Backend{Addr: b, Weight: 1})
 	}
@@ -182,11 +182,11 @@ func dial(t testing.TB, at netip.AddrPort) *net.TCPConn {
 }
 
 func dialErr(at netip.AddrPort) (*net.TCPConn, error) {
-	c, err := net.DialTimeout("tcp", at.String(), patience)
+	c, err := net.DialTimeout("tcp", at.String(), timeout)
 	if err != nil {
 		return nil, err
 	}
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(timeout))
 	return c.(*net.TCPConn), nil
 }
 
@@ -222,7 +222,7 @@ func ask(c net.Conn, text string) error {
 // eventually waits for what happens soon after its cause.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(timeout); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain: %s", what)
 		}

@@ -54,7 +54,7 @@ func hellos(t testing.TB) [][]byte {
 func TestClientHello(t *testing.T) {
 	for i, h := range hellos(t) {
 		for n := range h {
-			want := welcome
+			want := isTLS
 			if n < helloSize {
 				want = undecided
 			}
@@ -66,13 +66,13 @@ func TestClientHello(t *testing.T) {
 		for _, at := range []int{0, 1, 5, 9} {
 			bad := slices.Clone(h)
 			bad[at] ^= 0x40
-			if got := clientHello(bad); got != unwelcome {
+			if got := clientHello(bad); got != notTLS {
 				t.Errorf("hello %d with byte %d changed: %v", i, at, got)
 			}
 		}
 	}
 	for _, other := range []string{"GET / HTTP/1.1\r\n\r\n", "SSH-2.0-x\r\n", "\x80\x2e\x01\x00\x02", "\x16\x03\x01\x00\x00\x01", "\x15\x03\x01\x00\x02\x02\x28", "\x16\x03\x01\xff\xff\x01"} {
-		if got := clientHello([]byte(other)); got != unwelcome {
+		if got := clientHello([]byte(other)); got != notTLS {
 			t.Errorf("%q: %v, want it refused", other, got)
 		}
 	}
@@ -98,7 +98,7 @@ func FuzzClientHello(f *testing.F) {
 		if len(b) >= helloSize && last == undecided {
 			t.Fatalf("%x: undecided", b)
 		}
-		if last == welcome {
+		if last == isTLS {
 			// crypto/tls takes it for a handshake too, or misses the rest.
 			if b[0] != 22 || b[5] != 1 {
 				t.Fatalf("%x is no ClientHello", b)
@@ -115,7 +115,7 @@ func TestRequireTLS(t *testing.T) {
 	server := netip.MustParseAddrPort(secure.Listener.Addr().String())
 	at := frontend()
 	s := to(at, server)
-	s.ConnOptions.RequireTLS = patience
+	s.ConnOptions.RequireTLS = timeout
 	f := start(t, Config{}, s)
 	total := func() uint64 { return traffic(f, server).Total }
 
@@ -172,7 +172,7 @@ func TestRequireTLS(t *testing.T) {
 // proxiedBackend tells its clients what their PROXY header said.
 func proxiedBackend(t *testing.T) netip.AddrPort {
 	return backend(t, func(c *net.TCPConn) {
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(timeout))
 		r := bufio.NewReader(c)
 		h, err := proxyproto.Read(r)
 		if err != nil {
@@ -286,7 +286,7 @@ func TestAcceptProxyAndRequireTLS(t *testing.T) {
 	defer secure.Close()
 	at := frontend()
 	s := to(at, netip.MustParseAddrPort(secure.Listener.Addr().String()))
-	s.ConnOptions = balancer.ConnOptions{RequireTLS: patience, AcceptProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
+	s.ConnOptions = balancer.ConnOptions{RequireTLS: timeout, AcceptProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
 	start(t, Config{}, s)
 	h := header(t, 2, "198.51.100.7:1234", "192.0.2.1:443")
 	c := dial(t, at)

@@ -26,7 +26,7 @@ func silent(t *testing.T, c *net.TCPConn, what string) {
 	if n, err := c.Read(make([]byte, 1)); n > 0 || !isTimeout(err) {
 		t.Errorf("%s: read %d, %v; want silence", what, n, err)
 	}
-	c.SetReadDeadline(time.Now().Add(patience))
+	c.SetReadDeadline(time.Now().Add(timeout))
 }
 
 // wantRefused wants a new connection to be reset.
@@ -121,7 +121,7 @@ func TestQueueInOrder(t *testing.T) {
 	at := frontend()
 	s := to(at, server)
 	s.Backends[0].MaxConn, s.Backends[0].MaxQueue = 1, 3
-	s.ConnOptions.QueueTimeout = patience
+	s.ConnOptions.QueueTimeout = timeout
 	f := start(t, Config{}, s)
 	var conns []*net.TCPConn
 	queued := func() int { return int(f.Stats()[balancer.Target{LoadBalancer: "lb"}].Queued) }
@@ -140,7 +140,7 @@ func TestQueueInOrder(t *testing.T) {
 			if got != want {
 				t.Errorf("served %s, want %s", got, want)
 			}
-		case <-time.After(patience):
+		case <-time.After(timeout):
 			t.Fatalf("%s was never served", want)
 		}
 		if open := traffic(f, server).Open; open > 1 {
@@ -165,11 +165,11 @@ func TestQueueTimeout(t *testing.T) {
 	<-said
 	began := time.Now()
 	wantRefused(t, at)
-	if took := time.Since(began); took > patience/2 {
+	if took := time.Since(began); took > timeout/2 {
 		t.Errorf("reset after %v", took)
 	}
 	// One that is reset while it waits leaves no hole in the queue.
-	s.ConnOptions.QueueTimeout = patience
+	s.ConnOptions.QueueTimeout = timeout
 	apply(t, f, s)
 	gone, waits := dial(t, at), dial(t, at)
 	io.WriteString(waits, "1")
@@ -202,7 +202,7 @@ func TestFullBackend(t *testing.T) {
 	sticky := to(frontend(), a, b)
 	sticky.Scheduler = balancer.First
 	sticky.ConnOptions.Persistence = time.Hour
-	sticky.ConnOptions.QueueTimeout = patience
+	sticky.ConnOptions.QueueTimeout = timeout
 	sticky.Backends[0].MaxConn = 1
 	apply(t, f, s, sticky)
 	c := dial(t, sticky.Frontend)
@@ -222,7 +222,7 @@ func TestFullBackend(t *testing.T) {
 		}
 	case <-saidB:
 		t.Error("a client that belongs to a got b")
-	case <-time.After(patience):
+	case <-time.After(timeout):
 		t.Error("never served")
 	}
 }
@@ -314,7 +314,7 @@ func TestPersistence(t *testing.T) {
 }
 
 func TestStickyForgets(t *testing.T) {
-	s := newSticky(time.Minute)
+	s := newPersistence(time.Minute)
 	be := netip.MustParseAddrPort("192.0.2.1:1")
 	minute := int64(time.Minute)
 	s.put(client(1), be, 0)
@@ -329,11 +329,11 @@ func TestStickyForgets(t *testing.T) {
 	if _, ok := s.find(client(2), minute+1); !ok {
 		t.Error("forgotten with its generation")
 	}
-	for i := range 5 * maxSticky {
+	for i := range 5 * maxRemembered {
 		s.put(client(i), be, minute+2)
 	}
-	if n := len(s.now) + len(s.old); n > 2*maxSticky {
-		t.Errorf("%d clients are remembered, want %d at most", n, 2*maxSticky)
+	if n := len(s.now) + len(s.old); n > 2*maxRemembered {
+		t.Errorf("%d clients are remembered, want %d at most", n, 2*maxRemembered)
 	}
 }
 
@@ -362,7 +362,7 @@ func TestRetriesSameBackend(t *testing.T) {
 
 func TestRetriesAreCounted(t *testing.T) {
 	dead := []netip.AddrPort{refusing(t), refusing(t), refusing(t), refusing(t), refusing(t)}
-	for retries, want := range map[int]uint64{-1: 1, 1: 2, 0: 1 + defaultRetries} {
+	for retries, want := range map[int]uint64{-1: 1, 1: 2, 0: 1 + balancer.DefaultRetries} {
 		at := frontend()
 		s := to(at, dead...)
 		s.ConnOptions.Retries = retries
@@ -393,7 +393,7 @@ func TestIdleTimeouts(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			ended := make(chan error, 10)
 			server := backend(t, func(c *net.TCPConn) {
-				c.SetDeadline(time.Now().Add(patience))
+				c.SetDeadline(time.Now().Add(timeout))
 				_, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 				if err == nil { // the client's half has ended, ours has not
 					_, err = c.Write([]byte("still here"))
@@ -430,7 +430,7 @@ func TestIdleTimeouts(t *testing.T) {
 	// Without limits, and with talk, nothing ends.
 	at := frontend()
 	s := to(at, backend(t, echo))
-	s.ConnOptions.ClientTimeout, s.ConnOptions.ServerTimeout = patience, patience
+	s.ConnOptions.ClientTimeout, s.ConnOptions.ServerTimeout = timeout, timeout
 	start(t, Config{}, s)
 	c := dial(t, at)
 	for range 5 {
@@ -445,7 +445,7 @@ func TestAllowAndDeny(t *testing.T) {
 	server := backend(t, name("x"))
 	for _, tt := range []struct {
 		allow, deny string
-		welcome     bool
+		isTLS       bool
 	}{
 		{"", "", true},
 		{"127.0.0.0/8", "", true},
@@ -464,10 +464,10 @@ func TestAllowAndDeny(t *testing.T) {
 		}
 		f := start(t, Config{}, s)
 		w, err := word(at)
-		if welcome := err == nil && w == "x"; welcome != tt.welcome {
+		if isTLS := err == nil && w == "x"; isTLS != tt.isTLS {
 			t.Errorf("allow %q deny %q: %q, %v", tt.allow, tt.deny, w, err)
 		}
-		if got := traffic(f, server).Total; !tt.welcome && got != 0 {
+		if got := traffic(f, server).Total; !tt.isTLS && got != 0 {
 			t.Errorf("allow %q deny %q: it reached the backend", tt.allow, tt.deny)
 		}
 	}

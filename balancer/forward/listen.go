@@ -13,23 +13,23 @@ import (
 	"appliance/balancer"
 )
 
-// service is one frontend: its listener, and the targets it ever had.
+// service is one frontend: its listener, and all targets it has ever had.
 type service struct {
-	f        *Forwarder
-	frontend netip.AddrPort
-	listener int // a socket
-	doors    []*door
-	table    atomic.Pointer[table]
-	queue    queue
-	open     atomic.Int64 // clients' connections
-	full     atomic.Bool  // a door waits for one of them to end
+	f         *Forwarder
+	frontend  netip.AddrPort
+	listener  int // a socket
+	acceptors []*acceptor
+	table     atomic.Pointer[table]
+	queue     queue
+	open      atomic.Int64 // clients' connections
+	full      atomic.Bool  // an acceptor waits for one of them to end
 
 	targets map[balancer.Target]*target // guarded by Forwarder.mu
 }
 
-// Both sides of a connection are asked for a sign of life after 30 s of
-// silence, and given up 90 s after the last one. There is no other time limit:
-// a watch may be silent for hours.
+// Keepalive probes go to both sides of a connection after 30 s of silence. A side that
+// has sent nothing for 90 s is given up. There is no other time limit: a watch may be
+// silent for hours.
 const (
 	keepIdle     = 30 // s
 	keepInterval = 10 // s
@@ -37,9 +37,8 @@ const (
 	userTimeout  = 90_000 // ms, RFC 5482 and TCP_USER_TIMEOUT in tcp(7)
 )
 
-// setOptions sets the options above, and has small writes sent at once.
-// Accepted sockets inherit them from their listener, which saves as many
-// system calls for each.
+// setOptions sets the options above, and TCP_NODELAY. Accepted sockets inherit them from
+// their listener, which saves the system calls.
 func setOptions(fd int) unix.Errno {
 	for _, o := range [...]struct {
 		level, name int
@@ -59,9 +58,9 @@ func setOptions(fd int) unix.Errno {
 	return 0
 }
 
-// listen opens a listener on addr, which the host need not have yet: the VIP
-// is bound only when the data plane is ready. An unspecified address means all
-// those of its own family: [::] leaves 0.0.0.0 to another frontend.
+// listen opens a listener on addr, which the host need not have yet: the VIP is bound
+// only when the data plane is ready. An unspecified address means all addresses of its
+// own family: [::] leaves 0.0.0.0 to another frontend.
 func listen(addr netip.AddrPort) (fd int, err error) {
 	family, raw := sockaddr(addr)
 	// A plain TCP socket: those of multipath TCP cannot be spliced.
@@ -91,7 +90,8 @@ func listen(addr netip.AddrPort) (fd int, err error) {
 	case 0:
 		return fd, nil
 	case unix.EADDRINUSE:
-		return -1, fmt.Errorf("listen on %s: another program listens there (on that address or on every address; ss -ltnp 'sport = :%d' names it): stop it, or give the load balancer another port: %w",
+		return -1, fmt.Errorf("listen on %s: another program listens there (on that address or on every address; "+
+			"ss -ltnp 'sport = :%d' names it): stop it, or give the load balancer another port: %w",
 			addr, addr.Port(), errno)
 	}
 	return -1, fmt.Errorf("listen on %s: %w", addr, errno)
@@ -102,113 +102,113 @@ func (s *service) address() netip.AddrPort {
 	return netip.AddrPortFrom(s.frontend.Addr(), localAddr(s.listener).Port())
 }
 
-// door is a loop's way in to a service.
-type door struct {
+// acceptor accepts the clients of one service for one loop.
+type acceptor struct {
 	loop    *loop
 	service *service
 	number  int
 	serial  uint32
 	watched bool
-	batch   int           // clients to take at a time
+	batch   int           // clients to accept at a time
 	delay   time.Duration // after a shortage
 }
 
 const (
-	// mostBatch is how many clients a loop takes at a time when many come: the
-	// others of a burst may find another loop idle.
-	mostBatch = 4
-	// slack is how many more connections than the idlest loop one may have
-	// before it gives new ones away, which costs a system call and a wake-up.
+	// maxBatch bounds the clients that a loop accepts at a time: another loop may be
+	// idle and take the rest of a burst.
+	maxBatch = 4
+	// slack is how many more connections than the idlest loop a loop may have before
+	// it hands new ones over, which costs a system call and a wake-up.
 	slack = 4
 
-	firstDelay, mostDelay = 5 * time.Millisecond, time.Second
+	minBackOff, maxBackOff = 5 * time.Millisecond, time.Second
 )
 
-// open begins to take clients.
-func (d *door) open() {
-	l := d.loop
-	for d.number = 0; d.number < len(l.doors) && l.doors[d.number] != nil; {
-		d.number++
+// open starts accepting clients.
+func (a *acceptor) open() {
+	l := a.loop
+	for a.number = 0; a.number < len(l.acceptors) && l.acceptors[a.number] != nil; {
+		a.number++
 	}
-	if d.number == len(l.doors) {
-		l.doors = append(l.doors, nil)
+	if a.number == len(l.acceptors) {
+		l.acceptors = append(l.acceptors, nil)
 	}
-	l.doors[d.number] = d
-	d.serial = l.next()
-	d.batch = 1
-	d.resume()
+	l.acceptors[a.number] = a
+	a.serial = l.next()
+	a.batch = 1
+	a.resume()
 }
 
-// shut stops taking clients.
-func (d *door) shut() {
-	d.pause()
-	d.loop.doors[d.number] = nil
+// shut stops accepting clients.
+func (a *acceptor) shut() {
+	a.pause()
+	a.loop.acceptors[a.number] = nil
 }
 
-// resume has the loop told of clients. Each one wakes one of the loops.
-func (d *door) resume() {
-	if d.watched || d.loop.doors[d.number] != d {
+// resume makes epoll report clients to the loop. Each client wakes one of the loops.
+func (a *acceptor) resume() {
+	if a.watched || a.loop.acceptors[a.number] != a {
 		return
 	}
-	errno := sysWatch(d.loop.ep, unix.EPOLL_CTL_ADD, d.service.listener, &unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(slotDoor - d.number), Pad: int32(d.serial),
+	errno := sysWatch(a.loop.ep, unix.EPOLL_CTL_ADD, a.service.listener, &unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(slotAcceptor - a.number), Pad: int32(a.serial),
 	})
-	if d.watched = errno == 0; !d.watched {
-		d.later(errno)
+	if a.watched = errno == 0; !a.watched {
+		a.backOff(errno)
 	}
 }
 
-func (d *door) pause() {
-	if d.watched {
-		sysWatch(d.loop.ep, unix.EPOLL_CTL_DEL, d.service.listener, nil)
-		d.watched = false
+func (a *acceptor) pause() {
+	if a.watched {
+		sysWatch(a.loop.ep, unix.EPOLL_CTL_DEL, a.service.listener, nil)
+		a.watched = false
 	}
 }
 
-// later leaves clients in the kernel's queue for a while.
-func (d *door) later(errno unix.Errno) {
-	d.service.f.shortage.tell(d.service.f.log, "no connection can be accepted", errno)
-	d.pause()
-	d.delay = min(max(2*d.delay, firstDelay), mostDelay)
-	d.loop.timers.push(timer{d.loop.now + int64(d.delay), ref{int32(slotDoor - d.number), d.serial}})
+// backOff leaves clients in the kernel's queue for a while.
+func (a *acceptor) backOff(errno unix.Errno) {
+	a.service.f.shortage.log(a.service.f.log, "no connection can be accepted", errno)
+	a.pause()
+	a.delay = min(max(2*a.delay, minBackOff), maxBackOff)
+	a.loop.timers.push(timer{a.loop.now + int64(a.delay), ref{int32(slotAcceptor - a.number), a.serial}})
 }
 
-// accept takes clients in.
-func (d *door) accept() {
-	s := d.service
+// accept accepts waiting clients.
+func (a *acceptor) accept() {
+	s := a.service
 	var from unix.RawSockaddrAny
-	for range d.batch {
-		if !s.enter() {
-			d.pause()
+	for range a.batch {
+		if !s.countIn() {
+			a.pause()
 			return
 		}
 		fd, errno := sysAccept(s.listener, &from)
 		if errno != 0 {
-			s.left()
-			d.batch = 1
+			s.countOut()
+			a.batch = 1
 			switch errno {
 			case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-				d.later(errno)
+				a.backOff(errno)
 			}
-			// Else there is none, or it has gone while it waited (accept(2)).
+			// Otherwise there is no client, or it left while it waited (accept(2)).
 			return
 		}
-		d.delay = 0
+		a.delay = 0
 		s.f.conns.Add(1)
 		source := addrPort(&from)
-		l := d.loop.idlest()
+		l := a.loop.idlest()
 		l.open.Add(1)
-		if l == d.loop {
-			l.take(s, fd, source)
+		if l == a.loop {
+			l.adopt(s, fd, source)
 		} else {
-			l.do(func() { l.take(s, fd, source) })
+			l.post(func() { l.adopt(s, fd, source) })
 		}
 	}
-	d.batch = min(2*d.batch, mostBatch)
+	a.batch = min(2*a.batch, maxBatch)
 }
 
-// idlest is the loop for a new connection: this one, unless another has much
-// less to do.
+// idlest is the loop for a new connection: this one, unless another one has much fewer
+// connections.
 func (l *loop) idlest() *loop {
 	best, least := l, l.open.Load()
 	least -= slack + least/8
@@ -220,32 +220,32 @@ func (l *loop) idlest() *loop {
 	return best
 }
 
-// enter counts a client, unless there are too many already. Then the doors
-// wait for one of them to end.
-func (s *service) enter() bool {
+// countIn counts a client, unless there are MaxConn already. Then the acceptors wait for
+// one of them to end.
+func (s *service) countIn() bool {
 	for range 2 {
-		most := int64(s.table.Load().handling.MaxConn)
+		most := int64(s.table.Load().options.MaxConn)
 		if n := s.open.Add(1); most <= 0 || n <= most {
 			return true
 		}
 		s.open.Add(-1)
-		// One that ended just before would not have seen that we wait.
+		// A connection that ended just before did not see that acceptors wait.
 		s.full.Store(true)
 	}
 	return false
 }
 
-// left counts a client off.
-func (s *service) left() {
+// countOut uncounts a client.
+func (s *service) countOut() {
 	s.open.Add(-1)
 	s.reopen()
 }
 
-// reopen opens the doors again that wait.
+// reopen resumes the acceptors that wait.
 func (s *service) reopen() {
 	if s.full.Load() && s.full.CompareAndSwap(true, false) {
-		for _, d := range s.doors {
-			d.loop.do(d.resume)
+		for _, a := range s.acceptors {
+			a.loop.post(a.resume)
 		}
 	}
 }
@@ -253,28 +253,28 @@ func (s *service) reopen() {
 // stop closes the listener. Open connections go on.
 func (s *service) stop() {
 	s.f.onLoops(func(l *loop) {
-		for _, d := range s.doors {
-			if d.loop == l {
-				d.shut()
+		for _, a := range s.acceptors {
+			if a.loop == l {
+				a.shut()
 			}
 		}
 	})
 	unix.Close(s.listener)
 }
 
-// shortage logs that the host is out of something once per minute, however
-// many connections meet it.
+// shortage logs that the host lacks a resource, at most once per minute.
 type shortage struct {
 	mu   sync.Mutex
 	last time.Time
 }
 
-func (s *shortage) tell(log *slog.Logger, what string, err error) {
+func (s *shortage) log(log *slog.Logger, what string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if time.Since(s.last) < time.Minute {
 		return
 	}
 	s.last = time.Now()
-	log.Error(what+": the host or this process is out of a resource; raise its limit (LimitNOFILE, ip_local_port_range) or lower the load", "error", err)
+	log.Error(what+": the host or this process is out of a resource; "+
+		"raise its limit (LimitNOFILE, ip_local_port_range) or lower the load", "error", err)
 }

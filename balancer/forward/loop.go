@@ -9,52 +9,52 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop moves the connections that are its own, on one thread, by one epoll
-// instance. Nobody else touches them: others hand it functions by do.
+// loop moves its own connections, on one thread, with one epoll instance. Nobody else
+// touches them: others hand it functions by post.
 type loop struct {
 	f        *Forwarder
-	ep, wake int // wake is an eventfd that do writes to
+	ep, wake int // wake is an eventfd that post writes to
 
 	// Owned by the goroutine that runs it.
-	now    int64   // nanoseconds since epoch, read once in each round
-	conns  []*conn // by slot, nil where free
-	free   []int32
-	doors  []*door
-	serial uint32
-	timers timers
-	more   []ref // connections that have not moved all they could
-	buf    []byte
-	spare  []*conn
-	// openings that no connection needs now
-	openings []*opening
-	yielded  int64
-	stopped  bool
-	settling bool // a timer will call settle
+	now       int64   // nanoseconds since epoch, read once in each round
+	conns     []*conn // by slot, nil where free
+	freeSlots []int32
+	acceptors []*acceptor
+	serial    uint32
+	timers    timers
+	more      []ref // connections that could move more
+	buf       []byte
+	freeConns []*conn
+	// openings are unused now.
+	openings       []*opening
+	yielded        int64
+	stopped        bool
+	lateOptionsDue bool // a timer will call setLateOptions
 
-	open atomic.Int64 // connections, for those who choose a loop
+	open atomic.Int64 // connections; idlest compares it
 
 	mu    sync.Mutex
 	inbox []func()
 }
 
-// epoch is what times in the loops are counted from: differences of the
-// monotonic clock fit a word.
+// epoch is what times in the loops are counted from: differences of the monotonic clock
+// fit into one word.
 var epoch = time.Now()
 
 func nanotime() int64 { return int64(time.Since(epoch)) }
 
-// ref names a connection as long as it lives; slots are used again.
+// ref identifies a connection; slots are used again.
 type ref struct {
 	slot int32
 	id   uint32
 }
 
-// In the data of an event, Fd is a slot, or one of these, and Pad the serial
-// number of the registration, so that an event of a file that was closed in
-// the same round is not taken for its successor's.
+// In the data of an event, Fd is a slot or one of these. Pad is the serial number of the
+// registration, so that an event of a socket that was closed in the same round is not
+// taken for one of its successor.
 const (
-	slotWake = -1
-	slotDoor = -2 // and below: -2 minus the index of a door
+	slotWake     = -1
+	slotAcceptor = -2 // and below: -2 minus the index of an acceptor
 )
 
 func newLoop(f *Forwarder) (*loop, error) {
@@ -80,27 +80,27 @@ func (l *loop) close() {
 	unix.Close(l.wake)
 }
 
-// do has the loop call fn soon.
-func (l *loop) do(fn func()) {
+// post makes the loop call fn soon.
+func (l *loop) post(fn func()) {
 	l.mu.Lock()
 	l.inbox = append(l.inbox, fn)
 	first := len(l.inbox) == 1
 	l.mu.Unlock()
 	if first {
 		one := [8]byte{1}
-		_, _ = unix.Write(l.wake, one[:]) // full means that it is awake
+		_, _ = unix.Write(l.wake, one[:]) // an error means that the loop is awake
 	}
 }
 
-// yield is the time after which a busy loop lets other goroutines have its
-// thread, before the scheduler interrupts it by a signal.
+// yield is how long a busy loop runs before it lets other goroutines run. The scheduler
+// would interrupt it by a signal later.
 const yield = 5 * time.Millisecond
 
 // run serves until stopped is set.
 func (l *loop) run() {
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopped {
-		n, err := unix.EpollWait(l.ep, events, l.patience())
+		n, err := unix.EpollWait(l.ep, events, l.pollTimeout())
 		l.now = nanotime()
 		if l.now-l.yielded > int64(yield) {
 			runtime.Gosched()
@@ -108,7 +108,7 @@ func (l *loop) run() {
 			l.yielded = l.now
 		}
 		if err != nil && err != unix.EINTR {
-			panic("forward: epoll_wait: " + err.Error()) // only a bug of ours
+			panic("forward: epoll_wait: " + err.Error()) // can only be a bug here
 		}
 		for i := range max(n, 0) {
 			l.handle(&events[i])
@@ -128,7 +128,7 @@ func (l *loop) handle(ev *unix.EpollEvent) {
 	case ev.Fd == slotWake:
 		l.readInbox()
 	default:
-		if d := l.doors[slotDoor-ev.Fd]; d != nil && d.serial == uint32(ev.Pad) {
+		if d := l.acceptors[slotAcceptor-ev.Fd]; d != nil && d.serial == uint32(ev.Pad) {
 			d.accept()
 		}
 	}
@@ -146,8 +146,7 @@ func (l *loop) readInbox() {
 	}
 }
 
-// continueMore gives those that were interrupted for the sake of others
-// another turn.
+// continueMore gives connections that stopped for the sake of others another turn.
 func (l *loop) continueMore() {
 	todo := l.more
 	l.more = nil
@@ -162,7 +161,7 @@ func (l *loop) continueMore() {
 	}
 }
 
-// find is the connection that r names, nil if it has ended.
+// find is the connection that r identifies; nil if it has ended.
 func (l *loop) find(r ref) *conn {
 	if c := l.conns[r.slot]; c != nil && c.id == r.id {
 		return c
@@ -170,7 +169,7 @@ func (l *loop) find(r ref) *conn {
 	return nil
 }
 
-// next is a new serial number, never 0.
+// next is a new serial number. It is never 0.
 func (l *loop) next() uint32 {
 	l.serial++
 	if l.serial == 0 {
@@ -179,29 +178,29 @@ func (l *loop) next() uint32 {
 	return l.serial
 }
 
-// watch has the loop told of what happens to fd, once per change.
+// watch makes epoll report what happens to fd, once per change.
 func (l *loop) watch(fd int, slot int32, serial uint32) unix.Errno {
 	return sysWatch(l.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: slot, Pad: int32(serial),
 	})
 }
 
-// tick is the next moment, from at on, at which timers expire: some 8 ms apart,
-// since most of them are of connections that have long got what they waited
-// for, and a loop should not wake up for each.
+// tick is the first moment, from at on, at which timers expire. These moments are some
+// 8 ms apart: most timers belong to connections that no longer need them, and a loop
+// should not wake up for each.
 func tick(at int64) int64 {
 	const apart = 1 << 23 // ns
 	return (at + apart - 1) &^ (apart - 1)
 }
 
-// timer is a moment at which a connection is to be looked at.
+// timer is a moment at which something is due for a connection.
 type timer struct {
 	at int64
 	ref
 }
 
-// timers are a heap by time. Those of connections that have ended or that want
-// to be looked at sooner stay in it until their time, and are passed over then.
+// timers are a heap by time. A timer stays in it until its time even if its connection has
+// ended or has an earlier one, and is then ignored.
 type timers []timer
 
 func (h *timers) push(t timer) {
@@ -245,8 +244,8 @@ func (h *timers) pop() timer {
 	return first
 }
 
-// patience is how long epoll may wait, in milliseconds.
-func (l *loop) patience() int {
+// pollTimeout is how long epoll may wait, in milliseconds.
+func (l *loop) pollTimeout() int {
 	switch {
 	case len(l.more) > 0:
 		return 0
@@ -256,50 +255,50 @@ func (l *loop) patience() int {
 	return int(max(0, min(l.timers[0].at-nanotime()+999_999, int64(time.Hour)))) / int(time.Millisecond)
 }
 
-// expire looks at the connections whose time has come.
+// expire calls what is due.
 func (l *loop) expire() {
 	for len(l.timers) > 0 && l.timers[0].at <= l.now {
 		t := l.timers.pop()
 		if t.slot == slotWake {
-			l.settle()
+			l.setLateOptions()
 			continue
 		}
-		if t.slot <= slotDoor {
-			if d := l.doors[slotDoor-t.slot]; d != nil && d.serial == t.id {
+		if t.slot <= slotAcceptor {
+			if d := l.acceptors[slotAcceptor-t.slot]; d != nil && d.serial == t.id {
 				d.resume()
 			}
 			continue
 		}
 		if c := l.find(t.ref); c != nil && c.wakeAt == t.at {
 			c.wakeAt = 0
-			c.due()
+			c.onTimer()
 		}
 	}
 }
 
-// young is the age at which a connection gets its options.
-const young = int64(time.Second)
+// lateOptionsAge is the age at which a connection gets its options.
+const lateOptionsAge = int64(time.Second)
 
-// settleLater has the connections that are young now looked at in a while.
-func (l *loop) settleLater() {
-	if !l.settling {
-		l.settling = true
-		l.timers.push(timer{tick(l.now + young), ref{slot: slotWake}})
+// scheduleLateOptions makes the loop call setLateOptions when the youngest connections
+// have reached lateOptionsAge.
+func (l *loop) scheduleLateOptions() {
+	if !l.lateOptionsDue {
+		l.lateOptionsDue = true
+		l.timers.push(timer{tick(l.now + lateOptionsAge), ref{slot: slotWake}})
 	}
 }
 
-// settle gives the connections that have lived for a while the options that
-// find out a peer that has vanished.
-func (l *loop) settle() {
-	l.settling = false
+// setLateOptions gives older connections the options that detect a vanished peer.
+func (l *loop) setLateOptions() {
+	l.lateOptionsDue = false
 	l.each(func(c *conn) {
 		if c.state == relaying {
-			c.server.settle()
+			c.server.setOptionsOnce()
 		}
 	})
 }
 
-// each calls fn with every connection that the loop has now.
+// each calls fn with every connection that the loop has.
 func (l *loop) each(fn func(*conn)) {
 	for _, c := range l.conns {
 		if c != nil {

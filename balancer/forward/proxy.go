@@ -17,16 +17,16 @@ import (
 )
 
 const (
-	// maxProxyHeader is more than any sender needs for addresses and the
-	// usual TLVs. Version 1 is never longer than 107 bytes.
+	// maxProxyHeader is more bytes than any sender needs for addresses and the usual
+	// TLVs. Version 1 has at most 107 bytes.
 	maxProxyHeader = 2048
 	maxProxyV1     = 107
-	// proxyTime is how long a client that has to say whom it speaks for may
-	// be silent. Proxies say it at once.
+	// proxyTime is how long a client may take to send its PROXY header. Proxies send
+	// it at once.
 	proxyTime = 5 * time.Second
 )
 
-// errProxy is why a client that has to begin with a PROXY header is refused.
+// errProxy is why a client is refused that must begin with a PROXY header.
 var errProxy = errors.New("no PROXY header")
 
 // inspectTime bounds the wait for the bytes that decide about a client.
@@ -37,10 +37,10 @@ func inspectTime(h *balancer.ConnOptions) time.Duration {
 	return proxyTime
 }
 
-// inspect looks at the client's first bytes, which stay in the kernel.
+// inspect looks at the client's first bytes without taking them from the kernel.
 func (c *conn) inspect() {
 	o, l := c.opening, c.loop
-	h := &o.table.handling
+	h := &o.table.options
 	for {
 		n, errno := sysPeek(c.client.fd, l.buf[:maxProxyHeader])
 		if errno == unix.EAGAIN {
@@ -51,7 +51,7 @@ func (c *conn) inspect() {
 			return
 		}
 		b := l.buf[:n]
-		if o.speaks {
+		if o.awaitsProxy {
 			p, size, err := readProxy(b)
 			switch {
 			case err != nil:
@@ -61,12 +61,12 @@ func (c *conn) inspect() {
 				c.undecided()
 				return
 			}
-			// The header is ours alone; what follows is for the backend.
+			// The header is for us; what follows is for the backend.
 			if got, errno := sysRead(c.client.fd, b[:size]); errno != 0 || got != size {
 				c.abort()
 				return
 			}
-			o.speaks = false
+			o.awaitsProxy = false
 			if p.source.IsValid() {
 				c.source, o.to = p.source, p.to
 			}
@@ -79,7 +79,7 @@ func (c *conn) inspect() {
 			}
 		} else {
 			switch clientHello(b) {
-			case unwelcome:
+			case notTLS:
 				c.abort()
 				return
 			case undecided:
@@ -99,8 +99,7 @@ func (c *conn) undecided() {
 	}
 }
 
-// proxied is what a PROXY header says; without addresses it is about the
-// sender itself.
+// proxied is what a PROXY header says. Without addresses the client is the sender itself.
 type proxied struct{ source, to netip.AddrPort }
 
 var (
@@ -108,8 +107,8 @@ var (
 	proxyV2 = []byte("\r\n\r\n\x00\r\nQUIT\n")
 )
 
-// readProxy reads the PROXY header at the beginning of b, and its size; zero
-// means that more bytes are needed.
+// readProxy reads the PROXY header at the beginning of b. A size of zero means that more
+// bytes are needed.
 func readProxy(b []byte) (p proxied, size int, err error) {
 	begins := func(with []byte) bool { n := min(len(b), len(with)); return bytes.Equal(b[:n], with[:n]) }
 	switch {
@@ -152,11 +151,12 @@ func readProxy(b []byte) (p proxied, size int, err error) {
 	return proxied{unmap(from.AddrPort()), unmap(to.AddrPort())}, size, nil
 }
 
-// proxyHeader is what tells a backend of the client. Where the client's own
-// header did not say, to is the address that the client connected to.
+// proxyHeader is the PROXY header that tells a backend about the client. to is the
+// destination in the client's own header; without one it is the address that the client
+// connected to.
 func proxyHeader(version string, source, to netip.AddrPort, fd int, frontend netip.AddrPort) ([]byte, error) {
 	if !to.IsValid() {
-		// The socket's own port is another one where it was redirected.
+		// The socket has another port if the connection was redirected.
 		to = netip.AddrPortFrom(frontend.Addr().Unmap(), frontend.Port())
 		if to.Addr().IsUnspecified() {
 			to = localAddr(fd)

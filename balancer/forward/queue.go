@@ -8,38 +8,38 @@ import (
 	"time"
 )
 
-// queue has the connections of a service that wait for a backend with room, in
-// the order in which they came.
+// queue holds the connections of a service that wait for a backend with room, in the
+// order in which they came.
 type queue struct {
-	waiting atomic.Int32 // how many, so that nobody locks for nothing
+	waiting atomic.Int32 // the length of waiters, read without mu
 
 	mu      sync.Mutex
-	tickets []*ticket
+	waiters []*waiter
 }
 
-// ticket is a connection's place in the queue.
-type ticket struct {
+// waiter is a connection's place in the queue.
+type waiter struct {
 	loop   *loop
 	ref    ref
 	source netip.Addr
 	want   *target // nil for any
 }
 
-// leave takes a connection out, wherever it stands.
-func (q *queue) leave(t *ticket) {
+// remove takes a connection out, wherever it stands.
+func (q *queue) remove(t *waiter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if i := slices.Index(q.tickets, t); i >= 0 {
-		q.tickets = slices.Delete(q.tickets, i, i+1)
+	if i := slices.Index(q.waiters, t); i >= 0 {
+		q.waiters = slices.Delete(q.waiters, i, i+1)
 		q.waiting.Add(-1)
 	}
 }
 
-// room reports whether one more may wait for want. Called with mu held.
+// room reports whether one more may wait for want. The caller holds mu.
 func (q *queue) room(tb *table, want *target) bool {
 	if want == nil {
 		most := tb.queueLimit()
-		return most < 0 || len(q.tickets) < most
+		return most < 0 || len(q.waiters) < most
 	}
 	most := -1
 	for _, s := range tb.slots {
@@ -48,7 +48,7 @@ func (q *queue) room(tb *table, want *target) bool {
 		}
 	}
 	n := 0
-	for _, t := range q.tickets {
+	for _, t := range q.waiters {
 		if t.want == want {
 			n++
 		}
@@ -56,8 +56,8 @@ func (q *queue) room(tb *table, want *target) bool {
 	return most < 0 || n < most
 }
 
-// wait queues the connection for want, or for any backend where too many wait
-// for that one. Where too many wait for all of them it is reset.
+// wait queues the connection for want, or for any backend if too many wait for want. If
+// too many wait for all of them, it resets the connection.
 func (c *conn) wait(want *target) {
 	s, o := c.service, c.opening
 	q := &s.queue
@@ -70,32 +70,32 @@ func (c *conn) wait(want *target) {
 		c.abort()
 		return
 	}
-	o.ticket = &ticket{c.loop, ref{c.slot, c.id}, c.source.Addr(), want}
-	q.tickets = append(q.tickets, o.ticket)
+	o.waiter = &waiter{c.loop, ref{c.slot, c.id}, c.source.Addr(), want}
+	q.waiters = append(q.waiters, o.waiter)
 	q.waiting.Add(1)
 	q.mu.Unlock()
 
 	c.state = waiting
-	patience := int64(o.table.handling.QueueTimeout)
-	if patience <= 0 {
-		patience = o.table.patience
+	timeout := int64(o.table.options.QueueTimeout)
+	if timeout <= 0 {
+		timeout = o.table.dialTimeout
 	}
-	o.deadline = c.loop.now + patience
+	o.deadline = c.loop.now + timeout
 	c.arm()
-	// Room that was made between the look and the ticket would be missed.
-	s.call()
+	// Room that was made before the connection was queued must not be missed.
+	s.admitWaiting()
 }
 
-// call gives the room that there is to those who wait.
-func (s *service) call() {
+// admitWaiting gives the room that there is to the connections that wait.
+func (s *service) admitWaiting() {
 	tb := s.table.Load()
 	now := nanotime()
 	q := &s.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	full := false // all are: only those who wait for a certain one may have luck
-	for i := 0; i < len(q.tickets); {
-		k := q.tickets[i]
+	full := false // all backends are, except perhaps one that somebody waits for
+	for i := 0; i < len(q.waiters); {
+		k := q.waiters[i]
 		t := k.want
 		switch {
 		case t == nil && full:
@@ -115,20 +115,20 @@ func (s *service) call() {
 				continue
 			}
 		}
-		q.tickets = slices.Delete(q.tickets, i, i+1)
+		q.waiters = slices.Delete(q.waiters, i, i+1)
 		q.waiting.Add(-1)
-		k.loop.do(func() { s.granted(k, t) })
+		k.loop.post(func() { s.admit(k, t) })
 	}
 }
 
-// granted begins the dial of a connection that has waited, if it still does.
-func (s *service) granted(k *ticket, t *target) {
+// admit starts the dial of a connection that has waited, if it still waits.
+func (s *service) admit(k *waiter, t *target) {
 	c := k.loop.find(k.ref)
-	if c == nil || c.state != waiting || c.opening.ticket != k {
+	if c == nil || c.state != waiting || c.opening.waiter != k {
 		s.release(t)
 		return
 	}
-	c.opening.ticket = nil
+	c.opening.waiter = nil
 	c.opening.table = s.table.Load()
 	c.state = dialing
 	if !c.dial(t) {
@@ -136,38 +136,38 @@ func (s *service) granted(k *ticket, t *target) {
 	}
 }
 
-// release counts a connection with t off, and gives its room to who waits.
+// release uncounts a connection with t, and gives its room to one that waits.
 func (s *service) release(t *target) {
 	t.open.Add(^uint64(0))
 	if s.queue.waiting.Load() > 0 {
-		s.call()
+		s.admitWaiting()
 	}
 }
 
-// sticky remembers for some time which backend a client address had. It keeps
-// two generations of bounded size and forgets the older one as a whole, so
-// that neither time nor clients make it grow.
-type sticky struct {
+// persistence remembers for some time which backend a client address had. It keeps two
+// generations of bounded size and forgets the older one as a whole, so that it never
+// grows without bound.
+type persistence struct {
 	mu       sync.Mutex
 	span     int64
-	now, old map[netip.Addr]memory
+	now, old map[netip.Addr]remembered
 	turned   int64 // when now began
 }
 
-type memory struct {
+type remembered struct {
 	backend netip.AddrPort
 	at      int64
 }
 
-// maxSticky bounds each generation: some 10 MiB.
-const maxSticky = 1 << 16
+// maxRemembered bounds each generation: some 10 MiB.
+const maxRemembered = 1 << 16
 
-func newSticky(span time.Duration) *sticky {
-	return &sticky{span: int64(span), now: make(map[netip.Addr]memory)}
+func newPersistence(span time.Duration) *persistence {
+	return &persistence{span: int64(span), now: make(map[netip.Addr]remembered)}
 }
 
 // find is the backend that client had less than span ago.
-func (s *sticky) find(client netip.Addr, at int64) (netip.AddrPort, bool) {
+func (s *persistence) find(client netip.Addr, at int64) (netip.AddrPort, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, ok := s.now[client]
@@ -177,17 +177,17 @@ func (s *sticky) find(client netip.Addr, at int64) (netip.AddrPort, bool) {
 	return m.backend, ok && at-m.at < s.span
 }
 
-func (s *sticky) put(client netip.Addr, backend netip.AddrPort, at int64) {
+func (s *persistence) put(client netip.Addr, backend netip.AddrPort, at int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if at-s.turned >= s.span || len(s.now) >= maxSticky {
-		s.now, s.old, s.turned = make(map[netip.Addr]memory), s.now, at
+	if at-s.turned >= s.span || len(s.now) >= maxRemembered {
+		s.now, s.old, s.turned = make(map[netip.Addr]remembered), s.now, at
 	}
-	s.now[client] = memory{backend, at}
+	s.now[client] = remembered{backend, at}
 }
 
 // setSpan changes how long it remembers.
-func (s *sticky) setSpan(span time.Duration) {
+func (s *persistence) setSpan(span time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.span = int64(span)

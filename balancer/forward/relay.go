@@ -8,54 +8,54 @@ import (
 )
 
 const (
-	// bufferSize is what one read takes at most. A stream that fills it twice
-	// in a row is bulk, which splice moves cheaper.
+	// bufferSize is the most bytes that one read takes. A stream that fills it twice in
+	// a row is bulk, which splice moves with less work.
 	bufferSize = 32 << 10
 	bulkAfter  = 2
-	// smallSize is enough for a ClientHello, and most requests.
+	// smallSize is enough for a ClientHello, and for most requests.
 	smallSize = 2 << 10
-	// pipeSize is what is asked of the kernel for a pipe; it may give less.
+	// pipeSize is requested from the kernel for a pipe; it may give less.
 	pipeSize = 512 << 10
-	// turn is how much one direction moves before others have theirs.
-	turn = 1 << 20
+	// turnBytes is how much one direction moves before it is the turn of others.
+	turnBytes = 1 << 20
 )
 
-// pools are what connections borrow while they move bytes. An idle connection
-// holds nothing of them.
+// pools hold what connections borrow while they move bytes. An idle connection borrows
+// nothing.
 type pools struct {
-	small   sync.Pool  // of *held of smallSize: a client's first bytes
-	large   sync.Pool  // of *held of bufferSize
-	pipes   chan *pipe // empty ones, with as many as are worth their files
+	small   sync.Pool  // of *buffer of smallSize: a client's first bytes
+	large   sync.Pool  // of *buffer of bufferSize
+	pipes   chan *pipe // empty pipes, kept for reuse
 	spliced atomic.Uint64
 }
 
 func newPools() *pools {
 	return &pools{
-		small: sync.Pool{New: func() any { return &held{buf: make([]byte, smallSize)} }},
-		large: sync.Pool{New: func() any { return &held{buf: make([]byte, bufferSize)} }},
+		small: sync.Pool{New: func() any { return &buffer{buf: make([]byte, smallSize)} }},
+		large: sync.Pool{New: func() any { return &buffer{buf: make([]byte, bufferSize)} }},
 		pipes: make(chan *pipe, 64),
 	}
 }
 
-// held are bytes that were read and could not be written yet.
-type held struct {
+// buffer holds bytes that were read and could not be written yet.
+type buffer struct {
 	from, to int
 	buf      []byte
 }
 
-// hold is one that holds b, with room for as many bytes before it.
-func (p *pools) hold(before int, b []byte) *held {
+// hold is a buffer with b in it, and with room for as many bytes before b.
+func (p *pools) hold(before int, b []byte) *buffer {
 	pool := &p.small
 	if before+len(b) > smallSize {
 		pool = &p.large
 	}
-	h := pool.Get().(*held)
+	h := pool.Get().(*buffer)
 	h.from, h.to = before, before+copy(h.buf[before:], b)
 	return h
 }
 
-// letGo takes h back.
-func (p *pools) letGo(h *held) {
+// putBuffer takes h back.
+func (p *pools) putBuffer(h *buffer) {
 	if len(h.buf) == smallSize {
 		p.small.Put(h)
 		return
@@ -77,12 +77,12 @@ func (p *pools) pipe() *pipe {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return nil
 	}
-	// A refusal leaves the pipe at 64 KiB, which only costs system calls.
+	// On an error the pipe stays at 64 KiB, which only costs more system calls.
 	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	return &pipe{fds[0], fds[1]}
 }
 
-// put gives an empty pipe back.
+// put takes an empty pipe back.
 func (p *pools) put(q *pipe) {
 	select {
 	case p.pipes <- q:
@@ -96,7 +96,7 @@ func (q *pipe) close() {
 	unix.Close(q.w)
 }
 
-// close closes the pipes that wait to be used again.
+// close closes the unused pipes.
 func (p *pools) close() {
 	for {
 		select {
@@ -110,28 +110,28 @@ func (p *pools) close() {
 
 // flow is one direction of a connection.
 type flow struct {
-	held  *held // at most one of these two has bytes in it
+	held  *buffer // at most one of held and pipe has bytes in it
 	pipe  *pipe
 	piped int
-	bulk  int16 // full reads in a row; far below zero while there is no pipe
-	ended bool  // the source has said its last word
-	done  bool  // and the destination has been told
+	bulk  int16 // full reads in a row; far below zero while no pipe can be opened
+	ended bool  // the source has sent its last byte
+	done  bool  // and the destination has got the end
 }
 
-// moved is what a turn of a flow has come to.
+// moved is the outcome of one turn of a flow.
 type moved struct {
 	n      int
 	more   bool // there is more to move, but it is the turn of others
 	failed bool // one side was reset
 }
 
-// move moves what can be moved now. last says that the other direction is
-// done, so that the end of this one is that of the connection.
+// move moves what can be moved now. last says that the other direction is done, so that
+// the end of this one is the end of the connection.
 func (f *flow) move(l *loop, src, dst *end, last bool) (m moved) {
 	if f.done {
 		return m
 	}
-	for m.n < turn {
+	for m.n < turnBytes {
 		if f.held != nil || f.piped > 0 {
 			if !dst.writable {
 				return m
@@ -146,14 +146,14 @@ func (f *flow) move(l *loop, src, dst *end, last bool) (m moved) {
 			continue
 		}
 		if f.ended {
-			// Where the whole connection ends, closing says it cheaper.
+			// If the whole connection ends, close saves the shutdown.
 			m.failed = !last && sysShutdown(dst.fd) != 0
 			f.done = true
-			f.drop(l.f.pools)
+			f.release(l.f.pools)
 			return m
 		}
 		if !src.readable {
-			f.rest(l.f.pools)
+			f.releasePipe(l.f.pools)
 			return m
 		}
 		var n int
@@ -195,15 +195,15 @@ func (f *flow) copy(l *loop, src, dst *end) (int, unix.Errno) {
 		switch {
 		case src.broken:
 		case src.fin:
-			// These were the last bytes. They leave in one packet with the
-			// end that move sends behind them.
+			// These were the last bytes. They leave in one packet with the FIN that
+			// move sends after them.
 			f.ended = true
 			flags = unix.MSG_MORE
 		default:
 			src.readable = false // epoll tells of what comes now; see epoll(7), "short"
 		}
 	}
-	dst.prompt()
+	dst.beforeWrite()
 	sent, errno := sysSend(dst.fd, l.buf[:n], flags)
 	if errno == unix.EAGAIN {
 		sent, errno = 0, 0
@@ -218,13 +218,13 @@ func (f *flow) copy(l *loop, src, dst *end) (int, unix.Errno) {
 	return n, 0
 }
 
-// hold keeps bytes for later; there are none held yet.
+// hold keeps bytes for later. No bytes are held yet.
 func (f *flow) hold(p *pools, b []byte) {
 	f.held = p.hold(0, b)
 }
 
-// lead has b written before anything else. It reports whether it fits.
-func (f *flow) lead(p *pools, b []byte) bool {
+// prepend makes b the next bytes to be written. It reports whether b fits.
+func (f *flow) prepend(p *pools, b []byte) bool {
 	var rest []byte
 	old := f.held
 	if old != nil {
@@ -237,20 +237,20 @@ func (f *flow) lead(p *pools, b []byte) bool {
 	f.held.from = 0
 	copy(f.held.buf, b)
 	if old != nil {
-		p.letGo(old)
+		p.putBuffer(old)
 	}
 	return true
 }
 
-// splice moves what fits a pipe without copying it through this process.
+// splice moves what fits into a pipe without copying it through this process.
 func (f *flow) splice(l *loop, src, dst *end) (int, unix.Errno) {
 	if f.pipe == nil {
 		if f.pipe = l.f.pools.pipe(); f.pipe == nil {
-			f.bulk = -1000 // then the buffer does, for a while
+			f.bulk = -1000 // use the buffer for a while
 			return 0, 0
 		}
 	}
-	dst.prompt()
+	dst.beforeWrite()
 	n, errno := sysSplice(src.fd, f.pipe.w, pipeSize)
 	switch {
 	case errno == unix.EAGAIN:
@@ -262,7 +262,7 @@ func (f *flow) splice(l *loop, src, dst *end) (int, unix.Errno) {
 		f.ended = true
 		return 0, 0
 	}
-	if n < bufferSize { // no bulk any more
+	if n < bufferSize { // no longer bulk
 		f.bulk = 0
 	}
 	f.piped = n
@@ -270,8 +270,8 @@ func (f *flow) splice(l *loop, src, dst *end) (int, unix.Errno) {
 	return n, 0
 }
 
-// flush writes what is held or in the pipe, as far as dst takes it. It reports
-// whether dst is still there.
+// flush writes what is held or in the pipe, as far as dst takes it. It reports whether
+// dst is still open.
 func (f *flow) flush(p *pools, dst *end) bool {
 	for f.piped > 0 {
 		n, errno := sysSplice(f.pipe.r, dst.fd, f.piped)
@@ -285,7 +285,7 @@ func (f *flow) flush(p *pools, dst *end) bool {
 		f.piped -= n
 	}
 	if h := f.held; h != nil {
-		dst.prompt()
+		dst.beforeWrite()
 		n, errno := sysSend(dst.fd, h.buf[h.from:h.to], 0)
 		switch {
 		case errno == unix.EAGAIN:
@@ -299,29 +299,28 @@ func (f *flow) flush(p *pools, dst *end) bool {
 			return true
 		}
 		f.held = nil
-		p.letGo(h)
+		p.putBuffer(h)
 	}
 	return true
 }
 
-// rest gives an empty pipe back while there is nothing to move.
-func (f *flow) rest(p *pools) {
+// releasePipe gives an empty pipe back.
+func (f *flow) releasePipe(p *pools) {
 	if f.pipe != nil && f.piped == 0 {
 		p.put(f.pipe)
 		f.pipe = nil
 	}
 }
 
-// drop gives back what the flow has borrowed. A pipe with bytes of this
-// connection in it goes with it.
-func (f *flow) drop(p *pools) {
-	f.rest(p)
+// release gives back what the flow has borrowed. It closes a pipe that still has bytes.
+func (f *flow) release(p *pools) {
+	f.releasePipe(p)
 	if f.pipe != nil {
 		f.pipe.close()
 		f.pipe = nil
 	}
 	if f.held != nil {
-		p.letGo(f.held)
+		p.putBuffer(f.held)
 		f.held = nil
 	}
 }

@@ -169,7 +169,7 @@ func TestReset(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			end := make(chan error, 1)
 			server := backend(t, func(c *net.TCPConn) {
-				c.SetDeadline(time.Now().Add(patience))
+				c.SetDeadline(time.Now().Add(timeout))
 				io.WriteString(c, "x")
 				_, err := c.Read(make([]byte, 1))
 				if tt.halfFirst && err == io.EOF {
@@ -183,7 +183,7 @@ func TestReset(t *testing.T) {
 				// A socket whose reading side has ended hears of a reset by
 				// its error only.
 				raw, _ := c.SyscallConn()
-				for until := time.Now().Add(patience); err == nil || err == io.EOF; time.Sleep(time.Millisecond) {
+				for until := time.Now().Add(timeout); err == nil || err == io.EOF; time.Sleep(time.Millisecond) {
 					raw.Control(func(fd uintptr) {
 						if n, gerr := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); gerr != nil || n != 0 {
 							err = unix.ECONNRESET

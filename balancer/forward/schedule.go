@@ -11,38 +11,39 @@ import (
 	"appliance/balancer"
 )
 
-// candidate is what a scheduler may know of a backend.
+// candidate is what a scheduler knows about a backend.
 type candidate struct {
 	addr   netip.AddrPort
 	weight int    // above 0
-	share  int    // of its weight, of fullShare: less while it starts slowly
+	share  int    // the part of its weight, of fullShare, that slow start has reached
 	open   uint64 // connections now
 }
 
-// weighs is the weight in parts of fullShare; level takes all weights for 1.
-func (c candidate) weighs(level bool) int {
-	if level {
+// effectiveWeight is the weight in parts of fullShare. With equalWeights every weight
+// counts as 1.
+func (c candidate) effectiveWeight(equalWeights bool) int {
+	if equalWeights {
 		return c.share
 	}
 	return c.weight * c.share
 }
 
-// A scheduler chooses the index of the candidate that gets a connection from
-// client. There is at least one candidate. Schedulers are safe for concurrent
-// use; the candidates may be others at each call.
+// A scheduler chooses the index of the candidate that gets a connection from client.
+// There is at least one candidate, and the candidates may differ at each call.
+// Schedulers are safe for concurrent use.
 type scheduler interface {
 	pick(cs []candidate, client netip.Addr) int
 }
 
-// newScheduler is the scheduler of that name; the empty name is rr.
+// newScheduler is the scheduler of that name. The empty name means rr.
 func newScheduler(name balancer.Scheduler) (scheduler, error) {
 	switch name {
 	case balancer.RoundRobin, "":
-		return &smooth{level: true}, nil
+		return &smooth{equalWeights: true}, nil
 	case balancer.WeightedRoundRobin:
 		return &smooth{}, nil
 	case balancer.LeastConn:
-		return &least{level: true}, nil
+		return &least{equalWeights: true}, nil
 	case balancer.WeightedLeastConn:
 		return &least{}, nil
 	case balancer.SourceHash:
@@ -55,11 +56,11 @@ func newScheduler(name balancer.Scheduler) (scheduler, error) {
 	return nil, fmt.Errorf("scheduler %q is unknown in user space: use rr, wrr, lc, wlc, sh, random or first", name)
 }
 
-// smooth is weighted round robin that never gives one backend two turns while
-// another waits for its share: each turn adds every weight to its backend's
-// credit, takes the richest, and subtracts the sum from it.
+// smooth is weighted round robin that spreads the turns of each backend evenly: each turn
+// adds every weight to its backend's credit, takes the backend with the most credit, and
+// subtracts the sum of weights from it.
 type smooth struct {
-	level bool // all weights count as 1
+	equalWeights bool // all weights count as 1
 
 	mu     sync.Mutex
 	credit map[netip.AddrPort]int
@@ -73,7 +74,7 @@ func (s *smooth) pick(cs []candidate, _ netip.Addr) int {
 	}
 	best, most, sum := 0, math.MinInt, 0
 	for i, c := range cs {
-		w := c.weighs(s.level)
+		w := c.effectiveWeight(s.equalWeights)
 		sum += w
 		n := s.credit[c.addr] + w
 		s.credit[c.addr] = n
@@ -85,15 +86,15 @@ func (s *smooth) pick(cs []candidate, _ netip.Addr) int {
 	return best
 }
 
-// least takes the backend with the fewest open connections for its weight.
-// Equals take turns, so that an idle set does not load its first backend only.
+// least takes the backend with the fewest open connections for its weight. Equals take
+// turns, so that an idle set does not load only its first backend.
 type least struct {
-	level bool
-	ties  smooth
+	equalWeights bool
+	ties         smooth
 }
 
 func (l *least) pick(cs []candidate, client netip.Addr) int {
-	weight := func(c candidate) uint64 { return uint64(c.weighs(l.level)) }
+	weight := func(c candidate) uint64 { return uint64(c.effectiveWeight(l.equalWeights)) }
 	// less compares (open+1)/weight without dividing.
 	less := func(a, b candidate) bool {
 		return (a.open+1)*weight(b) < (b.open+1)*weight(a)
@@ -120,9 +121,9 @@ func (l *least) pick(cs []candidate, client netip.Addr) int {
 	return at[l.ties.pick(equals, client)]
 }
 
-// sourceHash keeps a client address on one backend by weighted rendezvous
-// hashing: a backend that leaves or comes moves only its own clients, and
-// every node chooses the same.
+// sourceHash keeps a client address on one backend by weighted rendezvous hashing: a
+// backend that leaves or comes moves only its own clients, and every node chooses the
+// same.
 type sourceHash struct{}
 
 func (sourceHash) pick(cs []candidate, client netip.Addr) int {
@@ -130,10 +131,10 @@ func (sourceHash) pick(cs []candidate, client netip.Addr) int {
 	source := hash(0, client.As16(), 0)
 	for i, c := range cs {
 		h := hash(source, c.addr.Addr().As16(), c.addr.Port())
-		// A uniform u in (0,1] raised to 1/weight is greatest with a
-		// probability in proportion to weight; its logarithm orders the same.
+		// A uniform u in (0,1], raised to 1/weight, is the greatest with a probability
+		// in proportion to weight. Its logarithm has the same order.
 		u := (float64(h>>11) + 1) / (1 << 53)
-		if score := math.Log(u) / float64(c.weighs(false)); score > most {
+		if score := math.Log(u) / float64(c.effectiveWeight(false)); score > most {
 			best, most = i, score
 		}
 	}
@@ -151,24 +152,24 @@ func hash(seed uint64, addr [16]byte, port uint16) uint64 {
 	return seed
 }
 
-// random takes any, in proportion to weight.
+// random takes any candidate, in proportion to weight.
 type random struct{}
 
 func (random) pick(cs []candidate, _ netip.Addr) int {
 	sum := 0
 	for _, c := range cs {
-		sum += c.weighs(false)
+		sum += c.effectiveWeight(false)
 	}
 	n := rand.IntN(sum)
 	for i, c := range cs {
-		if n -= c.weighs(false); n < 0 {
+		if n -= c.effectiveWeight(false); n < 0 {
 			return i
 		}
 	}
 	return len(cs) - 1
 }
 
-// first takes the first.
+// first takes the first candidate.
 type first struct{}
 
 func (first) pick([]candidate, netip.Addr) int { return 0 }

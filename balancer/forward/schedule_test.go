@@ -90,14 +90,14 @@ func TestWeightedRoundRobinIsSmooth(t *testing.T) {
 func TestLeastConnections(t *testing.T) {
 	cs := weighted(1, 1, 4)
 	cs[0].open, cs[1].open, cs[2].open = 3, 2, 8
-	if got := (&least{level: true}).pick(cs, netip.Addr{}); got != 1 {
+	if got := (&least{equalWeights: true}).pick(cs, netip.Addr{}); got != 1 {
 		t.Errorf("lc took %d, want the one with 2 open", got)
 	}
 	// (3+1)/1, (2+1)/1, (8+1)/4
 	if got := (&least{}).pick(cs, netip.Addr{}); got != 2 {
 		t.Errorf("wlc took %d, want the one of weight 4", got)
 	}
-	idle, l := weighted(1, 1, 1), &least{level: true}
+	idle, l := weighted(1, 1, 1), &least{equalWeights: true}
 	seen := map[int]bool{}
 	for range 3 {
 		seen[l.pick(idle, netip.Addr{})] = true
@@ -154,7 +154,7 @@ func TestPickPrefersSoundBackends(t *testing.T) {
 	}
 	tries := 0
 	for range 10 {
-		if got, _ := tb.pick(client(1), nil, now+2*int64(shunFor)); got == a {
+		if got, _ := tb.pick(client(1), nil, now+2*int64(avoidFor)); got == a {
 			tries++
 		}
 	}

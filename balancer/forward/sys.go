@@ -3,19 +3,21 @@ package forward
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// The system calls of the loops. None of them blocks, so the scheduler is not
-// told of them (entersyscall, exitsyscall): that is a tenth of their cost.
-
-// They are repeated when a signal interrupts them.
+// The system calls of the loops. None of them blocks, so they need not tell the scheduler
+// (entersyscall, exitsyscall), which saves a tenth of their cost. They are repeated when a
+// signal interrupts them.
 
 func sysRead(fd int, p []byte) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		n, _, errno := unix.RawSyscall(
+			unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+		)
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
@@ -24,7 +26,10 @@ func sysRead(fd int, p []byte) (int, unix.Errno) {
 
 func sysPeek(fd int, p []byte) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_PEEK, 0, 0)
+		n, _, errno := unix.RawSyscall6(
+			unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+			unix.MSG_PEEK, 0, 0,
+		)
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
@@ -33,7 +38,10 @@ func sysPeek(fd int, p []byte) (int, unix.Errno) {
 
 func sysSend(fd int, p []byte, flags int) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(flags|unix.MSG_NOSIGNAL), 0, 0)
+		n, _, errno := unix.RawSyscall6(
+			unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+			uintptr(flags|unix.MSG_NOSIGNAL), 0, 0,
+		)
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
@@ -42,7 +50,9 @@ func sysSend(fd int, p []byte, flags int) (int, unix.Errno) {
 
 func sysSplice(from, to, n int) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		n, _, errno := unix.RawSyscall6(
+			unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE,
+		)
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
@@ -52,7 +62,10 @@ func sysSplice(from, to, n int) (int, unix.Errno) {
 func sysAccept(fd int, from *unix.RawSockaddrAny) (int, unix.Errno) {
 	for {
 		size := uint32(unix.SizeofSockaddrAny)
-		n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(from)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+		n, _, errno := unix.RawSyscall6(
+			unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(from)), uintptr(unsafe.Pointer(&size)),
+			unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0,
+		)
 		if errno != unix.EINTR {
 			return int(n), errno
 		}
@@ -60,21 +73,27 @@ func sysAccept(fd int, from *unix.RawSockaddrAny) (int, unix.Errno) {
 }
 
 func sysSocket(family int) (int, unix.Errno) {
-	fd, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	fd, _, errno := unix.RawSyscall(
+		unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP,
+	)
 	return int(fd), errno
 }
 
 func sysConnect(fd int, to []byte) unix.Errno {
-	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)))
+	_, _, errno := unix.RawSyscall(
+		unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)),
+	)
 	return errno
 }
 
 func sysBind(fd int, to []byte) unix.Errno {
-	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)))
+	_, _, errno := unix.RawSyscall(
+		unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)),
+	)
 	return errno
 }
 
-// sysListen asks for a queue as long as the kernel allows (somaxconn).
+// sysListen requests the longest queue that the kernel allows (somaxconn).
 func sysListen(fd int) unix.Errno {
 	_, _, errno := unix.RawSyscall(unix.SYS_LISTEN, uintptr(fd), 1<<16, 0)
 	return errno
@@ -86,26 +105,33 @@ func sysShutdown(fd int) unix.Errno {
 }
 
 func sysOption(fd, level, name int, value int32) unix.Errno {
-	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&value)), 4, 0)
+	_, _, errno := unix.RawSyscall6(
+		unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&value)), 4, 0,
+	)
 	return errno
 }
 
 func sysWatch(ep, op, fd int, ev *unix.EpollEvent) unix.Errno {
-	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0)
+	_, _, errno := unix.RawSyscall6(
+		unix.SYS_EPOLL_CTL, uintptr(ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0,
+	)
 	return errno
 }
 
-// sysClose has no retry: the file is gone even where a signal interrupts it.
+// sysClose has no retry: the file is closed even if a signal interrupts it.
 func sysClose(fd int) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // sysReset closes a socket with RST instead of FIN (RFC 9293, section 3.10.5).
 func sysReset(fd int) {
 	linger := unix.Linger{Onoff: 1}
-	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unix.SizeofLinger, 0)
+	unix.RawSyscall6(
+		unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)),
+		unix.SizeofLinger, 0,
+	)
 	sysClose(fd)
 }
 
-// socketError is what happened to the socket behind our back; nil if nothing.
+// socketError is the pending error of the socket; nil if there is none.
 func socketError(fd int) error {
 	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	if err != nil {
@@ -117,26 +143,26 @@ func socketError(fd int) error {
 	return nil
 }
 
-// sockaddr is a as the kernel wants it.
+// sockaddr is a in the kernel's form.
 func sockaddr(a netip.AddrPort) (family int, raw []byte) {
 	port := [2]byte{byte(a.Port() >> 8), byte(a.Port())}
 	if a.Addr().Unmap().Is4() {
 		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: a.Addr().Unmap().As4()}
 		*(*[2]byte)(unsafe.Pointer(&sa.Port)) = port
-		return unix.AF_INET, append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)...)
+		return unix.AF_INET, slices.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4))
 	}
 	sa := unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: a.Addr().As16()}
 	*(*[2]byte)(unsafe.Pointer(&sa.Port)) = port
 	if zone := a.Addr().Zone(); zone != "" {
-		// Unknown stays 0, and the dial says so.
+		// An unknown interface stays 0, and the dial fails with a clear error.
 		if link, err := net.InterfaceByName(zone); err == nil {
 			sa.Scope_id = uint32(link.Index)
 		}
 	}
-	return unix.AF_INET6, append([]byte(nil), unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet6)...)
+	return unix.AF_INET6, slices.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet6))
 }
 
-// addrPort reads what accept4 wrote.
+// addrPort reads the address that accept4 wrote.
 func addrPort(sa *unix.RawSockaddrAny) netip.AddrPort {
 	port := func(p *uint16) uint16 {
 		b := (*[2]byte)(unsafe.Pointer(p))

@@ -17,14 +17,14 @@ type target struct {
 	sockaddr []byte
 
 	open, total, failed, in, out atomic.Uint64
-	usual                        atomic.Int64 // time that a dial takes, smoothed, in ns
-	// shun is when a target that failed or hung may be tried again by one
-	// connection; zero means that nothing is wrong.
-	shun atomic.Int64
-	// since is when it came into rotation, zero if it always was.
+	usualDial                    atomic.Int64 // smoothed duration of a dial, in ns
+	// avoidUntil is when one connection may try the target again after a dial failed or
+	// was slow; zero means that nothing is wrong.
+	avoidUntil atomic.Int64
+	// since is when it came into rotation; zero if it always was.
 	since atomic.Int64
-	// gone: neither in rotation nor draining. Its connections are reset, and
-	// one that was dialing meanwhile must not slip through.
+	// gone means neither in rotation nor draining. Its connections are reset, also one
+	// whose dial was under way.
 	gone atomic.Bool
 }
 
@@ -34,54 +34,56 @@ func newTarget(id balancer.Target) *target {
 	return t
 }
 
-// shunFor is how long a target that failed a dial is passed over where there
-// is another. Then one connection tries it.
-const shunFor = time.Second
+// avoidFor is how long a target that failed a dial is passed over if there is another
+// one. Then one connection tries it.
+const avoidFor = time.Second
 
-// avoid passes t over for a while.
-func (t *target) avoid(now int64) { t.shun.Store(now + int64(shunFor)) }
+// avoid passes t over for avoidFor.
+func (t *target) avoid(now int64) { t.avoidUntil.Store(now + int64(avoidFor)) }
 
 // answered records a dial that succeeded.
 func (t *target) answered(took time.Duration) {
-	if t.shun.Load() != 0 {
-		t.shun.Store(0)
+	if t.avoidUntil.Load() != 0 {
+		t.avoidUntil.Store(0)
 	}
-	usual := t.usual.Load()
+	usual := t.usualDial.Load()
 	if usual == 0 {
 		usual = int64(took)
 	}
-	t.usual.Store(usual + (int64(took)-usual)/8)
+	t.usualDial.Store(usual + (int64(took)-usual)/8)
 }
 
-// mayTry claims the right to try t, which for a shunned target only one
-// connection in shunFor gets.
+// mayTry claims the right to try t. For a target that is avoided, only one connection in
+// avoidFor gets it.
 func (t *target) mayTry(now int64) bool {
-	until := t.shun.Load()
-	return until == 0 || now >= until && t.shun.CompareAndSwap(until, now+int64(shunFor))
+	until := t.avoidUntil.Load()
+	return until == 0 || now >= until && t.avoidUntil.CompareAndSwap(until, now+int64(avoidFor))
 }
 
-// shunned reports whether mayTry is certain to say no.
-func (t *target) shunned(now int64) bool { return now < t.shun.Load() }
+// avoided reports whether mayTry is certain to return false.
+func (t *target) avoided(now int64) bool { return now < t.avoidUntil.Load() }
 
 func (t *target) traffic() balancer.Traffic {
-	return balancer.Traffic{Open: t.open.Load(), Total: t.total.Load(), Failed: t.failed.Load(), In: t.in.Load(), Out: t.out.Load()}
+	return balancer.Traffic{
+		Open: t.open.Load(), Total: t.total.Load(), Failed: t.failed.Load(), In: t.in.Load(), Out: t.out.Load(),
+	}
 }
 
-// table is what new connections of a service are given to. It never changes.
+// table says where the new connections of a service go. It never changes.
 type table struct {
 	loadBalancer string
 	name         balancer.Scheduler
 	scheduler    scheduler
-	handling     balancer.ConnOptions
-	choosy       bool  // handling names clients
-	patience     int64 // of one dial
+	options      balancer.ConnOptions
+	filters      bool  // options allow or deny certain clients
+	dialTimeout  int64 // of one dial
 	tries        int   // dials for one client
-	sticky       *sticky
+	persistence  *persistence
 	slots        []slot
 	lists        sync.Pool // of *lists, so that picking allocates nothing
 }
 
-// lists are what one pick works on.
+// lists are the working memory of one pick.
 type lists struct {
 	candidates []candidate
 	slots      []*slot
@@ -95,7 +97,7 @@ type slot struct {
 	slowStart         int64
 }
 
-// fullShare is the share of a backend that has started long ago.
+// fullShare is the share of a backend after its slow start.
 const fullShare = 256
 
 // share is how much of its weight the slot has at that time.
@@ -107,7 +109,7 @@ func (s *slot) share(at int64) int {
 	return int(max(1, (at-since)*fullShare/s.slowStart))
 }
 
-// claim counts a connection with the target, unless it has too many.
+// claim counts a connection with the target, unless it has MaxConn already.
 func (s *slot) claim() bool {
 	n := s.target.open.Add(1)
 	if s.maxConn > 0 && n > uint64(s.maxConn) {
@@ -117,7 +119,7 @@ func (s *slot) claim() bool {
 	return true
 }
 
-// claim is that of t's slot; it fails where t is not in rotation.
+// claim calls claim of t's slot. It fails if t is not in rotation.
 func (tb *table) claim(t *target) bool {
 	for i := range tb.slots {
 		if s := &tb.slots[i]; s.target == t {
@@ -127,8 +129,7 @@ func (tb *table) claim(t *target) bool {
 	return false
 }
 
-// queueLimit is how many may wait for any backend, negative if there is no
-// limit.
+// queueLimit is how many connections may wait for any backend; negative means no limit.
 func (tb *table) queueLimit() int {
 	sum := 0
 	for _, s := range tb.slots {
@@ -142,12 +143,12 @@ func (tb *table) queueLimit() int {
 	return sum
 }
 
-// pick chooses a target for client that is not among tried, and counts the
-// connection with it; nil if there is none. With wait, there is one as soon as
-// t, or any if t is nil, has room.
+// pick chooses a target for client that is not among tried, and counts the connection with
+// it. t is nil if there is none. With wait, the connection must wait for room at t, or at
+// any target if t is nil.
 func (tb *table) pick(client netip.Addr, tried []*target, at int64) (t *target, wait bool) {
-	if tb.sticky != nil {
-		if b, ok := tb.sticky.find(client, at); ok {
+	if tb.persistence != nil {
+		if b, ok := tb.persistence.find(client, at); ok {
 			for i := range tb.slots {
 				s := &tb.slots[i]
 				if s.target.id.Backend != b || s.weight <= 0 || slices.Contains(tried, s.target) || !s.target.mayTry(at) {
@@ -160,14 +161,14 @@ func (tb *table) pick(client netip.Addr, tried []*target, at int64) (t *target, 
 	return tb.spread(client, tried, at, tb.name == balancer.SourceHash)
 }
 
-// pickAny chooses among those with room, whoever the client had before.
+// pickAny chooses among the targets with room, whatever the client had before.
 func (tb *table) pickAny(client netip.Addr, at int64) (t *target, wait bool) {
 	return tb.spread(client, nil, at, false)
 }
 
-// spread asks the scheduler. Targets that failed lately are the last resort.
-// Faithful means that a client waits for the one that the scheduler names
-// rather than take another.
+// spread asks the scheduler. Targets that failed lately are the last resort. With
+// faithful, a client waits for the target that the scheduler names rather than take
+// another one.
 func (tb *table) spread(client netip.Addr, tried []*target, at int64, faithful bool) (t *target, wait bool) {
 	l, _ := tb.lists.Get().(*lists)
 	if l == nil {
@@ -179,7 +180,7 @@ func (tb *table) spread(client netip.Addr, tried []*target, at int64, faithful b
 		candidates, slots := l.candidates[:0], l.slots[:0]
 		for i := range tb.slots {
 			s := &tb.slots[i]
-			if s.weight <= 0 || len(tried) > 0 && slices.Contains(tried, s.target) || !lastResort && s.target.shunned(at) {
+			if s.weight <= 0 || len(tried) > 0 && slices.Contains(tried, s.target) || !lastResort && s.target.avoided(at) {
 				continue
 			}
 			open := s.target.open.Load()
@@ -203,8 +204,7 @@ func (tb *table) spread(client netip.Addr, tried []*target, at int64, faithful b
 				}
 				full = true
 			}
-			// Somebody else is trying it at this moment, or has taken its
-			// last place.
+			// Another connection is trying it, or has taken its last place.
 			candidates, slots = slices.Delete(candidates, i, i+1), slices.Delete(slots, i, i+1)
 		}
 		if full {

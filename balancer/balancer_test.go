@@ -143,7 +143,8 @@ func TestSet(t *testing.T) {
 		if b.s.asked(addr(1)) != asked {
 			b.Error("an unchanged backend was checked anew")
 		}
-		for got, want := b.events.take(), []string{"api  >changed", "etcd  >removed", "api cp3 unknown>up"}; len(want) > 0; want = want[1:] {
+		for got, want := b.events.take(), []string{"api  >changed", "etcd  >removed",
+			"api cp3 unknown>up"}; len(want) > 0; want = want[1:] {
 			if !strings.Contains(got, want[0]) {
 				b.Errorf("events %s, want %s", got, want[0])
 			}

@@ -56,7 +56,8 @@ func (r *recorder) Apply(ctx context.Context, services []Service) (int, error) {
 }
 
 func (r *recorder) Stats() map[Target]Traffic {
-	return map[Target]Traffic{{"api", addr(1)}: {Open: 3, Total: 9, Failed: 1, In: 100, Out: 2000, Queued: 2}, {LoadBalancer: "api"}: {Queued: 1}}
+	return map[Target]Traffic{{"api", addr(1)}: {Open: 3, Total: 9, Failed: 1, In: 100, Out: 2000, Queued: 2},
+		{LoadBalancer: "api"}: {Queued: 1}}
 }
 
 // PassedOver says something of both backends; the second may be down.

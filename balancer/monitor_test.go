@@ -70,7 +70,8 @@ func (s *servers) checker(Check) (Checker, error) { return s, nil }
 func addr(n int) netip.AddrPort { return netip.MustParseAddrPort(fmt.Sprintf("192.0.2.%d:6443", n)) }
 
 // usual is a check with round numbers.
-var usual = Check{Type: "tcp", Inter: 2 * time.Second, Timeout: time.Second, FastInter: 100 * time.Millisecond, Rise: 2, Fall: 3}
+var usual = Check{Type: "tcp", Inter: 2 * time.Second, Timeout: time.Second, FastInter: 100 * time.Millisecond,
+	Rise: 2, Fall: 3}
 
 // watch runs a monitor over n backends in a synctest bubble.
 func watch(t *testing.T, s *servers, c Check, n int, test func(m *monitor, changes func() []string)) {

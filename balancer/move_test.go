@@ -68,7 +68,8 @@ func TestFlappingPlaneMovesNothing(t *testing.T) {
 			b.b.Reconsider()
 			time.Sleep(time.Second)
 		}
-		if st := b.b.Status().LoadBalancers[0]; st.Plane != Direct || st.Moving != "" || strings.Contains(b.journal.take(), "ipvs api") {
+		if st := b.b.Status().LoadBalancers[0]; st.Plane != Direct || st.Moving != "" ||
+			strings.Contains(b.journal.take(), "ipvs api") {
 			b.Errorf("status %+v", st)
 		}
 		b.planes[Direct].do(func() { b.planes[Direct].unusable = errors.New("no path") })
@@ -117,7 +118,8 @@ func TestChangedLoadBalancerIsAskedFor(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		got := b.journal.take()
-		if b.planes[IPVS].serves() != "api[1,2|]" || b.planes[Direct].serves() != "" || strings.Contains(got, "direct api[1,2|]") {
+		if b.planes[IPVS].serves() != "api[1,2|]" || b.planes[Direct].serves() != "" ||
+			strings.Contains(got, "direct api[1,2|]") {
 			b.Errorf("told %s", got)
 		}
 	})

@@ -71,15 +71,20 @@ func TestChecks(t *testing.T) {
 		{"tls, hangs after accept", Check{Type: "tls", Timeout: short}, raw(t, hang), "handshake in time", "type: tcp"},
 		{"tls, half-open", Check{Type: "tls"}, raw(t, halfOpen), "closes the connection during", "type: tcp"},
 		{"tls, plain HTTP", Check{Type: "tls"}, web(t, nil, says(200, "ok")), "plain HTTP", "type: http"},
-		{"tls, other protocol", Check{Type: "tls"}, raw(t, script("SSH-2.0-OpenSSH_9.2\r\n")), "does not speak TLS", "type: tcp"},
+		{"tls, other protocol", Check{Type: "tls"}, raw(t, script("SSH-2.0-OpenSSH_9.2\r\n")), "does not speak TLS",
+			"type: tcp"},
 		{"tls, CA", Check{Type: "tls", TLS: verify}, web(t, good, says(200, "ok")), "", ""},
-		{"tls, CA and name", Check{Type: "tls", TLS: TLSOptions{Verify: true, CAFile: ca.file, ServerName: "kubernetes"}}, web(t, good, says(200, "ok")), "", ""},
-		{"tls, another name", Check{Type: "tls", TLS: TLSOptions{Verify: true, CAFile: ca.file, ServerName: "etcd"}}, web(t, good, says(200, "ok")), "not trusted", "serverName"},
+		{"tls, CA and name", Check{Type: "tls", TLS: TLSOptions{Verify: true, CAFile: ca.file, ServerName: "kubernetes"}},
+			web(t, good, says(200, "ok")), "", ""},
+		{"tls, another name", Check{Type: "tls", TLS: TLSOptions{Verify: true, CAFile: ca.file, ServerName: "etcd"}},
+			web(t, good, says(200, "ok")), "not trusted", "serverName"},
 		{"tls, another CA", Check{Type: "tls", TLS: verify}, web(t, stranger, says(200, "ok")), "not trusted", "caFile"},
 		{"tls, expired", Check{Type: "tls", TLS: verify}, web(t, expired, says(200, "ok")), "has expired", ""},
 		{"tls, expired, nobody looks", Check{Type: "tls"}, web(t, expired, says(200, "ok")), "", ""},
-		{"tls, pin", Check{Type: "tls", TLS: TLSOptions{Pin: pinOf(t, good.Certificates[0])}}, web(t, good, says(200, "ok")), "", ""},
-		{"tls, another pin", Check{Type: "tls", TLS: TLSOptions{Pin: pinOf(t, stranger.Certificates[0])}}, web(t, good, says(200, "ok")), "pinned", "pin: " + pinOf(t, good.Certificates[0])},
+		{"tls, pin", Check{Type: "tls", TLS: TLSOptions{Pin: pinOf(t, good.Certificates[0])}}, web(t, good, says(200, "ok")),
+			"", ""},
+		{"tls, another pin", Check{Type: "tls", TLS: TLSOptions{Pin: pinOf(t, stranger.Certificates[0])}},
+			web(t, good, says(200, "ok")), "pinned", "pin: " + pinOf(t, good.Certificates[0])},
 
 		{"nothing said", Check{}, web(t, good, says(200, "ok")), "", ""},
 		{"https, refuses", Check{}, closedPort(t), "refuses", ""},
@@ -88,19 +93,25 @@ func TestChecks(t *testing.T) {
 		{"https, no page", Check{}, web(t, good, says(404, "not found")), "404", "type: tls"},
 		{"https, 401", Check{}, web(t, good, says(401, "")), "401", "status: [200, 401]"},
 		{"https, 403", Check{}, web(t, good, says(403, "")), "403", "status: [200, 403]"},
-		{"https, 403 said", Check{Expect: Expect{Status: []StatusRange{{200, 200}, {401, 403}}}}, web(t, good, says(403, "")), "", ""},
+		{"https, 403 said", Check{Expect: Expect{Status: []StatusRange{{200, 200}, {401, 403}}}},
+			web(t, good, says(403, "")), "", ""},
 		{"https, 500", Check{}, web(t, good, says(500, "etcd failed")), "answers 500", ""},
 		{"https, expired", Check{TLS: verify}, web(t, expired, says(200, "ok")), "has expired", ""},
 		{"https, wants a certificate", Check{}, web(t, clients, says(200, "ok")), "certificate required", "certFile"},
-		{"https, has a certificate", Check{TLS: TLSOptions{CertFile: certFile, KeyFile: keyFile}}, web(t, clients, says(200, "ok")), "", ""},
+		{"https, has a certificate", Check{TLS: TLSOptions{CertFile: certFile, KeyFile: keyFile}},
+			web(t, clients, says(200, "ok")), "", ""},
 
 		{"http", Check{Type: "http", Path: "/healthz"}, web(t, nil, says(200, "ok")), "", ""},
 		{"http, TLS port", Check{Type: "http"}, web(t, good, says(200, "ok")), "wants TLS", "type: https"},
-		{"http, TLS port, alert", Check{Type: "http"}, raw(t, script("\x15\x03\x01\x00\x02\x02\x0a")), "answers in TLS", "type: https"},
-		{"http, hangs after accept", Check{Type: "http", Timeout: short}, raw(t, hang), "does not answer GET /readyz in time", ""},
+		{"http, TLS port, alert", Check{Type: "http"}, raw(t, script("\x15\x03\x01\x00\x02\x02\x0a")), "answers in TLS",
+			"type: https"},
+		{"http, hangs after accept", Check{Type: "http", Timeout: short}, raw(t, hang),
+			"does not answer GET /readyz in time", ""},
 		{"http, half-open", Check{Type: "http"}, raw(t, halfOpen), "without an answer", ""},
-		{"http, other protocol", Check{Type: "http"}, raw(t, script("220 smtp.example.org ESMTP\r\n")), "not answer in HTTP", "type: tcp"},
-		{"http, closes mid-body", Check{Type: "http"}, raw(t, script("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok")), "breaks off", ""},
+		{"http, other protocol", Check{Type: "http"}, raw(t, script("220 smtp.example.org ESMTP\r\n")), "not answer in HTTP",
+			"type: tcp"},
+		{"http, closes mid-body", Check{Type: "http"}, raw(t, script("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok")),
+			"breaks off", ""},
 		{"http, closes mid-header", Check{Type: "http"}, raw(t, script("HTTP/1.1 200 OK\r\nConte")), "broken header", ""},
 		{"http, endless header", Check{Type: "http"}, raw(t, func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\n")
@@ -110,7 +121,8 @@ func TestChecks(t *testing.T) {
 				}
 			}
 		}), "without an answer", ""},
-		{"http, interim answers", Check{Type: "http"}, raw(t, script("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")), "", ""},
+		{"http, interim answers", Check{Type: "http"}, raw(t, script("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n"+
+			"Content-Length: 0\r\n\r\n")), "", ""},
 		{"http, slow body", Check{Type: "http", Timeout: short}, raw(t, func(c net.Conn) {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
 			for {
@@ -123,15 +135,19 @@ func TestChecks(t *testing.T) {
 		{"http, redirect", Check{Type: "http"}, web(t, nil, func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/login", http.StatusFound)
 		}), "redirects are not followed", "302"},
-		{"http, redirect said", Check{Type: "http", Expect: Expect{Status: []StatusRange{{200, 399}}}}, web(t, nil, func(w http.ResponseWriter, r *http.Request) {
-			http.Redirect(w, r, "/login", http.StatusFound)
-		}), "", ""},
+		{"http, redirect said", Check{Type: "http", Expect: Expect{Status: []StatusRange{{200, 399}}}},
+			web(t, nil, func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "/login", http.StatusFound)
+			}), "", ""},
 		{"http, wrong method", Check{Type: "http", Method: "OPTIONS"}, web(t, nil, says(405, "")), "405", "method"},
 		{"http, contains", Check{Type: "http", Expect: Expect{Contains: "ok"}}, web(t, nil, says(200, "it is ok.")), "", ""},
-		{"http, wrong body", Check{Type: "http", Expect: Expect{Contains: "ok"}}, web(t, nil, says(200, "starting")), `"starting"`, ""},
+		{"http, wrong body", Check{Type: "http", Expect: Expect{Contains: "ok"}}, web(t, nil, says(200, "starting")),
+			`"starting"`, ""},
 		{"http, matches", Check{Type: "http", Expect: Expect{Matches: "^(ok|OK)$"}}, web(t, nil, says(200, "OK")), "", ""},
-		{"http, does not match", Check{Type: "http", Expect: Expect{Matches: "^(ok|OK)$"}}, web(t, nil, says(200, "not OK")), "does not match", ""},
-		{"http, body beyond the bound", Check{Type: "http", Expect: Expect{Contains: "ok"}}, web(t, nil, says(200, strings.Repeat("x", maxBody)+"ok")), "does not contain", ""},
+		{"http, does not match", Check{Type: "http", Expect: Expect{Matches: "^(ok|OK)$"}}, web(t, nil, says(200, "not OK")),
+			"does not match", ""},
+		{"http, body beyond the bound", Check{Type: "http", Expect: Expect{Contains: "ok"}},
+			web(t, nil, says(200, strings.Repeat("x", maxBody)+"ok")), "does not contain", ""},
 		{"http, long body", Check{Type: "http"}, web(t, nil, says(200, strings.Repeat("x", 3*maxBody))), "", ""},
 		{"none", Check{Type: "none"}, closedPort(t), "", ""},
 	}
@@ -176,18 +192,20 @@ func mustParse(t *testing.T, file string) *x509.Certificate {
 func TestApiserver(t *testing.T) {
 	ca := newAuthority(t)
 	var ready, live atomic.Int32
-	b := web(t, &tls.Config{Certificates: []tls.Certificate{ca.sign(time.Now().Add(time.Hour))}}, func(w http.ResponseWriter, r *http.Request) {
-		code := ready.Load()
-		if r.URL.Path == "/livez" {
-			code = live.Load()
-		}
-		w.WriteHeader(int(code))
-	})
+	b := web(t, &tls.Config{Certificates: []tls.Certificate{ca.sign(time.Now().Add(time.Hour))}},
+		func(w http.ResponseWriter, r *http.Request) {
+			code := ready.Load()
+			if r.URL.Path == "/livez" {
+				code = live.Load()
+			}
+			w.WriteHeader(int(code))
+		})
 	for _, step := range []struct {
 		ready, live int32
 		want        string // up, down or draining
 	}{
-		{403, 403, "down"}, {500, 500, "down"}, {200, 200, "up"}, {500, 200, "draining"}, {503, 200, "draining"}, {403, 200, "down"}, {404, 200, "down"},
+		{403, 403, "down"}, {500, 500, "down"}, {200, 200, "up"}, {500, 200, "draining"}, {503, 200, "draining"},
+		{403, 200, "down"}, {404, 200, "down"},
 	} {
 		ready.Store(step.ready)
 		live.Store(step.live)
@@ -209,9 +227,10 @@ func TestApiserver(t *testing.T) {
 func TestRequest(t *testing.T) {
 	ca := newAuthority(t)
 	var got atomic.Pointer[http.Request]
-	b := web(t, &tls.Config{Certificates: []tls.Certificate{ca.sign(time.Now().Add(time.Hour))}}, func(w http.ResponseWriter, r *http.Request) {
-		got.Store(r)
-	})
+	b := web(t, &tls.Config{Certificates: []tls.Certificate{ca.sign(time.Now().Add(time.Hour))}},
+		func(w http.ResponseWriter, r *http.Request) {
+			got.Store(r)
+		})
 	token := filepath.Join(t.TempDir(), "token")
 	write := func(s string) {
 		t.Helper()
@@ -224,7 +243,8 @@ func TestRequest(t *testing.T) {
 		}
 	}
 	write("first\n")
-	checker, err := NewChecker(Check{Method: "POST", Path: "/a/b?verbose=1", Host: "api.example.org", Headers: []Header{{"X-Probe", "yes"}},
+	checker, err := NewChecker(Check{Method: "POST", Path: "/a/b?verbose=1", Host: "api.example.org",
+		Headers:         []Header{{"X-Probe", "yes"}},
 		BearerTokenFile: token, TLS: TLSOptions{Verify: true, CAFile: ca.file}})
 	if err != nil {
 		t.Fatal(err)
@@ -235,7 +255,8 @@ func TestRequest(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := got.Load()
-		line := fmt.Sprint(r.Method, " ", r.RequestURI, " ", r.Host, " ", r.Header.Get("X-Probe"), " ", r.Header.Get("Authorization"))
+		line := fmt.Sprint(r.Method, " ", r.RequestURI, " ", r.Host, " ", r.Header.Get("X-Probe"), " ",
+			r.Header.Get("Authorization"))
 		if want := "POST /a/b?verbose=1 api.example.org yes " + authorization; line != want {
 			t.Errorf("asked %q, want %q", line, want)
 		}

@@ -22,7 +22,8 @@ func TestRotation(t *testing.T) {
 		{name: "some down", states: "uudud", want: "[1,2,4|]"},
 		{name: "backups wait", backups: []int{4, 5}, states: "uuduu", want: "[1,2|4,5]"},
 		{name: "backups serve", backups: []int{4, 5}, states: "ddduu", want: "[4,5|]"},
-		{name: "backups are ended", backups: []int{4, 5}, states: "uuuuu", change: func(lb *LoadBalancer) { lb.ConnOptions.EndBackup = true }, want: "[1,2,3|]"},
+		{name: "backups are ended", backups: []int{4, 5}, states: "uuuuu",
+			change: func(lb *LoadBalancer) { lb.ConnOptions.EndBackup = true }, want: "[1,2,3|]"},
 		{name: "draining", states: "uruuu", want: "[1,3,4,5|2]"},
 		{name: "backups before draining ones", backups: []int{5}, states: "rrddu", want: "[5|1,2]"},
 		{name: "all draining", states: "rrddd", want: "[1,2|]"},
@@ -31,11 +32,13 @@ func TestRotation(t *testing.T) {
 		{name: "all down", states: "ddddd", want: "[|]"},
 		{name: "all down, try", states: "ddddd", change: func(lb *LoadBalancer) { lb.TryDown = true }, want: "[1,2,3,4,5|]"},
 		{name: "try is for all only", states: "ddddu", change: func(lb *LoadBalancer) { lb.TryDown = true }, want: "[5|]"},
-		{name: "keep those of the dead", states: "udddd", change: func(lb *LoadBalancer) { lb.ConnOptions.KeepDown = true }, want: "[1|2,3,4,5]"},
+		{name: "keep those of the dead", states: "udddd", change: func(lb *LoadBalancer) { lb.ConnOptions.KeepDown = true },
+			want: "[1|2,3,4,5]"},
 		{name: "drained", states: "uuuuu", orders: map[int]Override{2: {Out: Drain}}, want: "[1,3,4,5|2]"},
 		{name: "disabled", states: "uuuuu", orders: map[int]Override{2: {Out: Disable}}, want: "[1,3,4,5|]"},
 		{name: "weight 0", states: "uuuuu", orders: map[int]Override{2: {Weight: &weight}}, want: "[1,3,4,5|2]"},
-		{name: "drained are not a last resort", states: "uuddd", orders: map[int]Override{1: {Out: Drain}, 2: {Out: Drain}}, want: "[|1,2]"},
+		{name: "drained are not a last resort", states: "uuddd", orders: map[int]Override{1: {Out: Drain}, 2: {Out: Drain}},
+			want: "[|1,2]"},
 		{name: "disabled are not tried", states: "ddddd", orders: map[int]Override{1: {Out: Disable}},
 			change: func(lb *LoadBalancer) { lb.TryDown = true }, want: "[2,3,4,5|]"},
 	} {
@@ -147,10 +150,12 @@ func TestOrdersAreShownAndEnd(t *testing.T) {
 	lb := lbOf("api", 2)
 	run(t, []LoadBalancer{lb}, nil, func(b *bench) {
 		five := 5
-		b.b.SetOverrides(map[Target]Override{{"api", addr(1)}: {Out: Drain}, {"api", addr(2)}: {Weight: &five}, {"etcd", addr(2)}: {Out: Disable}})
+		b.b.SetOverrides(map[Target]Override{{"api", addr(1)}: {Out: Drain}, {"api", addr(2)}: {Weight: &five},
+			{"etcd", addr(2)}: {Out: Disable}})
 		synctest.Wait()
 		s := b.b.Status().LoadBalancers[0].Backends
-		if s[0].State != Draining || s[0].Override != "drain" || s[1].State != Up || s[1].Weight != 5 || s[1].Override != "weight 5" {
+		if s[0].State != Draining || s[0].Override != "drain" || s[1].State != Up || s[1].Weight != 5 ||
+			s[1].Override != "weight 5" {
 			t.Errorf("shown as %+v", s)
 		}
 		b.b.SetOverrides(nil)

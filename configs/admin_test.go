@@ -25,8 +25,10 @@ func TestAdmin(t *testing.T) {
 		{name: "the reference file", file: string(Sample()), want: def},
 		{name: "off", file: "admin: {listen: ['off']}", want: Admin{Path: "/"}},
 		{name: "in every form",
-			file: "admin:\n  listen: ['[::1]:9000', '127.0.0.2', 'unix:/run/a.sock']\n  path: /stats/\n  hosts: [VIP.example.org.]\n  hideVersion: true\n",
-			want: Admin{Listen: []string{"[::1]:9000", "127.0.0.2:10001", "unix:/run/a.sock"}, Path: "/stats", Hosts: []string{"vip.example.org"}, HideVersion: true}},
+			file: "admin:\n  listen: ['[::1]:9000', '127.0.0.2', 'unix:/run/a.sock']\n  path: /stats/\n" +
+				"  hosts: [VIP.example.org.]\n  hideVersion: true\n",
+			want: Admin{Listen: []string{"[::1]:9000", "127.0.0.2:10001", "unix:/run/a.sock"}, Path: "/stats",
+				Hosts: []string{"vip.example.org"}, HideVersion: true}},
 		{name: "everywhere, with a certificate",
 			file: "admin: {listen: [':9000'], certFile: /c, certKeyFile: /k}",
 			want: Admin{Listen: []string{"[::]:9000"}, Path: "/", CertFile: "/c", CertKeyFile: "/k"}},
@@ -74,7 +76,8 @@ func TestAdmin(t *testing.T) {
 
 func TestAdminRefused(t *testing.T) {
 	for _, tt := range []struct{ file, want string }{
-		{"admin: {listen: ['192.0.2.11:9000']}", "f.yaml:3: admin.listen: 192.0.2.11:9000 can be reached by other machines, and nothing keeps anybody out; write certFile"},
+		{"admin: {listen: ['192.0.2.11:9000']}", "f.yaml:3: admin.listen: 192.0.2.11:9000 can be reached by other " +
+			"machines, and nothing keeps anybody out; write certFile"},
 		{"admin: {listen: [':9000']}", "[::]:9000 can be reached by other machines"},
 		{"admin: {listen: ['0.0.0.0:9000'], certFile: /c}", "certFile and certKeyFile are needed together"},
 		{"admin: {listen: ['192.0.2.10:9000'], tokenFile: /t}", "is a virtual address, which moves"},
@@ -91,10 +94,12 @@ func TestAdminRefused(t *testing.T) {
 		{"admin: {hosts: ['https://x']}", "https://x is not the name of a host"},
 		{"admin: {users: [{name: a}]}", "admin.users[0].passwordHash: is missing; `appliance passwd` prints one"},
 		{"admin: {users: [{name: 'a:b', passwordHash: '" + hash + "'}]}", "a:b is not a user's name"},
-		{"admin: {users: [{name: a, passwordHash: '" + hash + "'}, {name: a, passwordHash: '" + hash + "'}]}", "a is there twice"},
+		{"admin: {users: [{name: a, passwordHash: '" + hash + "'}, {name: a, passwordHash: '" + hash + "'}]}",
+			"a is there twice"},
 		{"admin: {users: [{name: a, passwordHash: hunter2}]}", "is not a bcrypt hash"},
 		{"admin: {users: [{name: a, passwordHash: '" + strings.Replace(hash, "$10$", "$20$", 1) + "'}]}", "has a cost of 20"},
-		{"admin: {listen: ['127.0.0.1:6443']}\nloadBalancers: [{port: 6443, bindToVip: false, backends: ['192.0.2.31']}]", "6443 is the port of load balancer lb-6443"},
+		{"admin: {listen: ['127.0.0.1:6443']}\nloadBalancers: [{port: 6443, bindToVip: false, backends: ['192.0.2.31']}]",
+			"6443 is the port of load balancer lb-6443"},
 	} {
 		_, err := Parse("f.yaml", []byte(group+tt.file), source(nil, nil))
 		if err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -12,7 +12,8 @@ import (
 
 // withCheck is a file whose check begins in line 5.
 func withCheck(lines string) string {
-	return "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\nloadBalancers:\n- port: 6443\n  check: " + lines +
+	return "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\nloadBalancers:\n- port: 6443\n  check: " +
+		lines +
 		"\n  backends: [192.0.2.21, 192.0.2.22]\n"
 }
 
@@ -31,24 +32,30 @@ func TestCheck(t *testing.T) {
 	}{
 		{"{}", kubernetes},
 		{"{inter: 10s, downinter: 5s, fastinter: 100ms, rise: 3, fall: 4}", with(func(c *balancer.Check) {
-			c.Inter, c.DownInter, c.FastInter, c.Rise, c.Fall, c.Timeout = 10*time.Second, 5*time.Second, 100*time.Millisecond, 3, 4, 40*time.Second
+			c.Inter, c.DownInter, c.FastInter, c.Rise, c.Fall, c.Timeout = 10*time.Second, 5*time.Second, 100*time.Millisecond,
+				3, 4, 40*time.Second
 		})},
-		{"{type: tcp, port: 9000}", balancer.Check{Type: "tcp", Port: 9000, Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
-		{"{type: none}", balancer.Check{Type: "none", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
-		{"{type: tls, tls: {caFile: /ca.crt, serverName: etcd}}", balancer.Check{Type: "tls", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2,
+		{"{type: tcp, port: 9000}", balancer.Check{Type: "tcp", Port: 9000, Inter: 500 * time.Millisecond,
+			Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2}},
+		{"{type: none}", balancer.Check{Type: "none", Inter: 500 * time.Millisecond, Timeout: 500 * time.Millisecond,
+			Rise: 2, Fall: 2}},
+		{"{type: tls, tls: {caFile: /ca.crt, serverName: etcd}}", balancer.Check{Type: "tls", Inter: 500 * time.Millisecond,
+			Timeout: 500 * time.Millisecond, Rise: 2, Fall: 2,
 			TLS: balancer.TLSOptions{Verify: true, CAFile: "/ca.crt", ServerName: "etcd"}}},
-		{"{type: http, method: HEAD, path: '/healthz?v=1', host: 'a.example:80', expect: {status: [200, 401-403]}}", with(func(c *balancer.Check) {
-			c.Type, c.Method, c.Path, c.Host = "http", "HEAD", "/healthz?v=1", "a.example:80"
-			c.Expect.Status = []balancer.StatusRange{{First: 200, Last: 200}, {First: 401, Last: 403}}
-		})},
+		{"{type: http, method: HEAD, path: '/healthz?v=1', host: 'a.example:80', expect: {status: [200, 401-403]}}",
+			with(func(c *balancer.Check) {
+				c.Type, c.Method, c.Path, c.Host = "http", "HEAD", "/healthz?v=1", "a.example:80"
+				c.Expect.Status = []balancer.StatusRange{{First: 200, Last: 200}, {First: 401, Last: 403}}
+			})},
 		{"{headers: {X-A: 'b: c', Accept: text/plain}, expect: {contains: ok, matches: '^o'}}", with(func(c *balancer.Check) {
 			c.Headers = []balancer.Header{{Name: "X-A", Value: "b: c"}, {Name: "Accept", Value: "text/plain"}}
 			c.Expect.Contains, c.Expect.Matches = "ok", "^o"
 		})},
-		{"{headers: ['X-A: b'], bearerTokenFile: /token, tls: {pin: " + pin + ", certFile: /c, keyFile: /k}}", with(func(c *balancer.Check) {
-			c.Headers, c.BearerTokenFile = []balancer.Header{{Name: "X-A", Value: "b"}}, "/token"
-			c.TLS = balancer.TLSOptions{Pin: pin, CertFile: "/c", KeyFile: "/k"}
-		})},
+		{"{headers: ['X-A: b'], bearerTokenFile: /token, tls: {pin: " + pin + ", certFile: /c, keyFile: /k}}",
+			with(func(c *balancer.Check) {
+				c.Headers, c.BearerTokenFile = []balancer.Header{{Name: "X-A", Value: "b"}}, "/token"
+				c.TLS = balancer.TLSOptions{Pin: pin, CertFile: "/c", KeyFile: "/k"}
+			})},
 	} {
 		cfg, err := Parse("f", []byte(withCheck(tt.yaml)), Source{FileExists: func(string) bool { return true }})
 		if err != nil {
@@ -68,7 +75,8 @@ func TestCheckRefused(t *testing.T) {
 		{"{interval: 1s}", "f:5: loadBalancers[0].check.interval: is not a known key; did you mean inter?"},
 		{"{type: icmp}", "write tcp, tls, http, https or none"},
 		{"{type: tcp, path: /x}", "check.path: means nothing to a check of type tcp; remove it, or write type: https"},
-		{"{type: http, tls: {verify: true}}", "check.tls: means nothing to a check of type http; remove it, or write type: https"},
+		{"{type: http, tls: {verify: true}}", "check.tls: means nothing to a check of type http; " +
+			"remove it, or write type: https"},
 		{"{type: none, rise: 2}", "check.rise: means nothing to a check of type none"},
 		{"{fastinter: 1s}", "check.fastinter: 1s is longer than inter, 500ms"},
 		{"{type: tls, timeout: 1s}", "write at most 500ms"},
@@ -98,7 +106,8 @@ func TestCheckRefused(t *testing.T) {
 		{"{tls: {caFile: ca.crt}}", "is not an absolute path"},
 	} {
 		_, err := Parse("f", []byte(withCheck(tt.yaml)), Source{FileExists: func(string) bool { return true }})
-		if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "f:5: loadBalancers[0].check") {
+		if err == nil || !strings.Contains(err.Error(), tt.want) ||
+			!strings.Contains(err.Error(), "f:5: loadBalancers[0].check") {
 			t.Errorf("%s:\n  %v\nwant %s", tt.yaml, err, tt.want)
 		}
 	}
@@ -114,7 +123,8 @@ func TestCheckRefused(t *testing.T) {
 		}
 	}
 	all := strings.Replace(withCheck("{}"), "[192.0.2.21, 192.0.2.22]", "[{address: 192.0.2.21, backup: true}]", 1)
-	if _, err := Parse("f", []byte(all), Source{FileExists: func(string) bool { return true }}); err == nil || !strings.Contains(err.Error(), "are all backups") {
+	if _, err := Parse("f", []byte(all), Source{FileExists: func(string) bool { return true }}); err == nil ||
+		!strings.Contains(err.Error(), "are all backups") {
 		t.Error(err)
 	}
 }

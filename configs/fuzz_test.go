@@ -25,11 +25,16 @@ func FuzzParse(f *testing.F) {
 	f.Add(Sample())
 	f.Add(spelledOut())
 	for _, s := range []string{
-		good, withLB, "", "~", "a: &a [*a]", "<<: {vip: 1}", "vip: !!float .nan", "peers: [[]]", "peers: {}", "vips: [192.0.2.1/]",
-		"? {a: b}\n: c", "vip: \"\\x00\"", "localPeer: {id: \"\\e[31m\"}", "loadBalancers: [{backends: [{url: 'http://[::1%25a]:1'}]}]",
-		withCheck("{type: http, path: /healthz, headers: {X-A: b}, expect: {status: [200, 300-399], contains: ok, matches: ^ok}}"),
-		withCheck("{tls: {caFile: /ca.crt, serverName: a, certFile: /c, keyFile: /k}, bearerTokenFile: /t, expect: {matches: '('}}"),
-		peers3 + "tracks: [{exec: [/a, b], inter: 3s, weight: 2}, {name: x, check: {type: tcp, address: '[::1]:1'}}]\nhooks: [{on: [holder], exec: [/a]}, {on: [backend-up], url: 'http://a/b'}]\n",
+		good, withLB, "", "~", "a: &a [*a]", "<<: {vip: 1}", "vip: !!float .nan", "peers: [[]]", "peers: {}",
+		"vips: [192.0.2.1/]",
+		"? {a: b}\n: c", "vip: \"\\x00\"", "localPeer: {id: \"\\e[31m\"}",
+		"loadBalancers: [{backends: [{url: 'http://[::1%25a]:1'}]}]",
+		withCheck("{type: http, path: /healthz, headers: {X-A: b}, expect: {status: [200, 300-399], contains: " +
+			"ok, matches: ^ok}}"),
+		withCheck("{tls: {caFile: /ca.crt, serverName: a, certFile: /c, keyFile: /k}, bearerTokenFile: /t, expect: " +
+			"{matches: '('}}"),
+		peers3 + "tracks: [{exec: [/a, b], inter: 3s, weight: 2}, {name: x, check: {type: tcp, address: '[::1]:1'}}]\n" +
+			"hooks: [{on: [holder], exec: [/a]}, {on: [backend-up], url: 'http://a/b'}]\n",
 	} {
 		f.Add([]byte(s))
 	}

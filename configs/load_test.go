@@ -33,7 +33,8 @@ var noOrigin = cmp.Options{
 	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 }
 
-var defaultCheck = balancer.Check{Type: "https", Inter: 500 * time.Millisecond, Timeout: 2 * time.Second, Rise: 2, Fall: 2,
+var defaultCheck = balancer.Check{Type: "https", Inter: 500 * time.Millisecond, Timeout: 2 * time.Second, Rise: 2,
+	Fall:   2,
 	Method: "GET", Path: "/readyz", Expect: balancer.Expect{Status: []balancer.StatusRange{{First: 200, Last: 200}}}}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -58,7 +59,8 @@ func threePeers() *Config {
 		LoadBalancers: []LoadBalancerEntry{{
 			Name: "kube-apiserver", Port: 6443, BindToVIP: true, VIPs: []netip.Addr{addr("192.0.2.10")},
 			AddPeersAt: 6443,
-			Scheduler:  "rr", DataPlane: "auto", ConnectTimeout: time.Second, ConnOptions: balancer.ConnOptions{Retries: 3}, Check: defaultCheck, MaxFails: 3, FailTimeout: 10 * time.Second,
+			Scheduler:  "rr", DataPlane: "auto", ConnectTimeout: time.Second, ConnOptions: balancer.ConnOptions{Retries: 3},
+			Check: defaultCheck, MaxFails: 3, FailTimeout: 10 * time.Second,
 			Backends: []BackendEntry{
 				server("", "192.0.2.11:6443", 1),
 				server("", "192.0.2.12:6443", 1),
@@ -137,14 +139,16 @@ func TestFiles(t *testing.T) {
 					{ID: "server2", Address: addr("192.0.2.71"), Port: 10000, Role: RolePeer},
 					{ID: "server3", Address: addr("192.0.2.72"), Port: 10000, Role: RolePeer},
 				}
-				c.LoadBalancers = []LoadBalancerEntry{api(LoadBalancerEntry{Name: "Kubernetes Control Plane", Port: 6443, Backends: []BackendEntry{
-					server("", "192.0.2.70:6444", 1),
-					server("", "192.0.2.71:6444", 1),
-					server("", "192.0.2.72:6444", 1),
-				}}, c.VIPs...)}
+				c.LoadBalancers = []LoadBalancerEntry{api(LoadBalancerEntry{Name: "Kubernetes Control Plane", Port: 6443,
+					Backends: []BackendEntry{
+						server("", "192.0.2.70:6444", 1),
+						server("", "192.0.2.71:6444", 1),
+						server("", "192.0.2.72:6444", 1),
+					}}, c.VIPs...)}
 				return c
 			},
-			warnings: []string{"testdata/kube-vip-0.1.yaml:14: gratuitousARP: is not needed any more: the holder always announces itself; remove the line"},
+			warnings: []string{"testdata/kube-vip-0.1.yaml:14: gratuitousARP: is not needed any more: " +
+				"the holder always announces itself; remove the line"},
 		},
 		{
 			file: "kube-vip-0.1-dumped.yaml",
@@ -156,19 +160,25 @@ func TestFiles(t *testing.T) {
 					{ID: "cp02", Address: addr("192.0.2.22"), Port: 10000, Role: RolePeer},
 					{ID: "cp03", Address: addr("192.0.2.23"), Port: 10000, Role: RolePeer},
 				}
-				c.LoadBalancers = []LoadBalancerEntry{api(LoadBalancerEntry{Name: "Kubernetes Control Plane", Port: 8443, AddPeersAt: 6444, Backends: []BackendEntry{
-					server("", "192.0.2.21:6444", 1),
-					server("cp02", "192.0.2.22:6444", 1),
-					server("cp03", "192.0.2.23:6444", 1),
-				}}, c.VIPs...)}
+				c.LoadBalancers = []LoadBalancerEntry{api(LoadBalancerEntry{Name: "Kubernetes Control Plane", Port: 8443,
+					AddPeersAt: 6444, Backends: []BackendEntry{
+						server("", "192.0.2.21:6444", 1),
+						server("cp02", "192.0.2.22:6444", 1),
+						server("cp03", "192.0.2.23:6444", 1),
+					}}, c.VIPs...)}
 				return c
 			},
 			warnings: []string{
-				"testdata/kube-vip-0.1-dumped.yaml:1: AddPeersAsBackends: is read as addPeersAsBackends; write keys as the reference file does",
-				"testdata/kube-vip-0.1-dumped.yaml:2: EnableLeaderElection: has no effect: the peers elect among themselves, without Kubernetes; remove the line",
-				"testdata/kube-vip-0.1-dumped.yaml:3: GratuitousARP: is not needed any more: the holder always announces itself; remove the line",
-				"testdata/kube-vip-0.1-dumped.yaml:5: LeaseDuration: has no effect: group.heartbeat is the time after which peers elect; remove the line",
-				"testdata/kube-vip-0.1-dumped.yaml:10: loadBalancers[0].backends[0].ParsedURL: has no effect: url says it; remove the line",
+				"testdata/kube-vip-0.1-dumped.yaml:1: AddPeersAsBackends: is read as addPeersAsBackends; " +
+					"write keys as the reference file does",
+				"testdata/kube-vip-0.1-dumped.yaml:2: EnableLeaderElection: has no effect: " +
+					"the peers elect among themselves, without Kubernetes; remove the line",
+				"testdata/kube-vip-0.1-dumped.yaml:3: GratuitousARP: is not needed any more: " +
+					"the holder always announces itself; remove the line",
+				"testdata/kube-vip-0.1-dumped.yaml:5: LeaseDuration: has no effect: " +
+					"group.heartbeat is the time after which peers elect; remove the line",
+				"testdata/kube-vip-0.1-dumped.yaml:10: loadBalancers[0].backends[0].ParsedURL: has no effect: url says it; " +
+					"remove the line",
 				"testdata/kube-vip-0.1-dumped.yaml:16: loadBalancers[0].type: http is carried as tcp, unread; write tcp",
 			},
 		},
@@ -211,7 +221,8 @@ func TestFiles(t *testing.T) {
 				}
 				return c
 			},
-			warnings: []string{"testdata/dual-stack.yaml:1: vips[0]: /24 is ignored: a virtual address is bound as a host address; write 192.0.2.10"},
+			warnings: []string{"testdata/dual-stack.yaml:1: vips[0]: /24 is ignored: " +
+				"a virtual address is bound as a host address; write 192.0.2.10"},
 		},
 	}
 	for _, tt := range tests {
@@ -244,13 +255,15 @@ func TestFiles(t *testing.T) {
 
 func TestPrecedence(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "config.yaml")
-	file := "vips: [192.0.2.10]\npeers: [192.0.2.11]\nsingleNode: true\nlog:\n  level: warn\ninterface: eth0\ndataDir: /file\n"
+	file := "vips: [192.0.2.10]\npeers: [192.0.2.11]\nsingleNode: true\nlog:\n  level: warn\ninterface: eth0\n" +
+		"dataDir: /file\n"
 	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Load("", source(
 		map[string]string{"config": path, "interface": "eth2", "vip": "192.0.2.9"},
-		map[string]string{"APPLIANCE_INTERFACE": "eth1", "APPLIANCE_DATA_DIR": "/env", "APPLIANCE_SOCKET": "", "APPLIANCE_VIP": "192.0.2.8"},
+		map[string]string{"APPLIANCE_INTERFACE": "eth1", "APPLIANCE_DATA_DIR": "/env", "APPLIANCE_SOCKET": "",
+			"APPLIANCE_VIP": "192.0.2.8"},
 	))
 	if err != nil {
 		t.Fatal(err)
@@ -280,7 +293,8 @@ func TestPrecedence(t *testing.T) {
 
 // A flag for the group replaces every form in which the file can say it.
 func TestPeersAreNamedInPlace(t *testing.T) {
-	cfg, err := Parse("f", []byte("vips: [192.0.2.10]\npeers: [a=192.0.2.11, {address: \"b=[2001:db8::1]:11\"}, 192.0.2.13]\ngroup: {insecure: true}\n"), Source{})
+	cfg, err := Parse("f", []byte("vips: [192.0.2.10]\npeers: [a=192.0.2.11, {address: "+
+		"\"b=[2001:db8::1]:11\"}, 192.0.2.13]\ngroup: {insecure: true}\n"), Source{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +306,8 @@ func TestPeersAreNamedInPlace(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("peers %q, want %q", got, want)
 	}
-	_, err = Parse("f", []byte("vips: [192.0.2.10]\npeers:\n- id: a\n  address: b=192.0.2.11\nsingleNode: true\n"), Source{})
+	_, err = Parse("f", []byte("vips: [192.0.2.10]\npeers:\n- id: a\n  address: b=192.0.2.11\nsingleNode: true\n"),
+		Source{})
 	if err == nil || !strings.Contains(err.Error(), "f:3: peers[0].id: is a, but the address says b") {
 		t.Errorf("two names for one peer: error %v", err)
 	}
@@ -306,14 +321,19 @@ func TestPeersOfBothFamiliesAreBackends(t *testing.T) {
 		want        string
 		warnings    int
 	}{
-		"both families": {"192.0.2.10, '2001:db8::10'", "a=192.0.2.11+2001:db8::11, {address: 192.0.2.12, addresses: ['2001:db8::12']}, w=192.0.2.13",
+		"both families": {"192.0.2.10, '2001:db8::10'", "a=192.0.2.11+2001:db8::11, {address: 192.0.2.12, addresses: " +
+			"['2001:db8::12']}, w=192.0.2.13",
 			"a 192.0.2.11:6443, a [2001:db8::11]:6443,  192.0.2.12:6443,  [2001:db8::12]:6443, w 192.0.2.13:6443", 1},
-		"one family":               {"'2001:db8::10'", "a=192.0.2.11+2001:db8::11, b=192.0.2.12+2001:db8::12, c=2001:db8::13", "a [2001:db8::11]:6443, b [2001:db8::12]:6443, c [2001:db8::13]:6443", 0},
-		"two cards":                {"192.0.2.10", "a=192.0.2.11+192.0.2.111, b=192.0.2.12, c=192.0.2.13", "a 192.0.2.11:6443, b 192.0.2.12:6443, c 192.0.2.13:6443", 0},
-		"none of the VIPs' family": {"'2001:db8::10'", "a=192.0.2.11, b=192.0.2.12, c=192.0.2.13", "a 192.0.2.11:6443, b 192.0.2.12:6443, c 192.0.2.13:6443", 0},
+		"one family": {"'2001:db8::10'", "a=192.0.2.11+2001:db8::11, b=192.0.2.12+2001:db8::12, " +
+			"c=2001:db8::13", "a [2001:db8::11]:6443, b [2001:db8::12]:6443, c [2001:db8::13]:6443", 0},
+		"two cards": {"192.0.2.10", "a=192.0.2.11+192.0.2.111, b=192.0.2.12, c=192.0.2.13",
+			"a 192.0.2.11:6443, b 192.0.2.12:6443, c 192.0.2.13:6443", 0},
+		"none of the VIPs' family": {"'2001:db8::10'", "a=192.0.2.11, b=192.0.2.12, c=192.0.2.13",
+			"a 192.0.2.11:6443, b 192.0.2.12:6443, c 192.0.2.13:6443", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg, err := Parse("f", []byte("vips: ["+tt.vips+"]\npeers: ["+tt.peers+"]\naddPeersAsBackends: true\n"+rest), Source{})
+			cfg, err := Parse("f", []byte("vips: ["+tt.vips+"]\npeers: ["+tt.peers+"]\naddPeersAsBackends: true\n"+rest),
+				Source{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -338,7 +358,8 @@ func TestPeersOfBothFamiliesAreBackends(t *testing.T) {
 }
 
 func TestPeersFlagReplacesKubeVIPsGroup(t *testing.T) {
-	got, err := Load("testdata/kube-vip-0.1.yaml", source(map[string]string{"peers": "192.0.2.1,192.0.2.2,192.0.2.3"}, nil))
+	got, err := Load("testdata/kube-vip-0.1.yaml", source(map[string]string{"peers": "192.0.2.1,192.0.2.2,192.0.2.3"},
+		nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +400,8 @@ func TestTwoVotersAreExplained(t *testing.T) {
 }
 
 func TestArgsPassEverythingOn(t *testing.T) {
-	src := source(map[string]string{"peers": "192.0.2.11,192.0.2.12", "insecure": "true"}, map[string]string{"APPLIANCE_VIP": "192.0.2.10"})
+	src := source(map[string]string{"peers": "192.0.2.11,192.0.2.12", "insecure": "true"},
+		map[string]string{"APPLIANCE_VIP": "192.0.2.10"})
 	want := []string{"--vip=192.0.2.10", "--peers=192.0.2.11,192.0.2.12", "--insecure=true"}
 	if diff := cmp.Diff(want, src.Args()); diff != "" {
 		t.Error(diff)
@@ -415,8 +437,10 @@ func TestJoin(t *testing.T) {
 			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
-	for text, want := range map[string]Preempt{"off": {}, "immediate": {On: true}, "5m": {On: true, After: 5 * time.Minute}} {
-		got, err := Parse("f", []byte("group: {preempt: \""+text+"\"}"), source(map[string]string{"vip": "192.0.2.10", "join": "192.0.2.11", "group-key": "/k"}, nil))
+	for text, want := range map[string]Preempt{"off": {}, "immediate": {On: true},
+		"5m": {On: true, After: 5 * time.Minute}} {
+		got, err := Parse("f", []byte("group: {preempt: \""+text+"\"}"),
+			source(map[string]string{"vip": "192.0.2.10", "join": "192.0.2.11", "group-key": "/k"}, nil))
 		if err != nil || got.Group.Preempt != want {
 			t.Errorf("%s: %+v, %v", text, got, err)
 		}

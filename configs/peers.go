@@ -194,7 +194,8 @@ func (c *Config) Self(local []netip.Addr, id string) (PeerEntry, error) {
 		return c.withRole(found[0])
 	case len(found) > 1:
 		return PeerEntry{}, Problem{found[1].Origin, c.peersKey,
-			"this host has the addresses of several peers (" + peerIDs(found) + "); say which it is with --id or localPeer.id, or list each host once"}
+			"this host has the addresses of several peers (" + peerIDs(found) +
+				"); say which it is with --id or localPeer.id, or list each host once"}
 	}
 	return PeerEntry{}, Problem{c.Peers[0].Origin, c.peersKey,
 		"none is this host, which has " + addresses(local) + ", while the peers are " + addresses(peerAddrs(c.Peers)) +

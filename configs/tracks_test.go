@@ -38,11 +38,16 @@ hooks:
 		t.Fatal(err)
 	}
 	want := []TrackEntry{
-		{Name: "check.sh", Exec: []string{"/etc/check.sh", "eth1"}, Inter: 10 * time.Second, Timeout: 10 * time.Second, Rise: 2, Fall: 2, Weight: 20},
-		{Name: "api", Check: balancer.Check{Type: "tcp", Inter: trackConnectTime}, Address: netip.MustParseAddrPort("[::1]:6443"), Inter: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2},
+		{Name: "check.sh", Exec: []string{"/etc/check.sh", "eth1"}, Inter: 10 * time.Second, Timeout: 10 * time.Second,
+			Rise: 2, Fall: 2, Weight: 20},
+		{Name: "api", Check: balancer.Check{Type: "tcp", Inter: trackConnectTime},
+			Address: netip.MustParseAddrPort("[::1]:6443"), Inter: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2},
 	}
 	origins := cmpopts.IgnoreTypes(Origin{})
-	if diff := cmp.Diff(want, cfg.Tracks, origins, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(want, cfg.Tracks, origins, cmp.Comparer(func(a,
+		b netip.AddrPort) bool {
+		return a == b
+	})); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]HookEntry{
@@ -72,7 +77,8 @@ func TestTracksAndHooksRefused(t *testing.T) {
 		{"tracks: [{exec: [/a]}, {exec: [/b/a]}]", "a is the name of two tracks"},
 		{"hooks: [{exec: [/a]}]", "f:3: hooks[0].on: is missing"},
 		{"hooks: [{on: [holder]}]", "hooks[0].exec: is missing"},
-		{"hooks: [{on: [master], exec: [/a]}]", "hooks[0].on[0]: master is not known; write holder, released, backend-up or backend-down"},
+		{"hooks: [{on: [master], exec: [/a]}]", "hooks[0].on[0]: master is not known; " +
+			"write holder, released, backend-up or backend-down"},
 		{"hooks: [{on: [holder, holder], exec: [/a]}]", "holder is there twice"},
 		{"hooks: [{on: [holder], exec: [/a], url: 'http://a'}]", "keep one of them"},
 		{"hooks: [{on: [holder], url: 'ftp://a/b'}]", "write https://host/path"},
@@ -96,7 +102,8 @@ func keys(changes []Change) string {
 // What needs a restart is named with its place, also where the value is hidden
 // or was taken out.
 func TestChangesSayWhere(t *testing.T) {
-	const base = peers3 + "linger: 1m\nadmin:\n  hosts: [a.example, b.example]\n  users:\n  - name: a\n    passwordHash: '" + hash + "'\n"
+	const base = peers3 + "linger: 1m\nadmin:\n  hosts: [a.example, b.example]\n  users:\n  - name: a\n" +
+		"    passwordHash: '" + hash + "'\n"
 	const other = "$2a$10$8K1p/a0dL1LXMIgoEDFrwOfMQbLgtnOoKsWc.6U6H0llP3puzeeEu"
 	for _, tt := range []struct{ old, new, want string }{
 		{hash, other, "[admin.users (f:8)]"},
@@ -131,7 +138,8 @@ func TestChanges(t *testing.T) {
 		{strings.Replace(base, "192.0.2.13", "192.0.2.14", 1), "", "peers"},
 		{strings.Replace(base, "[192.0.2.10]", "[192.0.2.20]", 1), "", "vips"},
 		{peers3, "loadBalancers", ""},
-		{base + "admin: {listen: [127.0.0.1:9000], path: /stats, hideVersion: true}\n", "", "admin.path admin.hideVersion admin.listen"},
+		{base + "admin: {listen: [127.0.0.1:9000], path: /stats, hideVersion: true}\n", "",
+			"admin.path admin.hideVersion admin.listen"},
 		{base + "admin: {users: [{name: a, passwordHash: '" + hash + "'}]}\n", "", "admin.users"},
 	} {
 		c, err := parseHere(base)

@@ -137,7 +137,8 @@ func (b *builder) validateTrust() {
 	case g.Insecure && (given > 0 || g.KeyFile != ""):
 		b.bad("group.insecure", "is true, but keys are given; remove one of the two")
 	case g.Insecure && len(c.Peers) > 1:
-		b.warn(b.origin("group.insecure"), "group.insecure", "anybody who reaches the peer port can take the virtual address; "+
+		b.warn(b.origin("group.insecure"), "group.insecure", "anybody who reaches the peer port can take the virtual "+
+			"address; "+
 			"run `appliance keygen > %s`, copy it to every peer and remove the line", DefaultKeyFile)
 	case g.OldKeyFile != "" && g.KeyFile == "":
 		b.bad("group.oldKeyFile", "is the key of before, and there is no group.keyFile; write the new one there")

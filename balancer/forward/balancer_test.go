@@ -68,7 +68,8 @@ func TestServerDiesUnderLoad(t *testing.T) {
 	lb := balancer.LoadBalancer{
 		Name: "api", Frontends: []netip.AddrPort{at}, Scheduler: balancer.RoundRobin,
 		// Only what real connections meet can find the death in time.
-		Check: balancer.Check{Type: "tcp", Inter: 10 * timeout, Timeout: timeout, FastInter: 20 * time.Millisecond, Rise: 1, Fall: 3},
+		Check: balancer.Check{Type: "tcp", Inter: 10 * timeout, Timeout: timeout, FastInter: 20 * time.Millisecond, Rise: 1,
+			Fall: 3},
 	}
 	for _, word := range []string{"a", "b", "c"} {
 		s := &server{t: t, at: netip.MustParseAddrPort("127.0.0.1:0"), word: word}

@@ -174,7 +174,8 @@ func BenchmarkIdle(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer unix.Close(listener)
-	if err := errors.Join(unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(listener, 4096)); err != nil {
+	if err := errors.Join(unix.Bind(listener, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}),
+		unix.Listen(listener, 4096)); err != nil {
 		b.Fatal(err)
 	}
 	at := frontend()

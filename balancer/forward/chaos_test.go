@@ -34,7 +34,8 @@ func TestNothingIsLeft(t *testing.T) {
 	configured := func(i int) balancer.Service {
 		s := to(at, honest, resets, speaks, closes, dead)
 		s.ConnectTimeout = time.Second
-		s.Scheduler = []balancer.Scheduler{balancer.RoundRobin, balancer.WeightedLeastConn, balancer.Random, balancer.SourceHash}[i%4]
+		s.Scheduler = []balancer.Scheduler{balancer.RoundRobin, balancer.WeightedLeastConn, balancer.Random,
+			balancer.SourceHash}[i%4]
 		s.Backends = s.Backends[i%2:]
 		if i%3 == 0 {
 			s.Backends[0].MaxConn, s.Backends[0].MaxQueue = 2, 5

@@ -138,7 +138,8 @@ func TestRedirect(t *testing.T) {
 		t.Fatalf("apply: %d, %v", repaired, err)
 	}
 	first := r.last
-	if len(first) != 2 || first[vip].Addr() != vip.Addr() || first[v6].Addr() != v6.Addr() || first[vip].Port() == 0 || first[vip].Port() == vip.Port() {
+	if len(first) != 2 || first[vip].Addr() != vip.Addr() || first[v6].Addr() != v6.Addr() || first[vip].Port() == 0 ||
+		first[vip].Port() == vip.Port() {
 		t.Errorf("redirected %v: want another port of each VIP, and nothing for loopback", first)
 	}
 	if _, err := f.Apply(t.Context(), []balancer.Service{to(vip)}); err != nil {
@@ -163,7 +164,8 @@ func TestBusyPort(t *testing.T) {
 	f := New(Config{})
 	defer f.Close()
 	_, err := f.Apply(t.Context(), []balancer.Service{to(taken), to(at, taken)})
-	if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), taken.String()) || !strings.Contains(err.Error(), "stop it, or") {
+	if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), taken.String()) ||
+		!strings.Contains(err.Error(), "stop it, or") {
 		t.Errorf("error %q should name the address and the remedy", err)
 	}
 	if err := ask(dial(t, at), "x"); err != nil {

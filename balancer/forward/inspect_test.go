@@ -71,7 +71,8 @@ func TestClientHello(t *testing.T) {
 			}
 		}
 	}
-	for _, other := range []string{"GET / HTTP/1.1\r\n\r\n", "SSH-2.0-x\r\n", "\x80\x2e\x01\x00\x02", "\x16\x03\x01\x00\x00\x01", "\x15\x03\x01\x00\x02\x02\x28", "\x16\x03\x01\xff\xff\x01"} {
+	for _, other := range []string{"GET / HTTP/1.1\r\n\r\n", "SSH-2.0-x\r\n", "\x80\x2e\x01\x00\x02",
+		"\x16\x03\x01\x00\x00\x01", "\x15\x03\x01\x00\x02\x02\x28", "\x16\x03\x01\xff\xff\x01"} {
 		if got := clientHello([]byte(other)); got != notTLS {
 			t.Errorf("%q: %v, want it refused", other, got)
 		}
@@ -243,7 +244,8 @@ func TestAcceptProxy(t *testing.T) {
 		if got, err := say(t, at, append(slices.Clone(h), hi...)); err != nil || got != want {
 			t.Errorf("at once: %q, %v; want %q", got, err, want)
 		}
-		if got, err := say(t, at, h[:7], h[7:len(h)-1], append(slices.Clone(h[len(h)-1:]), 'h'), []byte("i\n")); err != nil || got != want {
+		if got, err := say(t, at, h[:7], h[7:len(h)-1], append(slices.Clone(h[len(h)-1:]), 'h'),
+			[]byte("i\n")); err != nil || got != want {
 			t.Errorf("in pieces: %q, %v; want %q", got, err, want)
 		}
 	}
@@ -273,7 +275,8 @@ func TestAcceptProxy(t *testing.T) {
 	s.ConnOptions.AcceptProxyFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	s.ConnOptions.SendProxy = ""
 	apply(t, f, s)
-	if got, err := say(t, at, header(t, 1, "198.51.100.7:1234", "192.0.2.1:443"), hi); err != nil || got != "198.51.100.7:1234 to 192.0.2.1:443 says hi\n" {
+	if got, err := say(t, at, header(t, 1, "198.51.100.7:1234", "192.0.2.1:443"), hi); err != nil ||
+		got != "198.51.100.7:1234 to 192.0.2.1:443 says hi\n" {
 		t.Errorf("the backend got %q, %v", got, err)
 	}
 }
@@ -286,7 +289,8 @@ func TestAcceptProxyAndRequireTLS(t *testing.T) {
 	defer secure.Close()
 	at := frontend()
 	s := to(at, netip.MustParseAddrPort(secure.Listener.Addr().String()))
-	s.ConnOptions = balancer.ConnOptions{RequireTLS: timeout, AcceptProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
+	s.ConnOptions = balancer.ConnOptions{RequireTLS: timeout,
+		AcceptProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
 	start(t, Config{}, s)
 	h := header(t, 2, "198.51.100.7:1234", "192.0.2.1:443")
 	c := dial(t, at)

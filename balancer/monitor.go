@@ -113,12 +113,7 @@ func (p *probe) end() {
 }
 
 // checkNow asks for a check at once. Several requests get one check.
-func (p *probe) checkNow() {
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
+func (p *probe) checkNow() { wake(p.wake) }
 
 // watch checks one target until ctx ends, the first time at once.
 func (m *monitor) watch(ctx context.Context, p *probe) {
@@ -277,10 +272,7 @@ func (m *monitor) report(t Target, err error) {
 		return next
 	})
 	if barred {
-		select {
-		case p.bar <- struct{}{}:
-		default: // unbar has not looked yet
-		}
+		wake(p.bar)
 	}
 	if p.check.Type != CheckNone {
 		p.checkNow()

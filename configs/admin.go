@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -54,8 +53,7 @@ func (b *builder) admin() Admin {
 		a.Listen = []string{b.defaultOf(keyListen + "[0]")}
 		b.show(keyListen+"[0]", a.Listen[0], Origin{})
 	}
-	for i := range b.lists[keyListen] {
-		key := fmt.Sprintf("%s[%d]", keyListen, i)
+	for key := range b.elements(keyListen) {
 		value := b.get(key).value
 		b.show(key, value, b.origin(key))
 		switch {
@@ -68,8 +66,8 @@ func (b *builder) admin() Admin {
 			}
 		}
 	}
-	for i := range b.lists[keyUsers] {
-		if u, ok := b.adminUser(fmt.Sprintf("%s[%d]", keyUsers, i)); ok {
+	for key := range b.elements(keyUsers) {
+		if u, ok := b.adminUser(key); ok {
 			a.Users = append(a.Users, u)
 		}
 	}
@@ -124,8 +122,7 @@ func (b *builder) adminPath() string {
 
 func (b *builder) adminHosts() []string {
 	var hosts []string
-	for i := range b.lists["admin.hosts"] {
-		key := fmt.Sprintf("admin.hosts[%d]", i)
+	for key := range b.elements("admin.hosts") {
 		name := strings.ToLower(b.get(key).value)
 		b.show(key, name, b.origin(key))
 		if name == "" || strings.ContainsAny(name, ":/*@ ") || printable(name) != name {
@@ -145,8 +142,11 @@ func (b *builder) adminUser(key string) (User, bool) {
 		return u, false
 	}
 	b.show(key+".name", u.Name, b.origin(key+".name"))
-	for i := range b.lists[keyUsers] {
-		if other := fmt.Sprintf("%s[%d]", keyUsers, i); other != key && other < key && b.get(other+".name").value == u.Name {
+	for other := range b.elements(keyUsers) {
+		if other == key {
+			break
+		}
+		if b.get(other+".name").value == u.Name {
 			b.bad(key+".name", "%s is there twice; keep one of the two", printable(u.Name))
 		}
 	}

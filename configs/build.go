@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -50,8 +49,8 @@ func (b *builder) vips() []netip.Addr {
 	if c := b.values["vip"]; c.value != "" {
 		keys = append(keys, "vip")
 	}
-	for i := range b.lists[keyVIPs] {
-		keys = append(keys, fmt.Sprintf("%s[%d]", keyVIPs, i))
+	for key := range b.elements(keyVIPs) {
+		keys = append(keys, key)
 	}
 	keys = slices.DeleteFunc(keys, func(key string) bool { _, ok := b.values[key]; return !ok })
 	if len(keys) == 0 && b.cfg.Worker() {
@@ -142,8 +141,7 @@ const keyJoin = "join"
 // join reads the addresses of the group that this node joins.
 func (b *builder) join() []netip.AddrPort {
 	var list []netip.AddrPort
-	for i := range b.lists[keyJoin] {
-		key := fmt.Sprintf("%s[%d]", keyJoin, i)
+	for key := range b.elements(keyJoin) {
 		a, port, ok := b.endpoint(key, b.get(key).value)
 		if !ok {
 			continue

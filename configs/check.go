@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
@@ -204,8 +203,7 @@ var headerName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 // headers reads the lines that the parser made of a mapping.
 func (b *builder) headers(key string) []balancer.Header {
 	var list []balancer.Header
-	for i := range b.lists[key] {
-		key := fmt.Sprintf("%s[%d]", key, i)
+	for key := range b.elements(key) {
 		c := b.get(key)
 		name, value, ok := strings.Cut(c.value, ":")
 		value = strings.TrimSpace(value)
@@ -232,8 +230,7 @@ func (b *builder) headers(key string) []balancer.Header {
 
 func (b *builder) expect(prefix, method string) balancer.Expect {
 	e := balancer.Expect{Contains: b.text(prefix + "contains"), Matches: b.text(prefix + "matches")}
-	for i := range b.lists[prefix+"status"] {
-		key := fmt.Sprintf("%sstatus[%d]", prefix, i)
+	for key := range b.elements(prefix + "status") {
 		value := b.get(key).value
 		b.show(key, value, b.origin(key))
 		from, to, isRange := strings.Cut(value, "-")

@@ -130,7 +130,7 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 	if lb.BindToVIP {
 		lb.VIPs = b.cfg.VIPs
 	}
-	lb.Listen = b.listen(key("listen"))
+	lb.Listen = b.addrs(key("listen"), b.cfg.VIPs, "is a virtual address, which bindToVip listens on; remove it here")
 	backendPort := b.port(key("backendPort"), true)
 	if backendPort == 0 {
 		backendPort = lb.Port
@@ -198,8 +198,7 @@ func (b *builder) connOptions(key func(string) string) balancer.ConnOptions {
 // prefixes reads a list of networks; a plain address is a network of one.
 func (b *builder) prefixes(key string) []netip.Prefix {
 	var list []netip.Prefix
-	for i := range b.lists[key] {
-		at := fmt.Sprintf("%s[%d]", key, i)
+	for at := range b.elements(key) {
 		value := b.get(at).value
 		if !strings.Contains(value, "/") {
 			if a, err := netip.ParseAddr(value); err == nil {
@@ -228,28 +227,6 @@ func (b *builder) prefixes(key string) []netip.Prefix {
 	return list
 }
 
-// listen reads the further addresses that a load balancer listens on.
-func (b *builder) listen(key string) []netip.Addr {
-	var list []netip.Addr
-	for i := range b.lists[key] {
-		key := fmt.Sprintf("%s[%d]", key, i)
-		a, ok := b.addr(key, b.get(key).value)
-		if !ok {
-			continue
-		}
-		b.show(key, a.String(), b.origin(key))
-		switch {
-		case slices.Contains(list, a):
-			b.bad(key, "%s is there twice; remove one of the two", a)
-		case slices.Contains(b.cfg.VIPs, a):
-			b.bad(key, "%s is a virtual address, which bindToVip listens on; remove it here", a)
-		default:
-			list = append(list, a)
-		}
-	}
-	return list
-}
-
 func (b *builder) lbType(key string) {
 	c := b.get(key)
 	if c.value == "http" {
@@ -262,8 +239,7 @@ func (b *builder) lbType(key string) {
 
 func (b *builder) backends(lb int, port uint16) []BackendEntry {
 	var list []BackendEntry
-	for i := range b.lists[b.lbKey(lb, "backends")] {
-		key := b.lbKey(lb, fmt.Sprintf("backends[%d]", i))
+	for key := range b.elements(b.lbKey(lb, "backends")) {
 		be, ok := b.backend(key, port)
 		if !ok {
 			continue

@@ -71,8 +71,8 @@ func (b *builder) peers() []PeerEntry {
 		return nil
 	case ours > 0:
 		b.cfg.peersKey = keyPeers
-		for i := range ours {
-			if p, ok := b.peer(fmt.Sprintf("%s[%d]", keyPeers, i)); ok {
+		for key := range b.elements(keyPeers) {
+			if p, ok := b.peer(key); ok {
 				peers = append(peers, p)
 			}
 		}
@@ -86,8 +86,8 @@ func (b *builder) peers() []PeerEntry {
 	} else if theirs > 0 {
 		b.bad("localPeer.address", "is missing; write this node's own address, or list all nodes in peers")
 	}
-	for i := range theirs {
-		if p, ok := b.peer(fmt.Sprintf("remotePeers[%d]", i)); ok {
+	for key := range b.elements("remotePeers") {
+		if p, ok := b.peer(key); ok {
 			peers = append(peers, p)
 		}
 	}
@@ -145,21 +145,8 @@ func (b *builder) further(key, joined string, o Origin, first netip.Addr) []neti
 			n++
 		}
 	}
-	var list []netip.Addr
-	for i := range n {
-		key := fmt.Sprintf("%s[%d]", key, i)
-		a, ok := b.addr(key, b.get(key).value)
-		if !ok {
-			continue
-		}
-		b.show(key, a.String(), b.origin(key))
-		if a == first || slices.Contains(list, a) {
-			b.bad(key, "%s is there twice; remove one of the two", a)
-			continue
-		}
-		list = append(list, a)
-	}
-	return list
+	b.lists[key] = n
+	return b.addrs(key, []netip.Addr{first}, "is there twice; remove one of the two")
 }
 
 // Self finds which of the peers this node is: by id, if one is given or in the file,

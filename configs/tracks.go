@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -97,9 +96,9 @@ func trackSettings() []Setting {
 
 func (b *builder) tracks() []TrackEntry {
 	var list []TrackEntry
-	for i := range b.lists[keyTracks] {
-		key := func(name string) string { return fmt.Sprintf("%s[%d].%s", keyTracks, i, name) }
-		t := TrackEntry{Origin: b.origin(fmt.Sprintf("%s[%d]", keyTracks, i)), Exec: b.program(key("exec"))}
+	for at, i := range b.elements(keyTracks) {
+		key := func(name string) string { return at + "." + name }
+		t := TrackEntry{Origin: b.origin(at), Exec: b.program(key("exec"))}
 		defaultName := fmt.Sprintf("track-%d", i+1)
 		checks := b.isSet(key("check"))
 		switch {
@@ -169,8 +168,7 @@ func (b *builder) trackAddress(prefix string, port uint16) netip.AddrPort {
 // program reads the path of a program and its arguments.
 func (b *builder) program(key string) []string {
 	var argv []string
-	for i := range b.lists[key] {
-		key := fmt.Sprintf("%s[%d]", key, i)
+	for key, i := range b.elements(key) {
 		value := b.get(key).value
 		b.show(key, value, b.origin(key))
 		if i == 0 && !filepath.IsAbs(value) {
@@ -187,14 +185,10 @@ func (b *builder) program(key string) []string {
 
 func (b *builder) hooks() []HookEntry {
 	var list []HookEntry
-	for i := range b.lists[keyHooks] {
-		key := func(name string) string { return fmt.Sprintf("%s[%d].%s", keyHooks, i, name) }
-		h := HookEntry{
-			Origin: b.origin(fmt.Sprintf("%s[%d]", keyHooks, i)),
-			Exec:   b.program(key("exec")), URL: b.text(key("url")),
-		}
-		for j := range b.lists[key("on")] {
-			at := key("on") + "[" + strconv.Itoa(j) + "]"
+	for at := range b.elements(keyHooks) {
+		key := func(name string) string { return at + "." + name }
+		h := HookEntry{Origin: b.origin(at), Exec: b.program(key("exec")), URL: b.text(key("url"))}
+		for at := range b.elements(key("on")) {
 			event := b.text(at)
 			if slices.Contains(h.On, event) {
 				b.bad(at, "%s is there twice; remove one of the two", printable(event))

@@ -2,6 +2,8 @@ package configs
 
 import (
 	"cmp"
+	"fmt"
+	"iter"
 	"net/netip"
 	"net/url"
 	"path/filepath"
@@ -43,6 +45,17 @@ func (b *builder) get(key string) rawValue {
 func (b *builder) defaultOf(key string) string {
 	s, _ := setting(key)
 	return s.Default
+}
+
+// elements are the keys of the elements of a list.
+func (b *builder) elements(list string) iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		for i := range b.lists[list] {
+			if !yield(fmt.Sprintf("%s[%d]", list, i), i) {
+				return
+			}
+		}
+	}
 }
 
 // origin is where a problem with key is reported: its line, or the file.
@@ -214,6 +227,28 @@ func (b *builder) addr(key, value string) (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	return b.usable(key, a.Unmap())
+}
+
+// addrs reads a list of addresses. An address is a problem if it is there twice, or
+// among taken.
+func (b *builder) addrs(list string, taken []netip.Addr, problem string) []netip.Addr {
+	var addrs []netip.Addr
+	for key := range b.elements(list) {
+		a, ok := b.addr(key, b.get(key).value)
+		if !ok {
+			continue
+		}
+		b.show(key, a.String(), b.origin(key))
+		switch {
+		case slices.Contains(addrs, a):
+			b.bad(key, "%s is there twice; remove one of the two", a)
+		case slices.Contains(taken, a):
+			b.bad(key, "%s %s", a, problem)
+		default:
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }
 
 func unbracket(s string) string {

@@ -73,7 +73,7 @@ func TestWeightZeroAndDrainingKeepTheirConnections(t *testing.T) {
 		if got := b.planes[Direct].serves(); got != "api[1|2,3]" {
 			b.Errorf("served %s", got)
 		}
-		for i, want := range []State{Up, Draining, Draining} {
+		for i, want := range []BackendState{Up, Draining, Draining} {
 			if got := b.b.Status().LoadBalancers[0].Backends[i].State; got != want {
 				b.Errorf("backend %d is %s, want %s", i+1, got, want)
 			}

@@ -7,21 +7,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A State says whether a backend may get connections.
-type State string
+// A BackendState says whether a backend may get connections.
+type BackendState string
 
 // Only Up gets new connections. Draining keeps its open ones. Unknown has not been
 // checked yet.
 const (
-	Unknown  State = "unknown"
-	Up       State = "up"
-	Down     State = "down"
-	Draining State = "draining"
+	Unknown  BackendState = "unknown"
+	Up       BackendState = "up"
+	Down     BackendState = "down"
+	Draining BackendState = "draining"
 )
 
 // Health is what is known of a backend, and since when.
 type Health struct {
-	State  State
+	State  BackendState
 	Reason string
 	// Since is the time of the last change of State.
 	Since time.Time
@@ -109,7 +109,7 @@ func (r record) after(c Check, res result) record {
 }
 
 // become changes the state. Since stays where the state is the same.
-func (r record) become(s State, reason string, now time.Time) record {
+func (r record) become(s BackendState, reason string, now time.Time) record {
 	if r.State != s {
 		r.Since = now
 	}

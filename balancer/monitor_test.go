@@ -151,7 +151,7 @@ func TestRiseAndFall(t *testing.T) {
 		}
 		steps := []struct {
 			err  error
-			want State
+			want BackendState
 			slow bool // the check comes after the usual interval
 		}{
 			{nil, Up, true},

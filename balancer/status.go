@@ -93,7 +93,7 @@ type BackendStatus struct {
 	Name    string         `json:"name"`
 	Address netip.AddrPort `json:"address"`
 	Weight  int            `json:"weight"`
-	State   State          `json:"state"`
+	State   BackendState   `json:"state"`
 	Since   time.Time      `json:"since"`
 	Reason  string         `json:"reason,omitempty"`
 	Backup  bool           `json:"backup,omitempty"`
@@ -210,7 +210,7 @@ func (b *Balancer) status(
 		}
 		bs := BackendStatus{
 			Name: be.String(), Address: be.Addr, Weight: be.Weight,
-			State: State(cmp.Or(string(h.State), string(Unknown))), Since: h.Since, Reason: h.Reason,
+			State: BackendState(cmp.Or(string(h.State), string(Unknown))), Since: h.Since, Reason: h.Reason,
 			Backup: be.Backup, Override: override.String(),
 			LastCheck: timeOrNil(r.Checked), LatencyMS: float64(r.Latency.Microseconds()) / 1000,
 		}

@@ -39,7 +39,7 @@ func (b *builder) build() {
 	c.DataDir = b.path("dataDir")
 	c.Linger = b.duration("linger", 0, time.Hour)
 	c.Socket = b.path("socket")
-	c.Log = Log{Level: b.text("log.level"), Format: b.text("log.format")}
+	c.Log = LogSettings{Level: b.text("log.level"), Format: b.text("log.format")}
 	c.Admin = b.admin()
 	b.validate()
 }

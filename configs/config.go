@@ -40,7 +40,7 @@ type Config struct {
 	// Linger is how long the VIPs stay on lo after a stop.
 	Linger time.Duration
 	Socket string
-	Log    Log
+	Log    LogSettings
 	Admin  Admin
 	// Warnings are for the operator; everything that they are about works.
 	Warnings []Warning
@@ -73,8 +73,8 @@ type Preempt struct {
 	After time.Duration
 }
 
-// Log says what the program writes to stderr.
-type Log struct {
+// LogSettings say what the program writes to stderr.
+type LogSettings struct {
 	Level  string
 	Format string
 }

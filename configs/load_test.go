@@ -68,7 +68,7 @@ func threePeers() *Config {
 			},
 		}},
 		DataDir: "/var/lib/appliance", Socket: "/run/appliance/appliance.sock", Linger: 30 * time.Second,
-		Log: Log{Level: "info", Format: "text"},
+		Log: LogSettings{Level: "info", Format: "text"},
 	}
 }
 

@@ -89,7 +89,7 @@ func (tr *trial) backend(t *testing.T, i, k int) balancer.BackendStatus {
 // An order is given on any node, followed by all, and survives a restart of all.
 func TestOrders(t *testing.T) {
 	tr := serve(t, scene.Options{Family: scene.IPv4})
-	all := func(k int, state balancer.State, order string) {
+	all := func(k int, state balancer.BackendState, order string) {
 		t.Helper()
 		await(t, func() string {
 			for i := range 3 {

@@ -31,7 +31,7 @@ func TestDamped(t *testing.T) {
 }
 
 func TestUnserved(t *testing.T) {
-	lb := func(states ...balancer.State) (s balancer.LoadBalancerStatus) {
+	lb := func(states ...balancer.BackendState) (s balancer.LoadBalancerStatus) {
 		for _, state := range states {
 			s.Backends = append(s.Backends, balancer.BackendStatus{State: state})
 		}

@@ -40,7 +40,7 @@ type backendModel struct {
 	Name    string
 	Address netip.AddrPort
 	Weight  int
-	State   balancer.State
+	State   balancer.BackendState
 	Since   time.Time
 	Reason  string
 	Backup  bool

@@ -130,7 +130,7 @@ func TestServerDiesUnderLoad(t *testing.T) {
 		}
 		return string(buf)
 	}
-	state := func() balancer.State { return b.Status().LoadBalancers[0].Backends[1].State }
+	state := func() balancer.BackendState { return b.Status().LoadBalancers[0].Backends[1].State }
 
 	servers[1].die()
 	eventually(t, "b is found dead", func() bool {

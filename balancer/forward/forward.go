@@ -15,11 +15,11 @@ import (
 	"appliance/balancer"
 )
 
-// A Redirector redirects connections from one address to another on this host, those
+// A PortRedirector redirects connections from one address to another on this host, those
 // that arrive and those of local clients. Redirect makes the redirections exactly those
 // of to, whatever they were. repaired counts those of the last call that somebody else
 // has removed since.
-type Redirector interface {
+type PortRedirector interface {
 	Redirect(ctx context.Context, to map[netip.AddrPort]netip.AddrPort) (repaired int, err error)
 }
 
@@ -28,7 +28,7 @@ type Config struct {
 	// Redirector lets the forwarder share a frontend's port with a program that
 	// listens on every address. Without one it listens on the frontend itself, as
 	// it always does on loopback and unspecified frontends.
-	Redirector Redirector
+	Redirector PortRedirector
 	// Report, if set, gets each dial that failed or was slow.
 	Report Reporter
 	// Log is where shortages are logged; nil means slog.Default().
@@ -42,7 +42,7 @@ type Config struct {
 
 // A Forwarder is the data plane userspace.
 type Forwarder struct {
-	redirector Redirector
+	redirector PortRedirector
 	report     Reporter
 	log        *slog.Logger
 	count      int // of loops

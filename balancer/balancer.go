@@ -35,7 +35,7 @@ type Config struct {
 	// restore what somebody else removed. Zero means 2 s, the longest time that a
 	// flushed rule should stay lost.
 	Level time.Duration
-	// Reconsider is the time after which the choice of planes is made anew. Zero
+	// Reconsider is the time after which the planes are chosen again. Zero
 	// means 30 s, because kernels and networks change seldom.
 	Reconsider time.Duration
 }
@@ -253,7 +253,7 @@ func (b *Balancer) Run(ctx context.Context) error {
 func (b *Balancer) healthChanged(c healthChange) {
 	b.rotated()
 	if c.before.State == c.after.State && c.after.Remedy != "" && c.before.Remedy != c.after.Remedy {
-		b.cfg.Log.Warn("backend lives, and does not speak what its check does",
+		b.cfg.Log.Warn("the backend is alive, but does not speak what its check expects",
 			"loadBalancer", c.target.LoadBalancer, "backend", c.backend, "state", c.after.State, "reason", c.after.Reason)
 	}
 	b.emit(c.events()...)

@@ -14,9 +14,9 @@ func TestServesHealthyBackendsAtOnce(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 3)}, func(b *bench) {
 		b.s.set(addr(2), errRefused)
 	}, func(b *bench) {
-		// Then the others lose what an earlier life may have left in them.
+		// Then the others remove what an earlier process may have left in them.
 		if got := b.journal.take(); !strings.HasPrefix(got, "direct api[1,3|]") {
-			b.Errorf("the planes were told %s", got)
+			b.Errorf("calls of the planes: %s", got)
 		}
 		if !b.ready() {
 			b.Error("not ready")
@@ -33,7 +33,7 @@ func TestServesHealthyBackendsAtOnce(t *testing.T) {
 		if took := time.Since(began); took > 310*time.Millisecond {
 			b.Errorf("a backend that real connections found dead was out after %v", took)
 		}
-		// Level: nothing changed, yet it is applied again and again.
+		// Level: nothing has changed, but it is applied again and again.
 		calls := b.planes[Direct].count()
 		time.Sleep(20 * time.Second)
 		if n := b.planes[Direct].count() - calls; n < 8 || n > 12 {
@@ -45,8 +45,8 @@ func TestServesHealthyBackendsAtOnce(t *testing.T) {
 	})
 }
 
-// Until each backend has been checked once, what an earlier life serves in the
-// kernel is left alone.
+// Until each backend has been checked once, the balancer does not touch what the kernel
+// still serves for an earlier process.
 func TestWaitsForTheFirstChecks(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 2)}, func(b *bench) {
 		b.s.hang(addr(2), true)
@@ -101,8 +101,8 @@ func TestPeerDownDrainsUntilConfirmed(t *testing.T) {
 	})
 }
 
-// A host that has a backend of many load balancers is one line in the log, and an
-// event for each.
+// A lost host with a backend of many load balancers is one line in the log, and one event
+// for each.
 func TestVanishedHostIsOneLine(t *testing.T) {
 	var lbs []LoadBalancer
 	for i := range 12 {
@@ -129,7 +129,7 @@ func TestSet(t *testing.T) {
 	one, two := lbOf("api", 2), lbOf("etcd", 1)
 	run(t, []LoadBalancer{one, two}, nil, func(b *bench) {
 		if got := b.journal.take(); !strings.HasPrefix(got, "direct api[1,2|] etcd[1|]") {
-			b.Errorf("told %s", got)
+			b.Errorf("calls of the planes: %s", got)
 		}
 		asked := b.s.asked(addr(1))
 		more := lbOf("api", 3)
@@ -141,7 +141,7 @@ func TestSet(t *testing.T) {
 			b.Errorf("served %s", got)
 		}
 		if b.s.asked(addr(1)) != asked {
-			b.Error("an unchanged backend was checked anew")
+			b.Error("an unchanged backend was checked again")
 		}
 		for got, want := b.events.take(), []string{"api  >changed", "etcd  >removed",
 			"api cp3 unknown>up"}; len(want) > 0; want = want[1:] {
@@ -173,7 +173,7 @@ func TestSet(t *testing.T) {
 	})
 }
 
-// A plane that hangs holds up nobody else.
+// A plane that hangs does not delay the others.
 func TestApplyThatHangs(t *testing.T) {
 	one, two := lbOf("api", 1), lbOf("etcd", 1)
 	two.Plane = UserSpace

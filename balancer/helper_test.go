@@ -60,7 +60,7 @@ func (r *recorder) Stats() map[Target]Traffic {
 		{LoadBalancer: "api"}: {Queued: 1}}
 }
 
-// PassedOver says something of both backends; the second may be down.
+// PassedOver has a reason for both backends; the second may be down.
 func (r *recorder) PassedOver() map[Target]string {
 	return map[Target]string{{"api", addr(1)}: "no path for " + string(r.name), {"api", addr(2)}: "no path either"}
 }
@@ -73,7 +73,7 @@ func (r *recorder) count() int {
 	return r.calls
 }
 
-// serves is the set that was taken last.
+// serves is the set that was applied last.
 func (r *recorder) serves() string {
 	synctest.Wait()
 	r.mu.Lock()
@@ -154,7 +154,7 @@ type bench struct {
 	out     text
 }
 
-// logged counts lines with what. It waits until all is repairPause, as count and
+// logged counts lines with what. It waits until all goroutines are idle, as count and
 // serves do.
 func (b *bench) logged(what string) int {
 	synctest.Wait()
@@ -164,13 +164,13 @@ func (b *bench) logged(what string) int {
 func (b *bench) expect(want string) {
 	b.Helper()
 	synctest.Wait()
-	// Planes are told in parallel, so that only the order of one counts.
+	// Planes are called in parallel, so only the order of the calls of one plane counts.
 	got := strings.Split(b.journal.take(), "; ")
 	slices.SortStableFunc(got, func(x, y string) int {
 		return strings.Compare(strings.SplitN(x, " ", 2)[0], strings.SplitN(y, " ", 2)[0])
 	})
 	if got := strings.Join(slices.Compact(got), "; "); got != want {
-		b.Errorf("the planes were told\n     %s\nwant %s", got, want)
+		b.Errorf("calls of the planes:\n     %s\nwant %s", got, want)
 	}
 }
 

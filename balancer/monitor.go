@@ -54,8 +54,8 @@ type probe struct {
 }
 
 // set starts and stops loops so that exactly the backends of lbs are watched. A
-// loop whose check is unchanged goes on. A loop whose check has changed starts
-// anew and keeps the health that is known. The loops end with ctx; wait waits
+// loop whose check is unchanged goes on. A loop whose check has changed
+// starts again and keeps the health that is known. The loops end with ctx; wait waits
 // for them.
 func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 	m.mu.Lock()

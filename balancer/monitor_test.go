@@ -19,8 +19,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var errRefused = errors.New("connection refused")
 
-// servers is a Checker whose answers a test sets, and a log of when it was
-// asked.
+// servers is a Checker whose answers a test sets. It records when it was called.
 type servers struct {
 	mu     sync.Mutex
 	err    map[netip.AddrPort]error
@@ -200,7 +199,7 @@ func TestOneSlowAnswer(t *testing.T) {
 	})
 }
 
-// A server that hangs delays the checks of nobody else.
+// A server that hangs does not delay the checks of others.
 func TestChecksAreParallel(t *testing.T) {
 	s := newServers()
 	s.hang(addr(1), true)
@@ -229,7 +228,7 @@ func TestReportChecksAtOnce(t *testing.T) {
 	watch(t, s, usual, 1, func(m *monitor, _ func() []string) {
 		time.Sleep(500 * time.Millisecond)
 		s.set(addr(1), errRefused)
-		// Real connections fail all the time; checks keep their distance.
+		// Real connections fail all the time; checks are still FastInter apart.
 		began := time.Now()
 		for state(t, m, 1).State == Up {
 			m.report(Target{"lb", addr(1)}, errRefused)
@@ -247,8 +246,8 @@ func TestReportChecksAtOnce(t *testing.T) {
 	})
 }
 
-// What clients and one check alike are refused by is out at once. Its open
-// connections wait for the confirmation, and one success brings it back.
+// A backend that refuses clients and one check is out at once. Its open connections wait
+// for the confirmation, and one success brings it back.
 func TestRefusedTwiceIsOutAtOnce(t *testing.T) {
 	s := newServers()
 	watch(t, s, usual, 1, func(m *monitor, _ func() []string) {
@@ -274,7 +273,7 @@ func TestRefusedTwiceIsOutAtOnce(t *testing.T) {
 	})
 }
 
-// A server that only the check is refused by, or that is only slow, has its Fall checks.
+// A server that refuses only the check, or that is only slow, is out after Fall checks.
 func TestOtherFailuresTakeTheirChecks(t *testing.T) {
 	refused := fmt.Errorf("refuses the connection: %w", unix.ECONNREFUSED)
 	for _, c := range []struct{ client, check error }{{errors.New("slow"), refused}, {refused, errors.New("slow")}} {
@@ -395,8 +394,7 @@ func TestDrainingServer(t *testing.T) {
 	})
 }
 
-// A reload keeps what is known, checks what is new, and leaves the unchanged
-// alone.
+// A reload keeps what is known, checks new backends, and leaves unchanged ones alone.
 func TestSetKeepsHealth(t *testing.T) {
 	s := newServers()
 	watch(t, s, usual, 2, func(m *monitor, changes func() []string) {
@@ -418,7 +416,7 @@ func TestSetKeepsHealth(t *testing.T) {
 		}
 		set(usual, 1, 3)
 		if n := s.asked(addr(1)); n != first {
-			t.Error("an unchanged backend was checked anew")
+			t.Error("an unchanged backend was checked again")
 		}
 		if state(t, m, 3).State != Up {
 			t.Error("a new backend was not checked at once")

@@ -38,7 +38,7 @@ func TestMoveServesBeforeTheOldPlaneStops(t *testing.T) {
 		got := strings.Split(b.journal.take(), "; ")
 		taken, left := slices.Index(got, "ipvs api[1|]"), slices.Index(got, "userspace ")
 		if taken < 0 || left < taken {
-			b.Errorf("told %q: the new plane must serve before the old one is told to stop", got)
+			b.Errorf("calls %q: the new plane must serve before the old one stops", got)
 		}
 		if b.logged("serves again") != 1 {
 			b.Error("the end of the error was not logged")
@@ -57,7 +57,7 @@ func TestMoveServesBeforeTheOldPlaneStops(t *testing.T) {
 	})
 }
 
-// A plane that is better for a moment, or is refused once, moves nothing.
+// A plane that is better for a moment, or refuses once, moves no load balancer.
 func TestFlappingPlaneMovesNothing(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 1)}, nil, func(b *bench) {
 		for range 20 {
@@ -78,7 +78,7 @@ func TestFlappingPlaneMovesNothing(t *testing.T) {
 		if st := b.b.Status().LoadBalancers[0]; st.Plane != IPVS {
 			b.Errorf("status %+v", st)
 		}
-		// What the operator changes is changed at once.
+		// A change by the operator takes effect at once.
 		forced := lbOf("api", 1)
 		forced.Plane = UserSpace
 		if err := b.b.Set([]LoadBalancer{forced}); err != nil {
@@ -91,8 +91,7 @@ func TestFlappingPlaneMovesNothing(t *testing.T) {
 	})
 }
 
-// A load balancer that is about to move does so although another one changes
-// meanwhile.
+// A load balancer that is about to move does so even if another one changes meanwhile.
 func TestMoveOutlivesOtherChanges(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 1)}, nil, func(b *bench) {
 		b.planes[Direct].do(func() { b.planes[Direct].unusable = errors.New("no path") })
@@ -108,7 +107,7 @@ func TestMoveOutlivesOtherChanges(t *testing.T) {
 	})
 }
 
-// What has changed is handed to a plane only when the plane was asked.
+// A plane gets a changed load balancer only after it was asked about it.
 func TestChangedLoadBalancerIsAskedFor(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 1)}, nil, func(b *bench) {
 		b.journal.take()
@@ -120,12 +119,12 @@ func TestChangedLoadBalancerIsAskedFor(t *testing.T) {
 		got := b.journal.take()
 		if b.planes[IPVS].serves() != "api[1,2|]" || b.planes[Direct].serves() != "" ||
 			strings.Contains(got, "direct api[1,2|]") {
-			b.Errorf("told %s", got)
+			b.Errorf("calls of the planes: %s", got)
 		}
 	})
 }
 
-// A plane that does not leave must be told until it does.
+// A plane that fails to stop serving is called until it succeeds.
 func TestOldPlaneIsToldUntilItLeaves(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 1)}, nil, func(b *bench) {
 		b.planes[Direct].do(func() { b.planes[Direct].err = errors.New("busy") })
@@ -135,12 +134,12 @@ func TestOldPlaneIsToldUntilItLeaves(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		calls := b.planes[Direct].count()
 		if calls < 5 {
-			b.Errorf("told %d times", calls)
+			b.Errorf("called %d times", calls)
 		}
 		b.planes[Direct].do(func() { b.planes[Direct].err = nil })
 		time.Sleep(10 * time.Second)
 		if n := b.planes[Direct].count() - calls; n != 1 {
-			b.Errorf("told %d more times, want once", n)
+			b.Errorf("called %d more times, want once", n)
 		}
 		if b.planes[Direct].serves() != "" {
 			b.Error("it still serves")
@@ -148,8 +147,8 @@ func TestOldPlaneIsToldUntilItLeaves(t *testing.T) {
 	})
 }
 
-// At run time a forced plane that stops being usable goes on, with the error
-// shown: an old plane that may work is better than none.
+// A forced plane that stops being usable at run time goes on, and Status has the error: an
+// old plane that may work is better than none.
 func TestForcedPlane(t *testing.T) {
 	lb := lbOf("api", 1)
 	lb.Plane = IPVS

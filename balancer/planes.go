@@ -125,7 +125,7 @@ func (b *Balancer) adoptWanted(ctx context.Context) (wanted []LoadBalancer, err 
 			b.entries[lb.Name] = &entry{lb: lb}
 			events = append(events, LoadBalancerEvent{LoadBalancer: lb.Name, To: "added"})
 		case !reflect.DeepEqual(e.lb, lb):
-			e.choice.plane = "" // to be chosen anew
+			e.choice.plane = "" // to be chosen again
 			events = append(events, LoadBalancerEvent{LoadBalancer: lb.Name, To: "changed"})
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// usable is a Plane of which only Usable is asked.
+// usable is a Plane that only implements Usable.
 type usable struct {
 	Plane
 	name PlaneName

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// short is the patience for servers that hang.
+// short is the timeout for servers that hang.
 const short = 300 * time.Millisecond
 
 func says(code int, body string) http.HandlerFunc {
@@ -30,7 +30,7 @@ func says(code int, body string) http.HandlerFunc {
 	}
 }
 
-// Each row is a server as there are in the field, and what a check makes of it.
+// Each row is a server as found in the field, and the outcome of a check.
 func TestChecks(t *testing.T) {
 	ca := newAuthority(t)
 	good := &tls.Config{Certificates: []tls.Certificate{ca.sign(time.Now().Add(time.Hour), "kubernetes")}}
@@ -58,7 +58,7 @@ func TestChecks(t *testing.T) {
 		name    string
 		check   Check
 		backend Backend
-		// want is in the error; empty means healthy. write is in the line to
+		// want is part of the error; empty means healthy. write is part of the line to
 		// write; empty means that the check fits.
 		want, write string
 	}{
@@ -187,8 +187,8 @@ func mustParse(t *testing.T, file string) *x509.Certificate {
 	return cert
 }
 
-// The life of a kube-apiserver, as seen on real ones: it refuses, answers 403,
-// then 500, then 200; told to stop, /readyz is 500 while /livez stays 200.
+// A kube-apiserver that starts and stops, as seen on real ones: it refuses, answers 403,
+// then 500, then 200. While it stops, /readyz is 500 and /livez stays 200.
 func TestApiserver(t *testing.T) {
 	ca := newAuthority(t)
 	var ready, live atomic.Int32
@@ -223,7 +223,7 @@ func TestApiserver(t *testing.T) {
 	}
 }
 
-// What a request says, and that the token is the file's newest.
+// A request has all that its check says, and the newest token of the file.
 func TestRequest(t *testing.T) {
 	ca := newAuthority(t)
 	var got atomic.Pointer[http.Request]

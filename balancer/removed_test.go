@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// A backend that is taken out of the configuration keeps its open connections
-// for a while, unless it is dead or comes back.
-func TestDepart(t *testing.T) {
+// A backend that is removed from the configuration keeps its open connections for a while,
+// unless it is dead or comes back.
+func TestRemoved(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 4)}, func(b *bench) { b.s.set(addr(4), errRefused) }, func(b *bench) {
 		set := func(n int) {
 			t.Helper()
@@ -36,8 +36,8 @@ func TestDepart(t *testing.T) {
 	})
 }
 
-// So do those that leave while the load balancer moves to another plane.
-func TestDepartWhileMoving(t *testing.T) {
+// So does a backend that is removed while the load balancer moves to another plane.
+func TestRemovedWhileMoving(t *testing.T) {
 	run(t, []LoadBalancer{lbOf("api", 3)}, nil, func(b *bench) {
 		b.planes[Direct].serves()
 		b.planes[Direct].do(func() { b.planes[Direct].unusable = errRefused })

@@ -82,7 +82,7 @@ const (
 	// classBarred: clients' connections failed. To try it is better than to
 	// refuse the client.
 	classBarred
-	classDraining // asks for no new connections, and serves as long as it lives
+	classDraining // wants no new connections, and still serves the open ones
 	classDown
 	classes
 )

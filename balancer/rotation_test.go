@@ -81,8 +81,8 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// nginx's max_fails and fail_timeout: so many failures within the time, and no
-// new connections for as long, whatever the checks say.
+// As with nginx's max_fails and fail_timeout: after so many failures within that time there
+// are no new connections for that time, whatever the checks say.
 func TestPassive(t *testing.T) {
 	lb := lbOf("api", 2)
 	lb.MaxFails, lb.FailTimeout = 3, 10*time.Second
@@ -117,7 +117,7 @@ func TestPassive(t *testing.T) {
 		if n := b.logged("backend is draining"); n != 1 {
 			t.Errorf("logged %d times", n)
 		}
-		// Down is down, and stays so when the time is over.
+		// A backend that is down stays down when the time is over.
 		b.s.set(addr(1), errRefused)
 		for range 3 {
 			fail()
@@ -129,7 +129,7 @@ func TestPassive(t *testing.T) {
 	})
 }
 
-// A server without a check is known by its clients alone.
+// For a server without a check only clients' connections count.
 func TestPassiveAlone(t *testing.T) {
 	lb := lbOf("api", 2)
 	lb.Check = Check{Type: CheckNone}
@@ -146,7 +146,7 @@ func TestPassiveAlone(t *testing.T) {
 	})
 }
 
-func TestOrdersAreShownAndEnd(t *testing.T) {
+func TestOverridesAreShownAndEnd(t *testing.T) {
 	lb := lbOf("api", 2)
 	run(t, []LoadBalancer{lb}, nil, func(b *bench) {
 		five := 5
@@ -168,8 +168,7 @@ func TestOrdersAreShownAndEnd(t *testing.T) {
 	})
 }
 
-// downinter is for those that are down, inter for the others, fastinter for
-// what is in doubt.
+// downinter is for backends that are down, fastinter for those in doubt, inter for others.
 func TestIntervals(t *testing.T) {
 	c := usual
 	c.DownInter = 20 * time.Second
@@ -197,8 +196,8 @@ func TestIntervals(t *testing.T) {
 	})
 }
 
-// A server that was first refused, and then is found to speak something else,
-// is one more line in the log, with what to write.
+// A server that first refused, and then turns out to speak something else, is one more
+// line in the log, with what to write.
 func TestMismatchIsLogged(t *testing.T) {
 	lb := lbOf("api", 1)
 	run(t, []LoadBalancer{lb}, func(b *bench) { b.s.set(addr(1), errRefused) }, func(b *bench) {

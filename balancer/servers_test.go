@@ -57,7 +57,7 @@ func (a *authority) newKey() *ecdsa.PrivateKey {
 	return key
 }
 
-// sign makes a certificate for 127.0.0.1 and names that is valid until then.
+// sign makes a certificate for 127.0.0.1 and names, valid until then.
 func (a *authority) sign(until time.Time, names ...string) tls.Certificate {
 	a.t.Helper()
 	key := a.newKey()
@@ -104,8 +104,8 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 	}
 }
 
-// raw is a server that does with each connection what the test says. All of
-// them are closed in the end.
+// raw is a server that calls the test's function with each connection. The connections are
+// closed at the end of the test.
 func raw(t *testing.T, serve func(net.Conn)) Backend {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -165,8 +165,8 @@ func web(t *testing.T, config *tls.Config, handler http.HandlerFunc) Backend {
 	return Backend{Addr: netip.MustParseAddrPort(ln.Addr().String()), Weight: 1}
 }
 
-// closedPort is a port on which nobody listens. It is bound until the end of the
-// test, so that nobody else gets it.
+// closedPort is a port on which nobody listens. It stays bound until the end of the test, so
+// that nobody else gets it.
 func closedPort(t *testing.T) Backend {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -205,7 +205,7 @@ func pemBytes(data []byte) []byte {
 	return block.Bytes
 }
 
-// resumes reports whether there is a session with b to resume.
+// resumes reports whether there is a TLS session with b to resume.
 func (h *httpChecker) resumes(b Backend) bool {
 	h.tls.mu.Lock()
 	defer h.tls.mu.Unlock()

@@ -67,7 +67,7 @@ func TestAdmin(t *testing.T) {
 			}
 			for _, v := range c.Show() {
 				if strings.Contains(v.Value, "$2a$") {
-					t.Errorf("config show tells the hash: %v", v)
+					t.Errorf("config show prints the hash: %v", v)
 				}
 			}
 		})

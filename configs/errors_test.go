@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// good is a file without fault; each test spoils it.
+// good is a valid file; each test adds a mistake.
 const good = `vips: [192.0.2.10]
 peers: [192.0.2.11, 192.0.2.12, 192.0.2.13]
 `
@@ -168,7 +168,7 @@ func TestErrors(t *testing.T) {
 		{"two peer ports", "vip: 192.0.2.10\npeers:\n- {address: '192.0.2.11:1', port: 2}\n- 192.0.2.12\n- 192.0.2.13\n",
 			[]string{"3: peers[0].port: is 2, but the address says 1; write one of them"}},
 
-		// Relations.
+		// Values that contradict each other.
 		{"VIP twice", "vip: 192.0.2.10\nvips: ['::ffff:192.0.2.10']\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\n",
 			[]string{"2: vips[0]: 192.0.2.10 is there twice (line 1); remove one of the two"}},
 		{"VIP is a peer", "vip: 192.0.2.10\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.10]\n",
@@ -249,7 +249,7 @@ func TestErrors(t *testing.T) {
 			[]string{"5: loadBalancers[0].backends: all have weight 0, so none gets a connection; " +
 				"write 1 for one of them at least"}},
 
-		// How connections are treated.
+		// Connection options.
 		{"queue without limit", withLB + "  backends: [{address: 192.0.2.21, maxqueue: 5}]\n",
 			[]string{"5: loadBalancers[0].backends: 192.0.2.21:6443 has maxqueue without maxconn, " +
 				"so nobody ever queues for it; write maxconn, or remove maxqueue"}},
@@ -330,7 +330,7 @@ func unjoin(err error) []error {
 	return nil
 }
 
-// Problems from flags and variables are called by the names that were typed.
+// Problems with flags and variables use the names that were typed.
 func TestErrorsBesideTheFile(t *testing.T) {
 	flags := func(m map[string]string) map[string]string {
 		all := map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13"}

@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// FuzzParse feeds the loader whatever there is: it must not panic, every
-// error must name the file in one line, and what it accepts must be whole.
+// FuzzParse gives the loader arbitrary input: it must not panic, every error must name
+// the file in one line, and a configuration that it accepts must be complete.
 func FuzzParse(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(files) == 0 {

@@ -15,7 +15,7 @@ import (
 	"appliance/balancer"
 )
 
-// source makes a Source of maps; the group key is at its default place.
+// source makes a Source of maps. The group key is in its default place.
 func source(flags, env map[string]string) Source {
 	return Source{
 		Flag:       func(name string) (string, bool) { v, ok := flags[name]; return v, ok },
@@ -24,7 +24,7 @@ func source(flags, env map[string]string) Source {
 	}
 }
 
-// noOrigin compares what is in force, whoever said it.
+// noOrigin compares what is in force, and not where it came from.
 var noOrigin = cmp.Options{
 	cmpopts.IgnoreTypes(Origin{}),
 	cmpopts.IgnoreUnexported(Config{}),
@@ -82,7 +82,7 @@ func TestLoadFromFlagsAlone(t *testing.T) {
 	}
 }
 
-// The reference file says what is in force without it.
+// The reference file has the values that are in force without it.
 func TestReferenceIsTheDefaults(t *testing.T) {
 	got, err := Parse("reference.yaml", Sample(), source(nil, nil))
 	if err != nil {
@@ -291,7 +291,7 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
-// A flag for the group replaces every form in which the file can say it.
+// The flag --peers replaces every form in which the file can list the group.
 func TestPeersAreNamedInPlace(t *testing.T) {
 	cfg, err := Parse("f", []byte("vips: [192.0.2.10]\npeers: [a=192.0.2.11, {address: "+
 		"\"b=[2001:db8::1]:11\"}, 192.0.2.13]\ngroup: {insecure: true}\n"), Source{})
@@ -313,7 +313,7 @@ func TestPeersAreNamedInPlace(t *testing.T) {
 	}
 }
 
-// Hosts of both families serve clients of both, each from servers of its own.
+// Hosts of both families serve clients of both, each family with its own backends.
 func TestPeersOfBothFamiliesAreBackends(t *testing.T) {
 	const rest = "group: {insecure: true}\nloadBalancers:\n- port: 6443\n  backends: [192.0.2.50]\n"
 	for name, tt := range map[string]struct {

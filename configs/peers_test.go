@@ -23,7 +23,7 @@ func TestSelf(t *testing.T) {
 		err   string
 	}{
 		{"by address", good, "127.0.0.1 192.0.2.12 2001:db8::5", "", "192.0.2.12 peer 192.0.2.12:10000", ""},
-		{"by address in IPv6 clothes", good, "::ffff:192.0.2.12", "", "192.0.2.12 peer 192.0.2.12:10000", ""},
+		{"by IPv4-mapped address", good, "::ffff:192.0.2.12", "", "192.0.2.12 peer 192.0.2.12:10000", ""},
 		{"by IPv6 address", named, "2001:db8::11", "", "a peer [2001:db8::11]:10000", ""},
 		{"by link-local address", named, "fe80::12%eth0", "", "b peer [fe80::12%eth0]:10000", ""},
 		{"by link-local address, zone unknown", named, "fe80::12", "", "b peer [fe80::12%eth0]:10000", ""},
@@ -80,7 +80,7 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// A host that lacks one of its peer's addresses is told so before it starts.
+// A host that lacks one of its peer's addresses gets an error before it starts.
 func TestFurtherAddressesAreAtHome(t *testing.T) {
 	c, err := Parse("f", []byte("vip: 192.0.2.10\npeers: [a=192.0.2.11+2001:db8::11, 192.0.2.12, 192.0.2.13]\n"),
 		source(nil, nil))

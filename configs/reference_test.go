@@ -8,12 +8,12 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// spelledOut is the reference file with its alternatives switched on.
+// spelledOut is the reference file with its alternatives uncommented.
 func spelledOut() []byte {
 	return regexp.MustCompile(`(?m)^( *)#(\S)`).ReplaceAll(Sample(), []byte("$1$2"))
 }
 
-// The reference file has every key there is, and none that is not.
+// The reference file has every key, and no unknown one.
 func TestReferenceIsComplete(t *testing.T) {
 	rep := &report{}
 	s, ok := parseFile("reference.yaml", spelledOut(), rep)
@@ -39,7 +39,7 @@ func TestReferenceIsComplete(t *testing.T) {
 	}
 }
 
-// Whoever looks for a flag in the file finds it, with its variable.
+// The reference file names every flag and its environment variable.
 func TestReferenceNamesFlags(t *testing.T) {
 	text := strings.Join(strings.Fields(strings.ReplaceAll(string(Sample()), "#", " ")), " ")
 	for _, set := range settings {
@@ -52,7 +52,7 @@ func TestReferenceNamesFlags(t *testing.T) {
 	}
 }
 
-// Kubernetes' own reader understands the file in the same way as ours.
+// Kubernetes' YAML reader understands the file too.
 func TestReferenceIsPlainYAML(t *testing.T) {
 	var v map[string]any
 	if err := yaml.UnmarshalStrict(Sample(), &v); err != nil {

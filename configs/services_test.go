@@ -74,7 +74,7 @@ loadBalancers:
 	}
 }
 
-// None is none, and not the balancer's default.
+// retries: 0 means none, not the balancer's default.
 func TestNoRetries(t *testing.T) {
 	c, err := parseHere(peers3 + "loadBalancers: [{port: 6443, retries: 0, backends: [192.0.2.21]}]\n")
 	if err != nil {

@@ -99,8 +99,8 @@ func keys(changes []Change) string {
 	return strings.Join(names, " ")
 }
 
-// What needs a restart is named with its place, also where the value is hidden
-// or was taken out.
+// Keys that need a restart are named with their place, also if the value is hidden or was
+// removed.
 func TestChangesSayWhere(t *testing.T) {
 	const base = peers3 + "linger: 1m\nadmin:\n  hosts: [a.example, b.example]\n  users:\n  - name: a\n" +
 		"    passwordHash: '" + hash + "'\n"
@@ -154,7 +154,7 @@ func TestChanges(t *testing.T) {
 		if strings.Join(live, " ") != tt.live || keys(restart) != tt.restart {
 			t.Errorf("%s: live %q, restart %q", tt.next, live, restart)
 		}
-		// What stands goes on wanting the same restart, and nothing else.
+		// Afterwards the same restart is needed, and nothing else.
 		live, again := c.WithLive(next).Changes(next)
 		if len(live) > 0 || fmt.Sprint(again) != fmt.Sprint(restart) {
 			t.Errorf("%s: later live %q, restart %q", tt.next, live, again)

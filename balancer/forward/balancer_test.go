@@ -45,8 +45,8 @@ func (s *server) start() {
 	})
 }
 
-// die closes the listener and forgets the connections without a word to their
-// peers, as far as that can be done on one host: they stay open.
+// die closes the listener and ignores the open connections. They stay open, which is as near
+// to a dead host as a test on one host gets.
 func (s *server) die() {
 	s.listener.Close()
 	s.done.Wait()
@@ -59,15 +59,14 @@ func (s *server) bury() {
 	}
 }
 
-// Real checks, real connections: a server dies under load, no client that comes
-// after notices, clients that were with it are reset, and it is used again when
-// it is back.
+// With real checks and real connections, a server dies under load. New clients do not
+// notice, its own clients are reset, and it is used again when it is back.
 func TestServerDiesUnderLoad(t *testing.T) {
 	var servers []*server
 	at := frontend()
 	lb := balancer.LoadBalancer{
 		Name: "api", Frontends: []netip.AddrPort{at}, Scheduler: balancer.RoundRobin,
-		// Only what real connections meet can find the death in time.
+		// Only real connections can detect the death in time.
 		Check: balancer.Check{Type: "tcp", Inter: 10 * timeout, Timeout: timeout, FastInter: 20 * time.Millisecond, Rise: 1,
 			Fall: 3},
 	}
@@ -117,7 +116,7 @@ func TestServerDiesUnderLoad(t *testing.T) {
 	if len(open) != 3 {
 		t.Fatalf("three connections reached %d servers", len(open))
 	}
-	// first asks for the one word of whoever serves.
+	// first asks for the first word of the server.
 	first := func() string {
 		c, err := dialErr(at)
 		if err != nil {

@@ -15,10 +15,10 @@ import (
 	"appliance/balancer"
 )
 
-// Each benchmark does the same work straight to the server, through the
-// forwarder, and through the shortest proxy that Go can write, in turns within
-// one run. It prints the forwarder's speed as a part of the first ("ofdirect")
-// and of the last ("ofplain"). Client, forwarder and server share the machine.
+// Each benchmark does the same work directly with the server, through the forwarder, and
+// through the shortest proxy in Go, in turns within one run. It prints the forwarder's speed
+// as a fraction of the first ("ofdirect") and of the last ("ofplain"). Client, forwarder and
+// server share the machine.
 func compare(b *testing.B, server netip.AddrPort, work func(at netip.AddrPort, n int)) {
 	at := frontend()
 	start(b, Config{}, to(at, server))
@@ -45,7 +45,7 @@ func compare(b *testing.B, server netip.AddrPort, work func(at netip.AddrPort, n
 	b.ReportMetric(0, "ns/op")
 }
 
-// plainProxy is io.Copy both ways.
+// plainProxy is io.Copy in both directions.
 func plainProxy(b *testing.B, server netip.AddrPort) netip.AddrPort {
 	return backend(b, func(client *net.TCPConn) {
 		c, err := net.Dial("tcp", server.String())
@@ -145,7 +145,7 @@ func BenchmarkBulk(b *testing.B) {
 	})
 }
 
-// What choosing costs.
+// The cost of choosing a backend.
 func BenchmarkPick(b *testing.B) {
 	for _, name := range []balancer.Scheduler{balancer.RoundRobin, balancer.WeightedLeastConn, balancer.SourceHash} {
 		b.Run(string(name), func(b *testing.B) {
@@ -166,8 +166,8 @@ func BenchmarkPick(b *testing.B) {
 	}
 }
 
-// What an idle connection costs the process beside its two sockets. Client and
-// server are bare files, so that all of the memory is the forwarder's.
+// The memory of an idle connection beside its two sockets. Client and server are bare file
+// descriptors, so that all of the memory is the forwarder's.
 func BenchmarkIdle(b *testing.B) {
 	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -12,9 +12,8 @@ import (
 	"appliance/balancer"
 )
 
-// Clients that do whatever clients do, backends that do whatever backends do,
-// and reloads meanwhile: when all is over nothing is left, neither a file nor
-// a count, and an honest client is still served.
+// Clients and backends misbehave in many ways, and reloads come in between. In the end no
+// file and no count is left, and an honest client is still served.
 func TestNothingIsLeft(t *testing.T) {
 	sockets, _ := files(t)
 	honest := backend(t, echo)

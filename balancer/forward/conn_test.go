@@ -39,9 +39,8 @@ func (r *reports) of(at netip.AddrPort) []error {
 	return r.got[at]
 }
 
-// Neither a backend that refuses nor one that hangs costs a client its
-// connection, and few clients meet it at all. The connect timeout is a minute:
-// waiting for it once would break the test.
+// No client loses its connection to a backend that refuses or hangs, and few clients meet it
+// at all. The connect timeout is a minute: waiting for it once would fail the test.
 func TestDeadBackendCostsNothing(t *testing.T) {
 	tests := []struct {
 		name string
@@ -73,8 +72,8 @@ func TestDeadBackendCostsNothing(t *testing.T) {
 			if len(errs) == 0 || !errors.Is(errs[0], tt.err) {
 				t.Errorf("reported %v, want %v first", errs, tt.err)
 			}
-			// Turns alone would give it a half. On a busy machine the other
-			// one may look slow too now and then.
+			// Round robin alone would give it half. On a busy machine the other one
+			// may look slow too at times.
 			if len(errs) > n/4 {
 				t.Errorf("the dead backend was tried %d times in %v", len(errs), took)
 			}
@@ -82,7 +81,7 @@ func TestDeadBackendCostsNothing(t *testing.T) {
 	}
 }
 
-// When every backend is dead, the client hears of it at once.
+// When every backend is dead, the client is reset at once.
 func TestNoBackend(t *testing.T) {
 	one, two := refusing(t), refusing(t)
 	at := frontend()
@@ -109,7 +108,7 @@ func TestNoBackend(t *testing.T) {
 	}
 }
 
-// A backend that comes back is used again without anybody's help.
+// A backend that comes back is used again by itself.
 func TestShunnedBackendIsTriedAgain(t *testing.T) {
 	at := frontend()
 	dead := refusing(t)
@@ -176,8 +175,7 @@ func TestRemovedBackendIsResetAndDrainingIsKept(t *testing.T) {
 	wantReset(t, byBackend[drains])
 }
 
-// Reloads that do not concern a connection do not touch it, whatever comes and
-// goes beside it.
+// Reloads do not touch connections whose backend stays.
 func TestReloadUnderLoad(t *testing.T) {
 	stays, comes := backend(t, echo), backend(t, echo)
 	at, other := frontend(), frontend()
@@ -235,8 +233,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	load.Wait()
 }
 
-// exhaust leaves the process with n files that it may open, until more is
-// called.
+// exhaust lets the process open only n further files, until more is called.
 func exhaust(t *testing.T, n int) (more func()) {
 	t.Helper()
 	var limit unix.Rlimit
@@ -275,7 +272,7 @@ func exhaust(t *testing.T, n int) (more func()) {
 	return more
 }
 
-// Without a free file the clients wait in the queue, and are served when there
+// Without a free file descriptor clients wait in the queue. They are served as soon as there
 // is one again.
 func TestOutOfFiles(t *testing.T) {
 	at := frontend()
@@ -297,7 +294,7 @@ func TestOutOfFiles(t *testing.T) {
 	}
 }
 
-// A bulk transfer that gets no pipe goes on without.
+// A bulk transfer that gets no pipe goes on without one.
 func TestBulkWithoutPipes(t *testing.T) {
 	at := frontend()
 	f := start(t, Config{}, to(at, backend(t, echo)))
@@ -320,8 +317,8 @@ func TestBulkWithoutPipes(t *testing.T) {
 	}
 }
 
-// A client that says nothing must still get the server's first word, and each
-// server its share.
+// A client that sends nothing must still get the server's first bytes, and each server its
+// share.
 func TestServerSpeaksFirstAndTurns(t *testing.T) {
 	at := frontend()
 	start(t, Config{}, to(at, backend(t, name("a")), backend(t, name("b")), backend(t, name("c"))))

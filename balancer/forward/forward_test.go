@@ -40,7 +40,7 @@ func TestServiceThatLeavesKeepsItsConnections(t *testing.T) {
 	})
 }
 
-// A load balancer under another name is the same connections.
+// A load balancer that gets another name keeps its connections.
 func TestRenamedLoadBalancer(t *testing.T) {
 	at, server := frontend(), backend(t, echo)
 	s := to(at, server)
@@ -84,7 +84,7 @@ func TestDrain(t *testing.T) {
 	if err := ask(c, "while draining"); err != nil {
 		t.Error(err)
 	}
-	// The balancer goes on meanwhile, and a backend may die.
+	// Meanwhile the balancer runs on, and a backend may die.
 	apply(t, f, to(at, server))
 	if _, err := dialErr(at); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("new connection after apply: %v, want it refused", err)
@@ -186,7 +186,7 @@ func TestIPv6(t *testing.T) {
 	}
 }
 
-// Both sockets must find out a peer that vanished without a word.
+// Both sockets must detect a peer that vanished silently.
 func TestSocketOptions(t *testing.T) {
 	want := map[int]int{
 		unix.TCP_KEEPIDLE: keepIdle, unix.TCP_KEEPINTVL: keepInterval, unix.TCP_KEEPCNT: keepCount,

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds waits that a working forwarder ends at once.
+// timeout bounds waits that a working forwarder ends at once.
 const timeout = 60 * time.Second
 
 var frontends atomic.Uint32
@@ -57,7 +57,7 @@ func apply(t testing.TB, f *Forwarder, services ...balancer.Service) {
 	}
 }
 
-// service is one with the backends in rotation, each of weight 1.
+// service has the backends in rotation, each of weight 1.
 func to(at netip.AddrPort, backends ...netip.AddrPort) balancer.Service {
 	s := balancer.Service{LoadBalancer: "lb", Frontend: at, Scheduler: balancer.RoundRobin, ConnectTimeout: timeout}
 	for _, b := range backends {
@@ -117,7 +117,7 @@ func backendOn(t testing.TB, at string, handle func(*net.TCPConn)) netip.AddrPor
 // io.Copy takes no pipes that a test would count.
 func echo(c *net.TCPConn) { io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}) }
 
-// name is a backend that says a word to each client and closes.
+// name is a backend that sends a word to each client and closes.
 func name(word string) func(*net.TCPConn) {
 	return func(c *net.TCPConn) { io.WriteString(c, word) }
 }
@@ -125,7 +125,7 @@ func name(word string) func(*net.TCPConn) {
 // refusing is an address where nobody listens.
 func refusing(t testing.TB) netip.AddrPort {
 	t.Helper()
-	// Bound and not listening, so that nobody else can take it.
+	// It is bound but does not listen, so that nobody else can take it.
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +205,7 @@ func word(at netip.AddrPort) (string, error) {
 	return string(b), err
 }
 
-// ask sends text to an echoing backend and wants it back.
+// ask sends text to an echoing backend and expects it back.
 func ask(c net.Conn, text string) error {
 	if _, err := io.WriteString(c, text); err != nil {
 		return err
@@ -220,7 +220,7 @@ func ask(c net.Conn, text string) error {
 	return nil
 }
 
-// eventually waits for what happens soon after its cause.
+// eventually waits until ok holds.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(timeout); !ok(); time.Sleep(2 * time.Millisecond) {
@@ -230,7 +230,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// wantReset wants the peer of c to have reset it.
+// wantReset expects that the peer of c has reset it.
 func wantReset(t testing.TB, c *net.TCPConn) {
 	t.Helper()
 	if _, err := io.ReadAll(c); !errors.Is(err, unix.ECONNRESET) {
@@ -238,7 +238,7 @@ func wantReset(t testing.TB, c *net.TCPConn) {
 	}
 }
 
-// redirects is a Redirector that remembers.
+// redirects is a PortRedirector that records its calls.
 type redirects struct {
 	mu   sync.Mutex
 	last map[netip.AddrPort]netip.AddrPort
@@ -252,7 +252,7 @@ func (r *redirects) Redirect(_ context.Context, to map[netip.AddrPort]netip.Addr
 	return 1, r.err
 }
 
-// lines is a log that counts.
+// lines is a log that counts its lines.
 type lines struct {
 	mu  sync.Mutex
 	all []byte

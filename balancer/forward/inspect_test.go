@@ -20,7 +20,7 @@ import (
 	"appliance/balancer"
 )
 
-// hello is what a client of crypto/tls says first.
+// hello is what a client of crypto/tls sends first.
 func hello(t testing.TB, cfg *tls.Config) []byte {
 	t.Helper()
 	a, b := net.Pipe()
@@ -62,7 +62,7 @@ func TestClientHello(t *testing.T) {
 				t.Errorf("hello %d, first %d bytes: %v, want %v", i, n, got, want)
 			}
 		}
-		// No byte before the random may be just any.
+		// Every byte before the random matters.
 		for _, at := range []int{0, 1, 5, 9} {
 			bad := slices.Clone(h)
 			bad[at] ^= 0x40
@@ -79,8 +79,7 @@ func TestClientHello(t *testing.T) {
 	}
 }
 
-// What a prefix has decided, more bytes do not change, and helloSize bytes
-// always decide.
+// More bytes do not change what a prefix has decided, and helloSize bytes always decide.
 func FuzzClientHello(f *testing.F) {
 	for _, h := range hellos(f) {
 		f.Add(h)
@@ -100,7 +99,7 @@ func FuzzClientHello(f *testing.F) {
 			t.Fatalf("%x: undecided", b)
 		}
 		if last == isTLS {
-			// crypto/tls takes it for a handshake too, or misses the rest.
+			// crypto/tls accepts it as a handshake too, or needs more bytes.
 			if b[0] != 22 || b[5] != 1 {
 				t.Fatalf("%x is no ClientHello", b)
 			}
@@ -170,7 +169,7 @@ func TestRequireTLS(t *testing.T) {
 	}
 }
 
-// proxiedBackend tells its clients what their PROXY header said.
+// proxiedBackend sends its clients what their PROXY header said.
 func proxiedBackend(t *testing.T) netip.AddrPort {
 	return backend(t, func(c *net.TCPConn) {
 		c.SetDeadline(time.Now().Add(timeout))
@@ -185,7 +184,7 @@ func proxiedBackend(t *testing.T) netip.AddrPort {
 	})
 }
 
-// say is what a client hears that says these parts, one after the other.
+// say sends the parts one after the other, and returns what the client gets.
 func say(t *testing.T, at netip.AddrPort, parts ...[]byte) (string, error) {
 	t.Helper()
 	c := dial(t, at)
@@ -271,7 +270,7 @@ func TestAcceptProxy(t *testing.T) {
 	if got := traffic(f, server).Total; got != total {
 		t.Errorf("%d of those that must not have reached the backend", got-total)
 	}
-	// Whoever is not named is no proxy, and what it says is its own.
+	// A client that is not in acceptProxyFrom is no proxy: its header goes to the backend.
 	s.ConnOptions.AcceptProxyFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	s.ConnOptions.SendProxy = ""
 	apply(t, f, s)
@@ -281,7 +280,7 @@ func TestAcceptProxy(t *testing.T) {
 	}
 }
 
-// A header and TLS behind it.
+// A PROXY header, followed by TLS.
 func TestAcceptProxyAndRequireTLS(t *testing.T) {
 	secure := httptest.NewUnstartedServer(nil)
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -322,7 +321,7 @@ func FuzzReadProxy(f *testing.F) {
 		case size == 0:
 			return
 		}
-		// What follows the header does not matter, and less decides nothing else.
+		// Bytes after the header change nothing, and fewer bytes decide nothing.
 		if q, n, err := readProxy(append(slices.Clone(b[:size]), "GET /"...)); err != nil || n != size || q != p {
 			t.Fatalf("%q: %v %d %v with other bytes behind, %v %d", b, q, n, err, p, size)
 		}

@@ -14,12 +14,12 @@ import (
 	"appliance/balancer"
 )
 
-// target is what f counts for the one backend of the test.
+// target is what f has counted for the only backend of the test.
 func traffic(f *Forwarder, backend netip.AddrPort) balancer.Traffic {
 	return f.Stats()[balancer.Target{LoadBalancer: "lb", Backend: backend}]
 }
 
-// silent wants nothing to come from c for a moment.
+// silent expects that nothing comes from c for a moment.
 func silent(t *testing.T, c *net.TCPConn, what string) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
@@ -29,7 +29,7 @@ func silent(t *testing.T, c *net.TCPConn, what string) {
 	c.SetReadDeadline(time.Now().Add(timeout))
 }
 
-// wantRefused wants a new connection to be reset.
+// wantRefused expects that a new connection is reset.
 func wantRefused(t *testing.T, at netip.AddrPort) {
 	t.Helper()
 	c, err := dialErr(at)
@@ -66,7 +66,7 @@ func TestMaxConn(t *testing.T) {
 	if _, err := io.ReadFull(waits, b); err != nil || string(b) != "late" {
 		t.Errorf("when one has ended: %q, %v", b, err)
 	}
-	// A higher limit lets those in who wait.
+	// A higher limit lets waiting clients in.
 	waits = dial(t, at)
 	io.WriteString(waits, "more")
 	silent(t, waits, "beyond maxconn again")
@@ -77,7 +77,7 @@ func TestMaxConn(t *testing.T) {
 	}
 }
 
-// Many come and go at a limit of one: nobody may be forgotten.
+// Many clients come and go at a limit of one: none may be forgotten.
 func TestMaxConnUnderLoad(t *testing.T) {
 	at := frontend()
 	s := to(at, backend(t, name("x")))
@@ -103,7 +103,7 @@ func TestMaxConnUnderLoad(t *testing.T) {
 	}
 }
 
-// numbered is a backend that tells each client which one it is, and keeps it.
+// numbered is a backend that sends each client its number and keeps the connection open.
 func numbered(t *testing.T) (netip.AddrPort, chan string) {
 	said := make(chan string, 100)
 	return backend(t, func(c *net.TCPConn) {
@@ -168,7 +168,7 @@ func TestQueueTimeout(t *testing.T) {
 	if took := time.Since(began); took > timeout/2 {
 		t.Errorf("reset after %v", took)
 	}
-	// One that is reset while it waits leaves no hole in the queue.
+	// A client that is reset while it waits leaves no gap in the queue.
 	s.ConnOptions.QueueTimeout = timeout
 	apply(t, f, s)
 	gone, waits := dial(t, at), dial(t, at)
@@ -180,8 +180,8 @@ func TestQueueTimeout(t *testing.T) {
 	}
 }
 
-// A backend that is full is passed over while another has room, but a client
-// that belongs to it waits.
+// A full backend is passed over while another one has room, but a client that belongs to
+// it waits.
 func TestFullBackend(t *testing.T) {
 	a, saidA := numbered(t)
 	b, saidB := numbered(t)
@@ -266,7 +266,7 @@ func TestSlowStart(t *testing.T) {
 			t.Errorf("after %v of 1h it got %d of 100, want %d to %d", tt.ago, got, tt.low, tt.high)
 		}
 	}
-	// What is there from the beginning has nobody to spare it.
+	// The first backends have no slow start.
 	first := to(frontend(), old, fresh)
 	first.Backends[1].SlowStart = time.Hour
 	apply(t, f, s, first)
@@ -291,13 +291,13 @@ func TestPersistence(t *testing.T) {
 			t.Fatalf("came back to %q, %v, had %q", w, err, first)
 		}
 	}
-	// The table outlives a reload.
+	// What it remembers survives a reload.
 	s.ConnOptions.MaxConn = 100
 	apply(t, f, s)
 	if w, err := word(at); err != nil || w != first {
 		t.Errorf("after a reload came back to %q, %v, had %q", w, err, first)
 	}
-	// Its backend leaves: it gets another, and stays with that one.
+	// Its backend leaves: the client gets another one, and stays with it.
 	rest := to(at, b)
 	other := "b"
 	if first == "b" {
@@ -337,7 +337,7 @@ func TestStickyForgets(t *testing.T) {
 	}
 }
 
-// A backend that is just restarting is there for one of the retries.
+// A backend that restarts is back for one of the retries.
 func TestRetriesSameBackend(t *testing.T) {
 	at := frontend()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -418,16 +418,16 @@ func TestIdleTimeouts(t *testing.T) {
 			half.CloseWrite()
 			wantReset(t, quiet)
 			if err := <-ended; err == nil {
-				t.Error("the server was not told")
+				t.Error("the server did not notice")
 			}
-			// The half-closed one got a word and then nothing.
+			// The half-closed connection got some bytes and then nothing.
 			if b, err := io.ReadAll(half); string(b) != "still here" || !errors.Is(err, unix.ECONNRESET) {
 				t.Errorf("half-closed: %q, %v", b, err)
 			}
 			eventually(t, "both are over", func() bool { return traffic(f, server).Open == 0 })
 		})
 	}
-	// Without limits, and with talk, nothing ends.
+	// Without timeouts, or with traffic, no connection ends.
 	at := frontend()
 	s := to(at, backend(t, echo))
 	s.ConnOptions.ClientTimeout, s.ConnOptions.ServerTimeout = timeout, timeout

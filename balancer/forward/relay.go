@@ -200,7 +200,7 @@ func (f *flow) copy(l *loop, src, dst *end) (int, unix.Errno) {
 			f.ended = true
 			flags = unix.MSG_MORE
 		default:
-			src.readable = false // epoll tells of what comes now; see epoll(7), "short"
+			src.readable = false // epoll reports what comes from now on (epoll(7), a short read)
 		}
 	}
 	dst.beforeWrite()

@@ -81,8 +81,7 @@ func TestBulkBothWaysAtOnce(t *testing.T) {
 	}
 }
 
-// A reader that is slower than its sender must slow the sender down and lose
-// nothing, in both ways of moving.
+// A slow reader must slow the sender down and lose nothing, with the buffer and with splice.
 func TestSlowReader(t *testing.T) {
 	const n = 8 << 20
 	sums := make(chan [32]byte, 1)
@@ -180,8 +179,8 @@ func TestReset(t *testing.T) {
 					end <- nil
 					return
 				}
-				// A socket whose reading side has ended hears of a reset by
-				// its error only.
+				// A socket whose reading side has ended reports a reset only by its
+				// error.
 				raw, _ := c.SyscallConn()
 				for until := time.Now().Add(timeout); err == nil || err == io.EOF; time.Sleep(time.Millisecond) {
 					raw.Control(func(fd uintptr) {
@@ -217,7 +216,7 @@ func TestReset(t *testing.T) {
 				reset(c)
 			}
 			if err := <-end; !tt.byServer && !errors.Is(err, unix.ECONNRESET) {
-				t.Errorf("server met %v, want a reset", err)
+				t.Errorf("server got %v, want a reset", err)
 			}
 			eventually(t, "the connection is over", func() bool {
 				return f.Stats()[balancer.Target{LoadBalancer: "lb", Backend: server}].Open == 0
@@ -244,8 +243,8 @@ func files(t *testing.T) (sockets, pipes int) {
 	return sockets, pipes
 }
 
-// 500 connections at once, all of which have moved bulk before they fall idle,
-// hold two files each and no pipe beyond the pool's.
+// 500 connections that have moved bulk and are idle now hold two files each, and no pipe
+// beyond those of the pool.
 func TestManyIdleConnections(t *testing.T) {
 	const n = 500
 	server := backend(t, echo)
@@ -274,7 +273,7 @@ func TestManyIdleConnections(t *testing.T) {
 	}
 	pipeFiles := func() int { _, p := files(t); return p - pipesBefore }
 	eventually(t, "pipes beyond the pool's are closed", func() bool { return pipeFiles() <= 2*cap(f.pools.pipes) })
-	// The client's and the backend's socket are of this process too.
+	// The sockets of client and backend belong to this process too.
 	if now, _ := files(t); now-before > 4*n {
 		t.Errorf("%d sockets for %d connections, want %d", now-before, n, 4*n)
 	}

@@ -22,8 +22,8 @@ func client(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
 }
 
-// The share of each backend over many picks from many clients, where every
-// connection stays open.
+// The share of each backend after many picks for many clients, when every connection stays
+// open.
 func TestSchedulersDistribute(t *testing.T) {
 	const n = 60_000
 	tests := []struct {
@@ -62,7 +62,7 @@ func TestSchedulersDistribute(t *testing.T) {
 	}
 }
 
-// Weight 5 beside 1 and 1 gets its turns spread, never five in a row.
+// Weight 5 beside 1 and 1 gets its turns spread out, never five in a row.
 func TestWeightedRoundRobinIsSmooth(t *testing.T) {
 	s := &smooth{}
 	cs := weighted(5, 1, 1)
@@ -107,8 +107,8 @@ func TestLeastConnections(t *testing.T) {
 	}
 }
 
-// A client stays where it is, and a backend that leaves or comes moves only its
-// own clients.
+// A client stays with its backend, and a backend that leaves or comes moves only its own
+// clients.
 func TestSourceHashIsStable(t *testing.T) {
 	const n = 20_000
 	all := weighted(1, 1, 1, 1, 1)

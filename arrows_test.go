@@ -23,7 +23,58 @@ var arrows = map[string]struct {
 	"appliance/nft":              {[]string{"appliance/balancer", "appliance/sysctl"}, "a data plane does not know who chose it"},
 	"appliance/ipvs": {[]string{"appliance/balancer", "appliance/sysctl"},
 		"a data plane does not know who chose it; its masquerade rules come through an interface"},
-	"appliance/status":   {[]string{"appliance/balancer"}, "status reads values and changes nothing"},
+
+	"appliance/status": {
+		[]string{"appliance/balancer", "appliance/status/figures"},
+		"status is values, and changes nothing",
+	},
+	"appliance/status/figures": {nil, "how a number is written depends on the number alone"},
+	"appliance/status/journal": {
+		[]string{"appliance/status", "appliance/status/figures"},
+		"a journal keeps events, whoever adds or reads them",
+	},
+	"appliance/status/history": {
+		[]string{"appliance/balancer", "appliance/status", "appliance/status/figures"},
+		"samples are made of snapshots, whoever draws them",
+	},
+	"appliance/status/metrics": {
+		[]string{"appliance/balancer", "appliance/status"},
+		"metrics are made of snapshots and of what is handed in",
+	},
+	"appliance/status/terminal": {
+		[]string{"appliance/balancer", "appliance/status", "appliance/status/figures"},
+		"a terminal shows values, wherever they come from",
+	},
+	"appliance/status/client": {
+		[]string{"appliance/status", "appliance/status/journal"},
+		"a client knows the answers, not who gives them",
+	},
+	"appliance/status/report": {
+		[]string{"appliance/balancer", "appliance/status", "appliance/status/history", "appliance/status/journal"},
+		"a report is exchanged without knowing what it is for",
+	},
+	"appliance/status/overview": {
+		[]string{
+			"appliance/balancer", "appliance/status", "appliance/status/figures", "appliance/status/history",
+			"appliance/status/report",
+		},
+		"what the nodes say together is a pure function of their reports",
+	},
+	"appliance/status/web": {
+		[]string{
+			"appliance/status", "appliance/status/figures", "appliance/status/history", "appliance/status/journal",
+			"appliance/status/overview", "appliance/status/report",
+		},
+		"the page shows and changes nothing",
+	},
+	"appliance/status/statustest": {
+		[]string{
+			"appliance/balancer", "appliance/status", "appliance/status/history", "appliance/status/journal",
+			"appliance/status/report",
+		},
+		"a made-up group does not know who shows it",
+	},
+
 	"appliance/configs":  {[]string{"appliance/balancer"}, "a file becomes balancer's value types"},
 	"appliance/manifest": {[]string{"appliance/configs"}, "a manifest is a pure function of a config"},
 	"appliance/convert":  {nil, "others' words become text of ours; whether that loads is asked from outside"},
@@ -35,13 +86,14 @@ var arrows = map[string]struct {
 		[]string{
 			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/manifest",
 			"appliance/node", "appliance/node/desired", "appliance/raft", "appliance/status",
+			"appliance/status/client", "appliance/status/journal", "appliance/status/terminal",
 		},
 		"the command line reads words, asks a node and prints; it decides nothing",
 	},
 	"appliance/node": {
 		[]string{
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/hook", "appliance/host", "appliance/ipvs",
-			"appliance/nft", "appliance/raft", "appliance/script", "appliance/status", "appliance/track",
+			"appliance/nft", "appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
 			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
 		},
 		"one node wires the rooms; nobody below knows it",
@@ -58,13 +110,20 @@ var arrows = map[string]struct {
 		"the planes know nothing of the group and of the configuration",
 	},
 	"appliance/node/observe": {
-		[]string{"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/node/lifecycle", "appliance/status"},
+		[]string{
+			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/node/lifecycle", "appliance/status",
+			"appliance/status/history", "appliance/status/journal", "appliance/status/metrics", "appliance/status/report",
+			"appliance/status/web",
+		},
 		"an observer records what it is handed and changes nothing",
 	},
 	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},
 	"appliance":                {[]string{"appliance/cli"}, "main is the exit code of the command line"},
 	"appliance/lab":            {nil, "machines made of namespaces know nothing of what runs on them"},
-	"appliance/demo":           {[]string{"appliance/lab", "appliance/status"}, "the demo looks at the appliance from outside"},
+	"appliance/demo": {
+		[]string{"appliance/lab", "appliance/status", "appliance/status/client"},
+		"the demo looks at the appliance from outside",
+	},
 }
 
 // doors are the packages that hide a technology: only they may import it.
@@ -75,7 +134,7 @@ var doors = map[string][]string{
 	"github.com/cloudflare/ipvs":     {"appliance/ipvs"},
 	"github.com/google/nftables":     {"appliance/nft", "appliance/lab"},
 	"github.com/urfave/cli/v2":       {"appliance/cli"},
-	"github.com/prometheus":          {"appliance/status"},
+	"github.com/prometheus":          {"appliance/status/metrics"},
 	"k8s.io/api":                     {"appliance/manifest"},
 	"github.com/vishvananda/netns":   {"appliance/lab"},
 	"github.com/pires/go-proxyproto": {"appliance/balancer/forward"},

@@ -9,7 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"appliance/status"
+	"appliance/status/client"
 )
 
 func backendsCommand() *cli.Command {
@@ -54,7 +54,7 @@ func listBackends(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	snapshot, err := status.NewClient(socketPath(c)).Snapshot(c.Context)
+	snapshot, err := client.New(socketPath(c)).Snapshot(c.Context)
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func post(c *cli.Context, path string) error {
 
 // ask sends a request to the running appliance, and prints the answer.
 func ask(c *cli.Context, method, path string) error {
-	body, err := status.NewClient(socketPath(c)).Do(c.Context, method, path)
+	body, err := client.New(socketPath(c)).Do(c.Context, method, path)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ import (
 
 	"appliance/node"
 	"appliance/raft"
-	"appliance/status"
+	"appliance/status/client"
 )
 
 func cleanupCommand() *cli.Command {
@@ -37,7 +37,7 @@ func cleanup(c *cli.Context) error {
 		return err
 	}
 	socket := socketPath(c)
-	if _, err := status.NewClient(socket).Do(c.Context, http.MethodGet, "/livez"); err == nil {
+	if _, err := client.New(socket).Do(c.Context, http.MethodGet, "/livez"); err == nil {
 		return fmt.Errorf("an appliance is running on %s; stop it first, it removes everything by itself", socket)
 	}
 	var vips []netip.Addr

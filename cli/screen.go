@@ -12,7 +12,7 @@ import (
 )
 
 // terminal says whether w takes colours, and its height in rows; 0 if it is not a terminal.
-func terminal(w io.Writer) (colour bool, rows int) {
+func screen(w io.Writer) (colour bool, rows int) {
 	f, ok := w.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return false, 0
@@ -33,7 +33,7 @@ const (
 // repeat draws again and again until ctx ends. On a terminal each picture replaces the one before, on the alternate
 // screen; elsewhere the pictures follow each other.
 func repeat(ctx context.Context, w io.Writer, every time.Duration, draw func(w io.Writer, colour bool) error) error {
-	colour, rows := terminal(w)
+	colour, rows := screen(w)
 	if rows > 0 {
 		fmt.Fprint(w, altScreen)
 		defer fmt.Fprint(w, mainScreen)

@@ -12,6 +12,9 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"appliance/status"
+	"appliance/status/client"
+	"appliance/status/journal"
+	"appliance/status/terminal"
 )
 
 func statusCommand() *cli.Command {
@@ -27,9 +30,9 @@ func statusCommand() *cli.Command {
 			if err := noArgs(c); err != nil {
 				return err
 			}
-			client := status.NewClient(socketPath(c))
+			server := client.New(socketPath(c))
 			show := func(w io.Writer, colour bool) error {
-				snapshot, err := client.Snapshot(c.Context)
+				snapshot, err := server.Snapshot(c.Context)
 				if err != nil {
 					return err
 				}
@@ -38,12 +41,12 @@ func statusCommand() *cli.Command {
 					enc.SetIndent("", "  ")
 					return enc.Encode(snapshot)
 				}
-				return status.Text(w, snapshot, colour)
+				return terminal.Text(w, snapshot, colour)
 			}
 			if c.Bool("watch") {
 				return repeat(c.Context, c.App.Writer, time.Second, show)
 			}
-			colour, _ := terminal(c.App.Writer)
+			colour, _ := screen(c.App.Writer)
 			return show(c.App.Writer, colour)
 		},
 	}
@@ -89,15 +92,15 @@ func topCommand() *cli.Command {
 			if c.Duration("every") < 100*time.Millisecond {
 				return usagef("--every is at least 100ms")
 			}
-			client := status.NewClient(socketPath(c))
+			server := client.New(socketPath(c))
 			var before status.Snapshot
 			return repeat(c.Context, c.App.Writer, c.Duration("every"), func(w io.Writer, colour bool) error {
-				now, err := client.Snapshot(c.Context)
+				now, err := server.Snapshot(c.Context)
 				if err != nil {
 					return err
 				}
 				defer func() { before = now }()
-				return status.Top(w, before, now, colour)
+				return terminal.Top(w, before, now, colour)
 			})
 		},
 	}
@@ -128,14 +131,14 @@ func eventsCommand() *cli.Command {
 
 // events asks the running appliance, or reads the disk if none runs.
 func events(c *cli.Context) error {
-	client := status.NewClient(socketPath(c))
-	list, err := client.Events(c.Context)
+	server := client.New(socketPath(c))
+	list, err := server.Events(c.Context)
 	if err != nil {
-		if !errors.Is(err, status.ErrNotRunning) || c.Bool("follow") {
+		if !errors.Is(err, client.ErrNotRunning) || c.Bool("follow") {
 			return err
 		}
 		running := err
-		if list, err = status.ReadJournal(dataDir(c)); errors.Is(err, fs.ErrNotExist) {
+		if list, err = journal.Read(dataDir(c)); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w; and %w", running, err)
 		} else if err != nil {
 			return err
@@ -145,12 +148,12 @@ func events(c *cli.Context) error {
 	if n := c.Int("last"); n > 0 && len(list) > n {
 		list = list[len(list)-n:]
 	}
-	colour, _ := terminal(c.App.Writer)
+	colour, _ := screen(c.App.Writer)
 	show := func(e status.Event) error {
 		if c.Bool("json") {
 			return json.NewEncoder(c.App.Writer).Encode(e)
 		}
-		return status.EventText(c.App.Writer, e, colour)
+		return terminal.Event(c.App.Writer, e, colour)
 	}
 	since := uint64(0)
 	for _, e := range list {
@@ -162,7 +165,7 @@ func events(c *cli.Context) error {
 	if !c.Bool("follow") {
 		return nil
 	}
-	err = client.Follow(c.Context, since, show)
+	err = server.Follow(c.Context, since, show)
 	if c.Context.Err() != nil {
 		return nil // Ctrl-C is how this ends
 	}

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"appliance/lab"
-	"appliance/status"
+	"appliance/status/client"
 )
 
 // port is the load balancer's and the servers', as of a kube-apiserver.
@@ -44,7 +44,7 @@ type peer struct {
 	addr    netip.Addr
 	server  *lab.Server
 	process atomic.Pointer[lab.Process] // the last one
-	status  *status.Client
+	status  *client.Client
 	socket  string
 }
 
@@ -90,7 +90,7 @@ func assemble(ctx context.Context, o Options) (*cast, error) {
 	for i := range 3 {
 		p := &peer{id: fmt.Sprintf("p%d", i+1), addr: addr(11 + i).Addr()}
 		p.socket = filepath.Join(c.dir, p.id+".sock")
-		p.status = status.NewClient(p.socket)
+		p.status = client.New(p.socket)
 		if p.node, err = c.lab.Node(p.id, addr(11+i)); err != nil {
 			return c, err
 		}

@@ -214,15 +214,15 @@ func (c *chaos) healed(t *testing.T) (problem string) {
 				c.add(ctx, j)
 				c.app.Say(ctx, (j+1)%4, "peers", "promote", name)
 			}
-			return fmt.Sprintf("%s does not count %s: %s", s.ID, name, strings.Join(s.NotReady, "; "))
+			return fmt.Sprintf("%s does not count %s: %s", s.ID, name, strings.Join(s.NotReadyTexts(), "; "))
 		}
 		switch {
-		case strings.Contains(strings.Join(s.NotReady, "; "), "peers add"):
+		case strings.Contains(strings.Join(s.NotReadyTexts(), "; "), "peers add"):
 			// It could not hear of its removal, and so counts itself.
 			c.add(ctx, i)
 			return s.ID + " is told that it was removed"
 		case len(s.NotReady) > 0:
-			return s.ID + ": " + strings.Join(s.NotReady, "; ")
+			return s.ID + ": " + strings.Join(s.NotReadyTexts(), "; ")
 		case s.Holder == "":
 			return s.ID + " knows of no holder"
 		case i > 0 && s.Holder != holder:

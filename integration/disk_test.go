@@ -82,7 +82,7 @@ func TestFullDisk(t *testing.T) {
 	filler = fill(t, dir)
 	troubled := func(ctx context.Context) bool {
 		s, err := tr.app.Status(ctx, 2)
-		return err == nil && strings.Contains(strings.Join(s.NotReady, " "), "cannot write to the data directory")
+		return err == nil && strings.Contains(strings.Join(s.NotReadyTexts(), " "), "cannot write to the data directory")
 	}
 	weight := 10
 	tr.until(t, "the trouble", func(ctx context.Context) bool {

@@ -384,7 +384,7 @@ func TestDamagedDisk(t *testing.T) {
 	}
 	tr.until(t, "the load balancer to be served there, and the reason to be said", func(ctx context.Context) bool {
 		s, err := tr.app.Status(ctx, i)
-		return err == nil && len(s.LoadBalancers) > 0 && s.LoadBalancers[0].Plane != "" && strings.Contains(strings.Join(s.NotReady, " "), "damaged")
+		return err == nil && len(s.LoadBalancers) > 0 && s.LoadBalancers[0].Plane != "" && strings.Contains(strings.Join(s.NotReadyTexts(), " "), "damaged")
 	})
 	tr.app.Kill(others(h)[1])
 	for tr.Holder() >= 0 { // the damaged one gives no majority

@@ -232,7 +232,7 @@ func TestBlindHolderGivesWay(t *testing.T) {
 	await(t, func() string {
 		for i := range 3 {
 			s, err := tr.app.Status(patient(t), i)
-			if err != nil || !strings.Contains(strings.Join(s.NotReady, ";"), "has no healthy backend") {
+			if err != nil || !strings.Contains(strings.Join(s.NotReadyTexts(), ";"), "has no healthy backend") {
 				return fmt.Sprintf("node %d still sees a server: %v %v", i+1, s.NotReady, err)
 			}
 		}

@@ -18,6 +18,7 @@ import (
 	"appliance/integration/scene"
 	"appliance/lab"
 	"appliance/status"
+	"appliance/status/client"
 )
 
 // A world is what data planes are tried in, of one family:
@@ -214,7 +215,7 @@ type program struct {
 	path   string // of all its files, without their endings
 	args   []string
 	proc   *lab.Process
-	client *status.Client
+	client *client.Client
 }
 
 // start starts the appliance on the three peers, and on the worker if role
@@ -236,7 +237,7 @@ func (w *world) begin(t *testing.T, config func(i int) string) {
 	t.Helper()
 	for i, n := range w.nodes {
 		p := &program{node: n, path: filepath.Join(w.dir, n.Name)}
-		p.client = status.NewClient(p.path + ".sock")
+		p.client = client.New(p.path + ".sock")
 		if i == worker {
 			p.args = []string{"--role", "worker"}
 		}
@@ -330,7 +331,7 @@ func (w *world) logs() string {
 func (p *program) status(ctx context.Context) (status.Snapshot, error) {
 	s, err := p.client.Snapshot(ctx)
 	if err == nil && len(s.NotReady) > 0 {
-		err = fmt.Errorf("%s is not ready: %s", s.ID, strings.Join(s.NotReady, "; "))
+		err = fmt.Errorf("%s is not ready: %s", s.ID, strings.Join(s.NotReadyTexts(), "; "))
 	}
 	return s, err
 }

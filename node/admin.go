@@ -13,14 +13,14 @@ import (
 	"appliance/host"
 	"appliance/node/desired"
 	"appliance/raft"
-	"appliance/status"
+	"appliance/status/web"
 )
 
 // handler answers on the root-only unix socket: what status shows, and the few requests that change something.
 func (n *node) handler(book *host.Log, more ...func(*http.ServeMux)) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /", status.Handler(n.snapshot))
-	events := status.EventHandler(n.observer.Journal)
+	mux.Handle("GET /", web.Handler(n.snapshot))
+	events := web.EventHandler(n.observer.Journal)
 	mux.Handle("GET /events", events)
 	mux.Handle("GET /events.json", events)
 	mux.Handle("GET /metrics", n.observer.Metrics.Handler())

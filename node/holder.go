@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -9,6 +10,7 @@ import (
 	"appliance/balancer"
 	"appliance/hook"
 	"appliance/raft"
+	"appliance/status"
 	"appliance/track"
 )
 
@@ -121,7 +123,7 @@ func unserved(lbs []balancer.LoadBalancerStatus) (count int) {
 		for _, b := range lb.Backends {
 			known = known && b.State != balancer.Unknown
 		}
-		if known && !anyUp(lb) {
+		if known && !slices.ContainsFunc(lb.Backends, status.TakesConnections) {
 			count++
 		}
 	}

@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"appliance/configs"
-	"appliance/status"
+	"appliance/status/client"
 )
 
 // said is a log that may be read while it is written.
@@ -47,7 +47,7 @@ type worker struct {
 	*testing.T
 	log    said
 	path   string
-	client *status.Client
+	client *client.Client
 	stop   func()
 }
 
@@ -63,7 +63,7 @@ func startWorker(t *testing.T, path string) *worker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.client = status.NewClient(cfg.Socket)
+	w.client = client.New(cfg.Socket)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- Run(ctx, Options{Config: cfg, File: path, Reload: load, Log: &w.log}) }()

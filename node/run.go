@@ -9,7 +9,7 @@ import (
 	"appliance/configs"
 	"appliance/host"
 	"appliance/node/lifecycle"
-	"appliance/status"
+	"appliance/status/web"
 )
 
 // Options say what a node runs.
@@ -55,7 +55,7 @@ func Run(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	socket, err := status.ListenUnix(cfg.Socket)
+	socket, err := web.ListenUnix(cfg.Socket)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func Run(ctx context.Context, o Options) error {
 	parts := append(n.observer.Parts(),
 		lifecycle.Part{Name: "log level", Run: book.FollowSignals},
 		lifecycle.Part{Name: "status", Run: func(ctx context.Context) error {
-			return status.Serve(ctx, socket, n.handler(book, reload.handle, n.handleBackends, n.handlePeers))
+			return web.Serve(ctx, socket, n.handler(book, reload.handle, n.handleBackends, n.handlePeers))
 		}},
 		lifecycle.Part{Name: "reload", Run: reload.run},
 		// Among the first to start, so that the hooks hear of the end.

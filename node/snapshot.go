@@ -2,7 +2,7 @@ package node
 
 import (
 	"context"
-	"fmt"
+	"slices"
 	"time"
 
 	"appliance/arp"
@@ -19,62 +19,63 @@ func (n *node) snapshot() status.Snapshot {
 		Started: n.started,
 		ID:      n.site.self.ID,
 		Role:    string(n.site.self.Role),
-		VIPs:    []status.VIP{},
+		VIPs:    []status.VIPView{},
 
 		LoadBalancers: []balancer.LoadBalancerStatus{},
 	}
 	if told, failed, dropped := n.hooks.Counts(); len(n.state.Load().Config.Hooks) > 0 || told+failed+dropped > 0 {
-		s.Hooks = &status.Hooks{Told: told, Failed: failed, Dropped: dropped}
+		s.Hooks = &status.HookCounts{Told: told, Failed: failed, Dropped: dropped}
+	}
+	notReady := func(kind status.NotReadyKind, subject, reason string) {
+		s.NotReady = append(s.NotReady, status.NotReady{Kind: kind, Subject: subject, Reason: reason})
 	}
 	if n.broken != nil {
-		s.NotReady = append(s.NotReady, "group: "+n.broken.Error())
+		notReady(status.GroupNotReady, "", n.broken.Error())
 	}
 	if n.group != nil {
 		group := n.group.Status()
 		s.Holder, s.Term, s.Group = n.holder(group), group.Term, n.groupSnapshot(group)
 		if group.Phase != "running" {
-			s.NotReady = append(s.NotReady, "group: "+group.Phase)
+			notReady(status.GroupNotReady, "", group.Phase)
 		}
 		for _, p := range group.Peers {
 			if p.Self && p.Role == "nonvoter" {
-				s.NotReady = append(s.NotReady, "group: catching up, it does not vote yet")
+				notReady(status.GroupNotReady, "", "catching up, it does not vote yet")
 			}
 		}
 		if group.Trouble != "" {
-			s.NotReady = append(s.NotReady, "group: "+group.Trouble)
+			notReady(status.GroupNotReady, "", group.Trouble)
 		}
 	}
 	if n.witness() {
 		return s
 	}
 	for _, v := range n.vips() {
-		s.VIPs = append(s.VIPs, status.VIP{
+		s.VIPs = append(s.VIPs, status.VIPView{
 			Address: v.VIP, Interface: v.Interface, MAC: v.MAC, Bound: v.Bound, Answering: v.Answering, Carrier: v.Carrier,
 			Answers: v.Answers, Announcements: v.Announcements, Suppressed: v.Suppressed, Repairs: v.Repairs,
 			ForeignClaims: v.ForeignClaims, ForeignMAC: v.LastForeignMAC, ForeignAt: v.LastForeign,
 		})
 		if !v.Bound {
-			s.NotReady = append(s.NotReady, fmt.Sprintf("virtual address %s is not bound yet", v.VIP))
+			notReady(status.VIPUnbound, v.VIP.String(), "")
 		}
 		if !v.Carrier {
-			s.NotReady = append(s.NotReady, fmt.Sprintf("%s has no carrier", v.Interface))
+			notReady(status.NoCarrier, v.Interface, "")
 		}
 	}
 	for _, t := range n.tracker.Status() {
 		if !t.OK && t.Weight == 0 {
-			s.NotReady = append(s.NotReady, fmt.Sprintf("track %s: %s", t.Name, t.Reason))
+			notReady(status.TrackFailed, t.Name, t.Reason)
 		}
 	}
 	served := n.balancer.Status()
 	s.LoadBalancers, s.Planes = served.LoadBalancers, served.Planes
 	for _, lb := range s.LoadBalancers {
 		switch {
-		case lb.Plane == "" && lb.Error != "":
-			s.NotReady = append(s.NotReady, fmt.Sprintf("load balancer %s: %s", lb.Name, lb.Error))
 		case lb.Plane == "":
-			s.NotReady = append(s.NotReady, fmt.Sprintf("load balancer %s is not served yet", lb.Name))
-		case !anyUp(lb):
-			s.NotReady = append(s.NotReady, fmt.Sprintf("load balancer %s has no healthy backend", lb.Name))
+			notReady(status.NotServed, lb.Name, lb.Error)
+		case !slices.ContainsFunc(lb.Backends, status.TakesConnections):
+			notReady(status.NoBackend, lb.Name, "")
 		}
 	}
 	return s
@@ -88,15 +89,6 @@ func (n *node) vips() []arp.VIPStatus {
 	return n.wire.Status()
 }
 
-func anyUp(lb balancer.LoadBalancerStatus) bool {
-	for _, b := range lb.Backends {
-		if b.State == balancer.Up && b.PassedOver == "" {
-			return true
-		}
-	}
-	return false
-}
-
 // holder returns who answers for the VIPs, as far as this peer knows: the leader, unless it is a witness, which hands
 // over at once.
 func (n *node) holder(group raft.Status) string {
@@ -108,20 +100,20 @@ func (n *node) holder(group raft.Status) string {
 	return group.Leader
 }
 
-func (n *node) groupSnapshot(group raft.Status) status.Group {
-	g := status.Group{
+func (n *node) groupSnapshot(group raft.Status) status.GroupView {
+	g := status.GroupView{
 		State: group.Role, Reason: group.Trouble, Holding: group.Lease, Since: group.Since,
 		Refused: group.Counters.Refused, Elections: group.Counters.Elections,
 		Deaths: group.Counters.Deaths, Missed: group.Counters.Missed,
 		Commits: group.Counters.Commits, CommitTime: group.Counters.CommitTime, Tenures: group.Counters.Tenures,
-		TenuresEnded: group.Counters.Ended, Peers: []status.Peer{},
+		TenuresEnded: group.Counters.Ended, Peers: []status.PeerView{},
 	}
 	if g.State == "" {
 		g.State = group.Phase
 	}
 	holder := n.holder(group)
 	for _, p := range group.Peers {
-		peer := status.Peer{
+		peer := status.PeerView{
 			ID: p.ID, Address: p.Addr, Role: p.Role, Self: p.Self, Holder: p.ID == holder,
 			Connected: p.Connected, ConnectedSince: p.Since, LastContact: p.LastContact, RoundTrip: p.RoundTrip,
 			Version: p.Version, Conflict: p.Conflict,

@@ -1,11 +1,12 @@
-// Package status shows what an appliance is doing; it reads snapshots and
-// changes nothing.
+// Package status has the values that say what an appliance is doing: the snapshot of one node and the events of its
+// journal.
 //
-// Its goroutines, each started and awaited by the Run or Serve that is named:
+// The packages below it collect these values and show them; none of them changes anything. Their goroutines, each
+// started and awaited by the function that is named:
 //
-//	Page.Run       renders the page, for all who look at once; nobody looks: it sleeps
-//	question       asks one peer for its report; Page.Run waits for it
-//	Journal.Run    the files of the journal
-//	Samples.Run    what the charts are made of, every 5 s
-//	a handler      one request or stream; Serve closes its connection in the end
+//	web.Page.Run          renders the page once for all viewers; sleeps while there are none
+//	report.Collector.Ask  one per question to a peer; Collector.Wait waits for them
+//	journal.Journal.Run   owns the files of the journal
+//	history.Samples.Run   takes the samples behind the charts, every 5 s
+//	web.Serve             one per connection; Serve closes them when it ends
 package status

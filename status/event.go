@@ -1,41 +1,49 @@
 package status
 
-import "time"
+import (
+	"time"
 
-// A Kind says what an Event is about.
-type Kind string
+	"appliance/status/figures"
+)
+
+// An EventKind says what an Event is about.
+type EventKind string
 
 // The kinds of events.
 const (
-	OfProcess Kind = "process" // this appliance began, ended, or found that it had been cut off
-	OfHolder  Kind = "holder"  // who holds, as this node sees it
-	OfTenure  Kind = "tenure"  // this node's own tenures
-	OfPeer    Kind = "peer"    // another peer comes, goes, or cannot be of the group
-	OfBackend Kind = "backend" // a backend's state
-	OfService Kind = "service" // a load balancer and its data plane
-	OfClaim   Kind = "claim"   // another machine speaks for a VIP
+	OfProcess EventKind = "process" // this appliance started, stopped, or found that it had been cut off
+	OfHolder  EventKind = "holder"  // who holds, as this node sees it
+	OfTenure  EventKind = "tenure"  // this node's own tenures
+	OfPeer    EventKind = "peer"    // another peer comes, goes, or cannot belong to the group
+	OfBackend EventKind = "backend" // the state of a backend
+	OfService EventKind = "service" // a load balancer and its data plane
+	OfClaim   EventKind = "claim"   // another machine claims a VIP
 )
+
+// EventKinds lists all kinds.
+func EventKinds() []EventKind {
+	return []EventKind{OfProcess, OfHolder, OfTenure, OfPeer, OfBackend, OfService, OfClaim}
+}
 
 // An Event is one change, as the journal keeps it.
 type Event struct {
-	// Seq grows by one with each event of a node, over restarts too.
+	// Seq grows by one with each event of a node, across restarts too.
 	Seq  uint64    `json:"seq"`
 	Time time.Time `json:"time"`
-	// Node is the id of the peer that saw it.
-	Node string `json:"node"`
-	Kind Kind   `json:"kind"`
-	// Bad is what somebody may have to do something about.
+	// Node is the id of the node that saw it.
+	Node string    `json:"node"`
+	Kind EventKind `json:"kind"`
+	// Bad marks an event that somebody may have to act on.
 	Bad bool `json:"bad,omitempty"`
-	// Subject is what it happened to: a peer, a VIP, a load balancer and
-	// backend.
+	// Subject is what it happened to: a peer, a VIP, or a load balancer with its backend.
 	Subject string `json:"subject,omitempty"`
-	// What is the change in a few words, Reason the cause.
+	// What is the change in a few words, Reason its cause.
 	What   string `json:"what"`
 	Reason string `json:"reason,omitempty"`
 	From   string `json:"from,omitempty"`
 	To     string `json:"to,omitempty"`
-	// Took is the measured length of what the event ends: for a failover,
-	// from the last sign of the old holder to the new one.
+	// Took is the measured length of what the event ends. For a failover it runs from the last sign of the old
+	// holder to the start of the new one.
 	Took time.Duration `json:"tookNs,omitempty"`
 	Term uint64        `json:"term,omitempty"`
 }
@@ -50,7 +58,7 @@ func (e Event) String() string {
 		s += " (" + e.Reason + ")"
 	}
 	if e.Took > 0 {
-		s += ", took " + age(e.Took)
+		s += ", took " + figures.Age(e.Took)
 	}
 	return s
 }

@@ -9,86 +9,83 @@ import (
 	"appliance/balancer"
 )
 
-// A Snapshot is everything that one appliance knows about itself and its group
-// at one moment, as `appliance status --json` prints it.
+// A Snapshot is everything that one appliance knows about itself and its group at one moment, as
+// `appliance status --json` prints it.
 type Snapshot struct {
 	// Version is the version of the running binary.
 	Version string `json:"version"`
 	// Time is when the snapshot was taken.
 	Time time.Time `json:"time"`
-	// Started is when the process began.
+	// Started is when the process started.
 	Started time.Time `json:"started"`
 	// ID is this peer's id in the group.
 	ID string `json:"id"`
 	// Role is what this node is in the group now: peer, witness or worker.
 	Role string `json:"role"`
-	// Holder is the id of the peer that answers for the VIPs, empty where this
-	// peer knows of none.
+	// Holder is the id of the peer that answers for the VIPs, empty if this peer knows of none.
 	Holder string `json:"holder"`
 	// Term is the Raft term.
 	Term uint64 `json:"term"`
-	// NotReady are the reasons why this node would not serve the VIPs if it
-	// were asked to now; empty means ready.
-	NotReady []string `json:"notReady,omitempty"`
+	// NotReady are the reasons why this node could not serve the VIPs now; empty means ready.
+	NotReady []NotReady `json:"notReady,omitempty"`
 
-	Group         Group                         `json:"group"`
-	VIPs          []VIP                         `json:"vips"`
+	Group         GroupView                     `json:"group"`
+	VIPs          []VIPView                     `json:"vips"`
 	LoadBalancers []balancer.LoadBalancerStatus `json:"loadBalancers"`
-	// Planes are the data planes that this host has been asked for.
+	// Planes are the data planes that this host was asked for.
 	Planes []balancer.PlaneStatus `json:"planes,omitempty"`
 	// Hooks is absent while no hook is configured.
-	Hooks *Hooks `json:"hooks,omitempty"`
+	Hooks *HookCounts `json:"hooks,omitempty"`
 }
 
-// Hooks counts the events that hooks were told of, the times that they failed,
-// and the events that they were not told of because they were too slow.
-type Hooks struct {
-	Told    uint64 `json:"told"`
-	Failed  uint64 `json:"failed"`
+// HookCounts counts what became of events for hooks.
+type HookCounts struct {
+	// Told counts the events that hooks were told of, Failed the runs that failed.
+	Told   uint64 `json:"told"`
+	Failed uint64 `json:"failed"`
+	// Dropped counts the events that no hook was told of, because the hooks were too slow.
 	Dropped uint64 `json:"dropped"`
 }
 
-// Words says it for people, empty while all is well or none is configured.
-func (h *Hooks) Words() string {
+// Trouble is the counts for people, empty while nothing failed or no hook is configured.
+func (h *HookCounts) Trouble() string {
 	if h == nil || h.Failed == 0 && h.Dropped == 0 {
 		return ""
 	}
 	return fmt.Sprintf("hooks: %d events told, %d failed, %d dropped; the log says why", h.Told, h.Failed, h.Dropped)
 }
 
-// Group is this peer's view of its group.
-type Group struct {
-	// State is Raft's: follower, candidate, leader, or what keeps this peer
-	// from taking part (joining, bootstrapping, ...).
+// GroupView is this peer's view of its group.
+type GroupView struct {
+	// State is the Raft state, follower, candidate or leader, or else what keeps this peer from taking part (joining,
+	// bootstrapping, ...).
 	State string `json:"state"`
-	// Reason says more about a State that is no Raft state.
+	// Reason explains a State that is not a Raft state.
 	Reason string `json:"reason,omitempty"`
-	// Holding is whether this peer may answer for the VIPs at this moment.
+	// Holding reports whether this peer may answer for the VIPs now.
 	Holding bool `json:"holding"`
-	// Since is when this peer's own tenure began.
+	// Since is when this peer's own tenure started.
 	Since time.Time `json:"since,omitzero"`
-	// Refused counts connections to the peer port that were no peer's.
+	// Refused counts connections to the peer port that did not come from a peer.
 	Refused uint64 `json:"refused"`
-	// Elections counts those that this peer stood in, Tenures its own.
+	// Elections counts the elections in which this peer was a candidate.
 	Elections uint64 `json:"elections"`
-	// Deaths counts the holders' processes whose end this peer proved.
+	// Deaths counts the holder processes whose end this peer proved.
 	Deaths uint64 `json:"deaths"`
-	// Missed counts the holders that fell silent for a majority of peers, this
-	// one among them.
+	// Missed counts the holders that a majority of peers, this one among them, no longer heard.
 	Missed uint64 `json:"missed"`
-	// Commits counts the changes that this peer committed as leader, which took
-	// CommitTime in all.
+	// Commits counts the changes that this peer committed as leader; together they took CommitTime.
 	Commits    uint64        `json:"commits"`
 	CommitTime time.Duration `json:"commitTimeNs"`
-	Tenures    uint64        `json:"tenures"`
-	// TenuresEnded counts the ends of this peer's tenures by cause: deposed,
-	// leaving, handover, failed.
+	// Tenures counts the tenures of this peer.
+	Tenures uint64 `json:"tenures"`
+	// TenuresEnded counts the ends of this peer's tenures by cause: deposed, leaving, handover, failed.
 	TenuresEnded map[string]uint64 `json:"tenuresEnded,omitempty"`
-	Peers        []Peer            `json:"peers"`
+	Peers        []PeerView        `json:"peers"`
 }
 
-// Peer is one listed peer of the group.
-type Peer struct {
+// PeerView is one listed peer of the group, as this node sees it.
+type PeerView struct {
 	ID      string         `json:"id"`
 	Address netip.AddrPort `json:"address"`
 	Version string         `json:"version,omitempty"`
@@ -96,57 +93,55 @@ type Peer struct {
 	Role   string `json:"role"`
 	Holder bool   `json:"holder,omitempty"`
 	Self   bool   `json:"self,omitempty"`
-	// Connected is whether this node reaches the peer, since ConnectedSince.
+	// Connected reports whether this node reaches the peer; ConnectedSince is when that changed last.
 	Connected      bool      `json:"connected"`
 	ConnectedSince time.Time `json:"connectedSince,omitzero"`
-	// LastContact is how long before the snapshot the leader heard of the peer,
-	// or this peer of its leader; zero where that is not known here.
+	// LastContact is how long ago the leader heard from the peer, or this peer from its leader; zero if unknown here.
 	LastContact time.Duration `json:"lastContactNs,omitempty"`
 	RoundTrip   time.Duration `json:"roundTripNs,omitempty"`
-	// Conflict says why the peer cannot be of this group.
+	// Conflict says why the peer cannot belong to this group.
 	Conflict string `json:"conflict,omitempty"`
-	// Drained, Pinned and Standby are orders of the operator's: not to hold, to
-	// hold if it can, and to follow without a vote.
+	// Drained, Pinned and Standby are the operator's orders: never hold, hold if possible, follow without a vote.
 	Drained bool `json:"drained,omitempty"`
 	Pinned  bool `json:"pinned,omitempty"`
 	Standby bool `json:"standby,omitempty"`
-	// Priority is how much it is wanted as holder.
+	// Priority is how much the peer is preferred as holder.
 	Priority int `json:"priority,omitempty"`
-	// Unfit is why it would rather not hold.
+	// Unfit is why the peer would rather not hold.
 	Unfit string `json:"unfit,omitempty"`
 }
 
-// Marks are what is special about p among peers, in words.
-func (p Peer) Marks(peers []Peer) []string {
-	differs := slices.ContainsFunc(peers, func(q Peer) bool { return q.Priority != p.Priority })
-	var marks []string
-	for _, m := range []struct {
+// Labels say in words what sets p apart from the other peers.
+func (p PeerView) Labels(peers []PeerView) []string {
+	differs := slices.ContainsFunc(peers, func(q PeerView) bool { return q.Priority != p.Priority })
+	var labels []string
+	for _, label := range []struct {
 		is   bool
 		word string
 	}{
 		{p.Drained, "drained"}, {p.Pinned, "pinned"}, {p.Standby, "without a vote"},
 		{differs, fmt.Sprintf("priority %d", p.Priority)},
 	} {
-		if m.is {
-			marks = append(marks, m.word)
+		if label.is {
+			labels = append(labels, label.word)
 		}
 	}
-	return marks
+	return labels
 }
 
-// VIP is one virtual IP on the wire, as this node has it.
-type VIP struct {
+// VIPView is one virtual IP on the wire, as this node has it.
+type VIPView struct {
 	Address   netip.Addr `json:"address"`
 	Interface string     `json:"interface"`
 	MAC       string     `json:"mac,omitempty"`
-	// Bound is whether the VIP is on this node's loopback interface.
+	// Bound reports whether the VIP is on this node's loopback interface.
 	Bound bool `json:"bound"`
-	// Answering is whether this node answers for the VIP now.
+	// Answering reports whether this node answers for the VIP now.
 	Answering     bool   `json:"answering"`
 	Carrier       bool   `json:"carrier"`
 	Answers       uint64 `json:"answers"`
 	Announcements uint64 `json:"announcements"`
-	// Suppressed counts packets that were not sent because the lease was over.
+	// Suppressed counts packets that were not sent because the lease had expired.
 	Suppressed    uint64    `json:"suppressed"`
 	ForeignClaims uint64    `json:"foreignClaims"`
 	ForeignMAC    string    `json:"foreignMAC,omitempty"`

@@ -12,6 +12,7 @@ import (
 
 	"appliance/lab"
 	"appliance/status"
+	"appliance/status/client"
 )
 
 // An Appliance is the program under test, on the nodes of a scene.
@@ -125,7 +126,7 @@ func (a *Appliance) Forget(i int) error { return os.RemoveAll(a.data(i)) }
 
 // Status is what the appliance on node i says of itself.
 func (a *Appliance) Status(ctx context.Context, i int) (status.Snapshot, error) {
-	return status.NewClient(a.socket(i)).Snapshot(ctx)
+	return client.New(a.socket(i)).Snapshot(ctx)
 }
 
 // AwaitReady waits until the appliance on each of the nodes would serve the
@@ -161,7 +162,7 @@ func (a *Appliance) problem(ctx context.Context, nodes []int) string {
 		case err != nil:
 			return fmt.Sprintf("%s: %v", a.scene.Nodes[i].Name, err)
 		case len(s.NotReady) > 0:
-			return fmt.Sprintf("%s: %s", s.ID, strings.Join(s.NotReady, "; "))
+			return fmt.Sprintf("%s: %s", s.ID, strings.Join(s.NotReadyTexts(), "; "))
 		case s.Holder == "":
 			return fmt.Sprintf("%s knows of no holder", s.ID)
 		case k > 0 && s.Holder != holder:

@@ -20,6 +20,11 @@ import (
 	"appliance/configs"
 	"appliance/node/lifecycle"
 	"appliance/status"
+	"appliance/status/history"
+	"appliance/status/journal"
+	"appliance/status/metrics"
+	"appliance/status/report"
+	"appliance/status/web"
 )
 
 // Config is what an Observer shows, and where.
@@ -38,12 +43,12 @@ type Config struct {
 
 // An Observer shows the node to people and to machines. It changes nothing of the node.
 type Observer struct {
-	Journal *status.Journal
-	Metrics *status.Metrics
+	Journal *journal.Journal
+	Metrics *metrics.Metrics
 
 	cfg       Config
-	samples   *status.Samples
-	page      *status.Page
+	samples   *history.Samples
+	page      *web.Page
 	listeners []adminListener
 }
 
@@ -59,12 +64,12 @@ func Open(c Config) *Observer {
 		shown = ""
 	}
 	o := &Observer{
-		Journal: status.OpenJournal(c.DataDir, c.ID, c.Log),
-		Metrics: status.NewMetrics(c.Snapshot, shown),
+		Journal: journal.Open(c.DataDir, c.ID, c.Log),
+		Metrics: metrics.New(c.Snapshot, shown),
 		cfg:     c,
-		samples: status.NewSamples(),
+		samples: history.New(),
 	}
-	o.page = status.NewPage(status.PageConfig{
+	o.page = web.NewPage(web.PageConfig{
 		Snapshot: c.Snapshot, Journal: o.Journal, Samples: o.samples, Ask: c.Ask,
 		HideVersion: c.Admin.HideVersion, Log: c.Log,
 	})
@@ -83,7 +88,7 @@ func (o *Observer) Listen() error {
 		users[u.Name] = u.PasswordHash
 	}
 	for _, at := range a.Listen {
-		l, err := status.Listen(at, o.cfg.VIPs)
+		l, err := web.Listen(at, o.cfg.VIPs)
 		if err != nil && a.IsDefault() {
 			o.cfg.Log.Warn("there is no status page; choose a free port, or write off", "error", err)
 			continue
@@ -91,7 +96,7 @@ func (o *Observer) Listen() error {
 		unix := strings.HasPrefix(at, "unix:")
 		if err == nil && a.CertFile != "" && !unix {
 			var secured net.Listener
-			if secured, err = status.Secure(l, a.CertFile, a.CertKeyFile); err != nil {
+			if secured, err = web.Secure(l, a.CertFile, a.CertKeyFile); err != nil {
 				l.Close()
 			}
 			l = secured
@@ -99,7 +104,7 @@ func (o *Observer) Listen() error {
 		if err != nil {
 			return errors.Join(err, o.Close())
 		}
-		o.listeners = append(o.listeners, adminListener{l, status.Admin(status.AdminConfig{
+		o.listeners = append(o.listeners, adminListener{l, web.Admin(web.AdminConfig{
 			Snapshot: o.cfg.Snapshot, Page: o.page, Journal: o.Journal, Metrics: o.Metrics.Handler(),
 			Path: a.Path, Hosts: a.Hosts, Users: users, Token: token, HideVersion: a.HideVersion, Unix: unix,
 		})})
@@ -120,7 +125,7 @@ func (o *Observer) Close() error {
 
 // View returns what the other peers' pages show of this node.
 func (o *Observer) View() ([]byte, error) {
-	return status.MakeReport(o.cfg.Snapshot(), o.Journal, o.samples).Pack()
+	return report.Make(o.cfg.Snapshot(), o.Journal, o.samples).Pack()
 }
 
 // Parts are the journal, which outlives everything else so that it records the end too, and what serves readers.
@@ -163,7 +168,7 @@ func (o *Observer) serve(ctx context.Context) error {
 	g.Go(func() error { return o.samples.Run(ctx, o.cfg.Snapshot) })
 	g.Go(func() error { return o.forget(ctx) })
 	for _, l := range o.listeners {
-		g.Go(func() error { return status.Serve(ctx, l.Listener, l.handler) })
+		g.Go(func() error { return web.Serve(ctx, l.Listener, l.handler) })
 	}
 	return g.Wait()
 }

@@ -1,0 +1,2 @@
+// Package client asks a running appliance over its unix socket.
+package client

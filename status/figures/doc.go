@@ -1,0 +1,2 @@
+// Package figures writes durations, rates and sizes the way a person reads them.
+package figures

@@ -1,0 +1,2 @@
+// Package metrics offers what an appliance is doing to Prometheus.
+package metrics

@@ -1,0 +1,195 @@
+package overview
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/status"
+	"appliance/status/report"
+	"appliance/status/statustest"
+)
+
+// view is the model as n1 has it, after change.
+func view(t *testing.T, change func(c *statustest.Cast, others peers)) Overview {
+	t.Helper()
+	now := time.Now()
+	c := statustest.New(t, now, 2, 3)
+	for id := range c.Snapshots { // nobody waits
+		c.Edit(id, func(s *status.Snapshot) {
+			s.LoadBalancers[1].Queued, s.LoadBalancers[1].Backends[0].Traffic.Queued = 0, 0
+		})
+	}
+	others := peers{}
+	for _, id := range []string{"n2", "n3"} {
+		others[id] = report.PeerReport{ID: id, At: now}
+	}
+	if change != nil {
+		change(c, others)
+	}
+	for id, one := range others {
+		if one.Err == nil && one.Report == nil {
+			r := report.Make(c.Snapshots[id], c.Journals[id], c.Samples[id])
+			one.Report = &r
+			others[id] = one
+		}
+	}
+	r := report.Make(c.Snapshots["n1"], c.Journals["n1"], c.Samples["n1"])
+	return New(report.PeerReport{ID: "n1", Report: &r, At: now}, others, c.Samples["n1"])
+}
+
+// peers are the reports of the other nodes by id.
+type peers = map[string]report.PeerReport
+
+func TestVerdict(t *testing.T) {
+	mend := func(c *statustest.Cast) { // the one backend that is down in a cast
+		for id := range c.Snapshots {
+			c.Edit(id, func(s *status.Snapshot) { s.LoadBalancers[0].Backends[2].State = balancer.Up })
+		}
+	}
+	for name, tt := range map[string]struct {
+		change func(c *statustest.Cast, others peers)
+		level  level
+		say    string
+	}{
+		"well": {func(c *statustest.Cast, _ peers) { mend(c) }, good, "All is well: n2 answers for the virtual addresses"},
+		"a backend is down": {nil, warn, "Clients are served, with one thing to look at: " +
+			"kube-apiserver / 10.77.0.13:6443 is down: connection refused"},
+		"a peer is gone": {func(c *statustest.Cast, o peers) {
+			mend(c)
+			o["n3"] = report.PeerReport{ID: "n3", Err: errors.New("refused")}
+		}, warn, "one thing to look at: n3 does not answer n1"},
+		"nobody holds": {func(c *statustest.Cast, o peers) {
+			o["n2"] = report.PeerReport{ID: "n2", Err: errors.New("refused")}
+			for _, id := range []string{"n1", "n3"} {
+				c.Edit(id, func(s *status.Snapshot) { s.Holder = "" })
+			}
+		}, bad, "Trouble: nobody answers for the virtual addresses"},
+		"two hold": {func(c *statustest.Cast, _ peers) {
+			c.Edit("n3", func(s *status.Snapshot) { s.Group.Holding, s.Holder = true, "n3" })
+		}, bad, "n2 and n3 say at once that they hold"},
+		"a peer disagrees": {func(c *statustest.Cast, _ peers) {
+			c.Edit("n3", func(s *status.Snapshot) { s.Holder = "n1" })
+		}, bad, "n3 says that n1 holds"},
+		"the holder has no backend": {func(c *statustest.Cast, _ peers) {
+			c.Edit("n2", func(s *status.Snapshot) {
+				for i := range s.LoadBalancers[0].Backends {
+					s.LoadBalancers[0].Backends[i].State = balancer.Down
+				}
+			})
+		}, bad, "kube-apiserver has no healthy backend; its clients are refused"},
+		"only this node has no backend": {func(c *statustest.Cast, _ peers) {
+			c.Edit("n1", func(s *status.Snapshot) {
+				for i := range s.LoadBalancers[0].Backends {
+					s.LoadBalancers[0].Backends[i].State = balancer.Down
+				}
+			})
+		}, warn, "Clients are served, with 3 things to look at"},
+		"a stranger claims": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n2", func(s *status.Snapshot) {
+				s.VIPs[0].ForeignClaims, s.VIPs[0].ForeignMAC, s.VIPs[0].ForeignAt = 1, "02:bad", s.Time.Add(-time.Minute)
+			})
+		}, bad, "another machine (02:bad) has claimed 10.77.0.10"},
+		"a backend is down elsewhere": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n3", func(s *status.Snapshot) { s.LoadBalancers[1].Backends[0].State = balancer.Down })
+		}, warn, "ingress / 10.77.1.11:6444 is down on n3"},
+		"a backend is passed over": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n2", func(s *status.Snapshot) { s.LoadBalancers[1].Backends[0].PassedOver = "no path to n1" })
+		}, warn, "ingress / 10.77.1.11:6444 gets no new connections from n2: no path to n1"},
+		"a host with a backend of each is down": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n1", func(s *status.Snapshot) {
+				for i := range s.LoadBalancers {
+					for k := range 2 {
+						be := &s.LoadBalancers[i].Backends[k]
+						be.State, be.Reason = balancer.Down, "gone"
+					}
+				}
+			})
+		}, warn, "4 backends (of ingress, kube-apiserver) are down: gone"},
+		"all backends are passed over": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n2", func(s *status.Snapshot) {
+				for i := range s.LoadBalancers[1].Backends {
+					s.LoadBalancers[1].Backends[i].PassedOver = "no path"
+				}
+			})
+		}, bad, "ingress has no healthy backend; its clients are refused"},
+		"clients wait": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n1", func(s *status.Snapshot) { s.LoadBalancers[1].Queued = 2 })
+			c.Edit("n2", func(s *status.Snapshot) { s.LoadBalancers[1].Backends[0].Traffic.Queued = 4 })
+		}, warn, "ingress has 6 connections in its queue"},
+		"a node is unfit": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n1", func(s *status.Snapshot) { s.Group.Peers[2].Unfit = "track uplink: exit code 1" })
+		}, warn, "n3 would rather not hold: track uplink: exit code 1"},
+		"a node is not ready": {func(c *statustest.Cast, _ peers) {
+			mend(c)
+			c.Edit("n3", func(s *status.Snapshot) { s.NotReady = []status.NotReady{{Kind: status.NoCarrier, Subject: "eth0"}} })
+		}, warn, "n3: eth0 has no carrier"},
+		"the dead holder's last word": {func(c *statustest.Cast, o peers) {
+			mend(c)
+			r := report.Make(c.Snapshots["n2"], c.Journals["n2"], c.Samples["n2"])
+			o["n2"] = report.PeerReport{ID: "n2", Report: &r, At: c.Time}
+			for _, id := range []string{"n1", "n3"} {
+				c.Edit(id, func(s *status.Snapshot) { s.Term, s.Holder = 5, "n3" })
+			}
+			c.Edit("n3", func(s *status.Snapshot) { s.Group.Holding = true })
+		}, good, "All is well: n3 answers for the virtual addresses"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := view(t, tt.change)
+			all := m.Verdict.Headline
+			for _, p := range m.Verdict.Problems {
+				all += "\n" + p.Text
+			}
+			if m.Verdict.Level != tt.level || !strings.Contains(all, tt.say) {
+				t.Errorf("%s: %s", m.Verdict.Level, all)
+			}
+		})
+	}
+}
+
+// What the new holder measured itself is better than what others saw.
+func TestTenures(t *testing.T) {
+	m := view(t, func(c *statustest.Cast, _ peers) {
+		for _, id := range []string{"n1", "n2"} {
+			took := map[string]time.Duration{"n1": 90 * time.Millisecond, "n2": 12 * time.Millisecond}[id]
+			c.Journals[id].Add(status.Event{Kind: status.OfHolder, What: "holds", Subject: "n2", From: "n1", To: "n2", Term: 9, Took: took, Reason: "by " + id, Time: c.Time.Add(-time.Second)})
+		}
+	})
+	last := m.Tenures[0]
+	if last.Holder != "n2" || last.Took != 12*time.Millisecond || last.Cause != "by n2" || !last.ByNewHolder || !last.Until.IsZero() {
+		t.Errorf("the last tenure is %+v", last)
+	}
+	before := m.Tenures[1]
+	if want := 90*time.Minute - time.Second; before.Lasted.Round(time.Second) != want || before.Took != 14*time.Millisecond {
+		t.Errorf("the one before lasted %s, want %s: %+v", before.Lasted, want, before)
+	}
+}
+
+// What all nodes saw is told once.
+func TestEventsOfAllNodes(t *testing.T) {
+	m := view(t, nil)
+	found := false
+	for _, e := range m.Events {
+		if e.Kind == status.OfHolder && e.Term == 4 {
+			if found {
+				t.Error("told twice")
+			}
+			found = strings.Join(e.Nodes, " ") == "n1 n2 n3"
+		}
+	}
+	if !found {
+		t.Errorf("the holder's event is missing, or not of all nodes: %+v", m.Events)
+	}
+	if e := m.Events[0]; e.Kind != status.OfBackend || strings.Join(e.Nodes, " ") != "n2" {
+		t.Errorf("the newest is %+v", e)
+	}
+}

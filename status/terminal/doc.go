@@ -1,0 +1,2 @@
+// Package terminal writes snapshots and events for a person at a terminal.
+package terminal

@@ -1,0 +1,186 @@
+package terminal
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"appliance/balancer"
+	"appliance/status"
+	"appliance/status/figures"
+)
+
+// Text writes a snapshot, in colours if colour is set.
+func Text(w io.Writer, s status.Snapshot, colour bool) error {
+	t := &text{paint: painter(colour)}
+	t.node(s)
+	if inGroup(s) {
+		t.peers(s)
+	}
+	if len(s.VIPs) > 0 {
+		t.vips(s)
+	}
+	for _, lb := range s.LoadBalancers {
+		t.loadBalancer(lb, s.Time)
+	}
+	_, err := io.WriteString(w, t.String())
+	return err
+}
+
+// inGroup reports whether the node is in a group; a worker is not, and has no state in one.
+func inGroup(s status.Snapshot) bool { return s.Group.State != "" }
+
+// text is a snapshot as it is written.
+type text struct {
+	strings.Builder
+	paint painter
+}
+
+func (t *text) line(format string, args ...any) { fmt.Fprintf(t, format+"\n", args...) }
+
+func (t *text) node(s status.Snapshot) {
+	holder := s.Holder
+	switch {
+	case holder == "":
+		holder = t.paint.bad("nobody")
+	case s.Group.Holding:
+		holder = t.paint.good(holder + " (this node)")
+	}
+	role := strings.TrimSpace(s.Role + " " + s.Group.State)
+	t.line("%s  %s, appliance %s, up %s", s.ID, role, s.Version, figures.Age(s.Time.Sub(s.Started)))
+	if inGroup(s) {
+		t.line("holder: %s%s, term %d", holder, since(s.Time, s.Group.Since), s.Term)
+	}
+	if s.Group.Reason != "" {
+		t.line("group: %s", t.paint.bad(s.Group.Reason))
+	}
+	for _, why := range s.NotReadyTexts() {
+		t.line("not ready: %s", t.paint.bad(why))
+	}
+	if trouble := s.Hooks.Trouble(); trouble != "" {
+		t.line("%s", t.paint.bad(trouble))
+	}
+}
+
+func (t *text) peers(s status.Snapshot) {
+	rows := [][]string{{"PEER", "ADDRESS", "ROLE", "CONNECTED", "LAST CONTACT", "ROUND TRIP", ""}}
+	for _, peer := range s.Group.Peers {
+		connected := t.paint.bad("no")
+		if peer.Connected {
+			connected = "yes"
+		}
+		contact := figures.Age(peer.LastContact)
+		if peer.Self {
+			connected, contact = "this node", "-"
+		}
+		var labels []string
+		switch {
+		case peer.Holder:
+			labels = append(labels, t.paint.good("holder"))
+		case peer.Conflict != "":
+			labels = append(labels, t.paint.bad(peer.Conflict))
+		}
+		labels = append(labels, peer.Labels(s.Group.Peers)...)
+		if peer.Unfit != "" {
+			labels = append(labels, t.paint.bad("would rather not hold: "+peer.Unfit))
+		}
+		rows = append(rows, []string{
+			peer.ID, peer.Address.String(), peer.Role, connected, contact, figures.Age(peer.RoundTrip), strings.Join(labels, ", "),
+		})
+	}
+	table(&t.Builder, rows)
+}
+
+func (t *text) vips(s status.Snapshot) {
+	rows := [][]string{{"VIP", "INTERFACE", "BOUND", "ANSWERS HERE", "SENT", "FOREIGN CLAIMS"}}
+	for _, v := range s.VIPs {
+		foreign := fmt.Sprint(v.ForeignClaims)
+		if v.ForeignClaims > 0 {
+			foreign = fmt.Sprintf("%d, last by %s%s", v.ForeignClaims, v.ForeignMAC, since(s.Time, v.ForeignAt))
+			foreign = t.paint.bad(foreign)
+		}
+		device := v.Interface
+		if !v.Carrier {
+			device += " " + t.paint.bad("(no carrier)")
+		}
+		rows = append(rows, []string{
+			v.Address.String(), device, yes(v.Bound), yes(v.Answering),
+			fmt.Sprintf("%d answers, %d announcements", v.Answers, v.Announcements), foreign,
+		})
+	}
+	table(&t.Builder, rows)
+}
+
+// directTotal says what TOTAL is worth with the data plane direct.
+const directTotal = "TOTAL is this node's part: new connections at its own backend, and of its own clients; " +
+	"the page has the sum of the peers"
+
+func (t *text) loadBalancer(lb balancer.LoadBalancerStatus, now time.Time) {
+	frontends := make([]string, len(lb.Frontends))
+	for i, f := range lb.Frontends {
+		frontends[i] = f.String()
+	}
+	plane := cmp.Or(string(lb.Plane), t.paint.bad("not served"))
+	t.line("\nload balancer %s on %s: %s, scheduler %s", lb.Name, strings.Join(frontends, ", "), plane, lb.Scheduler)
+	if lb.Reason != "" {
+		t.line("  %s", lb.Reason)
+	}
+	for _, r := range lb.Refused {
+		t.line("  not %s: %s", r.Plane, r.Reason)
+	}
+	if lb.Error != "" {
+		t.line("  %s", t.paint.bad(lb.Error))
+	}
+	if lb.Queued > 0 {
+		t.line("  %s", t.paint.bad(fmt.Sprintf("%d connections wait for room at any backend", lb.Queued)))
+	}
+	rows := [][]string{{"  BACKEND", "ADDRESS", "WEIGHT", "STATE", "FOR", "CHECK", "OPEN", "QUEUE", "TOTAL", "WHY"}}
+	for _, be := range lb.Backends {
+		open, total, queue, weight := "-", "-", "-", fmt.Sprint(be.Weight)
+		if be.Traffic != nil {
+			total = fmt.Sprint(be.Traffic.Total)
+			if !status.CountsNewOnly(lb.Plane) {
+				open = fmt.Sprint(be.Traffic.Open)
+			}
+			if status.Dials(lb.Plane) {
+				queue = fmt.Sprint(be.Traffic.Queued)
+			}
+			if slow := be.Traffic.SlowStart; slow > 0 {
+				weight += " (" + figures.Percent(slow) + ")"
+			}
+		}
+		rows = append(rows, []string{
+			"  " + be.Name, be.Address.String(), weight, t.paint.state(be), figures.Age(now.Sub(be.Since)),
+			latency(be), open, queue, total, cmp.Or(be.PassedOver, be.Reason),
+		})
+	}
+	table(&t.Builder, rows)
+	if lb.Plane == balancer.Direct {
+		t.line("  %s", directTotal)
+	}
+}
+
+// latency is the time that the last check of a backend took.
+func latency(be balancer.BackendStatus) string {
+	if be.LastCheck == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.1fms", be.LatencyMS)
+}
+
+// since says how long something has been so; empty if it never was.
+func since(now, t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return ", since " + figures.Age(now.Sub(t))
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}

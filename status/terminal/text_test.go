@@ -1,0 +1,50 @@
+package terminal
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"appliance/balancer"
+	"appliance/status"
+	"appliance/status/statustest"
+)
+
+func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC)
+	holder := statustest.New(t, at, 1, 2).Snapshots["n2"]
+	worker := holder
+	worker.Role, worker.Holder, worker.Term, worker.Group = "worker", "", 0, status.GroupView{}
+
+	queue := statustest.New(t, at, 2, 2).Snapshots["n2"]
+	direct := statustest.New(t, at, 1, 2).Snapshots["n2"]
+	direct.LoadBalancers[0].Plane = balancer.Direct
+	direct.LoadBalancers[0].Backends[0].PassedOver = "no path to n1"
+	direct.Group.Peers[0].Unfit = "track uplink: exit code 1"
+
+	for name, test := range map[string]struct {
+		of          status.Snapshot
+		has, hasNot []string
+	}{
+		"holder":               {holder, []string{"n2  peer leader, appliance v0.1.0", "holder: n2 (this node)", ", term 4", "\nPEER ", "load balancer "}, []string{"\x1b["}},
+		"worker":               {worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"}},
+		"queue and slow start": {queue, []string{"  2 connections wait for room at any backend", " 1 (25%)  up ", " 12    4      90000 ", "hooks: 12 events told, 1 failed, 0 dropped; the log says why"}, nil},
+		"direct":               {direct, []string{" passed over ", "no path to n1\n", "  TOTAL is this node's part: ", "would rather not hold: track uplink: exit code 1\n"}, []string{"  12  "}},
+	} {
+		var b strings.Builder
+		if err := Text(&b, test.of, false); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range test.has {
+			if !strings.Contains(b.String(), want) {
+				t.Errorf("%s: %q is missing in:\n%s", name, want, &b)
+			}
+		}
+		for _, not := range test.hasNot {
+			if strings.Contains(b.String(), not) {
+				t.Errorf("%s: %q is out of place in:\n%s", name, not, &b)
+			}
+		}
+	}
+}

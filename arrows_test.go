@@ -77,11 +77,40 @@ var arrows = map[string]struct {
 
 	"appliance/configs":  {[]string{"appliance/balancer"}, "a file becomes balancer's value types"},
 	"appliance/manifest": {[]string{"appliance/configs"}, "a manifest is a pure function of a config"},
-	"appliance/convert":  {nil, "others' words become text of ours; whether that loads is asked from outside"},
-	"appliance/script":   {nil, "a program is run without knowing what for"},
-	"appliance/track":    {nil, "what is asked is handed in as a function"},
-	"appliance/hook":     {nil, "what has happened is told without knowing how it came about"},
-	"appliance/host":     {nil, "what the process asks of its host knows nothing of what it is for"},
+
+	"appliance/convert": {
+		[]string{
+			"appliance/convert/draft", "appliance/convert/haproxy", "appliance/convert/keepalived",
+			"appliance/convert/kubevip", "appliance/convert/nginx", "appliance/convert/syntax",
+		},
+		"others' words become text of ours; whether that loads is asked from outside",
+	},
+	"appliance/convert/syntax": {nil, "words and braces are read without knowing what they mean"},
+	"appliance/convert/draft": {
+		[]string{"appliance/convert/syntax"},
+		"a draft has what files say, whichever program they are for",
+	},
+	"appliance/convert/haproxy": {
+		[]string{"appliance/convert/draft", "appliance/convert/syntax"},
+		"a reader knows one foreign format and the draft",
+	},
+	"appliance/convert/keepalived": {
+		[]string{"appliance/convert/draft", "appliance/convert/syntax"},
+		"a reader knows one foreign format and the draft",
+	},
+	"appliance/convert/kubevip": {
+		[]string{"appliance/convert/draft", "appliance/convert/syntax"},
+		"a reader knows one foreign format and the draft",
+	},
+	"appliance/convert/nginx": {
+		[]string{"appliance/convert/draft", "appliance/convert/syntax"},
+		"a reader knows one foreign format and the draft",
+	},
+
+	"appliance/script": {nil, "a program is run without knowing what for"},
+	"appliance/track":  {nil, "what is asked is handed in as a function"},
+	"appliance/hook":   {nil, "what has happened is told without knowing how it came about"},
+	"appliance/host":   {nil, "what the process asks of its host knows nothing of what it is for"},
 	"appliance/cli": {
 		[]string{
 			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/manifest",

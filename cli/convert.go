@@ -16,7 +16,7 @@ import (
 
 func convertCommand() *cli.Command {
 	var kinds []string
-	for _, k := range convert.Kinds() {
+	for _, k := range convert.Formats() {
 		kinds = append(kinds, string(k))
 	}
 	return &cli.Command{
@@ -37,14 +37,14 @@ func convertCommand() *cli.Command {
 
 // printConverted prints nothing unless all of it is right, as printManifest does.
 func printConverted(c *cli.Context) error {
-	kind := convert.Kind(c.String("from"))
+	kind := convert.Format(c.String("from"))
 	switch {
 	case c.NArg() == 0:
 		return usagef("which files? write `appliance convert /etc/keepalived/keepalived.conf /etc/haproxy/haproxy.cfg`")
-	case kind != "" && !slices.Contains(convert.Kinds(), kind):
-		return usagef("--from %q is unknown; write one of %v", kind, convert.Kinds())
+	case kind != "" && !slices.Contains(convert.Formats(), kind):
+		return usagef("--from %q is unknown; write one of %v", kind, convert.Formats())
 	}
-	var options convert.Options
+	var options convert.Addresses
 	var err error
 	if options.VIPs, err = addresses("vip", c.StringSlice("vip")); err != nil {
 		return err
@@ -64,7 +64,7 @@ func printConverted(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		files = append(files, convert.File{Name: name, Kind: kind, Data: data})
+		files = append(files, convert.File{Name: name, Format: kind, Data: data})
 	}
 	result, err := convert.Convert(files, options)
 	if err != nil {

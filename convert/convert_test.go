@@ -18,7 +18,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // options are what some samples do not say.
-var options = map[string]convert.Options{
+var options = map[string]convert.Addresses{
 	"haproxy-all": {VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
 		Peers: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4")}},
 }
@@ -106,7 +106,7 @@ func TestKubeVIPMeansTheSame(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		res, err := convert.Convert([]convert.File{{Name: name, Data: data}}, convert.Options{})
+		res, err := convert.Convert([]convert.File{{Name: name, Data: data}}, convert.Addresses{})
 		if err != nil {
 			t.Fatal(err)
 		}

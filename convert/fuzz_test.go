@@ -10,7 +10,7 @@ import (
 )
 
 // given is what flags could say, so that a file without peers gets further.
-var given = convert.Options{
+var given = convert.Addresses{
 	VIPs:  []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
 	Peers: []netip.Addr{netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::12"), netip.MustParseAddr("192.0.2.13")},
 }
@@ -18,7 +18,7 @@ var given = convert.Options{
 // holds is what must be true whatever a file says: one error, or text that our
 // loader takes.
 func holds(t *testing.T, files ...convert.File) {
-	for _, o := range []convert.Options{{}, given} {
+	for _, o := range []convert.Addresses{{}, given} {
 		res, err := convert.Convert(files, o)
 		if err != nil {
 			if s := err.Error(); s == "" || strings.ContainsAny(s, "\x00\x1b\r") {
@@ -55,28 +55,28 @@ func seeds(f *testing.F, names ...string) {
 func FuzzHAProxy(f *testing.F) {
 	seeds(f, "haproxy.cfg")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		holds(t, convert.File{Name: "f", Kind: convert.HAProxy, Data: data})
+		holds(t, convert.File{Name: "f", Format: convert.HAProxy, Data: data})
 	})
 }
 
 func FuzzNginx(f *testing.F) {
 	seeds(f, "nginx.conf", "stream.conf")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		holds(t, convert.File{Name: "f", Kind: convert.Nginx, Data: data})
+		holds(t, convert.File{Name: "f", Format: convert.Nginx, Data: data})
 	})
 }
 
 func FuzzKeepalived(f *testing.F) {
 	seeds(f, "keepalived.conf")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		holds(t, convert.File{Name: "f", Kind: convert.Keepalived, Data: data})
+		holds(t, convert.File{Name: "f", Format: convert.Keepalived, Data: data})
 	})
 }
 
 func FuzzKubeVIP(f *testing.F) {
 	seeds(f, "config.yaml")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		holds(t, convert.File{Name: "f", Kind: convert.KubeVIP, Data: data})
+		holds(t, convert.File{Name: "f", Format: convert.KubeVIP, Data: data})
 	})
 }
 

@@ -11,7 +11,7 @@ import (
 )
 
 // group is what --vip and --peers say where a test is not about them.
-var group = convert.Options{
+var group = convert.Addresses{
 	VIPs:  []netip.Addr{netip.MustParseAddr("192.0.2.10")},
 	Peers: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4")},
 }
@@ -27,7 +27,7 @@ const (
 func TestWords(t *testing.T) {
 	tests := []struct {
 		name string
-		kind convert.Kind
+		kind convert.Format
 		text string
 		want []string
 		not  []string
@@ -115,7 +115,7 @@ func TestWords(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(string(tt.kind)+" "+tt.name, func(t *testing.T) {
-			res, err := convert.Convert([]convert.File{{Name: "f", Kind: tt.kind, Data: []byte(tt.text)}}, group)
+			res, err := convert.Convert([]convert.File{{Name: "f", Format: tt.kind, Data: []byte(tt.text)}}, group)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -144,7 +144,7 @@ func TestRefused(t *testing.T) {
 	const instance = "vrrp_instance a {\n virtual_ipaddress {\n 192.0.2.10\n }\n"
 	tests := []struct {
 		name string
-		kind convert.Kind
+		kind convert.Format
 		text string
 		want string
 	}{
@@ -167,7 +167,7 @@ func TestRefused(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			res, err := convert.Convert([]convert.File{{Name: "f", Kind: tt.kind, Data: []byte(tt.text)}}, convert.Options{})
+			res, err := convert.Convert([]convert.File{{Name: "f", Format: tt.kind, Data: []byte(tt.text)}}, convert.Addresses{})
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want %q\n%s", err, tt.want, res.YAML)
 			}
@@ -181,11 +181,11 @@ func TestNoGuessAgainstTheFile(t *testing.T) {
 		{Name: "k", Data: []byte("vrrp_instance a {\n unicast_src_ip 192.0.2.2\n virtual_ipaddress {\n 192.0.2.10\n }\n}\n")},
 		{Name: "h", Data: []byte("frontend f\n bind *:6443\n default_backend b\nbackend b\n" + haproxyServers)},
 	}
-	if res, err := convert.Convert(files, convert.Options{}); err == nil || !strings.Contains(err.Error(), "--peers") {
+	if res, err := convert.Convert(files, convert.Addresses{}); err == nil || !strings.Contains(err.Error(), "--peers") {
 		t.Errorf("error %v\n%s", err, res.YAML)
 	}
 	files[0].Data = []byte(strings.Replace(string(files[0].Data), "192.0.2.2", "192.0.2.11", 1))
-	res, err := convert.Convert(files, convert.Options{})
+	res, err := convert.Convert(files, convert.Addresses{})
 	if err != nil || !strings.Contains(string(res.YAML), "peers:\n- 192.0.2.11\n- 192.0.2.12\n") {
 		t.Errorf("error %v\n%s", err, res.YAML)
 	}
@@ -194,7 +194,7 @@ func TestNoGuessAgainstTheFile(t *testing.T) {
 func TestDetect(t *testing.T) {
 	for sample, files := range samples(t) {
 		for _, f := range files {
-			want := map[string]convert.Kind{"haproxy.cfg": convert.HAProxy, "keepalived.conf": convert.Keepalived,
+			want := map[string]convert.Format{"haproxy.cfg": convert.HAProxy, "keepalived.conf": convert.Keepalived,
 				"nginx.conf": convert.Nginx, "stream.conf": convert.Nginx, "config.yaml": convert.KubeVIP}[f.Name]
 			if got, err := convert.Detect(f.Name, f.Data); got != want {
 				t.Errorf("%s/%s: %q, %v", sample, f.Name, got, err)
@@ -234,9 +234,9 @@ func TestTime(t *testing.T) {
 	}
 	script.WriteString("}\n}\n")
 	for _, f := range []convert.File{
-		{Name: "servers", Kind: convert.HAProxy, Data: []byte(servers.String())},
-		{Name: "sections", Kind: convert.HAProxy, Data: []byte(sections.String())},
-		{Name: "addresses", Kind: convert.Keepalived, Data: []byte(script.String())},
+		{Name: "servers", Format: convert.HAProxy, Data: []byte(servers.String())},
+		{Name: "sections", Format: convert.HAProxy, Data: []byte(sections.String())},
+		{Name: "addresses", Format: convert.Keepalived, Data: []byte(script.String())},
 	} {
 		begun := time.Now()
 		_, err := convert.Convert([]convert.File{f}, group)

@@ -3,101 +3,27 @@ package convert
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode"
+
+	"appliance/convert/draft"
+	"appliance/convert/syntax"
 )
 
-// String is a note as it stands in a comment.
-func (n *note) String() string {
-	words := n.words
-	if len(words) > maxQuote {
-		words = words[:maxQuote] + "..."
-	}
-	return oneLine(fmt.Sprintf("%s: %s: %s", n.place, words, n.text))
-}
-
-// maxQuote keeps one endless line from making another.
-const maxQuote = 300
-
-// oneLine is s without what would end a comment or disturb a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || !strconv.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
-
-// plain are the words that mean in YAML what they are, also within [] and {}.
-var plain = regexp.MustCompile(`^[A-Za-z0-9/][A-Za-z0-9/._-]*$`)
-
-// scalar is a word as YAML has it. JSON's strings are YAML's.
-func scalar(s string) string {
-	if plain.MatchString(s) && !strings.EqualFold(s, "null") {
-		return s
-	}
-	quoted, _ := json.Marshal(s) // a string always can be
-	return string(quoted)
-}
-
-// pairs of a mapping that is written in one line.
-type flow []string
-
-func (f *flow) add(key, value string) { *f = append(*f, key+": "+value) }
-
-func (f *flow) word(key, value string) {
-	if value != "" {
-		f.add(key, scalar(value))
-	}
-}
-
-func (f *flow) span(key string, v span) {
-	if v.said {
-		f.add(key, short(v.d))
-	}
-}
-
-func (f *flow) count(key string, v count) {
-	if v.said {
-		f.add(key, strconv.Itoa(v.n))
-	}
-}
-
-func (f *flow) port(key string, port uint16) {
-	if port != 0 {
-		f.add(key, strconv.Itoa(int(port)))
-	}
-}
-
-func (f flow) String() string { return "{" + strings.Join(f, ", ") + "}" }
-
-func list[T any](values []T, text func(T) string) string {
-	words := make([]string, len(values))
-	for i, v := range values {
-		words[i] = text(v)
-	}
-	return "[" + strings.Join(words, ", ") + "]"
-}
-
 func addrs(values []netip.Addr) string {
-	return list(values, func(a netip.Addr) string { return scalar(a.String()) })
+	return draft.List(values, func(a netip.Addr) string { return draft.Scalar(a.String()) })
 }
 
 func prefixes(values []netip.Prefix) string {
-	return list(values, func(p netip.Prefix) string { return scalar(p.String()) })
+	return draft.List(values, func(p netip.Prefix) string { return draft.Scalar(p.String()) })
 }
 
 // page is the text as it grows.
 type page struct {
 	bytes.Buffer
-	d *draft
+	d *draft.Draft
 	p *plan
 }
 
@@ -112,24 +38,24 @@ func (w *page) hint(indent, key string) {
 
 // notes writes what is to be decided about a load balancer and about what
 // became part of it.
-func (w *page) notes(s *service) {
-	for _, n := range w.d.notes {
-		mine := n.owner == s || slices.Contains(s.joined, n.owner)
-		if mine && n.owner != nil && !n.moot && !n.written {
-			n.written = true
+func (w *page) notes(s *draft.LB) {
+	for _, n := range w.d.Notes {
+		mine := n.Owner == s || slices.Contains(s.Joined, n.Owner)
+		if mine && n.Owner != nil && !n.Moot && !n.Written {
+			n.Written = true
 			w.line("# %s", n)
 		}
 	}
 }
 
 // write makes the text.
-func write(d *draft, p *plan, files []File) []byte {
+func write(d *draft.Draft, p *plan, files []File) []byte {
 	w := &page{d: d, p: p}
-	file := func(n *note) int { return slices.IndexFunc(files, func(f File) bool { return f.Name == n.file }) }
-	slices.SortStableFunc(d.notes, func(a, b *note) int { return cmp.Or(cmp.Compare(file(a), file(b)), cmp.Compare(a.line, b.line)) })
+	file := func(n *draft.Note) int { return slices.IndexFunc(files, func(f File) bool { return f.Name == n.File }) }
+	slices.SortStableFunc(d.Notes, func(a, b *draft.Note) int { return cmp.Or(cmp.Compare(file(a), file(b)), cmp.Compare(a.Line, b.Line)) })
 	names := make([]string, len(files))
 	for i, f := range files {
-		names[i] = printable(f.Name)
+		names[i] = syntax.Printable(f.Name)
 	}
 	w.line("# Made by `appliance convert` of %s.", strings.Join(names, ", "))
 	w.line("# A comment with a file and a line is about something that was not carried over, or not as it was.")
@@ -137,8 +63,8 @@ func write(d *draft, p *plan, files []File) []byte {
 	if len(p.vips) > 0 {
 		w.hint("", "vips")
 		w.line("vips: %s", addrs(p.vips))
-		if d.iface != "" {
-			w.line("interface: %s", scalar(d.iface))
+		if d.Interface != "" {
+			w.line("interface: %s", draft.Scalar(d.Interface))
 		}
 	}
 	if p.worker {
@@ -175,15 +101,15 @@ func (w *page) peers() {
 		w.line("peers:")
 	}
 	for _, one := range w.p.peers {
-		if one.id == "" && (one.port == 0 || one.port == peerPort) {
-			w.line("- %s", scalar(one.addr.String()))
+		if one.ID == "" && (one.Port == 0 || one.Port == peerPort) {
+			w.line("- %s", draft.Scalar(one.Addr.String()))
 			continue
 		}
-		var f flow
-		f.word("id", one.id)
-		f.word("address", one.addr.String())
-		if one.port != peerPort {
-			f.port("port", one.port)
+		var f draft.Flow
+		f.Word("id", one.ID)
+		f.Word("address", one.Addr.String())
+		if one.Port != peerPort {
+			f.Port("port", one.Port)
 		}
 		w.line("- %s", f)
 	}
@@ -198,41 +124,41 @@ func (w *page) peers() {
 }
 
 func (w *page) admin() {
-	a := w.d.admin
-	if len(a.listen) == 0 && !a.off {
+	a := w.d.Admin
+	if len(a.Listen) == 0 && !a.Off {
 		return
 	}
 	w.line("")
 	w.hint("", "admin")
 	w.line("admin:")
-	if a.off {
+	if a.Off {
 		w.line("  listen: [off]")
 		return
 	}
-	w.line("  listen: %s", list(a.listen, func(at netip.AddrPort) string { return scalar(at.String()) }))
-	if a.path != "" {
-		w.line("  path: %s", scalar(a.path))
+	w.line("  listen: %s", draft.List(a.Listen, func(at netip.AddrPort) string { return draft.Scalar(at.String()) }))
+	if a.Path != "" {
+		w.line("  path: %s", draft.Scalar(a.Path))
 	}
-	if a.hideVersion {
+	if a.HideVersion {
 		w.line("  hideVersion: true")
 	}
 }
 
 func (w *page) tracks() {
-	if len(w.d.tracks) == 0 {
+	if len(w.d.Tracks) == 0 {
 		return
 	}
 	w.line("")
 	w.line("tracks:")
-	for _, t := range w.d.tracks {
-		w.line("- name: %s", scalar(t.name))
-		w.line("  exec: %s", list(t.exec, scalar))
-		var f flow
-		f.span("inter", t.inter)
-		f.span("timeout", t.timeout)
-		f.count("rise", t.rise)
-		f.count("fall", t.fall)
-		f.count("weight", t.weight)
+	for _, t := range w.d.Tracks {
+		w.line("- name: %s", draft.Scalar(t.Name))
+		w.line("  exec: %s", draft.List(t.Exec, draft.Scalar))
+		var f draft.Flow
+		f.Span("inter", t.Inter)
+		f.Span("timeout", t.Timeout)
+		f.Count("rise", t.Rise)
+		f.Count("fall", t.Fall)
+		f.Count("weight", t.Weight)
 		for _, pair := range f {
 			w.line("  %s", pair)
 		}
@@ -240,19 +166,19 @@ func (w *page) tracks() {
 }
 
 func (w *page) hooks() {
-	if len(w.d.hooks) == 0 {
+	if len(w.d.Hooks) == 0 {
 		return
 	}
 	w.line("")
 	w.line("hooks:")
-	for _, h := range w.d.hooks {
-		w.line("- {on: [%s], exec: %s}", h.on, list(h.exec, scalar))
+	for _, h := range w.d.Hooks {
+		w.line("- {on: [%s], exec: %s}", h.On, draft.List(h.Exec, draft.Scalar))
 	}
 }
 
-func (w *page) balancer(b *balancer) {
-	w.notes(b.service)
-	w.line("- name: %s", scalar(b.name))
+func (w *page) balancer(b *portBalancer) {
+	w.notes(b.LB)
+	w.line("- name: %s", draft.Scalar(b.name))
 	w.line("  port: %d", b.port)
 	if b.everywhere {
 		w.line("  bindToVip: false")
@@ -262,54 +188,54 @@ func (w *page) balancer(b *balancer) {
 	}
 	written := b.servers
 	if w.p.peersAsBackends {
-		written = slices.DeleteFunc(slices.Clone(written), func(srv server) bool { return srv.peer })
-		if b.peersAsBackends && b.backendPort != 0 && b.backendPort != b.port {
-			w.line("  backendPort: %d", b.backendPort)
+		written = slices.DeleteFunc(slices.Clone(written), func(srv draft.ServerEntry) bool { return srv.Peer })
+		if b.PeersAsBackends && b.BackendPort != 0 && b.BackendPort != b.port {
+			w.line("  backendPort: %d", b.BackendPort)
 		}
 	}
-	var f flow
-	f.word("scheduler", b.scheduler)
-	f.word("dataPlane", b.plane)
-	f.span("persistence", b.persistence)
-	f.count("maxconn", b.maxconn)
-	f.count("retries", b.retries)
-	f.count("maxFails", b.maxFails)
-	f.span("failTimeout", b.failTimeout)
-	f.span("requireTLS", b.requireTLS)
-	if b.acceptProxy {
-		from := b.acceptProxyFrom
+	var f draft.Flow
+	f.Word("scheduler", b.scheduler)
+	f.Word("dataPlane", b.plane)
+	f.Span("persistence", b.Persistence)
+	f.Count("maxconn", b.MaxConn)
+	f.Count("retries", b.Retries)
+	f.Count("maxFails", b.MaxFails)
+	f.Span("failTimeout", b.FailTimeout)
+	f.Span("requireTLS", b.RequireTLS)
+	if b.AcceptProxy {
+		from := b.AcceptProxyFrom
 		if len(from) == 0 {
-			from = everybody()
+			from = draft.Everybody()
 		}
-		f.add("acceptProxy", "true")
-		f.add("acceptProxyFrom", prefixes(from))
+		f.Add("acceptProxy", "true")
+		f.Add("acceptProxyFrom", prefixes(from))
 	}
-	f.word("sendProxy", b.sendProxy)
-	f.word("onMarkedDown", b.onMarkedDown)
-	f.word("onMarkedUp", b.onMarkedUp)
-	f.word("whenAllDown", b.whenAllDown)
-	if len(b.allow) > 0 {
-		f.add("allow", prefixes(b.allow))
+	f.Word("sendProxy", b.SendProxy)
+	f.Word("onMarkedDown", b.OnMarkedDown)
+	f.Word("onMarkedUp", b.OnMarkedUp)
+	f.Word("whenAllDown", b.WhenAllDown)
+	if len(b.Allow) > 0 {
+		f.Add("allow", prefixes(b.Allow))
 	}
-	if len(b.deny) > 0 {
-		f.add("deny", prefixes(b.deny))
+	if len(b.Deny) > 0 {
+		f.Add("deny", prefixes(b.Deny))
 	}
-	var t flow
-	t.span("connect", b.connect)
-	t.span("client", b.client)
-	t.span("server", b.server)
-	if slices.ContainsFunc(b.servers, func(srv server) bool { return srv.maxconn.n > 0 }) {
-		t.span("queue", b.queue)
+	var t draft.Flow
+	t.Span("connect", b.Connect)
+	t.Span("client", b.Client)
+	t.Span("server", b.Server)
+	if slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return srv.MaxConn.Value > 0 }) {
+		t.Span("queue", b.Queue)
 	}
 	if len(t) > 0 {
-		f.add("timeouts", t.String())
+		f.Add("timeouts", t.String())
 	}
 	for _, pair := range f {
 		w.line("  %s", pair)
 	}
-	c := b.check
-	if !slices.ContainsFunc(b.servers, func(srv server) bool { return srv.port != c.port }) {
-		c.port = 0 // it is the servers' own
+	c := b.Check
+	if !slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return srv.Port != c.Port }) {
+		c.Port = 0 // it is the servers' own
 	}
 	w.check(c)
 	if len(written) > 0 {
@@ -320,60 +246,60 @@ func (w *page) balancer(b *balancer) {
 	}
 }
 
-func backend(srv server, port uint16) string {
-	var f flow
-	f.word("name", srv.name)
-	f.word("address", srv.addr.String())
-	if srv.port != port {
-		f.port("port", srv.port)
+func backend(srv draft.ServerEntry, port uint16) string {
+	var f draft.Flow
+	f.Word("name", srv.Name)
+	f.Word("address", srv.Addr.String())
+	if srv.Port != port {
+		f.Port("port", srv.Port)
 	}
-	f.count("weight", srv.weight)
-	if srv.backup {
-		f.add("backup", "true")
+	f.Count("weight", srv.Weight)
+	if srv.Backup {
+		f.Add("backup", "true")
 	}
-	f.count("maxconn", srv.maxconn)
-	f.count("maxqueue", srv.maxqueue)
-	f.span("slowstart", srv.slowstart)
+	f.Count("maxconn", srv.MaxConn)
+	f.Count("maxqueue", srv.MaxQueued)
+	f.Span("slowstart", srv.SlowStart)
 	return f.String()
 }
 
-func (w *page) check(c check) {
-	var f flow
-	f.word("type", c.kind)
-	f.span("inter", c.inter)
-	f.span("fastinter", c.fastinter)
-	f.span("downinter", c.downinter)
-	f.span("timeout", c.timeout)
-	f.count("rise", c.rise)
-	f.count("fall", c.fall)
-	f.port("port", c.port)
-	f.word("method", c.method)
-	f.word("path", c.path)
-	f.word("host", c.host)
-	var headers, expect, tls flow
-	for _, h := range c.headers {
-		headers.add(scalar(h[0]), scalar(h[1]))
+func (w *page) check(c draft.HealthCheck) {
+	var f draft.Flow
+	f.Word("type", c.Type)
+	f.Span("inter", c.Inter)
+	f.Span("fastinter", c.FastInter)
+	f.Span("downinter", c.DownInter)
+	f.Span("timeout", c.Timeout)
+	f.Count("rise", c.Rise)
+	f.Count("fall", c.Fall)
+	f.Port("port", c.Port)
+	f.Word("method", c.Method)
+	f.Word("path", c.Path)
+	f.Word("host", c.Host)
+	var headers, expect, tls draft.Flow
+	for _, h := range c.Headers {
+		headers.Add(draft.Scalar(h[0]), draft.Scalar(h[1]))
 	}
 	if len(headers) > 0 {
-		f.add("headers", headers.String())
+		f.Add("headers", headers.String())
 	}
-	if len(c.status) > 0 {
-		expect.add("status", list(c.status, scalar))
+	if len(c.Status) > 0 {
+		expect.Add("status", draft.List(c.Status, draft.Scalar))
 	}
-	expect.word("contains", c.contains)
-	expect.word("matches", c.matches)
+	expect.Word("contains", c.Contains)
+	expect.Word("matches", c.Matches)
 	if len(expect) > 0 {
-		f.add("expect", expect.String())
+		f.Add("expect", expect.String())
 	}
-	if c.verify != "" {
-		tls.add("verify", c.verify)
+	if c.Verify != "" {
+		tls.Add("verify", c.Verify)
 	}
-	tls.word("caFile", c.caFile)
-	tls.word("serverName", c.serverName)
-	tls.word("certFile", c.certFile)
-	tls.word("keyFile", c.keyFile)
+	tls.Word("caFile", c.CAFile)
+	tls.Word("serverName", c.ServerName)
+	tls.Word("certFile", c.CertFile)
+	tls.Word("keyFile", c.KeyFile)
 	if len(tls) > 0 {
-		f.add("tls", tls.String())
+		f.Add("tls", tls.String())
 	}
 	if len(f) == 0 {
 		return
@@ -387,11 +313,11 @@ func (w *page) check(c check) {
 // rest writes what belongs to no load balancer.
 func (w *page) rest(title string, moot bool) {
 	first := true
-	for _, n := range w.d.notes {
-		if n.written || n.moot != moot {
+	for _, n := range w.d.Notes {
+		if n.Written || n.Moot != moot {
 			continue
 		}
-		n.written = true
+		n.Written = true
 		if first {
 			w.line("")
 			w.line("# %s", title)

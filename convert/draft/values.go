@@ -1,0 +1,187 @@
+package draft
+
+import (
+	"net/http"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"appliance/convert/syntax"
+)
+
+// ReadStatus reads 200, 200-299 and lists of them.
+func ReadStatus(s string) ([]string, bool) {
+	var list []string
+	for part := range strings.SplitSeq(s, ",") {
+		low, high, isRange := strings.Cut(part, "-")
+		if !isRange {
+			high = low
+		}
+		from, err := strconv.Atoi(low)
+		to, err2 := strconv.Atoi(high)
+		if err != nil || err2 != nil || from < 200 || to > 599 || to < from {
+			return nil, false
+		}
+		text := strconv.Itoa(from)
+		if to > from {
+			text += "-" + strconv.Itoa(to)
+		}
+		list = append(list, text)
+	}
+	return list, true
+}
+
+// Placeholder reports whether somebody still has to fill in a value: ${NAME}
+// of a template or of the environment, {{ name }} of a template.
+func Placeholder(s string) bool {
+	return strings.Contains(s, "$") || strings.Contains(s, "{{") || strings.Contains(s, "<") && strings.HasSuffix(s, ">")
+}
+
+// WrongAddr says what to write where an address was expected.
+func WrongAddr(s string) string {
+	switch {
+	case Placeholder(s):
+		return "is still to be filled in; write the address, and convert again"
+	case strings.HasPrefix(s, "/") || strings.HasPrefix(s, "unix"):
+		return "is a unix socket; write the address of a TCP server"
+	}
+	return "is a name, and names are not looked up, because the DNS may be what is down when this is needed; write the address"
+}
+
+// ReadAddr reads the address of one machine.
+func ReadAddr(s string) (netip.Addr, bool) {
+	a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
+	a = a.Unmap()
+	if err != nil || a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.Addr{}, false
+	}
+	zone := a.Zone()
+	if a.Is6() && a.IsLinkLocalUnicast() != (zone != "") || len(zone) > 15 || strings.ContainsAny(zone, "%/ ") || syntax.Printable(zone) != zone {
+		return netip.Addr{}, false
+	}
+	return a, true
+}
+
+// ReadPrefix reads an address or a subnet.
+func ReadPrefix(s string) (netip.Prefix, bool) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Masked(), true
+	}
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), true
+	}
+	return netip.Prefix{}, false
+}
+
+func ReadPort(s string) (uint16, bool) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return uint16(n), err == nil && n > 0
+}
+
+// SplitPort cuts the port off at the last colon, as haproxy does: 10.0.0.1 and
+// [::1] have none, and what is last in 2001:db8::1:6443 is one.
+func SplitPort(s string) (host, port string) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || strings.HasSuffix(s, "]") {
+		return s, ""
+	}
+	return s[:i], s[i+1:]
+}
+
+// Units are the units of durations in one program.
+type Units struct {
+	// Bare is the unit of a number that is written without one.
+	Bare  time.Duration
+	Named map[string]time.Duration
+}
+
+// durationPart finds the first part of a duration: a number and a unit.
+var durationPart = regexp.MustCompile(`^([0-9]{1,9}(?:\.[0-9]{1,6})?)([a-z]*)`)
+
+// read reads 5000, 1m30s or 0.5.
+func (u Units) read(s string) (time.Duration, bool) {
+	var sum float64
+	for rest := s; rest != ""; {
+		m := durationPart.FindStringSubmatch(rest)
+		if m == nil {
+			return 0, false
+		}
+		rest = rest[len(m[0]):]
+		unit := u.Named[m[2]]
+		if m[2] == "" {
+			unit = u.Bare
+		}
+		n, err := strconv.ParseFloat(m[1], 64)
+		if err != nil || unit == 0 {
+			return 0, false
+		}
+		sum += n * float64(unit)
+	}
+	if s == "" || sum > float64(10*365*24*time.Hour) {
+		return 0, false
+	}
+	return time.Duration(sum).Round(time.Microsecond), true
+}
+
+// Short is d without the zeros that time.Duration prints: 24h, not 24h0m0s.
+func Short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}
+
+// ReadSpan reads a duration of st into into, held between low and high.
+func (d *Draft) ReadSpan(owner *LB, st syntax.Statement, u Units, word string, low, high time.Duration, into *Span) {
+	v, ok := u.read(word)
+	switch {
+	case Placeholder(word):
+		d.Note(owner, st, "%s is still to be filled in", word)
+	case !ok:
+		d.Note(owner, st, "%s is no duration", word)
+	case v == 0 && low > 0:
+		d.Note(owner, st, "0 is without end there; was left out, so that the default is in force")
+	case v < low:
+		d.Advise(owner, st, "is less than is possible here; became %s", Short(low))
+		*into = Span{low, true}
+	case v > high:
+		d.Advise(owner, st, "is more than is possible here; became %s", Short(high))
+		*into = Span{high, true}
+	default:
+		*into = Span{v, true}
+	}
+}
+
+// ReadNumber reads a number of st into into, held between low and high.
+func (d *Draft) ReadNumber(owner *LB, st syntax.Statement, word string, low, high int, into *Number) {
+	n, err := strconv.Atoi(word)
+	switch {
+	case Placeholder(word):
+		d.Note(owner, st, "%s is still to be filled in", word)
+	case err != nil:
+		d.Note(owner, st, "%s is no number", word)
+	case n < low:
+		d.Advise(owner, st, "%d is less than is possible here; became %d", n, low)
+		*into = Number{low, true}
+	case n > high:
+		d.Advise(owner, st, "%d is more than is possible here; became %d", n, high)
+		*into = Number{high, true}
+	default:
+		*into = Number{n, true}
+	}
+}
+
+// HttpMethod holds a word against the methods that checks use.
+func HttpMethod(s string) bool {
+	return slices.Contains([]string{http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPost}, s)
+}
+
+func GoRegexp(s string) bool { _, err := regexp.Compile(s); return err == nil }

@@ -1,0 +1,2 @@
+// Package haproxy reads haproxy.cfg.
+package haproxy

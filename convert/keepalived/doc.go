@@ -1,0 +1,2 @@
+// Package keepalived reads keepalived.conf.
+package keepalived

@@ -1,0 +1,2 @@
+// Package nginx reads the stream block of nginx.conf.
+package nginx

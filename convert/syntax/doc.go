@@ -1,0 +1,2 @@
+// Package syntax splits configuration files of other programs into statements.
+package syntax

@@ -2,7 +2,6 @@ package convert
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -14,49 +13,48 @@ import (
 	"appliance/convert/syntax"
 )
 
-// A File is one configuration that was read. An empty Kind is found out.
+// A File is one configuration file. If its format is empty, it is detected.
 type File struct {
 	Name   string
 	Format Format
 	Data   []byte
 }
 
-// Addresses are what the files may not say.
+// Addresses are what the files may not say; they replace what the files say.
 type Addresses struct {
-	// VIPs and Peers take the place of those that the files name.
 	VIPs, Peers []netip.Addr
 }
 
-// A Output is our configuration with what is to be said about it.
+// An Output is our configuration and how much of the files is in it.
 type Output struct {
 	// YAML has a comment for every statement that was not carried over.
 	YAML []byte
-	// Statements were read; of these, Decide need somebody who decides, and
-	// Moot have no meaning here. The rest were carried over.
+	// Statements is how many were read. Of these, Decide need a decision of somebody, and Moot have no meaning here. The
+	// rest were carried over.
 	Statements, Decide, Moot int
 }
 
-// maxFile is what our own loader reads.
+// maxFile is how many bytes our loader reads.
 const maxFile = 1 << 20
 
-// Convert makes one configuration of files, which are those of one machine. It
-// reads nothing else and runs nothing, whatever the files say.
-func Convert(files []File, o Addresses) (Output, error) {
+// Convert makes one configuration of files, which are those of one machine. It reads nothing else and runs nothing,
+// whatever the files say.
+func Convert(files []File, given Addresses) (Output, error) {
 	d := draft.New()
 	for _, f := range files {
 		if err := read(d, f); err != nil {
 			return Output{}, err
 		}
 	}
-	p, err := newPlan(d, o)
+	p, err := newPlan(d, given)
 	if err != nil {
 		return Output{}, err
 	}
-	text := write(d, p, files)
+	text := write(p, files)
 	if len(text) > maxFile {
-		return Output{}, fmt.Errorf("the result would be larger than %d bytes, which is more than can be loaded; convert fewer files at once", maxFile)
+		return Output{}, fmt.Errorf("the result would be larger than %d bytes, which is more than can be loaded; "+
+			"convert fewer files at once", maxFile)
 	}
-	res := Output{YAML: text, Statements: d.Statements}
 	decide, moot := map[syntax.Place]bool{}, map[syntax.Place]bool{}
 	for _, n := range d.Notes {
 		if n.Moot {
@@ -65,55 +63,54 @@ func Convert(files []File, o Addresses) (Output, error) {
 			decide[n.Place] = true
 		}
 	}
+	out := Output{YAML: text, Statements: d.Statements, Decide: len(decide)}
 	for at := range moot {
 		if !decide[at] {
-			res.Moot++
+			out.Moot++
 		}
 	}
-	res.Decide = len(decide)
-	return res, nil
+	return out, nil
 }
 
+// read adds a file to d.
 func read(d *draft.Draft, f File) error {
+	name := syntax.Printable(f.Name)
 	if len(f.Data) > maxFile {
-		return fmt.Errorf("%s: is larger than %d bytes, which no configuration is; check the path", syntax.Printable(f.Name), maxFile)
+		return fmt.Errorf("%s: is larger than %d bytes, which no configuration is; check the path", name, maxFile)
 	}
-	f.Data = bytes.TrimPrefix(f.Data, []byte("\ufeff")) // as some editors begin a file
-	kind := f.Format
-	if kind == "" {
+	f.Data = bytes.TrimPrefix(f.Data, []byte("\ufeff")) // some editors begin a file with it
+	if f.Format == "" {
 		var err error
-		if kind, err = Detect(f.Name, f.Data); err != nil {
+		if f.Format, err = Detect(f.Name, f.Data); err != nil {
 			return err
 		}
 	}
 	var (
-		g     syntax.Grammar
-		build func([]syntax.Statement) error
+		grammar syntax.Grammar
+		add     func(*draft.Draft, []syntax.Statement) error
 	)
-	switch kind {
+	switch f.Format {
 	case HAProxy:
-		g, build = haproxy.Grammar, func(l []syntax.Statement) error { return haproxy.Read(d, l) }
+		grammar, add = haproxy.Grammar, haproxy.Read
 	case Nginx:
-		g, build = nginx.Grammar, func(l []syntax.Statement) error { return nginx.Read(d, l) }
+		grammar, add = nginx.Grammar, nginx.Read
 	case Keepalived:
-		g, build = keepalived.Grammar, func(l []syntax.Statement) error { return keepalived.Read(d, l) }
+		grammar, add = keepalived.Grammar, keepalived.Read
 	case KubeVIP:
 		return kubevip.Read(d, f.Name, f.Data)
 	default:
-		return fmt.Errorf("%s: %q is no kind of configuration; write %s", syntax.Printable(f.Name), kind, kinds())
+		return fmt.Errorf("%s: %q is no kind of configuration; write %s", name, f.Format, formatNames())
 	}
-	list, err := g.Parse(f.Name, f.Data)
+	list, err := grammar.Parse(f.Name, f.Data)
 	if err != nil {
 		return err
 	}
 	if len(list) == 0 {
-		return fmt.Errorf("%s: has nothing in it; check the path", syntax.Printable(f.Name))
+		return fmt.Errorf("%s: has nothing in it; check the path", name)
 	}
-	if d.Tally(list); d.Statements > draft.MaxStatements {
-		return fmt.Errorf("%s: has more than %d statements, which no configuration of one machine has; check the path", syntax.Printable(f.Name), draft.MaxStatements)
+	if d.Count(list); d.Statements > draft.MaxStatements {
+		return fmt.Errorf("%s: has more than %d statements, which no configuration of one machine has; check the path",
+			name, draft.MaxStatements)
 	}
-	return build(list)
+	return add(d, list)
 }
-
-// errNothing is what remains if nothing can be carried over.
-var errNothing = errors.New("there is nothing in it that can be carried over")

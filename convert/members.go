@@ -1,120 +1,136 @@
 package convert
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"appliance/convert/draft"
-	"appliance/convert/syntax"
 )
 
-// findPeers finds the members of the group: what flags say, else what the
-// files say, else the servers, if nothing speaks against it.
-func findPeers(d *draft.Draft, p *plan, o Addresses) {
-	if len(o.Peers) > 0 {
-		for _, a := range o.Peers {
+// findPeers finds the members of the group: those that were given, or else those that the files name, or else the
+// servers, if nothing speaks against it.
+func (p *plan) findPeers(given Addresses) {
+	if len(given.Peers) > 0 {
+		for _, a := range given.Peers {
 			p.addPeer(draft.PeerEntry{Addr: a})
 		}
 		return
 	}
-	for _, one := range d.Peers {
+	for _, one := range p.Peers {
 		p.addPeer(one)
 	}
-	if p.worker || p.single {
+	if p.worker || p.Single {
 		return
 	}
 	if len(p.peers) > 1 {
-		if len(d.Own) == 0 && d.Peers[0].ID == "" {
-			p.hints["peers"] = append(p.hints["peers"], "The file names the other boxes only: add this one's own address.")
+		if len(p.Own) == 0 && p.Peers[0].ID == "" {
+			p.hint("peers", "The file names the other boxes only: add this one's own address.")
 		}
 		return
 	}
-	said := p.peers
+	named := p.peers
 	p.peers = nil
-	// kubeadm's way: keepalived by multicast, on the nodes that haproxy's
-	// backends are on. A wrong guess is harmless: a box that is not in the list
-	// does not start.
-	for _, s := range d.Services {
-		if s.Refused != "" || len(s.Servers) < 2 {
+	// As kubeadm lays it out: keepalived by multicast, on the nodes behind haproxy. A wrong guess is harmless: a box that
+	// is not in the list does not start.
+	for _, lb := range p.LoadBalancers {
+		if lb.Refused != "" || len(lb.Servers) < 2 {
 			continue
 		}
-		for _, srv := range s.Servers {
-			if !srv.Backup && !srv.Addr.IsLoopback() {
+		for _, srv := range lb.Servers {
+			if !srv.Backup {
 				p.addPeer(draft.PeerEntry{Place: srv.Place, Addr: srv.Addr})
 			}
 		}
-		others := func(one draft.PeerEntry) bool { return !p.hasPeer(one.Addr) }
-		if slices.ContainsFunc(said, others) || slices.ContainsFunc(d.Own, func(a netip.Addr) bool { return !p.hasPeer(a) }) {
+		isOther := func(a netip.Addr) bool { return !p.hasPeer(a) }
+		if slices.ContainsFunc(named, func(one draft.PeerEntry) bool { return isOther(one.Addr) }) ||
+			slices.ContainsFunc(p.Own, isOther) {
 			break // this box is not among them
 		}
-		p.hints["peers"] = append(p.hints["peers"],
+		p.hint("peers",
 			"Nobody says who the peers are (keepalived's multicast needs no list), so these are the servers behind",
 			"the load balancer, as kubeadm lays it out. If other boxes hold the virtual address, write theirs instead.")
 		return
 	}
-	p.peers = said
+	p.peers = named
 }
 
 func (p *plan) hasPeer(a netip.Addr) bool {
 	return slices.ContainsFunc(p.peers, func(one draft.PeerEntry) bool { return one.Addr == a })
 }
 
-// addPeer adds one that is not there yet.
+// addPeer adds a peer, unless it is there or on loopback.
 func (p *plan) addPeer(one draft.PeerEntry) {
 	for _, other := range p.peers {
 		if other.Addr == one.Addr || one.ID != "" && other.ID == one.ID {
 			return
 		}
 	}
-	if len(one.ID) > 64 || strings.TrimSpace(one.ID) != one.ID || syntax.Printable(one.ID) != one.ID || strings.Contains(one.ID, "=") {
+	if !draft.ValidName(one.ID, maxName) || strings.Contains(one.ID, "=") {
 		one.ID = ""
 	}
-	if one.Addr.IsLoopback() {
-		return
+	if !one.Addr.IsLoopback() {
+		p.peers = append(p.peers, one)
 	}
-	p.peers = append(p.peers, one)
 }
 
-// findVIPs finds the virtual addresses: what flags say, else keepalived or
-// kube-vip, else where a group's load balancers listen.
-func findVIPs(d *draft.Draft, p *plan, o Addresses) error {
+// checkPeers removes peers that are virtual addresses, and wants enough of them for a group.
+func (p *plan) checkPeers(given Addresses) error {
+	named := len(p.peers)
+	p.peers = slices.DeleteFunc(p.peers, func(one draft.PeerEntry) bool {
+		isVIP := slices.Contains(p.vips, one.Addr)
+		if isVIP {
+			p.Note(nil, headOf(one.Place, one.Addr.String()),
+				"is a virtual address; write this peer's own address in peers")
+		}
+		return isVIP
+	})
+	// A group of one would hold on every box that has the file.
+	alone := len(p.peers) == 0 || len(p.peers) == 1 && (named > 1 || len(given.Peers) == 0)
+	if alone && !p.worker && !p.Single {
+		return errors.New("nobody says who the peers are: keepalived needs unicast_src_ip and unicast_peer for that; " +
+			"say it with --peers ADDRESS,ADDRESS,ADDRESS")
+	}
+	return nil
+}
+
+// findVIPs finds the virtual addresses: those that were given, or else those of keepalived and kube-vip, or else those on
+// which the load balancers of a group listen.
+func (p *plan) findVIPs(given Addresses) error {
 	add := func(a netip.Addr) {
-		if !slices.Contains(p.vips, a) && !a.IsLoopback() {
+		if a.IsValid() && !slices.Contains(p.vips, a) && !a.IsLoopback() {
 			p.vips = append(p.vips, a)
 		}
 	}
-	if len(o.VIPs) > 0 {
-		for _, a := range o.VIPs {
+	if len(given.VIPs) > 0 {
+		for _, a := range given.VIPs {
 			add(a)
 		}
 		return nil
 	}
-	for _, v := range d.VIPs {
-		add(v.Addr)
-	}
-	for _, s := range d.Services {
-		for _, b := range s.Binds {
-			if b.Addr.IsValid() && s.LVS && s.Refused == "" {
-				add(b.Addr) // the kernel balances at addresses that the box has
+	addBinds := func(which func(lb *draft.LB, a netip.Addr) bool) {
+		for _, lb := range p.LoadBalancers {
+			for _, b := range lb.Binds {
+				if lb.Refused == "" && which(lb, b.Addr) {
+					add(b.Addr)
+				}
 			}
 		}
 	}
+	for _, v := range p.VIPs {
+		add(v.Addr)
+	}
+	// The kernel balances at addresses that the box has.
+	addBinds(func(lb *draft.LB, _ netip.Addr) bool { return lb.LVS })
 	if p.worker || len(p.vips) > 0 {
 		return nil
 	}
-	for _, s := range d.Services {
-		for _, b := range s.Binds {
-			isPeer := p.hasPeer(b.Addr)
-			if b.Addr.IsValid() && !isPeer && !slices.Contains(d.Own, b.Addr) && s.Refused == "" {
-				add(b.Addr)
-			}
-		}
-	}
+	addBinds(func(_ *draft.LB, a netip.Addr) bool { return !p.hasPeer(a) && !slices.Contains(p.Own, a) })
 	if len(p.vips) == 0 {
-		return fmt.Errorf("nobody says what the virtual address is; say it with --vip ADDRESS%s", d.FirstReasons())
+		return fmt.Errorf("nobody says what the virtual address is; say it with --vip ADDRESS%s", p.FirstReasons())
 	}
-	p.hints["vips"] = append(p.hints["vips"], "The addresses that are listened on. If they are not virtual, write the one that is.")
+	p.hint("vips", "The addresses that are listened on. If they are not virtual, write the one that is.")
 	return nil
 }

@@ -1,207 +1,197 @@
 package convert
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"appliance/convert/draft"
 	"appliance/convert/syntax"
 )
 
-// A plan is a draft of which it is known that our loader takes it.
+// A plan is a draft that our loader will take, with what belongs together.
 type plan struct {
-	worker, single bool
-	// peersAsBackends says it by its key, so that peers who join later count too.
+	*draft.Draft
+	worker bool
+	// peersAsBackends writes the key, so that peers who join later count too.
 	peersAsBackends bool
 	vips            []netip.Addr
 	peers           []draft.PeerEntry
-	balancers       []*portBalancer
-	// hints are for the keys of that name, from nobody's line.
+	balancers       []*balancer
+	// hints are comments for the keys of that name that belong to no line of the files.
 	hints map[string][]string
 }
 
-// A portBalancer is a service on one port.
-type portBalancer struct {
+// A balancer is a load balancer on one port.
+type balancer struct {
 	*draft.LB
 	name, scheduler, plane string
 	port                   uint16
-	everywhere, virtual    bool // every address, the virtual ones
+	everywhere, virtual    bool // listens on every address, on the virtual ones
 	listen                 []netip.Addr
 	servers                []draft.ServerEntry
 }
 
-// peerPort is group.port where nothing is said.
-const peerPort = 10000
+const (
+	// peerPort is group.port if nobody says another.
+	peerPort = 10000
+	// maxName is the most bytes of a name or id that our loader takes.
+	maxName = 64
+)
 
-// plan finds out what belongs together, and holds it against the rules of
-// our own loader.
-func newPlan(d *draft.Draft, o Addresses) (*plan, error) {
-	p := &plan{single: d.Single, hints: map[string][]string{}}
-	for _, a := range slices.Concat(o.VIPs, o.Peers) {
+// errNothing is what remains if nothing can be carried over.
+var errNothing = errors.New("there is nothing in it that can be carried over")
+
+// newPlan finds out what belongs together and applies the rules of our loader.
+func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
+	p := &plan{Draft: d, hints: map[string][]string{}}
+	for _, a := range slices.Concat(given.VIPs, given.Peers) {
 		if _, ok := draft.ReadAddr(a.String()); !ok || a.IsLoopback() {
 			return nil, fmt.Errorf("%s is not the address of one machine on the network; give such with --vip and --peers", a)
 		}
 	}
-	p.worker = !d.Group && len(o.Peers) == 0
-	findPeers(d, p, o)
-	if err := findVIPs(d, p, o); err != nil {
+	p.worker = !d.Group && len(given.Peers) == 0
+	p.findPeers(given)
+	if err := p.findVIPs(given); err != nil {
 		return nil, err
 	}
-	named := len(p.peers)
-	p.peers = slices.DeleteFunc(p.peers, func(one draft.PeerEntry) bool {
-		if slices.Contains(p.vips, one.Addr) {
-			d.Note(nil, syntax.Statement{Place: one.Place, Words: []string{one.Addr.String()}}, "is a virtual address; write this peer's own address in peers")
-			return true
-		}
-		return false
-	})
-	// A group of one would hold on every box that has the file.
-	if !p.worker && !p.single && (len(p.peers) == 0 || len(p.peers) == 1 && (named > 1 || len(o.Peers) == 0)) {
-		return nil, fmt.Errorf("nobody says who the peers are: keepalived needs unicast_src_ip and unicast_peer for that; say it with --peers ADDRESS,ADDRESS,ADDRESS")
+	if err := p.checkPeers(given); err != nil {
+		return nil, err
 	}
-	planServices(d, p)
-	planAdmin(d, p)
+	p.planLoadBalancers()
+	p.planAdmin()
 	if len(p.balancers) == 0 && p.worker {
 		return nil, fmt.Errorf("%w%s", errNothing, d.FirstReasons())
 	}
 	if len(p.vips) > draft.MaxList || len(p.peers) > draft.MaxList || len(p.balancers) > draft.MaxList {
-		return nil, fmt.Errorf("there are more than %d addresses or load balancers in it; convert fewer files at once", draft.MaxList)
+		return nil, fmt.Errorf("there are more than %d addresses or load balancers in it; convert fewer files at once",
+			draft.MaxList)
 	}
-	p.hint()
+	p.addHints()
 	return p, nil
 }
 
-// planServices makes load balancers of services, and notes those that
-// cannot be.
-func planServices(d *draft.Draft, p *plan) {
+// planLoadBalancers plans what the draft has, and notes the load balancers that cannot be carried over.
+func (p *plan) planLoadBalancers() {
 	kept := map[*draft.LB]bool{} // what became part of a load balancer
-	for _, s := range d.Services {
-		if s.Refused == "" {
-			s.Refused = planService(d, p, s)
+	for _, lb := range p.LoadBalancers {
+		if lb.Refused == "" {
+			lb.Refused = p.planLoadBalancer(lb)
 		}
-		if s.Refused != "" {
+		if lb.Refused != "" {
 			continue
 		}
-		for _, j := range s.Joined {
-			kept[j] = true
+		for _, part := range lb.Joined {
+			kept[part] = true
 		}
 	}
-	for _, s := range d.Services {
-		if s.Refused == "" {
+	for _, lb := range p.LoadBalancers {
+		if lb.Refused == "" {
 			continue
 		}
-		d.Note(nil, s.Statement, "was not carried over: %s", s.Refused)
-		d.NoteRest(s)
-		for _, j := range s.Joined {
-			if !kept[j] {
-				d.Note(nil, j.Statement, "was not carried over with line %d", s.Line)
-				d.NoteRest(j)
+		p.Note(nil, lb.Statement, "was not carried over: %s", lb.Refused)
+		p.NoteRest(lb)
+		for _, part := range lb.Joined {
+			if !kept[part] {
+				p.Note(nil, part.Statement, "was not carried over with line %d", lb.Line)
+				p.NoteRest(part)
 			}
 		}
 	}
 	if len(p.balancers) == 0 {
-		p.hints["loadBalancers"] = append(p.hints["loadBalancers"],
+		p.hint("loadBalancers",
 			"No load balancer is in these files, so there is the usual one: port 6443 of the virtual address, over",
 			"the peers. For others, convert haproxy.cfg or nginx.conf of the same box together with this file.")
 	}
 }
 
-// planService adds a load balancer for each port of s, or says why not.
-func planService(d *draft.Draft, p *plan, s *draft.LB) string {
-	tidyCheck(d, s)
-	if why := tidyAccess(s); why != "" {
+// planLoadBalancer adds a balancer for each port of lb, or says why there is none.
+func (p *plan) planLoadBalancer(lb *draft.LB) (refused string) {
+	p.limitCheck(lb)
+	if why := limitAccess(lb); why != "" {
 		return why
 	}
-	var made []*portBalancer
-	for _, b := range s.Binds {
-		i := slices.IndexFunc(made, func(one *portBalancer) bool { return one.port == b.Port })
+	var byPort []*balancer
+	for _, bind := range lb.Binds {
+		i := slices.IndexFunc(byPort, func(b *balancer) bool { return b.port == bind.Port })
 		if i < 0 {
-			i = len(made)
-			made = append(made, &portBalancer{LB: s, port: b.Port, scheduler: s.Scheduler, plane: s.Plane})
+			i = len(byPort)
+			byPort = append(byPort, &balancer{LB: lb, port: bind.Port, scheduler: lb.Scheduler, plane: lb.Plane})
 		}
-		place(d, p, made[i], b)
+		p.listen(byPort[i], bind)
 	}
 	why := "none of its addresses is one that the appliance serves"
-	added := 0
-	for _, b := range made {
+	added := false
+	for _, b := range byPort {
 		if !b.everywhere && !b.virtual && len(b.listen) == 0 {
 			continue
 		}
 		if !b.everywhere && !b.virtual && len(p.vips) > 0 {
-			d.Advise(s, s.Statement, "is served on the virtual addresses as well, as every load balancer of a node that has some")
+			p.Advise(lb, lb.Statement, "is served on the virtual addresses as well, "+
+				"as every load balancer of a node that has some")
 		}
-		if other := p.onPort(b.port); other != nil {
-			why = fmt.Sprintf("port %d is already that of line %s, and load balancers are told apart by port", b.port, other.Place)
-			if len(made) > 1 {
-				d.Note(s, s.Statement, "%s", why)
+		taken := slices.IndexFunc(p.balancers, func(other *balancer) bool { return other.port == b.port })
+		if taken >= 0 {
+			why = fmt.Sprintf("port %d is already that of line %s, and load balancers are told apart by port",
+				b.port, p.balancers[taken].Place)
+			if len(byPort) > 1 {
+				p.Note(lb, lb.Statement, "%s", why)
 			}
 			continue
 		}
-		if reason := planServers(d, p, b); reason != "" {
+		if reason := p.planServers(b); reason != "" {
 			why = reason
 			continue
 		}
-		choosePlane(d, p, b)
-		b.name = p.freeName(s.Name, b.port)
+		p.choosePlane(b)
+		b.name = p.freeName(lb.Name, b.port)
 		p.balancers = append(p.balancers, b)
-		added++
+		added = true
 	}
-	if added == 0 {
-		return why
+	if added {
+		return ""
 	}
-	return ""
+	return why
 }
 
-// place decides what listening at the bind means here.
-func place(d *draft.Draft, p *plan, b *portBalancer, at draft.Bind) {
-	isPeer := p.hasPeer(at.Addr)
+// listen decides what listening at the bind means here.
+func (p *plan) listen(b *balancer, at draft.Bind) {
 	switch {
-	case b.LB.Everywhere:
-		b.everywhere = true
-	case !at.Addr.IsValid() && p.worker:
+	case b.Everywhere, !at.Addr.IsValid() && p.worker:
 		b.everywhere = true
 	case !at.Addr.IsValid():
 		b.virtual = true
 		if !at.Virtual {
-			d.Advise(b.LB, at.Statement, "is served on the virtual addresses, which keeps the fast data planes; write bindToVip: false if clients use the nodes' own addresses as well")
+			p.Advise(b.LB, at.Statement, "is served on the virtual addresses, which keeps the fast data planes; "+
+				"write bindToVip: false if clients use the nodes' own addresses as well")
 		}
 	case slices.Contains(p.vips, at.Addr):
 		b.virtual = true
-	case at.Addr.IsLoopback():
-		if !slices.Contains(b.listen, at.Addr) {
-			b.listen = append(b.listen, at.Addr)
-		}
-	case isPeer || slices.Contains(d.Own, at.Addr):
-		d.Note(b.LB, at.Statement, "is one node's own address; write bindToVip: false to listen on every address of every node")
-	case p.worker:
+	case !at.Addr.IsLoopback() && (p.hasPeer(at.Addr) || slices.Contains(p.Own, at.Addr)):
+		p.Note(b.LB, at.Statement, "is one node's own address; "+
+			"write bindToVip: false to listen on every address of every node")
+	case at.Addr.IsLoopback() || p.worker:
 		if !slices.Contains(b.listen, at.Addr) {
 			b.listen = append(b.listen, at.Addr)
 		}
 	default:
-		d.Note(b.LB, at.Statement, "is neither a virtual address nor a peer; add it to vips if it moves between the nodes")
+		p.Note(b.LB, at.Statement, "is neither a virtual address nor a peer; "+
+			"add it to vips if it moves between the nodes")
 	}
 }
 
-func (p *plan) onPort(port uint16) *portBalancer {
-	for _, b := range p.balancers {
-		if b.port == port {
-			return b
-		}
-	}
-	return nil
-}
-
-// freeName is name, or one like it, that no other load balancer has.
+// freeName is name, or one like it, that no other balancer has.
 func (p *plan) freeName(name string, port uint16) string {
-	usual := "lb-" + strconv.Itoa(int(port))
-	if _, number := draft.ReadPort(name); number || len(name) > 50 || name == "" || strings.TrimSpace(name) != name || syntax.Printable(name) != name {
+	const mostWithSuffix = 50
+	number := strconv.Itoa(int(port))
+	usual := "lb-" + number
+	if _, isPort := draft.ReadPort(name); isPort || name == "" || !draft.ValidName(name, mostWithSuffix) {
 		name = usual
 	}
-	taken := func(b *portBalancer) bool { return b.name == name }
-	for _, more := range []string{"-" + strconv.Itoa(int(port)), "-b"} {
+	taken := func(b *balancer) bool { return b.name == name }
+	for _, more := range []string{"-" + number, "-b"} {
 		if slices.ContainsFunc(p.balancers, taken) {
 			name += more
 		}
@@ -212,21 +202,29 @@ func (p *plan) freeName(name string, port uint16) string {
 	return name
 }
 
-// hint says what follows from the plan as a whole.
-func (p *plan) hint() {
-	say := func(key string, lines ...string) { p.hints[key] = append(p.hints[key], lines...) }
+// hint adds comments for a key.
+func (p *plan) hint(key string, lines ...string) { p.hints[key] = append(p.hints[key], lines...) }
+
+// addHints says what follows from the plan as a whole.
+func (p *plan) addHints() {
 	switch {
 	case p.worker:
-		say("role",
+		p.hint("role",
 			"Nobody in these files holds an address for others, so this node balances and is in no group. For a",
 			"virtual address remove role, and write vips and peers; or convert again together with keepalived.conf,",
 			"or with --vip and --peers.")
 	case len(p.peers) == 2:
-		say("peers", "Two survive the loss of none: add a third machine, as {address: ..., role: witness} if it must never hold.")
-	case len(p.peers) == 1 && !p.single:
-		say("peers", "One peer is no group; add the others.")
+		p.hint("peers", "Two survive the loss of none: add a third machine, as {address: ..., role: witness} "+
+			"if it must never hold.")
+	case len(p.peers) == 1 && !p.Single:
+		p.hint("peers", "One peer is no group; add the others.")
 	}
 	if !p.worker && len(p.peers) > 1 {
-		say("group", "Make it with `appliance keygen`, and copy it to every peer.")
+		p.hint("group", "Make it with `appliance keygen`, and copy it to every peer.")
 	}
+}
+
+// headOf is a statement that quotes words at a place.
+func headOf(at syntax.Place, words string) syntax.Statement {
+	return syntax.Statement{Place: at, Words: []string{words}}
 }

@@ -12,47 +12,22 @@ import (
 	"appliance/convert/syntax"
 )
 
-func addrs(values []netip.Addr) string {
-	return draft.List(values, func(a netip.Addr) string { return draft.Scalar(a.String()) })
+// A writer is our configuration as it grows.
+type writer struct {
+	*plan
+	text    bytes.Buffer
+	written map[*draft.Note]bool
 }
 
-func prefixes(values []netip.Prefix) string {
-	return draft.List(values, func(p netip.Prefix) string { return draft.Scalar(p.String()) })
-}
-
-// page is the text as it grows.
-type page struct {
-	bytes.Buffer
-	d *draft.Draft
-	p *plan
-}
-
-func (w *page) line(format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
-
-// hint writes what is to be said about a key.
-func (w *page) hint(indent, key string) {
-	for _, h := range w.p.hints[key] {
-		w.line("%s# %s", indent, h)
+// write makes the configuration of a plan.
+func write(p *plan, files []File) []byte {
+	w := &writer{plan: p, written: map[*draft.Note]bool{}}
+	file := func(n *draft.Note) int {
+		return slices.IndexFunc(files, func(f File) bool { return f.Name == n.File })
 	}
-}
-
-// notes writes what is to be decided about a load balancer and about what
-// became part of it.
-func (w *page) notes(s *draft.LB) {
-	for _, n := range w.d.Notes {
-		mine := n.Owner == s || slices.Contains(s.Joined, n.Owner)
-		if mine && n.Owner != nil && !n.Moot && !n.Written {
-			n.Written = true
-			w.line("# %s", n)
-		}
-	}
-}
-
-// write makes the text.
-func write(d *draft.Draft, p *plan, files []File) []byte {
-	w := &page{d: d, p: p}
-	file := func(n *draft.Note) int { return slices.IndexFunc(files, func(f File) bool { return f.Name == n.File }) }
-	slices.SortStableFunc(d.Notes, func(a, b *draft.Note) int { return cmp.Or(cmp.Compare(file(a), file(b)), cmp.Compare(a.Line, b.Line)) })
+	slices.SortStableFunc(p.Notes, func(a, b *draft.Note) int {
+		return cmp.Or(cmp.Compare(file(a), file(b)), cmp.Compare(a.Line, b.Line))
+	})
 	names := make([]string, len(files))
 	for i, f := range files {
 		names[i] = syntax.Printable(f.Name)
@@ -61,23 +36,23 @@ func write(d *draft.Draft, p *plan, files []File) []byte {
 	w.line("# A comment with a file and a line is about something that was not carried over, or not as it was.")
 	w.line("")
 	if len(p.vips) > 0 {
-		w.hint("", "vips")
+		w.writeHints("", "vips")
 		w.line("vips: %s", addrs(p.vips))
-		if d.Interface != "" {
-			w.line("interface: %s", draft.Scalar(d.Interface))
+		if p.Interface != "" {
+			w.line("interface: %s", draft.Scalar(p.Interface))
 		}
 	}
 	if p.worker {
-		w.hint("", "role")
+		w.writeHints("", "role")
 		w.line("role: worker")
 	} else {
-		w.peers()
+		w.writePeers()
 	}
-	w.admin()
-	w.tracks()
-	w.hooks()
+	w.writeAdmin()
+	w.writeTracks()
+	w.writeHooks()
 	w.line("")
-	w.hint("", "loadBalancers")
+	w.writeHints("", "loadBalancers")
 	if len(p.balancers) > 0 {
 		w.line("loadBalancers:")
 	}
@@ -85,99 +60,136 @@ func write(d *draft.Draft, p *plan, files []File) []byte {
 		if i > 0 {
 			w.line("")
 		}
-		w.balancer(b)
+		w.writeBalancer(b)
 	}
-	w.rest("Not carried over, or not as it was. Decide about these:", false)
-	w.rest("Without a meaning here. Nobody has to do anything about these:", true)
-	return w.Bytes()
+	w.writeRest("Not carried over, or not as it was. Decide about these:", false)
+	w.writeRest("Without a meaning here. Nobody has to do anything about these:", true)
+	return w.text.Bytes()
 }
 
-func (w *page) peers() {
-	if w.p.single {
+func (w *writer) line(format string, args ...any) { fmt.Fprintf(&w.text, format+"\n", args...) }
+
+// lines writes the pairs of a mapping, each in a line of its own.
+func (w *writer) lines(indent string, f draft.Flow) {
+	for _, pair := range f {
+		w.line("%s%s", indent, pair)
+	}
+}
+
+// writeHints writes what there is to say about a key.
+func (w *writer) writeHints(indent, key string) {
+	for _, h := range w.hints[key] {
+		w.line("%s# %s", indent, h)
+	}
+}
+
+// writeNotes writes the notes of a kind that were not written yet.
+func (w *writer) writeNotes(title string, moot bool, which func(n *draft.Note) bool) {
+	for _, n := range w.Notes {
+		if w.written[n] || n.Moot != moot || !which(n) {
+			continue
+		}
+		w.written[n] = true
+		if title != "" {
+			w.line("")
+			w.line("# %s", title)
+			title = ""
+		}
+		w.line("# %s", n)
+	}
+}
+
+// writeRest writes what belongs to no load balancer.
+func (w *writer) writeRest(title string, moot bool) {
+	w.writeNotes(title, moot, func(*draft.Note) bool { return true })
+}
+
+func (w *writer) writePeers() {
+	if w.Single {
 		w.line("singleNode: true")
 	}
-	w.hint("", "peers")
-	if len(w.p.peers) > 0 {
+	w.writeHints("", "peers")
+	if len(w.peers) > 0 {
 		w.line("peers:")
 	}
-	for _, one := range w.p.peers {
-		if one.ID == "" && (one.Port == 0 || one.Port == peerPort) {
+	for _, one := range w.peers {
+		if one.Port == peerPort {
+			one.Port = 0
+		}
+		if one.ID == "" && one.Port == 0 {
 			w.line("- %s", draft.Scalar(one.Addr.String()))
 			continue
 		}
 		var f draft.Flow
 		f.Word("id", one.ID)
 		f.Word("address", one.Addr.String())
-		if one.Port != peerPort {
-			f.Port("port", one.Port)
-		}
+		f.Port("port", one.Port)
 		w.line("- %s", f)
 	}
-	if len(w.p.peers) > 1 {
+	if len(w.peers) > 1 {
 		w.line("group:")
-		w.hint("  ", "group")
+		w.writeHints("  ", "group")
 		w.line("  keyFile: /etc/appliance/group.key")
 	}
-	if w.p.peersAsBackends {
+	if w.peersAsBackends {
 		w.line("addPeersAsBackends: true")
 	}
 }
 
-func (w *page) admin() {
-	a := w.d.Admin
-	if len(a.Listen) == 0 && !a.Off {
+func (w *writer) writeAdmin() {
+	if len(w.Admin.Listen) == 0 && !w.Admin.Off {
 		return
 	}
 	w.line("")
-	w.hint("", "admin")
+	w.writeHints("", "admin")
 	w.line("admin:")
-	if a.Off {
+	if w.Admin.Off {
 		w.line("  listen: [off]")
 		return
 	}
-	w.line("  listen: %s", draft.List(a.Listen, func(at netip.AddrPort) string { return draft.Scalar(at.String()) }))
-	if a.Path != "" {
-		w.line("  path: %s", draft.Scalar(a.Path))
+	w.line("  listen: %s", list(w.Admin.Listen, func(at netip.AddrPort) string { return draft.Scalar(at.String()) }))
+	if w.Admin.Path != "" {
+		w.line("  path: %s", draft.Scalar(w.Admin.Path))
 	}
-	if a.HideVersion {
+	if w.Admin.HideVersion {
 		w.line("  hideVersion: true")
 	}
 }
 
-func (w *page) tracks() {
-	if len(w.d.Tracks) == 0 {
+func (w *writer) writeTracks() {
+	if len(w.Tracks) == 0 {
 		return
 	}
 	w.line("")
 	w.line("tracks:")
-	for _, t := range w.d.Tracks {
+	for _, t := range w.Tracks {
 		w.line("- name: %s", draft.Scalar(t.Name))
-		w.line("  exec: %s", draft.List(t.Exec, draft.Scalar))
+		w.line("  exec: %s", list(t.Exec, draft.Scalar))
 		var f draft.Flow
 		f.Span("inter", t.Inter)
 		f.Span("timeout", t.Timeout)
-		f.Count("rise", t.Rise)
-		f.Count("fall", t.Fall)
-		f.Count("weight", t.Weight)
-		for _, pair := range f {
-			w.line("  %s", pair)
-		}
+		f.Number("rise", t.Rise)
+		f.Number("fall", t.Fall)
+		f.Number("weight", t.Weight)
+		w.lines("  ", f)
 	}
 }
 
-func (w *page) hooks() {
-	if len(w.d.Hooks) == 0 {
+func (w *writer) writeHooks() {
+	if len(w.Hooks) == 0 {
 		return
 	}
 	w.line("")
 	w.line("hooks:")
-	for _, h := range w.d.Hooks {
-		w.line("- {on: [%s], exec: %s}", h.On, draft.List(h.Exec, draft.Scalar))
+	for _, h := range w.Hooks {
+		w.line("- {on: [%s], exec: %s}", h.On, list(h.Exec, draft.Scalar))
 	}
 }
 
-func (w *page) balancer(b *portBalancer) {
-	w.notes(b.LB)
+func (w *writer) writeBalancer(b *balancer) {
+	w.writeNotes("", false, func(n *draft.Note) bool {
+		return n.Owner != nil && (n.Owner == b.LB || slices.Contains(b.Joined, n.Owner))
+	})
 	w.line("- name: %s", draft.Scalar(b.name))
 	w.line("  port: %d", b.port)
 	if b.everywhere {
@@ -186,20 +198,33 @@ func (w *page) balancer(b *portBalancer) {
 	if len(b.listen) > 0 {
 		w.line("  listen: %s", addrs(b.listen))
 	}
-	written := b.servers
-	if w.p.peersAsBackends {
-		written = slices.DeleteFunc(slices.Clone(written), func(srv draft.ServerEntry) bool { return srv.Peer })
-		if b.PeersAsBackends && b.BackendPort != 0 && b.BackendPort != b.port {
-			w.line("  backendPort: %d", b.BackendPort)
-		}
+	if w.peersAsBackends && b.PeersAsBackends && b.BackendPort != 0 && b.BackendPort != b.port {
+		w.line("  backendPort: %d", b.BackendPort)
 	}
-	var f draft.Flow
+	w.lines("  ", b.settings())
+	w.writeCheck(b)
+	first := true
+	for _, srv := range b.servers {
+		if srv.Peer && w.peersAsBackends {
+			continue
+		}
+		if first {
+			w.line("  backends:")
+			first = false
+		}
+		w.line("  - %s", serverFlow(srv, b.port))
+	}
+}
+
+// settings are the keys of a load balancer that are one line each.
+func (b *balancer) settings() draft.Flow {
+	var f, timeouts draft.Flow
 	f.Word("scheduler", b.scheduler)
 	f.Word("dataPlane", b.plane)
 	f.Span("persistence", b.Persistence)
-	f.Count("maxconn", b.MaxConn)
-	f.Count("retries", b.Retries)
-	f.Count("maxFails", b.MaxFails)
+	f.Number("maxconn", b.MaxConn)
+	f.Number("retries", b.Retries)
+	f.Number("maxFails", b.MaxFails)
 	f.Span("failTimeout", b.FailTimeout)
 	f.Span("requireTLS", b.RequireTLS)
 	if b.AcceptProxy {
@@ -213,70 +238,58 @@ func (w *page) balancer(b *portBalancer) {
 	f.Word("sendProxy", b.SendProxy)
 	f.Word("onMarkedDown", b.OnMarkedDown)
 	f.Word("onMarkedUp", b.OnMarkedUp)
-	f.Word("whenAllDown", b.WhenAllDown)
 	if len(b.Allow) > 0 {
 		f.Add("allow", prefixes(b.Allow))
 	}
 	if len(b.Deny) > 0 {
 		f.Add("deny", prefixes(b.Deny))
 	}
-	var t draft.Flow
-	t.Span("connect", b.Connect)
-	t.Span("client", b.Client)
-	t.Span("server", b.Server)
-	if slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return srv.MaxConn.Value > 0 }) {
-		t.Span("queue", b.Queue)
+	timeouts.Span("connect", b.Connect)
+	timeouts.Span("client", b.Client)
+	timeouts.Span("server", b.Server)
+	if b.limited() {
+		timeouts.Span("queue", b.Queue)
 	}
-	if len(t) > 0 {
-		f.Add("timeouts", t.String())
+	if len(timeouts) > 0 {
+		f.Add("timeouts", timeouts.String())
 	}
-	for _, pair := range f {
-		w.line("  %s", pair)
-	}
-	c := b.Check
-	if !slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return srv.Port != c.Port }) {
-		c.Port = 0 // it is the servers' own
-	}
-	w.check(c)
-	if len(written) > 0 {
-		w.line("  backends:")
-	}
-	for _, srv := range written {
-		w.line("  - %s", backend(srv, b.port))
-	}
+	return f
 }
 
-func backend(srv draft.ServerEntry, port uint16) string {
+func serverFlow(srv draft.ServerEntry, port uint16) draft.Flow {
 	var f draft.Flow
 	f.Word("name", srv.Name)
 	f.Word("address", srv.Addr.String())
 	if srv.Port != port {
 		f.Port("port", srv.Port)
 	}
-	f.Count("weight", srv.Weight)
+	f.Number("weight", srv.Weight)
 	if srv.Backup {
 		f.Add("backup", "true")
 	}
-	f.Count("maxconn", srv.MaxConn)
-	f.Count("maxqueue", srv.MaxQueued)
+	f.Number("maxconn", srv.MaxConn)
+	f.Number("maxqueue", srv.MaxQueued)
 	f.Span("slowstart", srv.SlowStart)
-	return f.String()
+	return f
 }
 
-func (w *page) check(c draft.HealthCheck) {
-	var f draft.Flow
+func (w *writer) writeCheck(b *balancer) {
+	c := b.Check
+	if !slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return srv.Port != c.Port }) {
+		c.Port = 0 // it is the servers' own
+	}
+	var f, headers, expect, tls draft.Flow
 	f.Word("type", c.Type)
 	f.Span("inter", c.Inter)
 	f.Span("fastinter", c.FastInter)
 	f.Span("downinter", c.DownInter)
 	f.Span("timeout", c.Timeout)
-	f.Count("rise", c.Rise)
-	f.Count("fall", c.Fall)
+	f.Number("rise", c.Rise)
+	f.Number("fall", c.Fall)
 	f.Port("port", c.Port)
 	f.Word("method", c.Method)
 	f.Word("path", c.Path)
 	f.Word("host", c.Host)
-	var headers, expect, tls draft.Flow
 	for _, h := range c.Headers {
 		headers.Add(draft.Scalar(h[0]), draft.Scalar(h[1]))
 	}
@@ -284,7 +297,7 @@ func (w *page) check(c draft.HealthCheck) {
 		f.Add("headers", headers.String())
 	}
 	if len(c.Status) > 0 {
-		expect.Add("status", draft.List(c.Status, draft.Scalar))
+		expect.Add("status", list(c.Status, draft.Scalar))
 	}
 	expect.Word("contains", c.Contains)
 	expect.Word("matches", c.Matches)
@@ -301,28 +314,25 @@ func (w *page) check(c draft.HealthCheck) {
 	if len(tls) > 0 {
 		f.Add("tls", tls.String())
 	}
-	if len(f) == 0 {
-		return
-	}
-	w.line("  check:")
-	for _, pair := range f {
-		w.line("    %s", pair)
+	if len(f) > 0 {
+		w.line("  check:")
+		w.lines("    ", f)
 	}
 }
 
-// rest writes what belongs to no load balancer.
-func (w *page) rest(title string, moot bool) {
-	first := true
-	for _, n := range w.d.Notes {
-		if n.Written || n.Moot != moot {
-			continue
-		}
-		n.Written = true
-		if first {
-			w.line("")
-			w.line("# %s", title)
-			first = false
-		}
-		w.line("# %s", n)
+// list is a YAML sequence in one line.
+func list[T any](values []T, text func(T) string) string {
+	words := make([]string, len(values))
+	for i, v := range values {
+		words[i] = text(v)
 	}
+	return "[" + strings.Join(words, ", ") + "]"
+}
+
+func addrs(values []netip.Addr) string {
+	return list(values, func(a netip.Addr) string { return draft.Scalar(a.String()) })
+}
+
+func prefixes(values []netip.Prefix) string {
+	return list(values, func(p netip.Prefix) string { return draft.Scalar(p.String()) })
 }

@@ -1,38 +1,34 @@
 package draft
 
-import (
-	"time"
-)
+import "time"
 
-// MaxStatements is above any real configuration, and keeps what compares each
-// with each from taking minutes.
-const MaxStatements = 20_000
-
-// MaxList is how many of anything our loader reads.
-const MaxList = 1000
-
-// Bounds of what can be said; the loader has the same.
 const (
-	MinInter   = 10 * time.Millisecond
-	MaxInter   = time.Hour
-	MaxConnect = 5 * time.Minute
-	MaxQueue   = 24 * time.Hour
-	MaxQuiet   = 365 * 24 * time.Hour
-	MaxSlow    = time.Hour
-	MaxFail    = 24 * time.Hour
-	MinFail    = 100 * time.Millisecond
-	MaxSticky  = 31 * 24 * time.Hour
-	MaxCount   = 1000
-	MaxConns   = 1_000_000
-	MaxWeight  = 256
+	// MaxStatements is more than any real configuration has. It keeps what compares all statements with each other from
+	// taking minutes.
+	MaxStatements = 20_000
+	// MaxList is the most entries of any list that our loader takes.
+	MaxList = 1000
 )
 
-// More bounds, and what haproxy and nginx mean where they say nothing.
+// The bounds of values, which are those of our loader.
 const (
-	MinConnect         = time.Millisecond
-	MinPersistence     = time.Second
-	MinHello           = 10 * time.Millisecond
-	MaxHello           = time.Minute
-	DefaultPersistence = 30 * time.Minute
-	CutsWatches        = time.Hour
+	MinInter       = 10 * time.Millisecond
+	MaxInter       = time.Hour
+	MinConnect     = time.Millisecond
+	MaxConnect     = 5 * time.Minute
+	MaxQueue       = 24 * time.Hour
+	MaxQuiet       = 365 * 24 * time.Hour
+	MaxSlow        = time.Hour
+	MinFail        = 100 * time.Millisecond
+	MaxFail        = 24 * time.Hour
+	MinPersistence = time.Second
+	MaxSticky      = 31 * 24 * time.Hour
+	MinHello       = 10 * time.Millisecond
+	MaxHello       = time.Minute
+	MaxCount       = 1000
+	MaxConns       = 1_000_000
+	MaxWeight      = 256
 )
+
+// CutsWatches is the timeout below which quiet connections are cut that should stay, such as watches.
+const CutsWatches = time.Hour

@@ -9,34 +9,40 @@ import (
 	"appliance/convert/syntax"
 )
 
-// A Draft is what the files say, before it is known what of it belongs
-// together: who the peers are may stand in another file than the servers.
+// A Draft is what the files say, before it is known what belongs together: the peers may be in another file than the
+// servers.
 type Draft struct {
-	VIPs      []VIPEntry
-	Interface string
-	Peers     []PeerEntry
-	Own       []netip.Addr // addresses of the box itself
-	Group     bool         // somebody elects a holder
-	Services  []*LB
-	Tracks    []*TrackEntry
-	Hooks     []HookEntry
-	Admin     AdminEntry
-	Single    bool
-	// peersAsBackends is kube-vip's addPeersAsBackends.
+	VIPs          []VIPEntry
+	Interface     string
+	Peers         []PeerEntry
+	Own           []netip.Addr // addresses of the machine itself
+	Group         bool         // somebody elects a holder
+	LoadBalancers []*LB
+	Tracks        []*TrackEntry
+	Hooks         []HookEntry
+	Admin         AdminEntry
+	Single        bool
+	// PeersAsBackends is kube-vip's addPeersAsBackends.
 	PeersAsBackends bool
 
+	// Notes are what was not carried over, or not as it was.
 	Notes []*Note
 	noted map[string]bool
-	// lines counts the statements read, left those that were not carried over.
+	left  map[syntax.Place]bool // where statements were not carried over
+	// Statements counts the statements that were read.
 	Statements int
-	left       map[syntax.Place]bool
 }
 
+// New returns an empty draft.
+func New() *Draft { return &Draft{noted: map[string]bool{}, left: map[syntax.Place]bool{}} }
+
+// A VIPEntry is a virtual address in a file.
 type VIPEntry struct {
 	syntax.Place
 	Addr netip.Addr
 }
 
+// A PeerEntry is a member of the group in a file.
 type PeerEntry struct {
 	syntax.Place
 	ID   string
@@ -44,20 +50,19 @@ type PeerEntry struct {
 	Port uint16
 }
 
-// A Span is a duration that was said, if it was.
+// A Span is a duration; Set reports whether a file gives it.
 type Span struct {
 	Value time.Duration
 	Set   bool
 }
 
-// A Number is a number that was said, if it was.
+// A Number is an integer; Set reports whether a file gives it.
 type Number struct {
 	Value int
 	Set   bool
 }
 
-// A Bind is where clients connect to; the zero address is every one, or with
-// virtual every virtual one.
+// A Bind is where clients connect to. The zero address is every address, or with Virtual every virtual one.
 type Bind struct {
 	syntax.Statement
 	Virtual bool
@@ -65,48 +70,49 @@ type Bind struct {
 	Port    uint16
 }
 
-// A LB is a load balancer in the making.
+// An LB is a load balancer in the making.
 type LB struct {
 	syntax.Statement
 	Name  string
 	Binds []Bind
-	// refused says why it cannot be carried over at all.
-	Refused                               string
-	Scheduler, Plane                      string
-	Persistence                           Span
-	MaxConn, Retries, MaxFails            Number
-	Connect, Client, Server, Queue        Span
-	RequireTLS, FailTimeout               Span
-	QueueAt                               syntax.Statement // where queue was said
-	AcceptProxy                           bool
-	AcceptProxyFrom, Allow, Deny          []netip.Prefix
-	SendProxy                             string
-	OnMarkedDown, OnMarkedUp, WhenAllDown string
-	Check                                 HealthCheck
-	Servers                               []ServerEntry
-	PeersAsBackends                       bool
-	BackendPort                           uint16
-	// deniesRest says that allow is all there is.
+	// Refused says why the load balancer cannot be carried over at all.
+	Refused                        string
+	Scheduler, Plane               string
+	Persistence                    Span
+	MaxConn, Retries, MaxFails     Number
+	Connect, Client, Server, Queue Span
+	RequireTLS, FailTimeout        Span
+	QueueAt                        syntax.Statement // the one that gives Queue
+	AcceptProxy                    bool
+	AcceptProxyFrom, Allow, Deny   []netip.Prefix
+	SendProxy                      string
+	OnMarkedDown, OnMarkedUp       string
+	Check                          HealthCheck
+	Servers                        []ServerEntry
+	PeersAsBackends                bool
+	BackendPort                    uint16
+	// DeniesRest says that only Allow may connect.
 	DeniesRest bool
-	// everywhere listens on every address of the node, lvs at the one that the
-	// kernel had.
+	// Everywhere means that it listens on every address of the node, LVS that the kernel balanced at its address.
 	Everywhere, LVS bool
-	// lines are its statements, joined the services whose became part of it.
+	// Lines are its statements, Joined the parts of files that became part of it.
 	Lines  []syntax.Statement
 	Joined []*LB
 }
 
+// A ServerEntry is a server behind a load balancer.
 type ServerEntry struct {
 	syntax.Statement
 	Name                       string
 	Addr                       netip.Addr
-	Port                       uint16 // 0: the one that the client connected to
+	Port                       uint16 // 0 means the port that the client connected to
 	Weight, MaxConn, MaxQueued Number
 	SlowStart                  Span
 	Backup                     bool
 	Peer                       bool // added by addPeersAsBackends
 }
 
+// A HealthCheck is how the servers of a load balancer are checked.
 type HealthCheck struct {
 	Type                                 string
 	Inter, FastInter, DownInter, Timeout Span
@@ -129,6 +135,7 @@ type AdminEntry struct {
 	Off         bool
 }
 
+// A TrackEntry is a program that is run to see whether a node is fit.
 type TrackEntry struct {
 	syntax.Statement
 	Name           string
@@ -139,43 +146,22 @@ type TrackEntry struct {
 	Used           bool
 }
 
+// A HookEntry is a program that is told of an event.
 type HookEntry struct {
 	syntax.Place
 	On   string
 	Exec []string
 }
 
-func (d *Draft) Tally(list []syntax.Statement) {
+// Count counts the statements of list and those within them.
+func (d *Draft) Count(list []syntax.Statement) {
 	for _, st := range list {
 		d.Statements++
-		d.Tally(st.Body)
+		d.Count(st.Body)
 	}
 }
 
-func (d *Draft) hasVIP(a netip.Addr) bool {
-	return slices.ContainsFunc(d.VIPs, func(v VIPEntry) bool { return v.Addr == a })
-}
-
-// Everybody is whom a PROXY header is believed from where nobody says less.
-func Everybody() []netip.Prefix {
-	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
-}
-
-func (d *Draft) SetInterface(st syntax.Statement) {
-	name := st.Arg(1)
-	switch {
-	case Placeholder(name):
-		d.Note(nil, st, "%s; without it, the interface is the one whose subnet has the virtual address", "is still to be filled in")
-	case name == "" || len(name) > 15 || strings.ContainsAny(name, "/ :%") || syntax.Printable(name) != name:
-		d.Note(nil, st, "is no interface's name")
-	case d.Interface == "":
-		d.Interface = name
-	case d.Interface != name:
-		d.Note(nil, st, "is another interface than %s; remove interface below, and each virtual address finds its own by its subnet", d.Interface)
-	}
-}
-
-// AddVIP reads address[/length] [dev x] [label y] ...
+// AddVIP reads a virtual address: address[/length] [dev x] [label y] ...
 func (d *Draft) AddVIP(st syntax.Statement) {
 	word, _, _ := strings.Cut(st.Words[0], "/")
 	a, ok := ReadAddr(word)
@@ -186,18 +172,36 @@ func (d *Draft) AddVIP(st syntax.Statement) {
 	case a.IsLoopback():
 		d.Note(nil, st, "is a loopback address, which no other machine can reach")
 		return
-	case d.hasVIP(a):
+	case slices.ContainsFunc(d.VIPs, func(v VIPEntry) bool { return v.Addr == a }):
 		d.Note(nil, st, "is there twice")
 		return
 	}
 	d.VIPs = append(d.VIPs, VIPEntry{st.Place, a})
 	for i, w := range st.Words[1:] {
-		switch w {
-		case "dev":
+		if w == "dev" {
 			d.SetInterface(syntax.Statement{Place: st.Place, Words: []string{"dev", st.Arg(i + 2)}})
-		case "label", "brd", "broadcast", "scope", "nodad", "home", "noprefixroute", "mngtmpaddr", "-nodad":
 		}
 	}
 }
 
-func New() *Draft { return &Draft{noted: map[string]bool{}, left: map[syntax.Place]bool{}} }
+// SetInterface reads the name of the interface with the virtual addresses, the second word of st.
+func (d *Draft) SetInterface(st syntax.Statement) {
+	name := st.Arg(1)
+	switch {
+	case Placeholder(name):
+		d.Note(nil, st, "is still to be filled in; "+
+			"without it, the interface is the one whose subnet has the virtual address")
+	case name == "" || len(name) > 15 || strings.ContainsAny(name, "/ :%") || syntax.Printable(name) != name:
+		d.Note(nil, st, "is no interface's name")
+	case d.Interface == "":
+		d.Interface = name
+	case d.Interface != name:
+		d.Note(nil, st, "is another interface than %s; remove interface below, "+
+			"and each virtual address finds its own by its subnet", d.Interface)
+	}
+}
+
+// Everybody is all addresses.
+func Everybody() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+}

@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// plain are the words that mean in YAML what they are, also within [] and {}.
+// plain matches words that YAML takes as they are, also within [] and {}.
 var plain = regexp.MustCompile(`^[A-Za-z0-9/][A-Za-z0-9/._-]*$`)
 
-// Scalar is a word as YAML has it. JSON's strings are YAML's.
+// Scalar is a word in YAML, quoted if need be. The strings of JSON are strings of YAML.
 func Scalar(s string) string {
 	if plain.MatchString(s) && !strings.EqualFold(s, "null") {
 		return s
@@ -19,29 +19,34 @@ func Scalar(s string) string {
 	return string(quoted)
 }
 
-// pairs of a mapping that is written in one line.
+// A Flow is a YAML mapping that is written in one line: its pairs. The methods leave out what has no value.
 type Flow []string
 
+// Add adds a pair whose value is YAML already.
 func (f *Flow) Add(key, value string) { *f = append(*f, key+": "+value) }
 
+// Word adds a text.
 func (f *Flow) Word(key, value string) {
 	if value != "" {
 		f.Add(key, Scalar(value))
 	}
 }
 
+// Span adds a duration.
 func (f *Flow) Span(key string, v Span) {
 	if v.Set {
 		f.Add(key, Short(v.Value))
 	}
 }
 
-func (f *Flow) Count(key string, v Number) {
+// Number adds an integer.
+func (f *Flow) Number(key string, v Number) {
 	if v.Set {
 		f.Add(key, strconv.Itoa(v.Value))
 	}
 }
 
+// Port adds a port.
 func (f *Flow) Port(key string, port uint16) {
 	if port != 0 {
 		f.Add(key, strconv.Itoa(int(port)))
@@ -49,11 +54,3 @@ func (f *Flow) Port(key string, port uint16) {
 }
 
 func (f Flow) String() string { return "{" + strings.Join(f, ", ") + "}" }
-
-func List[T any](values []T, text func(T) string) string {
-	words := make([]string, len(values))
-	for i, v := range values {
-		words[i] = text(v)
-	}
-	return "[" + strings.Join(words, ", ") + "]"
-}

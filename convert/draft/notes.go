@@ -10,67 +10,7 @@ import (
 	"appliance/convert/syntax"
 )
 
-// A Note is one statement that was not carried over, or not as it was.
-type Note struct {
-	syntax.Place
-	words string
-	text  string
-	// moot says that nobody has to do anything.
-	Moot bool
-	// owner is the load balancer that it belongs to; nil is the whole.
-	Owner   *LB
-	Written bool
-}
-
-// Note writes down that st was not carried over, and what to do about it.
-func (d *Draft) Note(owner *LB, st syntax.Statement, format string, args ...any) {
-	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, args...), Owner: owner})
-}
-
-// Moot writes down that st has no meaning here, and that nobody needs it.
-func (d *Draft) Moot(owner *LB, st syntax.Statement, format string, args ...any) {
-	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, args...), Owner: owner, Moot: true})
-}
-
-// Advise says something about st, which was carried over.
-func (d *Draft) Advise(owner *LB, st syntax.Statement, format string, args ...any) {
-	left := d.left[st.Place]
-	d.Note(owner, st, format, args...)
-	if !left {
-		delete(d.left, st.Place)
-	}
-}
-
-func (d *Draft) add(n *Note) {
-	n.words = secretless(n.words)
-	key := n.Place.String() + "\x00" + n.words + "\x00" + n.text
-	if d.noted[key] {
-		return // defaults are read once for each section that has them
-	}
-	d.noted[key] = true
-	d.left[n.Place] = true
-	d.Notes = append(d.Notes, n)
-}
-
-// NoteAll notes st with everything in it: the first line says why.
-func (d *Draft) NoteAll(owner *LB, st syntax.Statement, moot bool, format string, args ...any) {
-	say := d.Note
-	if moot {
-		say = d.Moot
-	}
-	say(owner, syntax.Statement{Place: st.Place, Words: st.Words}, format, args...)
-	d.NoteWithin(owner, st.Body, st.Place, moot)
-}
-
-// NoteWithin notes every statement of list as part of what stands at head.
-func (d *Draft) NoteWithin(owner *LB, list []syntax.Statement, head syntax.Place, moot bool) {
-	for _, st := range list {
-		d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf("part of line %d", head.Line), Owner: owner, Moot: moot})
-		d.NoteWithin(owner, st.Body, head, moot)
-	}
-}
-
-// The reasons why something has no meaning here.
+// Why something has no meaning here, or cannot be carried over.
 const (
 	IsHTTP    = "is for HTTP, and connections are carried unread"
 	IsLogging = "changes of state are logged to stderr, connections are not"
@@ -79,32 +19,139 @@ const (
 	IsTuning  = "is found by itself"
 	IsDNS     = "names are not looked up; servers are given by address"
 	IsAlways  = "is always so"
-	Unfilled  = "is still to be filled in; write the value, and convert again"
+	IsUnknown = "is not known"
+	// NoStatuses and NoRegexp are for what a check expects.
+	NoStatuses = "is no list of statuses from 200 to 599"
+	NoRegexp   = "is no regular expression of RE2's kind; write check: {expect: {matches: ...}}"
+	OneTarget  = "every connection of a load balancer goes to the same backends; " +
+		"write another load balancer on another port"
+	Unfilled = "is still to be filled in; write the value, and convert again"
 )
 
-// NoteRest notes what was said in a service that was not carried over.
-func (d *Draft) NoteRest(s *LB) {
+// A Note says that one statement was not carried over, or not as it was.
+type Note struct {
+	syntax.Place
+	words, text string
+	// Moot means that nobody has to do anything.
+	Moot bool
+	// Owner is the load balancer that the note belongs to; nil means the whole.
+	Owner  *LB
+	within bool // the statement that it is part of has a note that says why
+}
+
+// maxQuote is how many bytes of a statement a note quotes.
+const maxQuote = 300
+
+// String is the note as a comment.
+func (n *Note) String() string {
+	words := n.words
+	if len(words) > maxQuote {
+		words = words[:maxQuote] + "..."
+	}
+	return oneLine(fmt.Sprintf("%s: %s: %s", n.Place, words, n.text))
+}
+
+// oneLine is s without what would end a comment or disturb a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !strconv.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// Note notes that st was not carried over, and what to do about it.
+func (d *Draft) Note(owner *LB, st syntax.Statement, format string, args ...any) {
+	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, args...), Owner: owner})
+}
+
+// Moot notes that st has no meaning here, and that nobody needs it.
+func (d *Draft) Moot(owner *LB, st syntax.Statement, format string, args ...any) {
+	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, args...), Owner: owner, Moot: true})
+}
+
+// Advise notes something about st, which was carried over.
+func (d *Draft) Advise(owner *LB, st syntax.Statement, format string, args ...any) {
+	left := d.left[st.Place]
+	d.Note(owner, st, format, args...)
+	if !left {
+		delete(d.left, st.Place)
+	}
+}
+
+// AdviseQuiet notes that a timeout cuts quiet connections, if it does that soon enough to hurt.
+func (d *Draft) AdviseQuiet(owner *LB, st syntax.Statement, timeout Span) {
+	if timeout.Set && timeout.Value > 0 && timeout.Value < CutsWatches {
+		d.Advise(owner, st, "was carried over, and cuts connections that are quiet for so long, "+
+			"such as watches and kubectl exec; remove it below to let them be")
+	}
+}
+
+// NoteAll notes st and everything within it; the note of st says why.
+func (d *Draft) NoteAll(owner *LB, st syntax.Statement, moot bool, format string, args ...any) {
+	note := d.Note
+	if moot {
+		note = d.Moot
+	}
+	note(owner, st.Head(), format, args...)
+	d.NoteWithin(owner, st.Body, st.Place, moot)
+}
+
+// NoteWithin notes every statement of list as part of the one at head.
+func (d *Draft) NoteWithin(owner *LB, list []syntax.Statement, head syntax.Place, moot bool) {
+	for _, st := range list {
+		d.add(&Note{
+			Place: st.Place, words: st.Text(), text: fmt.Sprintf("part of line %d", head.Line),
+			Owner: owner, Moot: moot, within: true,
+		})
+		d.NoteWithin(owner, st.Body, head, moot)
+	}
+}
+
+// NoteRest notes the statements of a load balancer that was not carried over, as far as they have no note yet. All its
+// notes then belong to the whole.
+func (d *Draft) NoteRest(lb *LB) {
 	for _, n := range d.Notes {
-		if n.Owner == s {
+		if n.Owner == lb {
 			n.Owner = nil
 		}
 	}
-	for _, st := range s.Lines {
+	for _, st := range lb.Lines {
 		if !d.left[st.Place] {
-			d.NoteWithin(nil, []syntax.Statement{st}, s.Place, false)
+			d.NoteWithin(nil, []syntax.Statement{st}, lb.Place, false)
 		}
 	}
 }
 
-// FirstReasons ends an error with what was in the way.
+func (d *Draft) add(n *Note) {
+	n.words = withoutSecrets(n.words)
+	key := n.Place.String() + "\x00" + n.words + "\x00" + n.text
+	if d.noted[key] {
+		return // haproxy's defaults are read once for each section that has them
+	}
+	d.noted[key] = true
+	d.left[n.Place] = true
+	d.Notes = append(d.Notes, n)
+}
+
+// secret finds the words that a secret follows.
+var secret = regexp.MustCompile(`(?i)\b(auth_pass|auth|authorization|password|insecure-password|packetapikey|token|` +
+	`secret|bearer)([ :=]+)\S.*`)
+
+// withoutSecrets hides what must not be copied into another file.
+func withoutSecrets(words string) string { return secret.ReplaceAllString(words, "$1$2****") }
+
+// FirstReasons ends an error with what was in the way, empty if nothing was.
 func (d *Draft) FirstReasons() string {
+	const most = 5
 	var text strings.Builder
 	n := 0
 	for _, one := range d.Notes {
-		if one.Moot || strings.HasPrefix(one.text, "part of line") {
+		if one.Moot || one.within {
 			continue
 		}
-		if n++; n > 5 {
+		if n++; n > most {
 			text.WriteString("\n  ...")
 			break
 		}
@@ -116,30 +163,33 @@ func (d *Draft) FirstReasons() string {
 	return ":" + text.String()
 }
 
-// secret finds the words that are followed by one.
-var secret = regexp.MustCompile(`(?i)\b(auth_pass|auth|authorization|password|insecure-password|packetapikey|token|secret|bearer)([ :=]+)\S.*`)
-
-// secretless hides what should not be copied into another file.
-func secretless(words string) string { return secret.ReplaceAllString(words, "$1$2****") }
-
-// String is a note as it stands in a comment.
-func (n *Note) String() string {
-	words := n.words
-	if len(words) > maxQuote {
-		words = words[:maxQuote] + "..."
-	}
-	return oneLine(fmt.Sprintf("%s: %s: %s", n.Place, words, n.text))
+// A Remark is a note that all statements with some keyword get.
+type Remark struct {
+	// Keywords are separated by spaces.
+	Keywords string
+	Moot     bool
+	Text     string
 }
 
-// maxQuote keeps one endless line from making another.
-const maxQuote = 300
+// Remarks are remarks by keyword.
+type Remarks map[string]Remark
 
-// oneLine is s without what would end a comment or disturb a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || !strconv.IsPrint(r) {
-			return '?'
+// NewRemarks indexes remarks by their keywords.
+func NewRemarks(list ...Remark) Remarks {
+	all := Remarks{}
+	for _, r := range list {
+		for _, word := range strings.Fields(r.Keywords) {
+			all[word] = r
 		}
-		return r
-	}, s)
+	}
+	return all
+}
+
+// Remark notes st and everything within it if there is a remark for the keyword, and reports whether there was.
+func (d *Draft) Remark(all Remarks, keyword string, owner *LB, st syntax.Statement) bool {
+	r, ok := all[keyword]
+	if ok {
+		d.NoteAll(owner, st, r.Moot, "%s", r.Text)
+	}
+	return ok
 }

@@ -1,10 +1,8 @@
 package draft
 
 import (
-	"net/http"
 	"net/netip"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,7 +10,7 @@ import (
 	"appliance/convert/syntax"
 )
 
-// ReadStatus reads 200, 200-299 and lists of them.
+// ReadStatus reads HTTP statuses: 200, 200-299 and lists of them.
 func ReadStatus(s string) ([]string, bool) {
 	var list []string
 	for part := range strings.SplitSeq(s, ",") {
@@ -34,13 +32,13 @@ func ReadStatus(s string) ([]string, bool) {
 	return list, true
 }
 
-// Placeholder reports whether somebody still has to fill in a value: ${NAME}
-// of a template or of the environment, {{ name }} of a template.
+// Placeholder reports whether somebody still has to fill in a value: ${NAME} of a template or of the environment,
+// {{ name }} of a template.
 func Placeholder(s string) bool {
 	return strings.Contains(s, "$") || strings.Contains(s, "{{") || strings.Contains(s, "<") && strings.HasSuffix(s, ">")
 }
 
-// WrongAddr says what to write where an address was expected.
+// WrongAddr says what to write in place of s, which is not an address.
 func WrongAddr(s string) string {
 	switch {
 	case Placeholder(s):
@@ -48,7 +46,8 @@ func WrongAddr(s string) string {
 	case strings.HasPrefix(s, "/") || strings.HasPrefix(s, "unix"):
 		return "is a unix socket; write the address of a TCP server"
 	}
-	return "is a name, and names are not looked up, because the DNS may be what is down when this is needed; write the address"
+	return "is a name, and names are not looked up, because the DNS may be what is down when this is needed; " +
+		"write the address"
 }
 
 // ReadAddr reads the address of one machine.
@@ -59,7 +58,8 @@ func ReadAddr(s string) (netip.Addr, bool) {
 		return netip.Addr{}, false
 	}
 	zone := a.Zone()
-	if a.Is6() && a.IsLinkLocalUnicast() != (zone != "") || len(zone) > 15 || strings.ContainsAny(zone, "%/ ") || syntax.Printable(zone) != zone {
+	if a.Is6() && a.IsLinkLocalUnicast() != (zone != "") || len(zone) > 15 || strings.ContainsAny(zone, "%/ ") ||
+		syntax.Printable(zone) != zone {
 		return netip.Addr{}, false
 	}
 	return a, true
@@ -77,13 +77,14 @@ func ReadPrefix(s string) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
+// ReadPort reads a TCP port.
 func ReadPort(s string) (uint16, bool) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return uint16(n), err == nil && n > 0
 }
 
-// SplitPort cuts the port off at the last colon, as haproxy does: 10.0.0.1 and
-// [::1] have none, and what is last in 2001:db8::1:6443 is one.
+// SplitPort cuts off the port at the last colon, as haproxy does: 10.0.0.1 and [::1] have none, and 2001:db8::1:6443 has
+// port 6443.
 func SplitPort(s string) (host, port string) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 || strings.HasSuffix(s, "]") {
@@ -139,7 +140,7 @@ func Short(d time.Duration) string {
 	return s
 }
 
-// ReadSpan reads a duration of st into into, held between low and high.
+// ReadSpan reads a duration of st, limited to low and high.
 func (d *Draft) ReadSpan(owner *LB, st syntax.Statement, u Units, word string, low, high time.Duration, into *Span) {
 	v, ok := u.read(word)
 	switch {
@@ -160,7 +161,7 @@ func (d *Draft) ReadSpan(owner *LB, st syntax.Statement, u Units, word string, l
 	}
 }
 
-// ReadNumber reads a number of st into into, held between low and high.
+// ReadNumber reads an integer of st, limited to low and high.
 func (d *Draft) ReadNumber(owner *LB, st syntax.Statement, word string, low, high int, into *Number) {
 	n, err := strconv.Atoi(word)
 	switch {
@@ -179,9 +180,14 @@ func (d *Draft) ReadNumber(owner *LB, st syntax.Statement, word string, low, hig
 	}
 }
 
-// HttpMethod holds a word against the methods that checks use.
-func HttpMethod(s string) bool {
-	return slices.Contains([]string{http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPost}, s)
+// ReadRegexp reports whether a check can match the regular expression s.
+func ReadRegexp(s string) bool {
+	_, err := regexp.Compile(s)
+	return err == nil
 }
 
-func GoRegexp(s string) bool { _, err := regexp.Compile(s); return err == nil }
+// ValidName reports whether our loader takes s as the name or id of something: at most most bytes, printable, without
+// spaces around it.
+func ValidName(s string, most int) bool {
+	return len(s) <= most && strings.TrimSpace(s) == s && syntax.Printable(s) == s
+}

@@ -1,6 +1,8 @@
 package haproxy
 
 import (
+	"cmp"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -8,11 +10,11 @@ import (
 	"appliance/convert/syntax"
 )
 
-// serverCheck is what a server line says about the server's check. One load
-// balancer checks all its backends in one way, so these must be comparable.
+// A serverCheck is what a server line says about the server's check. It is comparable, because one load balancer checks
+// all its backends in one way.
 type serverCheck struct {
 	on, ssl                              bool
-	inter, fastinter, downinter          draft.Span
+	inter, fastInter, downInter          draft.Span
 	rise, fall                           draft.Number
 	port                                 uint16
 	verify, caFile, serverName, certFile string
@@ -21,7 +23,8 @@ type serverCheck struct {
 // kind says how servers are checked. As in haproxy, the last line wins.
 func (p *proxy) kind(d *draft.Draft, owner *draft.LB, st syntax.Statement, kind string) {
 	if p.checkBy.Line != 0 && p.checkBy.Line != st.Line && !(p.Check.Type == "tcp" && kind == "tcp") {
-		d.Note(owner, p.checkBy, "is overridden by line %d, as in haproxy; if both are meant, write check: {type: https, path: /healthz}", st.Line)
+		d.Note(owner, p.checkBy, "is overridden by line %d, as in haproxy; "+
+			"if both are meant, write check: {type: https, path: /healthz}", st.Line)
 		p.Check = draft.HealthCheck{}
 	}
 	p.Check.Type, p.checkBy = kind, st
@@ -49,12 +52,16 @@ func (p *proxy) httpchk(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	p.path(d, owner, st)
 }
 
+// methods are those that a check can use.
+var methods = []string{http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPost}
+
+// path corrects the path and the method of a check.
 func (p *proxy) path(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	if !strings.HasPrefix(p.Check.Path, "/") {
 		d.Advise(owner, st, "%s is no path; became /", syntax.Printable(p.Check.Path))
 		p.Check.Path = "/"
 	}
-	if !draft.HttpMethod(p.Check.Method) {
+	if !slices.Contains(methods, p.Check.Method) {
 		d.Advise(owner, st, "%s is no method; became GET", syntax.Printable(p.Check.Method))
 		p.Check.Method = "GET"
 	}
@@ -74,60 +81,63 @@ func (p *proxy) header(d *draft.Draft, owner *draft.LB, st syntax.Statement, nam
 
 // httpCheck reads the http-check lines.
 func (p *proxy) httpCheck(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	words := st.Words[1:]
-	if len(words) == 0 {
+	switch st.Arg(1) {
+	case "":
 		d.Note(owner, st, "says nothing")
-		return
-	}
-	switch words[0] {
 	case "connect":
-		for i := 1; i < len(words); i++ {
-			switch words[i] {
-			case "ssl":
-				p.Check.Type = "https"
-			case "sni":
-				p.Check.ServerName = st.Arg(i + 2)
-				i++
-			case "port":
-				p.Check.Port, _ = draft.ReadPort(st.Arg(i + 2))
-				i++
-			case "alpn", "proto", "default", "linger":
-			}
-		}
+		p.httpConnect(st)
 	case "send":
-		for i := 1; i < len(words); i++ {
-			switch words[i] {
-			case "meth":
-				p.Check.Method = st.Arg(i + 2)
-				i++
-			case "uri":
-				p.Check.Path = st.Arg(i + 2)
-				i++
-			case "hdr":
-				p.header(d, owner, st, st.Arg(i+2), st.Arg(i+3))
-				i += 2
-			case "ver":
-				i++
-			default:
-				d.Advise(owner, st, "carried over without %s", syntax.Printable(words[i]))
-			}
-		}
-		if p.Check.Path == "" {
-			p.Check.Path = "/"
-		}
-		if p.Check.Method == "" {
-			p.Check.Method = "GET"
-		}
-		p.path(d, owner, st)
+		p.httpSend(d, owner, st)
 	case "expect":
-		p.expect(d, owner, st, words[1:])
+		p.expect(d, owner, st, st.Words[2:])
 	case "disable-on-404":
 		d.Note(owner, st, "a server that answers 404 is down; `appliance backends drain` takes one out softly")
 	default:
-		d.Note(owner, st, "is not known")
+		d.Note(owner, st, draft.IsUnknown)
 	}
 }
 
+// httpConnect reads http-check connect [ssl] [sni x] [port x] ...
+func (p *proxy) httpConnect(st syntax.Statement) {
+	for i := 2; i < len(st.Words); i++ {
+		switch st.Words[i] {
+		case "ssl":
+			p.Check.Type = "https"
+		case "sni":
+			i++
+			p.Check.ServerName = st.Arg(i)
+		case "port":
+			i++
+			p.Check.Port, _ = draft.ReadPort(st.Arg(i))
+		}
+	}
+}
+
+// httpSend reads http-check send [meth x] [uri x] [hdr name value] ...
+func (p *proxy) httpSend(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+	for i := 2; i < len(st.Words); i++ {
+		switch w := st.Words[i]; w {
+		case "meth":
+			i++
+			p.Check.Method = st.Arg(i)
+		case "uri":
+			i++
+			p.Check.Path = st.Arg(i)
+		case "hdr":
+			p.header(d, owner, st, st.Arg(i+1), st.Arg(i+2))
+			i += 2
+		case "ver":
+			i++
+		default:
+			d.Advise(owner, st, "carried over without %s", syntax.Printable(w))
+		}
+	}
+	p.Check.Path = cmp.Or(p.Check.Path, "/")
+	p.Check.Method = cmp.Or(p.Check.Method, http.MethodGet)
+	p.path(d, owner, st)
+}
+
+// expect reads http-check expect; words are those after it.
 func (p *proxy) expect(d *draft.Draft, owner *draft.LB, st syntax.Statement, words []string) {
 	if len(words) < 2 || words[0] == "!" {
 		d.Note(owner, st, "say what is right, not what is wrong: check: {expect: {status: [200], contains: ok}}")
@@ -141,7 +151,7 @@ func (p *proxy) expect(d *draft.Draft, owner *draft.LB, st syntax.Statement, wor
 	case "status":
 		status, ok := draft.ReadStatus(value)
 		if !ok {
-			d.Note(owner, st, "is no list of statuses from 200 to 599")
+			d.Note(owner, st, draft.NoStatuses)
 			return
 		}
 		p.Check.Status = status
@@ -149,8 +159,8 @@ func (p *proxy) expect(d *draft.Draft, owner *draft.LB, st syntax.Statement, wor
 	case "string":
 		p.Check.Contains, p.expects = value, true
 	case "rstring":
-		if !draft.GoRegexp(value) {
-			d.Note(owner, st, "is no regular expression of RE2's kind; write check: {expect: {matches: ...}}")
+		if !draft.ReadRegexp(value) {
+			d.Note(owner, st, draft.NoRegexp)
 			return
 		}
 		p.Check.Matches, p.expects = value, true
@@ -161,7 +171,7 @@ func (p *proxy) expect(d *draft.Draft, owner *draft.LB, st syntax.Statement, wor
 
 // joinChecks joins what the section and its servers say about checks.
 func (p *proxy) joinChecks(d *draft.Draft) {
-	c := &p.LB.Check
+	c := &p.Check
 	if len(p.checks) == 0 {
 		return
 	}
@@ -178,30 +188,22 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 		*c = draft.HealthCheck{Type: "none"}
 		return
 	}
-	switch {
-	case c.Type == "":
-		c.Type = "tcp"
-		if first.ssl {
-			c.Type = "tls"
-		}
-	case c.Type == "http" && first.ssl:
-		c.Type = "https"
-	case c.Type == "tcp" && first.ssl:
-		c.Type = "tls"
+	c.Type = cmp.Or(c.Type, "tcp")
+	if overTLS := map[string]string{"http": "https", "tcp": "tls"}[c.Type]; first.ssl && overTLS != "" {
+		c.Type = overTLS
 	}
 	if c.Type != "http" && c.Type != "https" {
 		*c = draft.HealthCheck{Type: c.Type, Port: c.Port, ServerName: c.ServerName}
 	} else if !p.expects {
-		c.Status = []string{"200-399"} // what haproxy takes for healthy
+		c.Status = []string{"200-399"} // healthy for haproxy
 	}
-	if first.fastinter.Set && !first.inter.Set {
+	if first.fastInter.Set && !first.inter.Set {
 		first.inter = draft.Span{Value: defaultInter, Set: true}
 	}
-	c.Inter, c.FastInter, c.DownInter, c.Rise, c.Fall = first.inter, first.fastinter, first.downinter, first.rise, first.fall
-	if first.port != 0 {
-		c.Port = first.port
-	}
-	p.patience(d)
+	c.Inter, c.FastInter, c.DownInter = first.inter, first.fastInter, first.downInter
+	c.Rise, c.Fall = first.rise, first.fall
+	c.Port = cmp.Or(first.port, c.Port)
+	p.limitTimeout(d)
 	if c.Type != "tls" && c.Type != "https" {
 		return
 	}
@@ -210,22 +212,19 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 		c.Verify = "true"
 		c.CAFile = p.file(d, first.caFile)
 	}
-	if first.serverName != "" {
-		c.ServerName = first.serverName
-	}
+	c.ServerName = cmp.Or(first.serverName, c.ServerName)
 	if crt := p.file(d, first.certFile); crt != "" {
 		c.CertFile, c.KeyFile = crt, crt // haproxy keeps both in one file
 	}
 }
 
-// patience holds timeout check against inter, which only http and https may
-// exceed.
-func (p *proxy) patience(d *draft.Draft) {
-	c := &p.LB.Check
-	if !p.checkPatience.Set {
+// limitTimeout holds timeout check against inter, which only http and https may exceed.
+func (p *proxy) limitTimeout(d *draft.Draft) {
+	c := &p.Check
+	if !p.checkTimeout.Set {
 		return
 	}
-	c.Timeout = p.checkPatience
+	c.Timeout = p.checkTimeout
 	if c.Type == "http" || c.Type == "https" {
 		return
 	}
@@ -234,6 +233,16 @@ func (p *proxy) patience(d *draft.Draft) {
 	}
 	if c.Timeout.Value > c.Inter.Value {
 		c.Timeout.Value = c.Inter.Value
-		d.Advise(p.LB, p.checkPatienceAt, "became %s, the time between two checks: checks of one server do not overlap", draft.Short(c.Inter.Value))
+		d.Advise(p.LB, p.checkTimeoutAt, "became %s, the time between two checks: checks of one server do not overlap",
+			draft.Short(c.Inter.Value))
 	}
+}
+
+// file takes absolute paths only: the appliance runs in another directory.
+func (p *proxy) file(d *draft.Draft, path string) string {
+	if path == "" || strings.HasPrefix(path, "/") {
+		return path
+	}
+	d.Note(p.LB, p.section.Statement, "%s is no absolute path; write it below tls", syntax.Printable(path))
+	return ""
 }

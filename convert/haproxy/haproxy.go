@@ -3,7 +3,6 @@ package haproxy
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -11,14 +10,28 @@ import (
 	"appliance/convert/syntax"
 )
 
-// sections begin with these words, at whatever column.
+// Grammar is that of haproxy.cfg.
+var Grammar = syntax.Grammar{Comments: "#", Inside: true, Escapes: true, Letters: true}
+
+var units = draft.Units{Bare: time.Millisecond, Named: map[string]time.Duration{
+	"us": time.Microsecond, "ms": time.Millisecond, "s": time.Second, "m": time.Minute, "h": time.Hour,
+	"d": 24 * time.Hour,
+}}
+
+// What haproxy means if it says nothing, and what we write for what has no equal.
+const (
+	defaultInter       = 2 * time.Second
+	defaultHello       = 5 * time.Second
+	defaultPersistence = 30 * time.Minute
+)
+
+// sectionWords begin a section, at whatever column.
 var sectionWords = []string{
 	"global", "defaults", "frontend", "backend", "listen", "peers", "resolvers", "userlist", "mailers", "cache", "program",
 	"ring", "log-forward", "log-profile", "fcgi-app", "http-errors", "crt-store", "traces", "acme",
 }
 
-// section is a header with its lines; a defaults section's lines are
-// those of every section that it is for.
+// A section is a header with its lines. The lines of a defaults section are those of every section that it is for.
 type section struct {
 	syntax.Statement
 	lines, defaults []syntax.Statement
@@ -37,8 +50,9 @@ func (s section) mode() string {
 	return mode
 }
 
-// split cuts the file into sections, after what stands before the first.
+// split cuts the file into sections; first are the lines before them.
 func split(list []syntax.Statement) (first []syntax.Statement, sections []section, err error) {
+	const most = 10 * draft.MaxStatements
 	var last []syntax.Statement // the latest defaults
 	named := map[string][]syntax.Statement{}
 	inherited := 0
@@ -63,15 +77,16 @@ func split(list []syntax.Statement) (first []syntax.Statement, sections []sectio
 		case st.Words[0] != "defaults":
 			s.defaults = last
 		}
-		if inherited += len(s.defaults); inherited > 10*draft.MaxStatements {
-			return nil, nil, fmt.Errorf("%s: the defaults of all sections together are more than %d lines; convert fewer sections at once", st.Place, 10*draft.MaxStatements)
+		if inherited += len(s.defaults); inherited > most {
+			return nil, nil, fmt.Errorf("%s: the defaults of all sections together are more than %d lines; "+
+				"convert fewer sections at once", st.Place, most)
 		}
 		sections = append(sections, s)
 	}
 	return first, sections, nil
 }
 
-// Read reads a haproxy.cfg.
+// Read adds what the statements of a haproxy.cfg say to d.
 func Read(d *draft.Draft, list []syntax.Statement) error {
 	first, sections, err := split(list)
 	if err != nil {
@@ -90,34 +105,17 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	for _, s := range sections {
 		switch s.Words[0] {
 		case "global":
-			global(d, s)
+			readGlobal(d, s)
 		case "defaults", "backend":
 		case "listen", "frontend":
-			if s.mode() != "tcp" {
-				otherMode(d, s)
-				continue
-			}
-			f := newProxy(d, s)
-			if to := f.target(); to != "" && s.Words[0] == "frontend" {
-				back, ok := backends[to]
-				if ok {
-					used[to] = true
-					b := newProxy(d, back)
-					take(f.LB, b.LB)
-				} else if f.LB.Refused == "" {
-					f.LB.Refused = "its backend " + to + " is not in these files"
-				}
-			}
-			f.finish(d)
-			d.Services = append(d.Services, f.LB)
+			readFrontend(d, s, backends, used)
 		default:
-			why, moot := foreign(s.Words[0])
-			say := d.Note
-			if moot {
-				say = d.Moot
+			r, ok := foreignSections[s.Words[0]]
+			if !ok {
+				r = draft.Remark{Moot: true, Text: draft.IsHTTP}
 			}
-			say(nil, s.Statement, "%s", why)
-			d.NoteWithin(nil, s.lines, s.Place, moot)
+			d.NoteAll(nil, s.Statement, r.Moot, "%s", r.Text)
+			d.NoteWithin(nil, s.lines, s.Place, r.Moot)
 		}
 	}
 	for _, s := range sections {
@@ -133,15 +131,53 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	return nil
 }
 
-// otherMode notes a section that is not in mode tcp.
-func otherMode(d *draft.Draft, s section) {
-	why := "is in mode " + s.mode() + ", which the defaults say; TCP is carried, and nothing of HTTP is read: write mode tcp here if that does, and convert again"
+// foreignSections are the kinds of sections that are not carried over; all others are for HTTP.
+var foreignSections = draft.NewRemarks(
+	draft.Remark{Keywords: "peers", Text: "tables of clients are not shared between nodes; " +
+		"scheduler: sh chooses the same server on every node"},
+	draft.Remark{Keywords: "mailers", Text: noMail},
+	draft.Remark{Keywords: "program", Text: "no program is started"},
+	draft.Remark{Keywords: "resolvers", Moot: true, Text: draft.IsDNS},
+	draft.Remark{Keywords: "userlist", Moot: true, Text: "nobody logs in over HTTP; admin.users may see the page"},
+	draft.Remark{Keywords: "ring log-forward log-profile traces", Moot: true, Text: draft.IsLogging},
+	draft.Remark{Keywords: "crt-store acme", Moot: true, Text: draft.IsTLS},
+)
+
+// readFrontend reads a frontend or listen section, with the backend that it uses.
+func readFrontend(d *draft.Draft, s section, backends map[string]section, used map[string]bool) {
+	if s.mode() != "tcp" {
+		readOtherMode(d, s)
+		return
+	}
+	f := newProxy(d, s)
+	if to := f.target(); to != "" && s.Words[0] == "frontend" {
+		if back, ok := backends[to]; ok {
+			used[to] = true
+			f.join(newProxy(d, back).LB)
+		} else if f.Refused == "" {
+			f.Refused = "its backend " + to + " is not in these files"
+		}
+	}
+	switch {
+	case f.Refused != "":
+	case f.target() == "" && s.Words[0] == "frontend":
+		f.Refused = "it has no default_backend"
+	case len(f.Binds) == 0:
+		f.Refused = "it listens on no address and port"
+	}
+	d.LoadBalancers = append(d.LoadBalancers, f.LB)
+}
+
+// readOtherMode notes a section that is not in mode tcp.
+func readOtherMode(d *draft.Draft, s section) {
+	why := "is in mode " + s.mode() + ", which the defaults say; TCP is carried, and nothing of HTTP is read: " +
+		"write mode tcp here if that does, and convert again"
 	for _, st := range s.lines {
 		switch st.Words[0] {
 		case "mode":
 			why = "is in mode " + s.mode() + "; write mode tcp if carrying it unread does, and convert again"
 		case "stats", "monitor-uri":
-			statsPage(d, s)
+			readStats(d, s)
 			return
 		}
 	}
@@ -149,75 +185,25 @@ func otherMode(d *draft.Draft, s section) {
 	d.NoteWithin(nil, s.lines, s.Place, false)
 }
 
-// global notes everything: it is about the process.
-func global(d *draft.Draft, s section) {
+// readGlobal notes everything: it is about the process.
+func readGlobal(d *draft.Draft, s section) {
 	for _, st := range s.lines {
+		begins := func(prefix string) bool { return strings.HasPrefix(st.Words[0], prefix) }
 		switch w := st.Words[0]; {
-		case w == "log" || strings.HasPrefix(w, "log-"):
+		case w == "log" || begins("log-"):
 			d.Moot(nil, st, draft.IsLogging)
 		case w == "maxconn":
 			d.Note(nil, st, "limits the whole process; write maxconn at the load balancers that need it")
 		case w == "stats":
 			d.Moot(nil, st, "`appliance status` talks to a socket of its own, which only root may open")
-		case strings.HasPrefix(w, "ssl-") || strings.HasSuffix(w, "-base") || w == "tune.ssl.default-dh-param":
+		case begins("ssl-") || strings.HasSuffix(w, "-base") || w == "tune.ssl.default-dh-param":
 			d.Moot(nil, st, draft.IsTLS)
-		case strings.HasPrefix(w, "tune.") || strings.HasPrefix(w, "nb") || strings.HasPrefix(w, "max") || w == "ulimit-n" || w == "cpu-map" || w == "spread-checks":
+		case begins("tune.") || begins("nb") || begins("max") || w == "ulimit-n" || w == "cpu-map" || w == "spread-checks":
 			d.Moot(nil, st, draft.IsTuning)
-		case strings.HasPrefix(w, "lua-") || w == "external-check" || w == "insecure-fork-wanted":
+		case begins("lua-") || w == "external-check" || w == "insecure-fork-wanted":
 			d.Note(nil, st, "nothing is loaded or run from it")
 		default:
 			d.Moot(nil, st, draft.IsProcess)
 		}
 	}
 }
-
-// foreign says why a kind of section is not carried over.
-func foreign(kind string) (why string, moot bool) {
-	switch kind {
-	case "peers":
-		return "tables of clients are not shared between nodes; scheduler: sh chooses the same server on every node", false
-	case "mailers":
-		return "no mail is sent; a hook can run a program on backend-down: hooks: [{on: [backend-down], exec: [/path]}]", false
-	case "program":
-		return "no program is started", false
-	case "resolvers":
-		return draft.IsDNS, true
-	case "userlist":
-		return "nobody logs in over HTTP; admin.users may see the page", true
-	case "ring", "log-forward", "log-profile", "traces":
-		return draft.IsLogging, true
-	case "crt-store", "acme":
-		return draft.IsTLS, true
-	}
-	return draft.IsHTTP, true
-}
-
-// take makes the statements of a backend part of the load balancer s, which
-// its frontend began.
-func take(s *draft.LB, b *draft.LB) {
-	s.Scheduler, s.Servers, s.Check = b.Scheduler, b.Servers, b.Check
-	s.Persistence, s.Retries = b.Persistence, b.Retries
-	s.Connect, s.Server, s.Queue, s.QueueAt = b.Connect, b.Server, b.Queue, b.QueueAt
-	s.MaxFails, s.FailTimeout = b.MaxFails, b.FailTimeout
-	s.SendProxy, s.OnMarkedDown, s.OnMarkedUp = b.SendProxy, b.OnMarkedDown, b.OnMarkedUp
-	if s.Refused == "" {
-		s.Refused = b.Refused
-	}
-	s.Allow, s.Deny = append(s.Allow, b.Allow...), append(s.Deny, b.Deny...)
-	s.Joined = append(s.Joined, b)
-}
-
-// Grammar is the grammar of this format.
-var Grammar = syntax.Grammar{Comments: "#", Inside: true, Escapes: true, Letters: true}
-
-var units = draft.Units{Bare: time.Millisecond, Named: map[string]time.Duration{
-	"us": time.Microsecond, "ms": time.Millisecond, "s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour,
-}}
-
-func itoa(port uint16) string { return strconv.Itoa(int(port)) }
-
-// defaultHello is the time for a ClientHello where nobody says another, haproxyInter that between two checks.
-const (
-	defaultHello = 5 * time.Second
-	defaultInter = 2 * time.Second
-)

@@ -1,6 +1,7 @@
 package haproxy
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -8,13 +9,13 @@ import (
 	"appliance/convert/syntax"
 )
 
-// proxy is a frontend, backend or listen section as it is read.
+// A proxy is a frontend, backend or listen section as it is read.
 type proxy struct {
 	*draft.LB
 	section section
 	// usual are the words of default-server.
 	usual []string
-	// checks are the server's own words about its check, the first one's for all.
+	// checks are what each server says about its check; the first one's is for all.
 	checks  []serverCheck
 	checkBy syntax.Statement // the line that says how servers are checked
 	expects bool
@@ -25,28 +26,27 @@ type proxy struct {
 	refuse  bool // content is refused unless it was accepted
 
 	defaultTo, useTo string
-	alive            draft.Span       // timeout tunnel
-	checkPatience    draft.Span       // timeout check
-	checkPatienceAt  syntax.Statement // its line
+	tunnel           draft.Span       // timeout tunnel
+	checkTimeout     draft.Span       // timeout check
+	checkTimeoutAt   syntax.Statement // its line
 }
 
-func (p *proxy) target() string {
-	if p.defaultTo != "" {
-		return p.defaultTo
-	}
-	return p.useTo
-}
+// target is the backend of a frontend.
+func (p *proxy) target() string { return cmp.Or(p.defaultTo, p.useTo) }
 
 func newProxy(d *draft.Draft, s section) *proxy {
-	p := &proxy{LB: &draft.LB{Statement: s.Statement, Name: s.Arg(1), Lines: s.lines}, section: s, acls: map[string]aclTerm{}}
+	p := &proxy{
+		LB:      &draft.LB{Statement: s.Statement, Name: s.Arg(1), Lines: s.lines},
+		section: s, acls: map[string]aclTerm{},
+	}
 	// listen 443 and frontend web *:443 name addresses in the header.
 	if n := len(s.Words); n > 2 && s.Words[2] != "from" {
-		p.bind(d, syntax.Statement{Place: s.Place, Words: append([]string{"bind"}, s.Words[2:]...)})
+		p.bind(d, nil, syntax.Statement{Place: s.Place, Words: append([]string{"bind"}, s.Words[2:]...)})
 	}
 	for i, st := range s.all() {
 		owner := p.LB
 		if i < len(s.defaults) {
-			owner = nil // what defaults say is not this section's alone
+			owner = nil // what defaults say is not about this section alone
 		}
 		p.line(d, owner, st)
 	}
@@ -55,8 +55,9 @@ func newProxy(d *draft.Draft, s section) *proxy {
 		p.Binds = append(p.Binds, draft.Bind{Statement: s.Statement, Port: port})
 		d.Advise(p.LB, s.Statement, "has no bind; its name is taken for the port")
 	}
-	p.LB.Client = either(p.alive, p.LB.Client)
-	p.LB.Server = either(p.alive, p.LB.Server)
+	if p.tunnel.Set {
+		p.Client, p.Server = p.tunnel, p.tunnel
+	}
 	p.access(d)
 	if s.Words[0] != "frontend" {
 		p.joinChecks(d)
@@ -64,242 +65,239 @@ func newProxy(d *draft.Draft, s section) *proxy {
 	return p
 }
 
-func either(a, b draft.Span) draft.Span {
-	if a.Set {
-		return a
-	}
-	return b
+// join makes the statements of a backend part of its frontend's load balancer.
+func (p *proxy) join(b *draft.LB) {
+	p.Scheduler, p.Servers, p.Check = b.Scheduler, b.Servers, b.Check
+	p.Persistence, p.Retries = b.Persistence, b.Retries
+	p.Connect, p.Server, p.Queue, p.QueueAt = b.Connect, b.Server, b.Queue, b.QueueAt
+	p.MaxFails, p.FailTimeout = b.MaxFails, b.FailTimeout
+	p.SendProxy, p.OnMarkedDown, p.OnMarkedUp = b.SendProxy, b.OnMarkedDown, b.OnMarkedUp
+	p.Refused = cmp.Or(p.Refused, b.Refused)
+	p.Allow, p.Deny = append(p.Allow, b.Allow...), append(p.Deny, b.Deny...)
+	p.Joined = append(p.Joined, b)
 }
 
-func (p *proxy) finish(d *draft.Draft) {
-	if p.Refused == "" && p.target() == "" && p.section.Words[0] == "frontend" {
-		p.Refused = "it has no default_backend"
-	}
-	if len(p.Binds) == 0 && p.Refused == "" {
-		p.Refused = "it listens on no address and port"
-	}
+// A reader reads one line; owner is the load balancer that its notes belong to.
+type reader func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement)
+
+// lines are the keywords of a section with something to read.
+var lines = map[string]reader{
+	"mode": func(*proxy, *draft.Draft, *draft.LB, syntax.Statement) {}, // read before
+	"bind": (*proxy).bind,
+	"maxconn": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+		d.ReadNumber(owner, st, st.Arg(1), 0, draft.MaxConns, &p.MaxConn)
+	},
+	"retries": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+		d.ReadNumber(owner, st, st.Arg(1), 0, 100, &p.Retries)
+	},
+	"timeout": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+		p.timeout(d, owner, st, st.Arg(1), st.Arg(2))
+	},
+	"clitimeout": oldTimeout("client"),
+	"srvtimeout": oldTimeout("server"),
+	"contimeout": oldTimeout("connect"),
+	"balance":    (*proxy).balance,
+	"default-server": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+		p.usual = append(p.usual, st.Words[1:]...)
+		// Read for what is wrong with the words; servers read them again.
+		set := server{ServerEntry: &draft.ServerEntry{Statement: st}}
+		set.read(d, owner, st, st.Words[1:], p)
+	},
+	"server":      (*proxy).server,
+	"option":      (*proxy).option,
+	"no":          (*proxy).no,
+	"http-check":  (*proxy).httpCheck,
+	"tcp-check":   (*proxy).tcpCheck,
+	"use_backend": (*proxy).useBackend,
+	"default_backend": func(p *proxy, _ *draft.Draft, _ *draft.LB, st syntax.Statement) {
+		p.defaultTo = st.Arg(1)
+	},
+	"acl":         (*proxy).acl,
+	"tcp-request": (*proxy).request,
+	"stick-table": (*proxy).stickTable,
+	"stick":       (*proxy).stick,
+	"disabled": func(p *proxy, _ *draft.Draft, _ *draft.LB, st syntax.Statement) {
+		p.Refused = "line " + st.Place.String() + " disables it"
+	},
 }
+
+const (
+	noMail   = "no mail is sent; a hook can run a program on backend-down: hooks: [{on: [backend-down], exec: [/path]}]"
+	noScript = "nothing is run to check a server; write check: {type: tcp, tls, http or https}"
+)
+
+// remarks are the keywords of a section that are noted and nothing else.
+var remarks = draft.NewRemarks(
+	draft.Remark{Keywords: "hash-type", Moot: true, Text: "sh moves only the clients of a server that comes or goes"},
+	draft.Remark{Keywords: "server-template", Text: draft.IsDNS + "; write each server"},
+	draft.Remark{Keywords: "stats monitor-uri monitor", Moot: true,
+		Text: "`appliance status` and the setting admin.listen show state"},
+	draft.Remark{Keywords: "log log-format log-tag unique-id-format capture error-log-format log-format-sd", Moot: true,
+		Text: draft.IsLogging},
+	draft.Remark{Keywords: "description id enabled guid", Moot: true, Text: "has no meaning here"},
+	draft.Remark{Keywords: "source", Text: "the kernel's routes choose the source address"},
+	draft.Remark{Keywords: "fullconn", Text: "limits do not grow with the load; write maxconn at the backends"},
+	draft.Remark{Keywords: "bind-process grace backlog max-keep-alive-queue", Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "email-alert", Text: noMail},
+	draft.Remark{Keywords: "external-check", Text: noScript},
+	draft.Remark{Keywords: "errorfile errorloc errorloc302 errorloc303 errorfiles http-request http-response " +
+		"http-after-response cookie http-reuse http-send-name-header compression redirect reqadd rspadd reqrep rsprep " +
+		"reqdel rspdel filter http-error force-persist appsession", Moot: true, Text: draft.IsHTTP},
+	draft.Remark{Keywords: "tcp-response", Text: "what servers send is carried unread"},
+	draft.Remark{Keywords: "include .include", Text: "nothing is included; convert that file too"},
+	draft.Remark{Keywords: ".if .elif .else .endif .notice .warning .alert .diag",
+		Text: "conditions are not looked at; the lines between were read as if it was not there"},
+)
 
 // line reads one line of a section, or of its defaults.
 func (p *proxy) line(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	s := p.LB
-	switch st.Words[0] {
-	case "bind":
-		p.bind(d, st)
-	case "mode":
-	case "maxconn":
-		d.ReadNumber(owner, st, st.Arg(1), 0, draft.MaxConns, &s.MaxConn)
-	case "retries":
-		d.ReadNumber(owner, st, st.Arg(1), 0, 100, &s.Retries)
-	case "timeout", "clitimeout", "srvtimeout", "contimeout":
-		p.timeout(d, owner, st)
-	case "balance":
-		p.balance(d, owner, st)
-	case "hash-type":
-		d.Moot(owner, st, "sh moves only the clients of a server that comes or goes")
-	case "default-server":
-		p.usual = append(p.usual, st.Words[1:]...)
-		p.server(d, owner, st, st.Words[1:])
-	case "server":
-		p.add(d, st)
-	case "server-template":
-		d.Note(owner, st, "%s; write each server", draft.IsDNS)
-	case "option":
-		p.option(d, owner, st)
-	case "no":
-		if st.Arg(1) == "option" && st.Arg(2) == "redispatch" {
-			d.Note(owner, st, "a connection whose server does not answer always goes to another; retries: 0 tries none")
-			return
-		}
-		d.Moot(owner, st, "switches off what is not there")
-	case "http-check":
-		p.httpCheck(d, owner, st)
-	case "tcp-check":
-		if st.Arg(1) == "connect" {
-			if slices.Contains(st.Words, "ssl") {
-				p.Check.Type, p.checkBy = "tls", st
-			}
-			return
-		}
-		d.Note(owner, st, "checks say nothing and expect nothing over plain TCP; write check: {type: http or https} if the server speaks it")
-	case "default_backend":
-		p.defaultTo = st.Arg(1)
-	case "use_backend":
-		if len(st.Words) == 2 {
-			p.useTo = st.Arg(1)
-			return
-		}
-		d.Note(owner, st, "every connection of a load balancer goes to the same backends; write another load balancer on another port")
-	case "acl":
-		p.acl(d, owner, st)
-	case "tcp-request":
-		p.request(d, owner, st)
-	case "stick-table":
-		p.stickTable(d, owner, st)
-	case "stick":
-		if st.Arg(1) == "on" && st.Arg(2) == "src" && len(st.Words) == 3 || st.Arg(1) == "match" || st.Arg(1) == "store-request" {
-			if st.Arg(2) == "src" {
-				if !p.LB.Persistence.Set {
-					p.LB.Persistence = draft.Span{Value: draft.DefaultPersistence, Set: true} // the table may say another
-				}
-				return
-			}
-		}
-		d.Note(owner, st, "clients stick by their address only; write persistence: 30m")
-	case "stats", "monitor-uri", "monitor":
-		d.Moot(owner, st, "`appliance status` and the setting admin.listen show state")
-	case "log", "log-format", "log-tag", "unique-id-format", "capture", "error-log-format", "log-format-sd":
-		d.Moot(owner, st, draft.IsLogging)
-	case "description", "id", "enabled", "guid":
-		d.Moot(owner, st, "has no meaning here")
-	case "disabled":
-		s.Refused = "line " + st.Place.String() + " disables it"
-	case "source":
-		d.Note(owner, st, "the kernel's routes choose the source address")
-	case "fullconn":
-		d.Note(owner, st, "limits do not grow with the load; write maxconn at the backends")
-	case "bind-process", "grace", "backlog", "max-keep-alive-queue":
-		d.Moot(owner, st, draft.IsTuning)
-	case "email-alert":
-		d.Note(owner, st, "no mail is sent; a hook can run a program on backend-down: hooks: [{on: [backend-down], exec: [/path]}]")
-	case "external-check":
-		d.Note(owner, st, "nothing is run to check a server; write check: {type: tcp, tls, http or https}")
-	case "errorfile", "errorloc", "errorloc302", "errorloc303", "errorfiles", "http-request", "http-response", "http-after-response", "cookie",
-		"http-reuse", "http-send-name-header", "compression", "redirect", "reqadd", "rspadd", "reqrep", "rsprep", "reqdel", "rspdel", "filter", "http-error", "force-persist", "appsession":
-		d.Moot(owner, st, draft.IsHTTP)
-	case "tcp-response":
-		d.Note(owner, st, "what servers send is carried unread")
-	case "include", ".include":
-		d.Note(owner, st, "nothing is included; convert that file too")
-	case ".if", ".elif", ".else", ".endif", ".notice", ".warning", ".alert", ".diag":
-		d.Note(owner, st, "conditions are not looked at; the lines between were read as if it was not there")
-	default:
-		d.Note(owner, st, "is not known")
+	if read := lines[st.Words[0]]; read != nil {
+		read(p, d, owner, st)
+	} else if !d.Remark(remarks, st.Words[0], owner, st) {
+		d.Note(owner, st, draft.IsUnknown)
 	}
 }
 
-// bind reads bind [addr]:port[,...] with its parameters.
-func (p *proxy) bind(d *draft.Draft, st syntax.Statement) {
-	s := p.LB
+// bind reads bind [addr]:port[,...] with its parameters. Its notes always belong to the section.
+func (p *proxy) bind(d *draft.Draft, _ *draft.LB, st syntax.Statement) {
 	for word := range strings.SplitSeq(st.Arg(1), ",") {
-		word = strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(word, "ipv4@"), "ipv6@"), "tcp@")
-		host, tail := draft.SplitPort(word)
-		port, ok := draft.ReadPort(tail)
-		switch {
-		case strings.Contains(tail, "-") && !draft.Placeholder(word):
-			d.Note(s, st, "is a range of ports; write one load balancer for each")
-			continue
-		case strings.HasPrefix(word, "/") || strings.Contains(word, "@"):
-			d.Note(s, st, "is no TCP port of an address")
-			continue
-		case !ok && draft.Placeholder(word):
-			d.Note(s, st, "%s", draft.Unfilled)
-			continue
-		case !ok:
-			d.Note(s, st, "has no port; write addr:port")
-			continue
+		if b, ok := p.bindAddress(d, st, word); ok {
+			p.Binds = append(p.Binds, b)
 		}
-		b := draft.Bind{Statement: st, Port: port}
-		if host = strings.Trim(host, "[]"); host != "" && host != "*" && host != "0.0.0.0" && host != "::" {
-			if b.Addr, ok = draft.ReadAddr(host); !ok {
-				d.Note(s, st, "%s", draft.WrongAddr(host))
-				continue
-			}
-		}
-		s.Binds = append(s.Binds, b)
 	}
+	const silent = " v4v6 transparent tfo defer-accept "
+	const silentWithValue = " nice name backlog level mode uid gid user group id process thread shards tcp-ut mss "
 	for i := 2; i < len(st.Words); i++ {
-		switch w := st.Words[i]; w {
-		case "v4v6", "transparent", "tfo", "defer-accept", "nice", "name", "backlog", "level", "mode", "uid", "gid", "user", "group", "id", "process", "thread", "shards", "tcp-ut", "mss":
-			if slices.Contains([]string{"nice", "name", "backlog", "level", "mode", "uid", "gid", "user", "group", "id", "process", "thread", "shards", "tcp-ut", "mss"}, w) {
-				i++
-			}
-		case "accept-proxy":
-			s.AcceptProxy = true
-			d.Advise(s, st, "haproxy believes the PROXY header of anybody; so does acceptProxyFrom below: write the prefixes of the senders there")
-		case "ssl":
-			s.Refused = st.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
-			return
-		case "maxconn":
+		w := st.Words[i]
+		switch {
+		case strings.Contains(silent, " "+w+" "):
+		case strings.Contains(silentWithValue, " "+w+" "):
 			i++
-			d.ReadNumber(s, st, st.Arg(i), 0, draft.MaxConns, &s.MaxConn)
-		case "v6only", "interface", "namespace":
-			d.Advise(s, st, "%s is not carried over", w)
-			if w != "v6only" {
-				i++
-			}
+		case w == "accept-proxy":
+			p.AcceptProxy = true
+			d.Advise(p.LB, st, "haproxy believes the PROXY header of anybody; so does acceptProxyFrom below: "+
+				"write the prefixes of the senders there")
+		case w == "ssl":
+			p.Refused = st.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
+			return
+		case w == "maxconn":
+			i++
+			d.ReadNumber(p.LB, st, st.Arg(i), 0, draft.MaxConns, &p.MaxConn)
+		case w == "interface" || w == "namespace":
+			i++
+			d.Advise(p.LB, st, "%s is not carried over", w)
 		default:
-			d.Advise(s, st, "%s is not carried over", syntax.Printable(w))
+			d.Advise(p.LB, st, "%s is not carried over", syntax.Printable(w))
 		}
 	}
 }
 
-func (p *proxy) timeout(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	name, value := st.Arg(1), st.Arg(2)
-	switch st.Words[0] {
-	case "clitimeout":
-		name, value = "client", st.Arg(1)
-	case "srvtimeout":
-		name, value = "server", st.Arg(1)
-	case "contimeout":
-		name, value = "connect", st.Arg(1)
+// bindAddress reads one address and port of bind.
+func (p *proxy) bindAddress(d *draft.Draft, st syntax.Statement, word string) (draft.Bind, bool) {
+	for _, prefix := range []string{"ipv4@", "ipv6@", "tcp@"} {
+		word = strings.TrimPrefix(word, prefix)
 	}
+	host, tail := draft.SplitPort(word)
+	port, ok := draft.ReadPort(tail)
+	b := draft.Bind{Statement: st, Port: port}
+	why := ""
+	switch {
+	case strings.Contains(tail, "-") && !draft.Placeholder(word):
+		why = "is a range of ports; write one load balancer for each"
+	case strings.HasPrefix(word, "/") || strings.Contains(word, "@"):
+		why = "is no TCP port of an address"
+	case !ok && draft.Placeholder(word):
+		why = draft.Unfilled
+	case !ok:
+		why = "has no port; write addr:port"
+	default:
+		host = strings.Trim(host, "[]")
+		if host == "" || host == "*" || host == "0.0.0.0" || host == "::" {
+			return b, true
+		}
+		if b.Addr, ok = draft.ReadAddr(host); ok {
+			return b, true
+		}
+		why = draft.WrongAddr(host)
+	}
+	d.Note(p.LB, st, "%s", why)
+	return b, false
+}
+
+// oldTimeout is a timeout as older versions wrote it.
+func oldTimeout(name string) reader {
+	return func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+		p.timeout(d, owner, st, name, st.Arg(1))
+	}
+}
+
+func (p *proxy) timeout(d *draft.Draft, owner *draft.LB, st syntax.Statement, name, value string) {
 	quiet := func(into *draft.Span) {
 		d.ReadSpan(owner, st, units, value, 0, draft.MaxQuiet, into)
-		if into.Set && into.Value > 0 && into.Value < draft.CutsWatches {
-			d.Advise(owner, st, "was carried over, and cuts connections that are quiet for so long, such as watches and kubectl exec; remove it below to let them be")
-		}
+		d.AdviseQuiet(owner, st, *into)
 	}
 	switch name {
 	case "connect":
-		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxConnect, &p.LB.Connect)
+		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxConnect, &p.Connect)
 	case "client":
-		quiet(&p.LB.Client)
+		quiet(&p.Client)
 	case "server":
-		quiet(&p.LB.Server)
+		quiet(&p.Server)
 	case "tunnel":
-		quiet(&p.alive)
+		quiet(&p.tunnel)
 	case "queue":
-		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxQueue, &p.LB.Queue)
-		p.LB.QueueAt = st
+		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxQueue, &p.Queue)
+		p.QueueAt = st
 	case "check":
-		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxInter, &p.checkPatience)
-		p.checkPatienceAt = st
+		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxInter, &p.checkTimeout)
+		p.checkTimeoutAt = st
 	case "client-fin", "server-fin":
 		d.Moot(owner, st, "a connection that is closed on one side ends like any other")
 	case "http-request", "http-keep-alive", "tarpit":
 		d.Moot(owner, st, draft.IsHTTP)
 	default:
-		d.Note(owner, st, "is not known")
+		d.Note(owner, st, draft.IsUnknown)
 	}
 }
 
+// schedulers are ours for haproxy's.
+var schedulers = map[string]string{
+	"roundrobin": "rr", "static-rr": "rr", "leastconn": "lc", "source": "sh", "random": "random", "first": "first",
+}
+
 func (p *proxy) balance(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	s := p.LB
 	name, _, _ := strings.Cut(st.Arg(1), "(")
-	switch name {
-	case "roundrobin", "static-rr":
-		s.Scheduler = "rr"
-	case "leastconn":
-		s.Scheduler = "lc"
-	case "source":
-		s.Scheduler = "sh"
-	case "random":
-		s.Scheduler = "random"
-	case "first":
-		s.Scheduler = "first"
-	case "hash":
-		if st.Arg(2) == "src" {
-			s.Scheduler = "sh"
-			return
-		}
+	ours := schedulers[name]
+	if name == "hash" && st.Arg(2) == "src" {
+		ours = "sh"
+	}
+	switch {
+	case ours != "":
+		p.Scheduler = ours
+	case name == "hash":
 		d.Note(owner, st, "clients are told apart by their address only: write scheduler: sh")
-	case "uri", "url_param", "hdr", "rdp-cookie":
+	case slices.Contains([]string{"uri", "url_param", "hdr", "rdp-cookie"}, name):
 		d.Note(owner, st, "%s; write scheduler: sh to keep a client on its server", draft.IsHTTP)
 	default:
 		d.Note(owner, st, "is not known; write scheduler: rr, lc, sh, random or first")
 	}
 }
+
+// optionRemarks are the options that are noted and nothing else.
+var optionRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "external-check", Text: noScript},
+	draft.Remark{Keywords: "dontlognull logasap tcplog httplog log-separate-errors log-health-checks socket-stats " +
+		"dontlog-normal", Moot: true, Text: draft.IsLogging},
+	draft.Remark{Keywords: "allbackups", Moot: true, Text: "backups are used together anyway"},
+	draft.Remark{Keywords: "forwardfor http-server-close httpclose forceclose http-keep-alive http-pretend-keepalive " +
+		"http-no-delay http-use-htx http-use-proxy-header originalto accept-invalid-http-request " +
+		"accept-invalid-http-response http-buffer-request http-ignore-probes http_proxy prefer-last-server " +
+		"disable-h2-upgrade http-restrict-req-hdr-names h1-case-adjust-bogus-client h1-case-adjust-bogus-server " +
+		"checkcache persist", Moot: true, Text: draft.IsHTTP},
+	draft.Remark{Keywords: "nolinger tcp-smart-accept tcp-smart-connect abortonclose contstats idle-close-on-response",
+		Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "transparent", Text: "connections go to backends, never to where they were addressed"},
+)
 
 func (p *proxy) option(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	switch o := st.Arg(1); o {
@@ -313,43 +311,66 @@ func (p *proxy) option(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	case "smtpchk", "ldap-check", "mysql-check", "pgsql-check", "redis-check", "spop-check":
 		p.kind(d, owner, st, "tcp")
 		d.Advise(owner, st, "that protocol is not spoken; a connection is opened")
-	case "external-check":
-		d.Note(owner, st, "nothing is run to check a server; write check: {type: tcp, tls, http or https}")
-	case "redispatch", "tcpka", "clitcpka", "srvtcpka", "dontlognull", "splice-auto", "splice-request", "splice-response", "logasap":
-		if o == "dontlognull" || o == "logasap" {
-			d.Moot(owner, st, draft.IsLogging)
-		} // the others are always so
-	case "tcplog", "httplog", "log-separate-errors", "log-health-checks", "socket-stats", "dontlog-normal":
-		d.Moot(owner, st, draft.IsLogging)
-	case "allbackups":
-		d.Moot(owner, st, "backups are used together anyway")
-	case "forwardfor", "http-server-close", "httpclose", "forceclose", "http-keep-alive", "http-pretend-keepalive", "http-no-delay",
-		"http-use-htx", "http-use-proxy-header", "originalto", "accept-invalid-http-request", "accept-invalid-http-response", "http-buffer-request", "http-ignore-probes", "http_proxy", "prefer-last-server", "disable-h2-upgrade", "http-restrict-req-hdr-names", "h1-case-adjust-bogus-client", "h1-case-adjust-bogus-server", "checkcache":
-		d.Moot(owner, st, draft.IsHTTP)
-	case "nolinger", "tcp-smart-accept", "tcp-smart-connect", "abortonclose", "contstats", "idle-close-on-response":
-		d.Moot(owner, st, draft.IsTuning)
-	case "persist":
-		d.Moot(owner, st, draft.IsHTTP)
-	case "transparent":
-		d.Note(owner, st, "connections go to backends, never to where they were addressed")
+	case "redispatch", "tcpka", "clitcpka", "srvtcpka", "splice-auto", "splice-request", "splice-response":
+		// Always so.
 	default:
-		d.Note(owner, st, "is not known")
+		if !d.Remark(optionRemarks, o, owner, st) {
+			d.Note(owner, st, draft.IsUnknown)
+		}
 	}
 }
+
+func (p *proxy) no(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+	if st.Arg(1) == "option" && st.Arg(2) == "redispatch" {
+		d.Note(owner, st, "a connection whose server does not answer always goes to another; retries: 0 tries none")
+		return
+	}
+	d.Moot(owner, st, "switches off what is not there")
+}
+
+func (p *proxy) tcpCheck(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+	switch {
+	case st.Arg(1) != "connect":
+		d.Note(owner, st, "checks say nothing and expect nothing over plain TCP; "+
+			"write check: {type: http or https} if the server speaks it")
+	case slices.Contains(st.Words, "ssl"):
+		p.Check.Type, p.checkBy = "tls", st
+	}
+}
+
+func (p *proxy) useBackend(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+	if len(st.Words) == 2 {
+		p.useTo = st.Arg(1)
+		return
+	}
+	d.Note(owner, st, draft.OneTarget)
+}
+
+func (p *proxy) stick(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+	by := st.Arg(1)
+	ours := by == "on" && len(st.Words) == 3 || by == "match" || by == "store-request"
+	if !ours || st.Arg(2) != "src" {
+		d.Note(owner, st, stickyByAddress)
+		return
+	}
+	if !p.Persistence.Set { // the table may say how long
+		p.Persistence = draft.Span{Value: defaultPersistence, Set: true}
+	}
+}
+
+const stickyByAddress = "clients stick by their address only; write persistence: 30m"
 
 func (p *proxy) stickTable(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	for i, w := range st.Words {
 		if w == "type" && st.Arg(i+1) != "ip" && st.Arg(i+1) != "ipv6" {
-			d.Note(owner, st, "clients stick by their address only; write persistence: 30m")
+			d.Note(owner, st, stickyByAddress)
 			return
 		}
 	}
-	for i, w := range st.Words {
-		if w == "expire" {
-			d.ReadSpan(owner, st, units, st.Arg(i+1), draft.MinPersistence, draft.MaxSticky, &p.LB.Persistence)
-			return
-		}
+	if i := slices.Index(st.Words, "expire"); i >= 0 {
+		d.ReadSpan(owner, st, units, st.Arg(i+1), draft.MinPersistence, draft.MaxSticky, &p.Persistence)
+		return
 	}
-	p.LB.Persistence = draft.Span{Value: draft.DefaultPersistence, Set: true}
-	d.Advise(owner, st, "never forgets a client; became persistence: %s", draft.Short(draft.DefaultPersistence))
+	p.Persistence = draft.Span{Value: defaultPersistence, Set: true}
+	d.Advise(owner, st, "never forgets a client; became persistence: %s", draft.Short(defaultPersistence))
 }

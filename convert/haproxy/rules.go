@@ -9,8 +9,8 @@ import (
 	"appliance/convert/syntax"
 )
 
-// A aclTerm is one condition: the client is in one of from, or the
-// connection begins with a TLS ClientHello, or something that is not known.
+// An aclTerm is one condition: the client is in one of from, or the connection begins with a TLS ClientHello, or
+// something unknown.
 type aclTerm struct {
 	from    []netip.Prefix
 	hello   bool
@@ -18,7 +18,7 @@ type aclTerm struct {
 	unknown bool
 }
 
-// aclRule is tcp-request connection|content accept|reject [if ...].
+// An aclRule is tcp-request connection|content accept|reject [if ...].
 type aclRule struct {
 	syntax.Statement
 	accept bool
@@ -29,7 +29,7 @@ type aclRule struct {
 func (p *proxy) acl(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	term := readTerm(st.Words[min(2, len(st.Words)):])
 	if old, ok := p.acls[st.Arg(1)]; ok && !old.unknown && !term.unknown && !old.hello && !term.hello {
-		old.from = append(slices.Clone(old.from), term.from...) // lines of one name add up
+		old.from = append(slices.Clone(old.from), term.from...) // lines with one name add up
 		term = old
 	}
 	p.acls[st.Arg(1)] = term
@@ -66,7 +66,7 @@ func readTerm(words []string) aclTerm {
 	return aclTerm{unknown: true}
 }
 
-// condition reads if|unless and what follows: one term, or several joined by or.
+// condition reads if|unless and what follows: one term, or several joined by or. Without any words it is always so.
 func (p *proxy) condition(words []string) (term aclTerm, always bool) {
 	if len(words) == 0 {
 		return aclTerm{}, true
@@ -74,40 +74,18 @@ func (p *proxy) condition(words []string) (term aclTerm, always bool) {
 	unless := words[0] == "unless"
 	words = words[1:]
 	var terms []aclTerm
-	joined := true // or stands before the next term
+	joined := true // by an or before the next term
 	for len(words) > 0 {
-		w := words[0]
-		words = words[1:]
-		if w == "or" || w == "||" {
-			joined = true
+		if words[0] == "or" || words[0] == "||" {
+			joined, words = true, words[1:]
 			continue
 		}
-		not := strings.HasPrefix(w, "!")
-		w = strings.TrimPrefix(w, "!")
-		if w == "" && len(words) > 0 {
-			w, words = words[0], words[1:]
+		t, rest, ok := p.term(words)
+		if !ok {
+			return aclTerm{unknown: true}, false
 		}
-		var t aclTerm
-		switch {
-		case w == "{":
-			end := slices.Index(words, "}")
-			if end < 0 {
-				return aclTerm{unknown: true}, false
-			}
-			t, words = readTerm(words[:end]), words[end+1:]
-		case w == "TRUE":
-			t = aclTerm{from: draft.Everybody()}
-		case w == "LOCALHOST":
-			t = aclTerm{from: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
-		default:
-			var ok bool
-			if t, ok = p.acls[w]; !ok {
-				t = aclTerm{unknown: true}
-			}
-		}
-		t.not = t.not != not
-		t.unknown = t.unknown || !joined // side by side means and
-		joined = false
+		t.unknown = t.unknown || !joined // terms side by side mean and
+		joined, words = false, rest
 		terms = append(terms, t)
 	}
 	if len(terms) == 0 {
@@ -123,7 +101,35 @@ func (p *proxy) condition(words []string) (term aclTerm, always bool) {
 	return term, false
 }
 
-// request reads the tcp-request lines.
+// term reads one term at the beginning of words: [!] name, or [!] { test }.
+func (p *proxy) term(words []string) (t aclTerm, rest []string, ok bool) {
+	w, rest := words[0], words[1:]
+	not := strings.HasPrefix(w, "!")
+	w = strings.TrimPrefix(w, "!")
+	if w == "" && len(rest) > 0 {
+		w, rest = rest[0], rest[1:]
+	}
+	switch w {
+	case "{":
+		end := slices.Index(rest, "}")
+		if end < 0 {
+			return aclTerm{}, nil, false
+		}
+		t, rest = readTerm(rest[:end]), rest[end+1:]
+	case "TRUE":
+		t = aclTerm{from: draft.Everybody()}
+	case "LOCALHOST":
+		t = aclTerm{from: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+	default:
+		if t, ok = p.acls[w]; !ok {
+			t = aclTerm{unknown: true}
+		}
+	}
+	t.not = t.not != not
+	return t, rest, true
+}
+
+// request reads a tcp-request line.
 func (p *proxy) request(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	switch st.Arg(1) {
 	case "inspect-delay":
@@ -131,106 +137,104 @@ func (p *proxy) request(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 		return
 	case "connection", "content", "session":
 	default:
-		d.Note(owner, st, "is not known")
+		d.Note(owner, st, draft.IsUnknown)
 		return
 	}
-	rest := st.Words[min(3, len(st.Words)):]
 	switch st.Arg(2) {
 	case "accept", "reject":
-		term, always := p.condition(rest)
-		if term.unknown {
-			d.Note(owner, st, "connections are told apart by source address and TLS ClientHello only; write allow and deny with prefixes")
-			return
-		}
-		if term.hello {
-			// accept if hello, reject unless hello
-			if term.not != (st.Arg(2) == "reject") {
-				d.Note(owner, st, "requireTLS lets in what begins with a TLS ClientHello, never the contrary")
-				return
-			}
-			p.hello = st
-			p.refuse = p.refuse || st.Arg(2) == "reject"
-			return
-		}
-		if always && st.Arg(1) == "content" && p.hello.Line != 0 {
-			p.refuse = p.refuse || st.Arg(2) == "reject"
-			return
-		}
-		p.rules = append(p.rules, aclRule{Statement: st, accept: st.Arg(2) == "accept", always: always, term: term})
+		p.rule(d, owner, st, st.Arg(2) == "reject")
 	case "expect-proxy":
-		p.LB.AcceptProxy = true
-		rest = st.Words[min(4, len(st.Words)):]
-		term, always := p.condition(rest)
+		p.AcceptProxy = true
+		term, always := p.condition(st.Words[min(4, len(st.Words)):])
 		if always || term.unknown || term.not || term.hello {
-			d.Advise(owner, st, "the PROXY header is believed from everybody; write the prefixes of the senders in acceptProxyFrom below")
+			d.Advise(owner, st, "the PROXY header is believed from everybody; "+
+				"write the prefixes of the senders in acceptProxyFrom below")
 			return
 		}
-		p.LB.AcceptProxyFrom = append(p.LB.AcceptProxyFrom, term.from...)
+		p.AcceptProxyFrom = append(p.AcceptProxyFrom, term.from...)
 	default:
 		d.Note(owner, st, "connections are neither counted nor rewritten; maxconn limits them")
 	}
 }
 
-// access turns the rules, of which the first that fits decides, into allow
-// and deny, of which deny wins.
+// rule reads tcp-request connection|content accept|reject.
+func (p *proxy) rule(d *draft.Draft, owner *draft.LB, st syntax.Statement, reject bool) {
+	term, always := p.condition(st.Words[3:])
+	switch {
+	case term.unknown:
+		d.Note(owner, st, "connections are told apart by source address and TLS ClientHello only; "+
+			"write allow and deny with prefixes")
+	case term.hello && term.not != reject: // neither accept if hello nor reject unless hello
+		d.Note(owner, st, "requireTLS lets in what begins with a TLS ClientHello, never the contrary")
+	case term.hello:
+		p.hello = st
+		p.refuse = p.refuse || reject
+	case always && st.Arg(1) == "content" && p.hello.Line != 0:
+		p.refuse = p.refuse || reject
+	default:
+		p.rules = append(p.rules, aclRule{Statement: st, accept: !reject, always: always, term: term})
+	}
+}
+
+// access turns the rules, of which the first that fits decides, into allow and deny, of which deny wins.
 func (p *proxy) access(d *draft.Draft) {
-	s := p.LB
 	var accepted []aclRule
+	allow := func() {
+		for _, a := range accepted {
+			p.Allow = append(p.Allow, a.term.from...)
+		}
+		accepted = nil
+	}
 	for i, r := range p.rules {
 		last := i == len(p.rules)-1
 		switch {
 		case r.always && r.accept && last:
 		case r.always && !r.accept && last && len(accepted) > 0:
-			for _, a := range accepted {
-				s.Allow = append(s.Allow, a.term.from...)
-			}
-			accepted = nil
+			allow()
 		case r.always && !r.accept:
-			s.Refused = r.Place.String() + " rejects every connection"
+			p.Refused = r.Place.String() + " rejects every connection"
 		case r.always:
-			d.Note(s, r.Statement, "lets everybody in before the lines below it can refuse; remove either")
+			d.Note(p.LB, r.Statement, "lets everybody in before the lines below it can refuse; remove either")
 			return
 		case r.accept && r.term.not:
-			d.Note(s, r.Statement, "write it as allow and deny, of which deny wins")
+			d.Note(p.LB, r.Statement, "write it as allow and deny, of which deny wins")
 		case r.accept:
 			accepted = append(accepted, r)
-		case r.term.not && len(s.Allow) > 0:
-			d.Note(s, r.Statement, "is a second list of who may come in; make it one list at allow")
+		case r.term.not && len(p.Allow) > 0:
+			d.Note(p.LB, r.Statement, "is a second list of who may come in; make it one list at allow")
 		case r.term.not:
-			s.Allow = append(s.Allow, r.term.from...)
-			for _, a := range accepted {
-				s.Allow = append(s.Allow, a.term.from...)
-			}
-			accepted = nil
+			p.Allow = append(p.Allow, r.term.from...)
+			allow()
 		default:
-			s.Deny = append(s.Deny, r.term.from...)
+			p.Deny = append(p.Deny, r.term.from...)
 			for _, a := range accepted {
 				if overlap(a.term.from, r.term.from) {
-					d.Advise(s, a.Statement, "comes before line %d, which refuses some of these; here deny wins", r.Line)
+					d.Advise(p.LB, a.Statement, "comes before line %d, which refuses some of these; here deny wins", r.Line)
 				}
 			}
 		}
 	}
+	p.requireTLS(d)
+}
+
+// requireTLS turns what looks for a TLS ClientHello into requireTLS.
+func (p *proxy) requireTLS(d *draft.Draft) {
 	if p.hello.Line == 0 {
 		if p.inspect.Line != 0 {
-			d.Moot(s, p.inspect, "nothing is looked at within that time")
+			d.Moot(p.LB, p.inspect, "nothing is looked at within that time")
 		}
 		return
 	}
-	s.RequireTLS = draft.Span{Value: defaultHello, Set: true}
+	p.RequireTLS = draft.Span{Value: defaultHello, Set: true}
 	if p.inspect.Line != 0 {
-		d.ReadSpan(s, p.inspect, units, p.inspect.Arg(2), draft.MinHello, draft.MaxHello, &s.RequireTLS)
+		d.ReadSpan(p.LB, p.inspect, units, p.inspect.Arg(2), draft.MinHello, draft.MaxHello, &p.RequireTLS)
 	}
 	if !p.refuse {
-		d.Advise(s, p.hello, "haproxy lets everything else in after the delay, because no line says tcp-request content reject; with requireTLS it is refused")
+		d.Advise(p.LB, p.hello, "haproxy lets everything else in after the delay, "+
+			"because no line says tcp-request content reject; with requireTLS it is refused")
 	}
 }
 
 func overlap(a, b []netip.Prefix) bool {
-	for _, x := range a {
-		if slices.ContainsFunc(b, x.Overlaps) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(a, func(x netip.Prefix) bool { return slices.ContainsFunc(b, x.Overlaps) })
 }

@@ -7,9 +7,14 @@ import (
 	"appliance/convert/syntax"
 )
 
-// add reads a server line: name, address, parameters.
-func (p *proxy) add(d *draft.Draft, st syntax.Statement) {
-	s := p.LB
+// A server is one server as its words are read.
+type server struct {
+	*draft.ServerEntry
+	check serverCheck
+}
+
+// server reads a server line: name, address, parameters.
+func (p *proxy) server(d *draft.Draft, _ *draft.LB, st syntax.Statement) {
 	word := st.Arg(2)
 	for _, prefix := range []string{"ipv4@", "ipv6@", "tcp@", "tcp4@", "tcp6@"} {
 		word = strings.TrimPrefix(word, prefix)
@@ -18,159 +23,151 @@ func (p *proxy) add(d *draft.Draft, st syntax.Statement) {
 	host, tail := draft.SplitPort(word)
 	var ok bool
 	if srv.Addr, ok = draft.ReadAddr(host); !ok {
-		d.Note(s, st, "%s", draft.WrongAddr(host))
+		d.Note(p.LB, st, "%s", draft.WrongAddr(host))
 		return
 	}
-	if tail != "" {
-		if srv.Port, ok = draft.ReadPort(tail); !ok {
-			why := "is no port; write a number from 1 to 65535"
-			if strings.HasPrefix(tail, "+") || strings.HasPrefix(tail, "-") {
-				why = "is relative to the client's; write the port itself"
-			} else if draft.Placeholder(tail) {
-				why = draft.Unfilled
-			}
-			d.Note(s, st, "%s %s", tail, why)
-			return
+	if srv.Port, ok = draft.ReadPort(tail); !ok && tail != "" {
+		why := "is no port; write a number from 1 to 65535"
+		switch {
+		case strings.HasPrefix(tail, "+") || strings.HasPrefix(tail, "-"):
+			why = "is relative to the client's; write the port itself"
+		case draft.Placeholder(tail):
+			why = draft.Unfilled
 		}
+		d.Note(p.LB, st, "%s %s", tail, why)
+		return
 	}
-	set := serverWords{ServerEntry: &srv}
-	set.read(d, nil, st, p.usual, p, false)
-	set.read(d, s, st, st.Words[3:], p, true)
+	set := server{ServerEntry: &srv}
+	set.read(draft.New(), nil, st, p.usual, p) // what is wrong with these words is noted where they stand
+	set.read(d, p.LB, st, st.Words[3:], p)
 	if len(p.checks) > 0 && set.check != p.checks[0] {
-		d.Advise(s, st, "is checked in another way than the first server; one load balancer checks all its backends as it does the first")
+		d.Advise(p.LB, st, "is checked in another way than the first server; "+
+			"one load balancer checks all its backends as it does the first")
 	}
 	p.checks = append(p.checks, set.check)
-	s.Servers = append(s.Servers, srv)
+	p.Servers = append(p.Servers, srv)
 }
 
-// server reads the words of default-server for what is wrong with them.
-func (p *proxy) server(d *draft.Draft, owner *draft.LB, st syntax.Statement, words []string) {
-	set := serverWords{ServerEntry: &draft.ServerEntry{Statement: st}}
-	set.read(d, owner, st, words, p, true)
+// A reading is the words of one server while they are read.
+type reading struct {
+	*draft.Draft
+	owner   *draft.LB
+	at      syntax.Statement
+	proxy   *proxy
+	words   []string
+	next    int
+	unknown []string // words that were not carried over
 }
 
-// serverWords is one server as its words are read.
-type serverWords struct {
-	*draft.ServerEntry
-	check serverCheck
-}
-
-// read reads parameters; those of default-server come first, and have been
-// reported where they stand.
-func (v *serverWords) read(d *draft.Draft, owner *draft.LB, st syntax.Statement, words []string, p *proxy, report bool) {
-	quiet := d
-	if !report {
-		quiet = draft.New() // what it notes has been noted
+// word is the next word, empty at the end.
+func (r *reading) word() string {
+	r.next++
+	if r.next > len(r.words) {
+		return ""
 	}
-	var unknown []string
-	s := p.LB
-	for i := 0; i < len(words); i++ {
-		w := words[i]
-		next := func() string {
-			if i++; i < len(words) {
-				return words[i]
-			}
-			return ""
-		}
-		switch w {
-		case "check":
-			v.check.on = true
-		case "no-check":
-			v.check.on = false
-		case "check-ssl":
-			v.check.ssl = true
-		case "no-check-ssl":
-			v.check.ssl = false
-		case "backup":
-			v.Backup = true
-		case "no-backup":
-			v.Backup = false
-		case "disabled":
-			v.Weight = draft.Number{Value: 0, Set: true}
-			quiet.Advise(owner, st, "disabled became weight 0; remove that to let connections in again")
-		case "enabled":
-		case "inter":
-			quiet.ReadSpan(owner, st, units, next(), draft.MinInter, draft.MaxInter, &v.check.inter)
-		case "fastinter":
-			quiet.ReadSpan(owner, st, units, next(), draft.MinInter, draft.MaxInter, &v.check.fastinter)
-		case "downinter":
-			quiet.ReadSpan(owner, st, units, next(), draft.MinInter, draft.MaxInter, &v.check.downinter)
-		case "rise":
-			quiet.ReadNumber(owner, st, next(), 1, draft.MaxCount, &v.check.rise)
-		case "fall":
-			quiet.ReadNumber(owner, st, next(), 1, draft.MaxCount, &v.check.fall)
-		case "port":
-			if port, ok := draft.ReadPort(next()); ok {
-				v.check.port = port
-			} else {
-				unknown = append(unknown, "port")
-			}
-		case "weight":
-			quiet.ReadNumber(owner, st, next(), 0, draft.MaxWeight, &v.Weight)
-		case "maxconn":
-			quiet.ReadNumber(owner, st, next(), 0, draft.MaxConns, &v.MaxConn)
-		case "maxqueue":
-			quiet.ReadNumber(owner, st, next(), 0, draft.MaxConns, &v.MaxQueued)
-		case "slowstart":
-			quiet.ReadSpan(owner, st, units, next(), 0, draft.MaxSlow, &v.SlowStart)
-		case "verify":
-			v.check.verify = next()
-		case "ca-file":
-			v.check.caFile = next()
-		case "crt":
-			v.check.certFile = next()
-		case "check-sni", "verifyhost":
-			v.check.serverName = next()
-		case "send-proxy":
-			s.SendProxy = "v1"
-		case "send-proxy-v2", "send-proxy-v2-ssl", "send-proxy-v2-ssl-cn":
-			s.SendProxy = "v2"
-		case "check-send-proxy":
-		case "on-marked-down":
-			if next() == "shutdown-sessions" {
-				s.OnMarkedDown = "shutdown-sessions"
-			}
-		case "on-marked-up":
-			if next() == "shutdown-backup-sessions" {
-				s.OnMarkedUp = "shutdown-backup-sessions"
-			}
-		case "observe":
-			if next() == "layer4" && !s.MaxFails.Set {
-				s.MaxFails = draft.Number{Value: 10, Set: true} // error-limit's default
-			}
-		case "error-limit":
-			quiet.ReadNumber(owner, st, next(), 1, draft.MaxCount, &s.MaxFails)
-		case "on-error":
-			if next() != "mark-down" {
-				unknown = append(unknown, "on-error "+words[min(i, len(words)-1)])
-			}
-		case "ssl":
-			v.check.ssl = true
-			s.Refused = st.Place.String() + " begins TLS towards the servers, while " + draft.IsTLS + ": let the clients speak TLS"
-		case "init-addr", "resolvers", "resolve-prefer", "resolve-net", "resolve-opts", "minconn", "pool-max-conn", "pool-purge-delay", "pool-low-conn", "max-reuse", "tcp-ut", "id", "sni", "cookie", "check-alpn", "alpn", "ciphers", "ciphersuites", "ssl-min-ver", "ssl-max-ver", "crl-file", "curves":
-			unknown = append(unknown, strings.TrimSpace(w+" "+next()))
-		case "addr", "agent-check", "agent-addr", "agent-inter", "agent-port", "agent-send", "check-proto", "check-via-socks4", "namespace", "proto", "redir", "source", "track", "usesrc", "interface", "proxy-v2-options", "socks4", "ws", "log-proto", "guid", "set-proxy-v2-tlv-fmt":
-			if w == "agent-check" || w == "check-via-socks4" {
-				unknown = append(unknown, w)
-				continue
-			}
-			unknown = append(unknown, strings.TrimSpace(w+" "+next()))
-		case "tfo", "non-stick", "no-ssl", "no-verify", "no-send-proxy", "no-send-proxy-v2", "no-tfo", "no-agent-check", "allow-0rtt", "no-sslv3", "no-tlsv10", "no-tlsv11", "no-tls-tickets", "force-tlsv12", "ssl-reuse", "no-ssl-reuse":
-			unknown = append(unknown, w)
+	return r.words[r.next-1]
+}
+
+// read reads parameters. Those of default-server are read first.
+func (s *server) read(d *draft.Draft, owner *draft.LB, st syntax.Statement, words []string, p *proxy) {
+	r := &reading{Draft: d, owner: owner, at: st, proxy: p, words: words}
+	for r.next < len(words) {
+		w := r.word()
+		switch read := parameters[w]; {
+		case read != nil:
+			read(s, r)
+		case strings.Contains(droppedWithValue, " "+w+" "):
+			r.unknown = append(r.unknown, strings.TrimSpace(w+" "+r.word()))
 		default:
-			unknown = append(unknown, w)
+			r.unknown = append(r.unknown, w)
 		}
 	}
-	if len(unknown) > 0 {
-		quiet.Advise(owner, st, "carried over without %q", strings.Join(unknown, " "))
+	if len(r.unknown) > 0 {
+		d.Advise(owner, st, "carried over without %q", strings.Join(r.unknown, " "))
 	}
 }
 
-// file takes absolute paths only: the program runs somewhere else.
-func (p *proxy) file(d *draft.Draft, path string) string {
-	if path == "" || strings.HasPrefix(path, "/") {
-		return path
-	}
-	d.Note(p.LB, p.section.Statement, "%s is no absolute path; write it below tls", syntax.Printable(path))
-	return ""
+// droppedWithValue are the parameters that are not carried over and have a value.
+const droppedWithValue = " init-addr resolvers resolve-prefer resolve-net resolve-opts minconn pool-max-conn " +
+	"pool-purge-delay pool-low-conn max-reuse tcp-ut id sni cookie check-alpn alpn ciphers ciphersuites ssl-min-ver " +
+	"ssl-max-ver crl-file curves addr agent-addr agent-inter agent-port agent-send check-proto namespace proto redir " +
+	"source track usesrc interface proxy-v2-options socks4 ws log-proto guid set-proxy-v2-tlv-fmt "
+
+// parameters are the words of a server with something to read.
+var parameters = map[string]func(s *server, r *reading){
+	"check":        func(s *server, _ *reading) { s.check.on = true },
+	"no-check":     func(s *server, _ *reading) { s.check.on = false },
+	"check-ssl":    func(s *server, _ *reading) { s.check.ssl = true },
+	"no-check-ssl": func(s *server, _ *reading) { s.check.ssl = false },
+	"backup":       func(s *server, _ *reading) { s.Backup = true },
+	"no-backup":    func(s *server, _ *reading) { s.Backup = false },
+	"enabled":      func(*server, *reading) {},
+	"disabled": func(s *server, r *reading) {
+		s.Weight = draft.Number{Value: 0, Set: true}
+		r.Advise(r.owner, r.at, "disabled became weight 0; remove that to let connections in again")
+	},
+	"inter": func(s *server, r *reading) {
+		r.ReadSpan(r.owner, r.at, units, r.word(), draft.MinInter, draft.MaxInter, &s.check.inter)
+	},
+	"fastinter": func(s *server, r *reading) {
+		r.ReadSpan(r.owner, r.at, units, r.word(), draft.MinInter, draft.MaxInter, &s.check.fastInter)
+	},
+	"downinter": func(s *server, r *reading) {
+		r.ReadSpan(r.owner, r.at, units, r.word(), draft.MinInter, draft.MaxInter, &s.check.downInter)
+	},
+	"rise":     func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.rise) },
+	"fall":     func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.fall) },
+	"weight":   func(s *server, r *reading) { r.number(0, draft.MaxWeight, &s.Weight) },
+	"maxconn":  func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
+	"maxqueue": func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
+	"slowstart": func(s *server, r *reading) {
+		r.ReadSpan(r.owner, r.at, units, r.word(), 0, draft.MaxSlow, &s.SlowStart)
+	},
+	"port": func(s *server, r *reading) {
+		if port, ok := draft.ReadPort(r.word()); ok {
+			s.check.port = port
+		} else {
+			r.unknown = append(r.unknown, "port")
+		}
+	},
+	"verify":               func(s *server, r *reading) { s.check.verify = r.word() },
+	"ca-file":              func(s *server, r *reading) { s.check.caFile = r.word() },
+	"crt":                  func(s *server, r *reading) { s.check.certFile = r.word() },
+	"check-sni":            func(s *server, r *reading) { s.check.serverName = r.word() },
+	"verifyhost":           func(s *server, r *reading) { s.check.serverName = r.word() },
+	"send-proxy":           func(_ *server, r *reading) { r.proxy.SendProxy = "v1" },
+	"send-proxy-v2":        func(_ *server, r *reading) { r.proxy.SendProxy = "v2" },
+	"send-proxy-v2-ssl":    func(_ *server, r *reading) { r.proxy.SendProxy = "v2" },
+	"send-proxy-v2-ssl-cn": func(_ *server, r *reading) { r.proxy.SendProxy = "v2" },
+	"check-send-proxy":     func(*server, *reading) {},
+	"on-marked-down": func(_ *server, r *reading) {
+		if r.word() == "shutdown-sessions" {
+			r.proxy.OnMarkedDown = "shutdown-sessions"
+		}
+	},
+	"on-marked-up": func(_ *server, r *reading) {
+		if r.word() == "shutdown-backup-sessions" {
+			r.proxy.OnMarkedUp = "shutdown-backup-sessions"
+		}
+	},
+	"observe": func(_ *server, r *reading) {
+		if r.word() == "layer4" && !r.proxy.MaxFails.Set {
+			r.proxy.MaxFails = draft.Number{Value: 10, Set: true} // the default of error-limit
+		}
+	},
+	"error-limit": func(_ *server, r *reading) { r.number(1, draft.MaxCount, &r.proxy.MaxFails) },
+	"on-error": func(_ *server, r *reading) {
+		if mode := r.word(); mode != "mark-down" {
+			r.unknown = append(r.unknown, strings.TrimSpace("on-error "+mode))
+		}
+	},
+	"ssl": func(s *server, r *reading) {
+		s.check.ssl = true
+		r.proxy.Refused = r.at.Place.String() + " begins TLS towards the servers, while " + draft.IsTLS +
+			": let the clients speak TLS"
+	},
+}
+
+func (r *reading) number(low, high int, into *draft.Number) {
+	r.ReadNumber(r.owner, r.at, r.word(), low, high, into)
 }

@@ -2,23 +2,28 @@ package haproxy
 
 import (
 	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"appliance/convert/draft"
 	"appliance/convert/syntax"
 )
 
-// statsPage reads a section that shows haproxy's own state or health, which
-// the admin listener does here. Beyond loopback somebody has to make a
-// password's hash or a certificate, so there it is said what to write.
-func statsPage(d *draft.Draft, s section) {
+// pagePath matches the paths of the page that our loader takes.
+var pagePath = regexp.MustCompile(`^(/[A-Za-z0-9_-]+)+$`)
+
+// readStats reads a section that shows haproxy's own state or health, which the admin listener does here. Beyond loopback
+// somebody has to make the hash of a password, or a certificate, so there a note says what to write.
+func readStats(d *draft.Draft, s section) {
 	p := &proxy{LB: &draft.LB{Statement: s.Statement}}
 	silent := draft.New()
 	path, user, hide := "", "", false
 	for _, st := range s.all() {
 		switch {
 		case st.Words[0] == "bind":
-			p.bind(silent, st)
+			p.bind(silent, nil, st)
 		case st.Words[0] == "stats" && st.Arg(1) == "uri":
 			path = strings.TrimRight(st.Arg(2), "/")
 		case st.Words[0] == "stats" && st.Arg(1) == "hide-version":
@@ -27,33 +32,40 @@ func statsPage(d *draft.Draft, s section) {
 			user, _, _ = strings.Cut(st.Arg(2), ":")
 		}
 	}
-	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_/") != "" || !strings.HasPrefix(path, "/") || strings.Contains(path, "//") {
+	if !pagePath.MatchString(path) {
 		path = ""
 	}
-	local := len(p.Binds) > 0 && len(silent.Notes) == 0 && p.Refused == "" && user == ""
-	for _, b := range p.Binds {
-		local = local && b.Addr.IsLoopback()
-	}
-	if local {
-		for _, b := range p.Binds {
-			d.Admin.Listen = append(d.Admin.Listen, netip.AddrPortFrom(b.Addr, b.Port))
-		}
-		if d.Admin.Path == "" {
-			d.Admin.Path = path
-		}
-		d.Admin.HideVersion = d.Admin.HideVersion || hide
-		for _, st := range s.lines {
-			known := st.Words[0] == "bind" || st.Words[0] == "monitor-uri" || st.Words[0] == "stats" && (st.Arg(1) == "uri" || st.Arg(1) == "hide-version" || st.Arg(1) == "enable")
-			if !known {
-				d.Moot(nil, st, "has no meaning for the page that admin.listen opens")
-			}
-		}
+	beyond := slices.ContainsFunc(p.Binds, func(b draft.Bind) bool { return !b.Addr.IsLoopback() })
+	if beyond || len(p.Binds) == 0 || len(silent.Notes) > 0 || p.Refused != "" || user != "" {
+		noteStats(d, s, p.Binds, path, user)
 		return
 	}
+	for _, b := range p.Binds {
+		d.Admin.Listen = append(d.Admin.Listen, netip.AddrPortFrom(b.Addr, b.Port))
+	}
+	if d.Admin.Path == "" {
+		d.Admin.Path = path
+	}
+	d.Admin.HideVersion = d.Admin.HideVersion || hide
+	for _, st := range s.lines {
+		switch st.Words[0] {
+		case "bind", "monitor-uri":
+			continue
+		case "stats":
+			if slices.Contains([]string{"uri", "hide-version", "enable"}, st.Arg(1)) {
+				continue
+			}
+		}
+		d.Moot(nil, st, "has no meaning for the page that admin.listen opens")
+	}
+}
+
+// noteStats says what to write for a page that others may see.
+func noteStats(d *draft.Draft, s section, binds []draft.Bind, path, user string) {
 	var f draft.Flow
-	if len(p.Binds) > 0 {
-		at := p.Binds[0]
-		listen := ":" + itoa(at.Port)
+	if len(binds) > 0 {
+		at := binds[0]
+		listen := ":" + strconv.Itoa(int(at.Port))
 		if at.Addr.IsValid() {
 			listen = netip.AddrPortFrom(at.Addr, at.Port).String()
 		}
@@ -64,6 +76,7 @@ func statsPage(d *draft.Draft, s section) {
 		user = "admin"
 	}
 	f.Add("users", "[{name: "+draft.Scalar(user)+", passwordHash: ...}]")
-	d.Note(nil, s.Statement, "shows haproxy's own state; for ours write admin: %s with what `appliance passwd` prints; without it, the page is at 127.0.0.1:10001 alone", f)
+	d.Note(nil, s.Statement, "shows haproxy's own state; for ours write admin: %s with what `appliance passwd` prints; "+
+		"without it, the page is at 127.0.0.1:10001 alone", f)
 	d.NoteWithin(nil, s.lines, s.Place, false)
 }

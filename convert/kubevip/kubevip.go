@@ -2,6 +2,7 @@ package kubevip
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +15,7 @@ import (
 	"appliance/convert/syntax"
 )
 
-// Read reads kube-vip 0.1's config.yaml.
+// Read adds what a config.yaml of kube-vip 0.1 says to d.
 func Read(d *draft.Draft, file string, data []byte) error {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc, more yaml.Node
@@ -28,23 +29,27 @@ func Read(d *draft.Draft, file string, data []byte) error {
 	}
 	root := doc.Content[0]
 	if root.Kind != yaml.MappingNode {
-		return fmt.Errorf("%s: is not kube-vip's config.yaml, which is a mapping", syntax.Place{File: file, Line: root.Line})
+		return fmt.Errorf("%s: is not kube-vip's config.yaml, which is a mapping",
+			syntax.Place{File: file, Line: root.Line})
 	}
 	d.Group = true
 	for _, p := range pairs(d, file, root) {
-		key(d, p)
+		readKey(d, p)
 	}
 	return nil
 }
 
-// A pair is a key with its value, which is empty where more is nested below.
+// A pair is a key with its value, which is empty if more is nested below.
 type pair struct {
 	syntax.Statement
 	key, value string
 	node       *yaml.Node
 }
 
-// pairs are the keys of a mapping, in small letters as kube-vip compared them.
+// within is the place of a node in the file of p.
+func (p pair) within(n *yaml.Node) syntax.Place { return syntax.Place{File: p.File, Line: n.Line} }
+
+// pairs are the keys of a mapping, in lower case as kube-vip compared them.
 func pairs(d *draft.Draft, file string, n *yaml.Node) []pair {
 	var list []pair
 	if n.Kind != yaml.MappingNode {
@@ -52,7 +57,8 @@ func pairs(d *draft.Draft, file string, n *yaml.Node) []pair {
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
-		p := pair{Statement: syntax.Statement{Place: syntax.Place{File: file, Line: k.Line}, Words: []string{k.Value + ":"}}, key: strings.ToLower(k.Value), node: v}
+		p := pair{key: strings.ToLower(k.Value), node: v}
+		p.Place, p.Words = syntax.Place{File: file, Line: k.Line}, []string{k.Value + ":"}
 		if v.Kind == yaml.AliasNode {
 			d.Note(nil, p.Statement, "is a YAML alias; write the value out")
 			continue
@@ -69,136 +75,138 @@ func pairs(d *draft.Draft, file string, n *yaml.Node) []pair {
 	return list
 }
 
-// items are the elements of a list that are mappings.
-func items(d *draft.Draft, owner *draft.LB, p pair) []*yaml.Node {
+// items calls read with the place and the pairs of each mapping in the list p.
+func items(d *draft.Draft, owner *draft.LB, p pair, read func(at syntax.Place, list []pair)) {
 	if p.node.Kind != yaml.SequenceNode {
 		if p.value != "" || p.node.Kind == yaml.MappingNode {
 			d.Note(owner, p.Statement, "is not a list; write one line with - for each")
 		}
-		return nil
+		return
 	}
 	if len(p.node.Content) > draft.MaxList {
 		d.Note(owner, p.Statement, "has more than %d entries", draft.MaxList)
-		return nil
+		return
 	}
 	for _, n := range p.node.Content {
 		if n.Kind != yaml.MappingNode {
-			d.Note(owner, syntax.Statement{Place: syntax.Place{File: p.File, Line: n.Line}, Words: []string{"-", n.Value}}, "is not a mapping; write address: and port:")
+			d.Note(owner, syntax.Statement{Place: p.within(n), Words: []string{"-", n.Value}},
+				"is not a mapping; write address: and port:")
 		}
 	}
-	return p.node.Content
+	for _, n := range p.node.Content {
+		read(p.within(n), pairs(d, p.File, n))
+	}
 }
 
-func key(d *draft.Draft, p pair) {
+// readKey reads a key at the top.
+func readKey(d *draft.Draft, p pair) {
+	addPeer := func(at syntax.Place, list []pair) { readPeer(d, at, list) }
+	set := p.value != ""
 	switch p.key {
 	case "vip":
-		if p.value == "" {
-			return
+		if set {
+			d.AddVIP(syntax.Statement{Place: p.Place, Words: []string{p.value}})
 		}
-		d.AddVIP(syntax.Statement{Place: p.Place, Words: []string{p.value}})
 	case "interface":
-		if p.value != "" {
+		if set {
 			d.SetInterface(p.Statement)
 		}
 	case "localpeer":
-		readPeer(d, p.Place, pairs(d, p.File, p.node))
+		addPeer(p.Place, pairs(d, p.File, p.node))
 	case "remotepeers":
-		for _, n := range items(d, nil, p) {
-			readPeer(d, syntax.Place{File: p.File, Line: n.Line}, pairs(d, p.File, n))
-		}
+		items(d, nil, p, addPeer)
 	case "singlenode":
 		d.Single = p.value == "true"
 	case "startasleader":
 		if p.value == "true" {
-			d.Note(nil, p.Statement, "is for one node alone, and this file fits all: give --start-as-leader to the first node of a new cluster")
+			d.Note(nil, p.Statement, "is for one node alone, and this file fits all: "+
+				"give --start-as-leader to the first node of a new cluster")
 		}
 	case "addpeersasbackends":
 		d.PeersAsBackends = p.value == "true"
 	case "loadbalancers":
-		for _, n := range items(d, nil, p) {
-			loadBalancer(d, syntax.Place{File: p.File, Line: n.Line}, pairs(d, p.File, n))
-		}
-	case "gratuitousarp", "vipcidr", "enableloadbalancer":
-		d.Moot(nil, p.Statement, "%s", draft.IsAlways)
+		items(d, nil, p, func(at syntax.Place, list []pair) { readLoadBalancer(d, at, list) })
 	case "address":
-		if p.value != "" {
+		if set {
 			d.Note(nil, p.Statement, "names are not looked up; write the address in vips")
 		}
-	case "enableleaderelection", "leaseduration", "renewdeadline", "retryperiod":
-		d.Moot(nil, p.Statement, "the peers elect among themselves, without Kubernetes")
-	case "enablebgp", "bgpconfig", "bgppeerconfig":
-		d.Note(nil, p.Statement, "the virtual address is answered for on the link, not routed")
-	case "enablepacket", "packetapikey", "packetproject":
-		d.Note(nil, p.Statement, "no cloud's interface is called")
 	default:
-		d.Note(nil, p.Statement, "is not known")
+		if !d.Remark(remarks, p.key, nil, p.Statement) {
+			d.Note(nil, p.Statement, draft.IsUnknown)
+		}
 	}
 }
 
+// remarks are the keys at the top that are noted and nothing else.
+var remarks = draft.NewRemarks(
+	draft.Remark{Keywords: "gratuitousarp vipcidr enableloadbalancer", Moot: true, Text: draft.IsAlways},
+	draft.Remark{Keywords: "enableleaderelection leaseduration renewdeadline retryperiod", Moot: true,
+		Text: "the peers elect among themselves, without Kubernetes"},
+	draft.Remark{Keywords: "enablebgp bgpconfig bgppeerconfig",
+		Text: "the virtual address is answered for on the link, not routed"},
+	draft.Remark{Keywords: "enablepacket packetapikey packetproject", Text: "no cloud's interface is called"},
+)
+
 func readPeer(d *draft.Draft, at syntax.Place, list []pair) {
-	one := draft.PeerEntry{Place: at}
+	peer := draft.PeerEntry{Place: at}
 	ok := false
 	for _, p := range list {
 		switch p.key {
 		case "id":
-			one.ID = p.value
+			peer.ID = p.value
 		case "address":
-			if one.Addr, ok = draft.ReadAddr(p.value); !ok {
+			if peer.Addr, ok = draft.ReadAddr(p.value); !ok {
 				d.Note(nil, p.Statement, "%s", draft.WrongAddr(p.value))
 			}
 		case "port":
-			one.Port, _ = draft.ReadPort(p.value)
+			peer.Port, _ = draft.ReadPort(p.value)
 		default:
-			d.Note(nil, p.Statement, "is not known")
+			d.Note(nil, p.Statement, draft.IsUnknown)
 		}
 	}
 	if ok {
-		d.Peers = append(d.Peers, one)
+		d.Peers = append(d.Peers, peer)
 	}
 }
 
-func loadBalancer(d *draft.Draft, at syntax.Place, list []pair) {
-	s := &draft.LB{Statement: syntax.Statement{Place: at, Words: []string{"loadBalancers"}}}
-	b := draft.Bind{Statement: s.Statement, Virtual: true}
-	own := true
+func readLoadBalancer(d *draft.Draft, at syntax.Place, list []pair) {
+	lb := &draft.LB{Statement: syntax.Statement{Place: at, Words: []string{"loadBalancers"}}}
+	b := draft.Bind{Statement: lb.Statement, Virtual: true}
 	for _, p := range list {
 		switch p.key {
 		case "name":
-			s.Name = p.value
+			lb.Name = p.value
 		case "type":
 			if p.value == "http" {
-				d.Advise(s, p.Statement, "%s", draft.IsHTTP)
+				d.Advise(lb, p.Statement, draft.IsHTTP)
 			}
 		case "port":
 			port, ok := draft.ReadPort(p.value)
 			if !ok {
-				d.Note(s, p.Statement, "is no port; write a number from 1 to 65535")
+				d.Note(lb, p.Statement, "is no port; write a number from 1 to 65535")
 			}
 			b.Port, b.Statement = port, p.Statement
 		case "bindtovip":
-			own = p.value != "false"
+			lb.Everywhere = p.value == "false"
 		case "backendport":
-			s.BackendPort, _ = draft.ReadPort(p.value)
+			lb.BackendPort, _ = draft.ReadPort(p.value)
 		case "backends":
-			for _, n := range items(d, s, p) {
-				readBackend(d, s, syntax.Place{File: p.File, Line: n.Line}, pairs(d, p.File, n))
-			}
+			items(d, lb, p, func(at syntax.Place, list []pair) { readBackend(d, lb, at, list) })
 		default:
-			d.Note(s, p.Statement, "is not known")
+			d.Note(lb, p.Statement, draft.IsUnknown)
 		}
 	}
-	s.Everywhere = !own
 	if b.Port == 0 {
-		s.Refused = "it has no port"
+		lb.Refused = "it has no port"
 	} else {
-		s.Binds = append(s.Binds, b)
+		lb.Binds = append(lb.Binds, b)
 	}
-	s.PeersAsBackends = d.PeersAsBackends && (len(d.Services) == 0 || len(s.Servers) == 0)
-	d.Services = append(d.Services, s)
+	lb.PeersAsBackends = d.PeersAsBackends && (len(d.LoadBalancers) == 0 || len(lb.Servers) == 0)
+	d.LoadBalancers = append(d.LoadBalancers, lb)
 }
 
-func readBackend(d *draft.Draft, s *draft.LB, at syntax.Place, list []pair) {
-	srv := draft.ServerEntry{Statement: syntax.Statement{Place: at, Words: []string{"backend"}}}
+func readBackend(d *draft.Draft, lb *draft.LB, at syntax.Place, list []pair) {
+	srv := draft.ServerEntry{}
 	ok := false
 	for _, p := range list {
 		switch p.key {
@@ -207,7 +215,7 @@ func readBackend(d *draft.Draft, s *draft.LB, at syntax.Place, list []pair) {
 				continue
 			}
 			if srv.Addr, ok = draft.ReadAddr(p.value); !ok {
-				d.Note(s, p.Statement, "%s", draft.WrongAddr(p.value))
+				d.Note(lb, p.Statement, "%s", draft.WrongAddr(p.value))
 			}
 		case "port":
 			if p.value != "0" {
@@ -217,26 +225,27 @@ func readBackend(d *draft.Draft, s *draft.LB, at syntax.Place, list []pair) {
 			if p.value == "" {
 				continue
 			}
-			_, rest, _ := strings.Cut(p.value, "://")
+			scheme, rest, _ := strings.Cut(p.value, "://")
 			host, port := draft.SplitPort(strings.TrimSuffix(rest, "/"))
 			if srv.Addr, ok = draft.ReadAddr(host); !ok {
-				d.Note(s, p.Statement, "%s", draft.WrongAddr(host))
+				d.Note(lb, p.Statement, "%s", draft.WrongAddr(host))
 				continue
 			}
 			if srv.Port, _ = draft.ReadPort(port); srv.Port == 0 {
-				srv.Port = map[bool]uint16{true: 443, false: 80}[strings.HasPrefix(p.value, "https:")]
+				srv.Port = 80
+				if scheme == "https" {
+					srv.Port = 443
+				}
 			}
 		case "parsedurl":
 		default:
-			d.Note(s, p.Statement, "is not known")
+			d.Note(lb, p.Statement, draft.IsUnknown)
 		}
 	}
 	if !ok {
 		return
 	}
-	if srv.Port == 0 {
-		srv.Port = s.BackendPort
-	}
-	srv.Words = []string{srv.Addr.String(), strconv.Itoa(int(srv.Port))}
-	s.Servers = append(s.Servers, srv)
+	srv.Port = cmp.Or(srv.Port, lb.BackendPort)
+	srv.Place, srv.Words = at, []string{srv.Addr.String(), strconv.Itoa(int(srv.Port))}
+	lb.Servers = append(lb.Servers, srv)
 }

@@ -1,6 +1,7 @@
 package nginx
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -10,33 +11,42 @@ import (
 	"appliance/convert/syntax"
 )
 
-// upstream is an upstream block as it is read.
+// Grammar is that of nginx.conf.
+var Grammar = syntax.Grammar{Comments: "#", Semicolons: true, Braces: true, Escapes: true}
+
+var units = draft.Units{Bare: time.Second, Named: map[string]time.Duration{
+	"ms": time.Millisecond, "s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour,
+	"w": 7 * 24 * time.Hour,
+}}
+
+// An upstream is an upstream block as it is read.
 type upstream struct {
 	*draft.LB
 	used bool
 }
 
-// Read reads the stream block of an nginx.conf, or a file that is included
-// in one and has its directives at the top.
+// Read adds what nginx's stream block says to d. list is an nginx.conf, or a file that is included in the block and has
+// its directives at the top.
 func Read(d *draft.Draft, list []syntax.Statement) error {
 	stream := list
-	if i := slices.IndexFunc(list, func(st syntax.Statement) bool { return st.Words[0] == "stream" && st.Body != nil }); i >= 0 {
+	isStream := func(st syntax.Statement) bool { return st.Words[0] == "stream" && st.Body != nil }
+	if slices.ContainsFunc(list, isStream) {
 		stream = nil
 		for _, st := range list {
 			if st.Words[0] == "stream" {
 				stream = append(stream, st.Body...)
-				continue
+			} else if !d.Remark(mainRemarks, st.Words[0], nil, st) {
+				d.NoteAll(nil, st, true, draft.IsProcess)
 			}
-			mainLine(d, st)
 		}
 	}
 	upstreams := map[string]*upstream{}
+	usual := &draft.LB{} // what stands in stream for all servers
 	for _, st := range stream {
 		if st.Words[0] == "upstream" {
-			upstreams[st.Arg(1)] = newUpstream(d, st)
+			upstreams[st.Arg(1)] = readUpstream(d, st)
 		}
 	}
-	usual := &draft.LB{}
 	for _, st := range stream {
 		if w := st.Words[0]; w != "upstream" && w != "server" {
 			readLine(d, usual, nil, st)
@@ -44,7 +54,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	}
 	for _, st := range stream {
 		if st.Words[0] == "server" {
-			server(d, st, *usual, upstreams)
+			readServer(d, st, *usual, upstreams)
 		}
 	}
 	for _, st := range stream {
@@ -55,67 +65,62 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	return nil
 }
 
-// mainLine notes what stands beside the stream block.
-func mainLine(d *draft.Draft, st syntax.Statement) {
-	switch st.Words[0] {
-	case "http", "mail":
-		d.NoteAll(nil, st, false, "only TCP is carried; what answers for health is `appliance health`, and the setting admin.listen")
-	case "include":
-		d.Note(nil, st, "nothing is included; convert those files too")
-	case "events":
-		d.NoteAll(nil, st, true, draft.IsTuning)
-	case "load_module":
-		d.Moot(nil, st, "there are no modules")
-	case "error_log":
-		d.Moot(nil, st, draft.IsLogging)
-	default:
-		d.NoteAll(nil, st, true, draft.IsProcess)
-	}
-}
+// mainRemarks are the directives beside the stream block; all others are about the process.
+var mainRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "http mail", Text: "only TCP is carried; what answers for health is `appliance health`, " +
+		"and the setting admin.listen"},
+	draft.Remark{Keywords: "include", Text: "nothing is included; convert those files too"},
+	draft.Remark{Keywords: "events", Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "load_module", Moot: true, Text: "there are no modules"},
+	draft.Remark{Keywords: "error_log", Moot: true, Text: draft.IsLogging},
+)
 
-// newUpstream reads servers and how one is chosen.
-func newUpstream(d *draft.Draft, st syntax.Statement) *upstream {
-	s := &draft.LB{Statement: syntax.Statement{Place: st.Place, Words: st.Words}, Name: st.Arg(1), Scheduler: "rr", Lines: st.Body}
+// readUpstream reads servers and how one of them is chosen.
+func readUpstream(d *draft.Draft, st syntax.Statement) *upstream {
+	lb := &draft.LB{Statement: st.Head(), Name: st.Arg(1), Scheduler: "rr", Lines: st.Body}
 	for _, line := range st.Body {
 		switch line.Words[0] {
 		case "server":
-			backend(d, s, line)
+			readBackend(d, lb, line)
 		case "least_conn":
-			s.Scheduler = "lc"
+			lb.Scheduler = "lc"
 		case "least_time":
-			s.Scheduler = "lc"
-			d.Advise(s, line, "became scheduler: lc, which counts connections")
+			lb.Scheduler = "lc"
+			d.Advise(lb, line, "became scheduler: lc, which counts connections")
 		case "random":
-			s.Scheduler = "random"
+			lb.Scheduler = "random"
 			if len(line.Words) > 1 {
-				d.Advise(s, line, "became scheduler: random, which looks at nothing")
+				d.Advise(lb, line, "became scheduler: random, which looks at nothing")
 			}
 		case "hash":
 			if line.Arg(1) != "$remote_addr" && line.Arg(1) != "$binary_remote_addr" {
-				d.Note(s, line, "clients are told apart by their address only; write scheduler: sh")
+				d.Note(lb, line, "clients are told apart by their address only; write scheduler: sh")
 				continue
 			}
-			s.Scheduler = "sh"
-		case "zone":
-			d.Moot(s, line, draft.IsTuning)
-		case "resolver", "resolver_timeout":
-			d.Moot(s, line, draft.IsDNS)
-		case "include":
-			d.Note(s, line, "nothing is included; write its servers here")
+			lb.Scheduler = "sh"
 		default:
-			d.NoteAll(s, line, false, "is not known")
+			if !d.Remark(upstreamRemarks, line.Words[0], lb, line) {
+				d.NoteAll(lb, line, false, draft.IsUnknown)
+			}
 		}
 	}
-	return &upstream{LB: s}
+	return &upstream{LB: lb}
 }
 
-// backend reads server address:port [parameters].
-func backend(d *draft.Draft, s *draft.LB, st syntax.Statement) {
+// upstreamRemarks are the directives of an upstream that are noted and nothing else.
+var upstreamRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "zone", Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "resolver resolver_timeout", Moot: true, Text: draft.IsDNS},
+	draft.Remark{Keywords: "include", Text: "nothing is included; write its servers here"},
+)
+
+// readBackend reads server address:port [parameters] of an upstream.
+func readBackend(d *draft.Draft, lb *draft.LB, st syntax.Statement) {
 	srv := draft.ServerEntry{Statement: st}
 	host, port := draft.SplitPort(st.Arg(1))
 	var ok bool
 	if srv.Addr, ok = draft.ReadAddr(host); !ok {
-		d.Note(s, st, "%s", draft.WrongAddr(st.Arg(1)))
+		d.Note(lb, st, "%s", draft.WrongAddr(st.Arg(1)))
 		return
 	}
 	if srv.Port, ok = draft.ReadPort(port); !ok {
@@ -123,113 +128,123 @@ func backend(d *draft.Draft, s *draft.LB, st syntax.Statement) {
 		if draft.Placeholder(port) {
 			why = draft.Unfilled
 		}
-		d.Note(s, st, "%s", why)
+		d.Note(lb, st, "%s", why)
 		return
 	}
-	maxFails, failTimeout := s.MaxFails, s.FailTimeout
+	maxFails, failTimeout := lb.MaxFails, lb.FailTimeout
 	var unknown []string
 	for _, w := range st.Words[2:] {
 		name, value, _ := strings.Cut(w, "=")
 		switch name {
 		case "weight":
-			d.ReadNumber(s, st, value, 0, 1<<20, &srv.Weight)
+			d.ReadNumber(lb, st, value, 0, 1<<20, &srv.Weight)
 		case "max_fails":
-			d.ReadNumber(s, st, value, 0, draft.MaxCount, &maxFails)
+			d.ReadNumber(lb, st, value, 0, draft.MaxCount, &maxFails)
 		case "fail_timeout":
-			d.ReadSpan(s, st, units, value, draft.MinFail, draft.MaxFail, &failTimeout)
+			d.ReadSpan(lb, st, units, value, draft.MinFail, draft.MaxFail, &failTimeout)
 		case "max_conns":
-			d.ReadNumber(s, st, value, 0, draft.MaxConns, &srv.MaxConn)
+			d.ReadNumber(lb, st, value, 0, draft.MaxConns, &srv.MaxConn)
 		case "slow_start":
-			d.ReadSpan(s, st, units, value, 0, draft.MaxSlow, &srv.SlowStart)
+			d.ReadSpan(lb, st, units, value, 0, draft.MaxSlow, &srv.SlowStart)
 		case "backup":
 			srv.Backup = true
 		case "down":
 			srv.Weight = draft.Number{Value: 0, Set: true}
-			d.Advise(s, st, "down became weight 0; remove that to let connections in again")
+			d.Advise(lb, st, "down became weight 0; remove that to let connections in again")
 		default:
 			unknown = append(unknown, w)
 		}
 	}
 	if len(unknown) > 0 {
-		d.Advise(s, st, "carried over without %q", strings.Join(unknown, " "))
+		d.Advise(lb, st, "carried over without %q", strings.Join(unknown, " "))
 	}
-	if len(s.Servers) > 0 && (maxFails != s.MaxFails || failTimeout != s.FailTimeout) {
-		d.Advise(s, st, "fails in another way than the servers before it; maxFails and failTimeout are those of the first")
+	if len(lb.Servers) > 0 && (maxFails != lb.MaxFails || failTimeout != lb.FailTimeout) {
+		d.Advise(lb, st, "fails in another way than the servers before it; "+
+			"maxFails and failTimeout are those of the first")
 	} else {
-		s.MaxFails, s.FailTimeout = maxFails, failTimeout
+		lb.MaxFails, lb.FailTimeout = maxFails, failTimeout
 	}
-	s.Servers = append(s.Servers, srv)
+	lb.Servers = append(lb.Servers, srv)
 }
 
-// server reads a server block: where to listen, where to pass to.
-func server(d *draft.Draft, st syntax.Statement, s draft.LB, upstreams map[string]*upstream) {
-	s.Statement, s.Lines = syntax.Statement{Place: st.Place, Words: st.Words}, st.Body
-	s.Allow, s.Deny = slices.Clone(s.Allow), slices.Clone(s.Deny)
+// readServer reads a server block: where to listen, where to pass to. lb has what stands in stream for all.
+func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams map[string]*upstream) {
+	lb := &usual
+	lb.Statement, lb.Lines = st.Head(), st.Body
+	lb.Allow, lb.Deny = slices.Clone(lb.Allow), slices.Clone(lb.Deny)
+	isAccess := func(st syntax.Statement) bool { return st.Words[0] == "allow" || st.Words[0] == "deny" }
 	if slices.ContainsFunc(st.Body, isAccess) {
-		s.Allow, s.Deny, s.DeniesRest = nil, nil, false // what stands here replaces what stands outside
+		lb.Allow, lb.Deny, lb.DeniesRest = nil, nil, false // what stands here replaces what stands outside
 	}
 	var pass syntax.Statement
 	for _, line := range st.Body {
 		switch line.Words[0] {
 		case "listen":
-			readListen(d, &s, line)
+			readListen(d, lb, line)
 		case "proxy_pass":
 			pass = line
 		case "server_name":
-			d.Note(&s, line, "a load balancer is told apart by its port alone")
+			d.Note(lb, line, "a load balancer is told apart by its port alone")
 		default:
-			readLine(d, &s, &s, line)
+			readLine(d, lb, lb, line)
 		}
 	}
-	defer func() { d.Services = append(d.Services, &s) }()
-	if len(s.AcceptProxyFrom) > 0 && !s.AcceptProxy {
-		d.Advise(&s, s.Statement, "set_real_ip_from says nothing without listen ... proxy_protocol")
+	if len(lb.AcceptProxyFrom) > 0 && !lb.AcceptProxy {
+		d.Advise(lb, lb.Statement, "set_real_ip_from says nothing without listen ... proxy_protocol")
 	}
-	if len(s.Allow) > 0 && !s.DeniesRest {
-		d.Note(&s, s.Statement, "its allow lines keep nobody out, because no line says deny all; they were left out")
-		s.Allow = nil
+	if len(lb.Allow) > 0 && !lb.DeniesRest {
+		d.Note(lb, lb.Statement, "its allow lines keep nobody out, because no line says deny all; they were left out")
+		lb.Allow = nil
 	}
-	to := pass.Arg(1)
-	up := upstreams[to]
-	if len(s.Binds) > 0 {
-		s.Name = "lb-" + strconv.Itoa(int(s.Binds[0].Port))
+	if len(lb.Binds) > 0 {
+		lb.Name = "lb-" + strconv.Itoa(int(lb.Binds[0].Port))
 	}
-	s.Check.Type = "tcp"
-	switch host, port := draft.SplitPort(to); {
-	case up != nil:
-		up.used = true
-		s.Name, s.Scheduler, s.Servers = up.Name, up.Scheduler, up.Servers
-		s.MaxFails, s.FailTimeout = up.MaxFails, up.FailTimeout
-		s.Joined = append(s.Joined, up.LB)
-		if s.Refused == "" {
-			s.Refused = up.Refused
-		}
-	case pass.Line == 0:
-		s.Refused = "it has no proxy_pass"
-	case draft.Placeholder(to):
-		s.Refused = pass.Place.String() + " chooses the upstream by a variable, and every connection of a load balancer goes to the same backends"
-	default:
-		srv := draft.ServerEntry{Statement: pass}
-		addr, okAddr := draft.ReadAddr(host)
-		n, okPort := draft.ReadPort(port)
-		if !okAddr || !okPort {
-			s.Refused = pass.Place.String() + " passes to " + syntax.Printable(to) + ", which is neither an upstream of these files nor an address with a port"
-			return
-		}
-		srv.Addr, srv.Port = addr, n
-		s.Servers = append(s.Servers, srv)
+	lb.Check.Type = "tcp"
+	passed := passTo(lb, pass, upstreams)
+	if passed && len(lb.Binds) == 0 && lb.Refused == "" {
+		lb.Refused = "it listens on no TCP port"
 	}
-	if len(s.Binds) == 0 && s.Refused == "" {
-		s.Refused = "it listens on no TCP port"
+	if lb.Refused == "" {
+		d.Advise(lb, pass, "nginx looks at servers only when a client suffers, so check: {type: tcp} was added; "+
+			"for kube-apiservers remove it, which asks https /readyz")
 	}
-	if s.Refused == "" {
-		d.Advise(&s, pass, "nginx looks at servers only when a client suffers, so check: {type: tcp} was added; for kube-apiservers remove it, which asks https /readyz")
-	}
+	d.LoadBalancers = append(d.LoadBalancers, lb)
 }
 
-func isAccess(st syntax.Statement) bool { return st.Words[0] == "allow" || st.Words[0] == "deny" }
+// passTo gives the load balancer the servers of proxy_pass, and reports whether that has any.
+func passTo(lb *draft.LB, pass syntax.Statement, upstreams map[string]*upstream) bool {
+	to := pass.Arg(1)
+	up := upstreams[to]
+	switch {
+	case up != nil:
+		up.used = true
+		lb.Name, lb.Scheduler, lb.Servers = up.Name, up.Scheduler, up.Servers
+		lb.MaxFails, lb.FailTimeout = up.MaxFails, up.FailTimeout
+		lb.Joined = append(lb.Joined, up.LB)
+		lb.Refused = cmp.Or(lb.Refused, up.Refused)
+		return true
+	case pass.Line == 0:
+		lb.Refused = "it has no proxy_pass"
+		return false
+	case draft.Placeholder(to):
+		lb.Refused = pass.Place.String() + " chooses the upstream by a variable, " +
+			"and every connection of a load balancer goes to the same backends"
+		return false
+	}
+	host, port := draft.SplitPort(to)
+	addr, okAddr := draft.ReadAddr(host)
+	n, okPort := draft.ReadPort(port)
+	if !okAddr || !okPort {
+		lb.Refused = pass.Place.String() + " passes to " + syntax.Printable(to) +
+			", which is neither an upstream of these files nor an address with a port"
+		return false
+	}
+	lb.Servers = append(lb.Servers, draft.ServerEntry{Statement: pass, Addr: addr, Port: n})
+	return true
+}
 
-func readListen(d *draft.Draft, s *draft.LB, st syntax.Statement) {
+// readListen reads listen [address:]port with its parameters.
+func readListen(d *draft.Draft, lb *draft.LB, st syntax.Statement) {
 	host, tail := draft.SplitPort(st.Arg(1))
 	if tail == "" {
 		host, tail = "", st.Arg(1)
@@ -240,133 +255,138 @@ func readListen(d *draft.Draft, s *draft.LB, st syntax.Statement) {
 		if draft.Placeholder(st.Arg(1)) {
 			why = draft.Unfilled
 		}
-		d.Note(s, st, "%s", why)
+		d.Note(lb, st, "%s", why)
 		return
 	}
 	b := draft.Bind{Statement: st, Port: port}
 	if host = strings.Trim(host, "[]"); host != "" && host != "*" && host != "0.0.0.0" && host != "::" {
 		if b.Addr, ok = draft.ReadAddr(host); !ok {
-			d.Note(s, st, "%s", draft.WrongAddr(host))
+			d.Note(lb, st, "%s", draft.WrongAddr(host))
 			return
 		}
 	}
+	const silent = " so_keepalive reuseport backlog bind deferred fastopen rcvbuf sndbuf default_server ipv6only "
 	for _, w := range st.Words[2:] {
-		switch name, _, _ := strings.Cut(w, "="); name {
-		case "udp":
-			d.Note(s, st, "is UDP; TCP is carried")
+		name, _, _ := strings.Cut(w, "=")
+		switch {
+		case name == "udp":
+			d.Note(lb, st, "is UDP; TCP is carried")
 			return
-		case "ssl":
-			s.Refused = st.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
-		case "proxy_protocol":
-			s.AcceptProxy = true
-			d.Advise(s, st, "nginx believes the PROXY header of anybody; so does acceptProxyFrom below: write the prefixes of the senders there")
-		case "so_keepalive", "reuseport", "backlog", "bind", "deferred", "fastopen", "rcvbuf", "sndbuf", "default_server", "ipv6only":
-		default:
-			d.Advise(s, st, "carried over without %q", w)
+		case name == "ssl":
+			lb.Refused = st.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
+		case name == "proxy_protocol":
+			lb.AcceptProxy = true
+			d.Advise(lb, st, "nginx believes the PROXY header of anybody; so does acceptProxyFrom below: "+
+				"write the prefixes of the senders there")
+		case !strings.Contains(silent, " "+name+" "):
+			d.Advise(lb, st, "carried over without %q", w)
 		}
 	}
-	s.Binds = append(s.Binds, b)
+	lb.Binds = append(lb.Binds, b)
 }
 
-// line reads what may stand in stream and in server.
-func readLine(d *draft.Draft, s, owner *draft.LB, st syntax.Statement) {
-	switch st.Words[0] {
-	case "proxy_connect_timeout":
-		d.ReadSpan(owner, st, units, st.Arg(1), draft.MinConnect, draft.MaxConnect, &s.Connect)
-	case "proxy_timeout":
-		d.ReadSpan(owner, st, units, st.Arg(1), 0, draft.MaxQuiet, &s.Client)
-		s.Server = s.Client
-		if s.Client.Set && s.Client.Value > 0 && s.Client.Value < draft.CutsWatches {
-			d.Advise(owner, st, "was carried over, and cuts connections that are quiet for so long, such as watches and kubectl exec; remove it below to let them be")
-		}
-	case "proxy_protocol":
+// lines are the directives with something to read that may stand in stream and in server.
+var lines = map[string]func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement){
+	"proxy_connect_timeout": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
+		d.ReadSpan(owner, st, units, st.Arg(1), draft.MinConnect, draft.MaxConnect, &lb.Connect)
+	},
+	"proxy_timeout": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
+		d.ReadSpan(owner, st, units, st.Arg(1), 0, draft.MaxQuiet, &lb.Client)
+		lb.Server = lb.Client
+		d.AdviseQuiet(owner, st, lb.Client)
+	},
+	"proxy_protocol": func(_ *draft.Draft, lb, _ *draft.LB, st syntax.Statement) {
 		if st.Arg(1) == "on" {
-			s.SendProxy = "v1"
+			lb.SendProxy = "v1"
 		}
-	case "proxy_protocol_version":
-		if s.SendProxy == "" && st.Arg(1) == "2" {
+	},
+	"proxy_protocol_version": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
+		switch {
+		case st.Arg(1) != "2":
+		case lb.SendProxy == "":
 			d.Note(owner, st, "stands before proxy_protocol on; write sendProxy: v2")
-		} else if st.Arg(1) == "2" {
-			s.SendProxy = "v2"
+		default:
+			lb.SendProxy = "v2"
 		}
-	case "proxy_next_upstream":
+	},
+	"proxy_next_upstream": func(_ *draft.Draft, lb, _ *draft.LB, st syntax.Statement) {
 		if st.Arg(1) == "off" {
-			s.Retries = draft.Number{Value: 0, Set: true}
+			lb.Retries = draft.Number{Value: 0, Set: true}
 		}
-	case "proxy_next_upstream_tries":
+	},
+	"proxy_next_upstream_tries": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
 		var tries draft.Number
 		if d.ReadNumber(owner, st, st.Arg(1), 0, 100, &tries); tries.Value > 0 {
-			s.Retries = draft.Number{Value: tries.Value - 1, Set: true}
+			lb.Retries = draft.Number{Value: tries.Value - 1, Set: true}
 		}
-	case "allow", "deny":
-		access(d, s, owner, st)
-	case "set_real_ip_from":
+	},
+	"allow": readAccess,
+	"deny":  readAccess,
+	"set_real_ip_from": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
 		if prefix, ok := draft.ReadPrefix(st.Arg(1)); ok {
-			s.AcceptProxyFrom = append(s.AcceptProxyFrom, prefix)
+			lb.AcceptProxyFrom = append(lb.AcceptProxyFrom, prefix)
 			return
 		}
 		d.Note(owner, st, "%s", draft.WrongAddr(st.Arg(1)))
-	case "proxy_next_upstream_timeout", "proxy_socket_keepalive", "tcp_nodelay", "proxy_buffer_size", "proxy_half_close", "preread_buffer_size", "proxy_protocol_timeout",
-		"variables_hash_max_size", "variables_hash_bucket_size", "proxy_session_drop":
-		d.Moot(owner, st, draft.IsTuning)
-	case "log_format", "access_log", "error_log", "open_log_file_cache":
-		d.Moot(owner, st, draft.IsLogging)
-	case "resolver", "resolver_timeout":
-		d.Moot(owner, st, draft.IsDNS)
-	case "include":
-		d.Note(owner, st, "nothing is included; convert that file too")
-	case "ssl_preread":
-		d.Note(owner, st, "the server name that a client asks for is not looked at; requireTLS: 5s looks whether it speaks TLS")
-	case "proxy_bind":
-		d.Note(owner, st, "the kernel's routes choose the source address")
-	case "proxy_ssl":
-		d.Note(owner, st, "%s", draft.IsTLS)
-	case "limit_conn", "limit_conn_zone", "proxy_download_rate", "proxy_upload_rate":
-		d.Note(owner, st, "connections are not counted per client; maxconn limits them all together")
-	case "map", "geo", "split_clients":
-		d.NoteAll(owner, st, false, "every connection of a load balancer goes to the same backends; write another load balancer on another port")
+	},
+}
+
+// remarks are the directives of stream and server that are noted and nothing else.
+var remarks = draft.NewRemarks(
+	draft.Remark{Keywords: "proxy_next_upstream_timeout proxy_socket_keepalive tcp_nodelay proxy_buffer_size " +
+		"proxy_half_close preread_buffer_size proxy_protocol_timeout variables_hash_max_size " +
+		"variables_hash_bucket_size proxy_session_drop", Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "log_format access_log error_log open_log_file_cache", Moot: true, Text: draft.IsLogging},
+	draft.Remark{Keywords: "resolver resolver_timeout", Moot: true, Text: draft.IsDNS},
+	draft.Remark{Keywords: "include", Text: "nothing is included; convert that file too"},
+	draft.Remark{Keywords: "ssl_preread", Text: "the server name that a client asks for is not looked at; " +
+		"requireTLS: 5s looks whether it speaks TLS"},
+	draft.Remark{Keywords: "proxy_bind", Text: "the kernel's routes choose the source address"},
+	draft.Remark{Keywords: "proxy_ssl", Text: draft.IsTLS},
+	draft.Remark{Keywords: "limit_conn limit_conn_zone proxy_download_rate proxy_upload_rate",
+		Text: "connections are not counted per client; maxconn limits them all together"},
+	draft.Remark{Keywords: "map geo split_clients", Text: draft.OneTarget},
+)
+
+// readLine reads what may stand in stream and in server. Its notes belong to owner.
+func readLine(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
+	w := st.Words[0]
+	switch read := lines[w]; {
+	case read != nil:
+		read(d, lb, owner, st)
+	case d.Remark(remarks, w, owner, st):
+	case strings.HasPrefix(w, "ssl_") || strings.HasPrefix(w, "proxy_ssl_"):
+		d.Moot(owner, st, draft.IsTLS)
 	default:
-		if strings.HasPrefix(st.Words[0], "ssl_") || strings.HasPrefix(st.Words[0], "proxy_ssl_") {
-			d.Moot(owner, st, draft.IsTLS)
-			return
-		}
-		d.NoteAll(owner, st, false, "is not known")
+		d.NoteAll(owner, st, false, draft.IsUnknown)
 	}
 }
 
-// access reads allow and deny, of which the first that fits decides;
-// here deny wins.
-func access(d *draft.Draft, s, owner *draft.LB, st syntax.Statement) {
+// readAccess reads allow and deny, of which the first that fits decides; here deny wins.
+func readAccess(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
+	allow := st.Words[0] == "allow"
 	if st.Arg(1) == "all" {
 		switch {
-		case st.Words[0] == "deny" && len(s.Allow) == 0:
-			s.Refused = st.Place.String() + " refuses everybody"
-		case st.Words[0] == "deny":
-			s.DeniesRest = true
-		case st.Words[0] == "allow" && len(s.Allow) > 0:
-			d.Advise(s, st, "became an empty allow list; the allow lines before it say nothing")
-			s.Allow = nil
+		case !allow && len(lb.Allow) == 0:
+			lb.Refused = st.Place.String() + " refuses everybody"
+		case !allow:
+			lb.DeniesRest = true
+		case len(lb.Allow) > 0:
+			d.Advise(lb, st, "became an empty allow list; the allow lines before it say nothing")
+			lb.Allow = nil
 		}
 		return
 	}
 	prefix, ok := draft.ReadPrefix(st.Arg(1))
-	if !ok {
+	switch {
+	case !ok:
 		d.Note(owner, st, "%s", draft.WrongAddr(st.Arg(1)))
-		return
+	case allow:
+		lb.Allow = append(lb.Allow, prefix)
+	default:
+		if slices.ContainsFunc(lb.Allow, prefix.Overlaps) {
+			d.Advise(owner, st, "refuses some whom a line before it lets in; here deny wins")
+		}
+		lb.Deny = append(lb.Deny, prefix)
 	}
-	if st.Words[0] == "allow" {
-		s.Allow = append(s.Allow, prefix)
-		return
-	}
-	if slices.ContainsFunc(s.Allow, prefix.Overlaps) {
-		d.Advise(owner, st, "refuses some whom a line before it lets in; here deny wins")
-	}
-	s.Deny = append(s.Deny, prefix)
 }
-
-// Grammar is the grammar of this format.
-var Grammar = syntax.Grammar{Comments: "#", Semicolons: true, Braces: true, Escapes: true}
-
-var units = draft.Units{Bare: time.Second, Named: map[string]time.Duration{
-	"ms": time.Millisecond, "s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour, "w": 7 * 24 * time.Hour,
-}}

@@ -1,10 +1,8 @@
 package syntax
 
-import (
-	"fmt"
-)
+import "fmt"
 
-// maxDepth is above any real nesting.
+// maxDepth is deeper than any real nesting.
 const maxDepth = 32
 
 // Parse cuts data into statements.
@@ -18,7 +16,8 @@ func (g Grammar) Parse(file string, data []byte) ([]Statement, error) {
 		return nil, err
 	}
 	if len(rest) > 0 {
-		return nil, fmt.Errorf("%s: } closes nothing; remove it, or look for the { that is missing", Place{file, rest[0].line})
+		return nil, fmt.Errorf("%s: } closes nothing; remove it, or look for the { that is missing",
+			Place{file, rest[0].line})
 	}
 	return list, nil
 }
@@ -26,7 +25,8 @@ func (g Grammar) Parse(file string, data []byte) ([]Statement, error) {
 // body reads statements up to the closing brace, which it leaves in rest.
 func (g Grammar) body(file string, tokens []token, depth int) (list []Statement, rest []token, err error) {
 	if depth > maxDepth {
-		return nil, nil, fmt.Errorf("%s: more than %d braces in each other; is one left open?", Place{file, tokens[0].line}, maxDepth)
+		return nil, nil, fmt.Errorf("%s: more than %d braces in each other; is one left open?",
+			Place{file, tokens[0].line}, maxDepth)
 	}
 	var now Statement
 	end := func() {
@@ -34,6 +34,14 @@ func (g Grammar) body(file string, tokens []token, depth int) (list []Statement,
 			list = append(list, now)
 		}
 		now = Statement{}
+	}
+	// semicolon checks the end of a body or file, before which a statement needs its semicolon.
+	semicolon := func() error {
+		if len(now.Words) > 0 && g.Semicolons {
+			return fmt.Errorf("%s: %s lacks its semicolon; write it", now.Place, Printable(now.Text()))
+		}
+		end()
+		return nil
 	}
 	for len(tokens) > 0 {
 		t := tokens[0]
@@ -50,11 +58,8 @@ func (g Grammar) body(file string, tokens []token, depth int) (list []Statement,
 		case ';':
 			end()
 		case '}':
-			if len(now.Words) > 0 && g.Semicolons {
-				return nil, nil, fmt.Errorf("%s: %s lacks its semicolon; write it", now.Place, Printable(now.Text()))
-			}
-			end()
-			return list, tokens, nil
+			err := semicolon()
+			return list, tokens, err
 		case '{':
 			if len(now.Words) == 0 {
 				return nil, nil, fmt.Errorf("%s: { stands alone; write what it belongs to before it", Place{file, t.line})
@@ -64,22 +69,19 @@ func (g Grammar) body(file string, tokens []token, depth int) (list []Statement,
 				return nil, nil, err
 			}
 			if len(after) == 0 {
-				return nil, nil, fmt.Errorf("%s: the { of %s is never closed; write the } that is missing", now.Place, Printable(now.Text()))
+				return nil, nil, fmt.Errorf("%s: the { of %s is never closed; write the } that is missing",
+					now.Place, Printable(now.Text()))
 			}
-			now.Body, now.last, tokens = body, after[0].line, after
+			now.Body, tokens = body, after
 			end()
 		}
 		tokens = tokens[1:]
 	}
-	if len(now.Words) > 0 && g.Semicolons {
-		return nil, nil, fmt.Errorf("%s: %s lacks its semicolon; write it", now.Place, Printable(now.Text()))
-	}
-	end()
-	return list, nil, nil
+	err = semicolon()
+	return list, nil, err
 }
 
-// opensNext says that the next thing in tokens is an opening brace, which
-// belongs to the line before.
+// opensNext reports whether the next thing in tokens is an opening brace, which belongs to the line before.
 func opensNext(tokens []token) bool {
 	for _, t := range tokens {
 		if t.mark != '\n' {

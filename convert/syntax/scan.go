@@ -5,134 +5,176 @@ import (
 	"strings"
 )
 
-// A Grammar says what separates words and statements. The three that there
-// are differ in little else.
+// A Grammar says what separates words and statements. The formats differ in little else.
 type Grammar struct {
-	// comments begin one; inside says that they need no space before them.
+	// Comments are the bytes that begin a comment; Inside means that they need no space before them.
 	Comments string
 	Inside   bool
-	// semicolons end a statement, else the end of the line does.
+	// Semicolons end a statement; otherwise the end of the line does.
 	Semicolons bool
-	// braces open and close bodies.
+	// Braces open and close bodies.
 	Braces bool
-	// escapes says that a backslash takes the next character as it is, and
-	// letters that some mean more, outside quotes: \n.
+	// Escapes means that a backslash takes the next byte as it is, Letters that outside quotes some letters after it
+	// mean more, such as \n.
 	Escapes, Letters bool
 }
 
-// token is a word, or one of the marks { } ; and the end of a line.
+// A token is a word, or one of the marks { } ; and the end of a line.
 type token struct {
 	text string
 	line int
 	mark byte
 }
 
-// maxWord is above any real word; an open quote would otherwise take the rest
-// of the file for one.
+// maxWord is longer than any real word; otherwise an open quote would take the rest of the file.
 const maxWord = 4096
+
+// A scanner cuts data into tokens.
+type scanner struct {
+	Grammar
+	file   string
+	data   []byte
+	next   int // the byte of data after the current one
+	line   int
+	tokens []token
+	// word is the word as far as it was read, begun at line start. It may be empty, in quotes.
+	word  strings.Builder
+	begun bool
+	start int
+	quote byte // the open one, 0 if there is none
+}
 
 // scan cuts data into tokens.
 func (g Grammar) scan(file string, data []byte) ([]token, error) {
-	var (
-		tokens []token
-		word   strings.Builder
-		begun  bool // a word, perhaps an empty one in quotes
-		at     int  // its line
-		line   = 1
-		quote  byte
-	)
-	end := func() {
-		if begun {
-			tokens = append(tokens, token{text: word.String(), line: at})
+	s := &scanner{Grammar: g, file: file, data: data, line: 1}
+	for s.next < len(data) {
+		if s.word.Len() > maxWord {
+			return nil, fmt.Errorf("%s: a word of more than %d letters; is a quote left open?",
+				Place{file, s.start}, maxWord)
 		}
-		word.Reset()
-		begun = false
-	}
-	add := func(c byte) {
-		if !begun {
-			begun, at = true, line
-		}
-		word.WriteByte(c)
-	}
-	for i := 0; i < len(data); i++ {
-		c := data[i]
-		if word.Len() > maxWord {
-			return nil, fmt.Errorf("%s: a word of more than %d letters; is a quote left open?", Place{file, at}, maxWord)
-		}
+		c := data[s.next]
+		s.next++
 		switch {
-		case c == '\r' && i+1 < len(data) && data[i+1] == '\n':
-			// the end of a line as Windows writes it
-		case g.Escapes && c == '\\' && quote != '\'' && i+1 < len(data):
-			i++
-			if data[i] == '\n' {
-				line++ // the line goes on
-				continue
-			}
-			if quote != 0 && data[i] != quote && data[i] != '\\' {
-				add(c)
-			}
-			add(g.escaped(data[i], quote))
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote != 0 && c == '\n' && !g.Semicolons:
-			return nil, fmt.Errorf("%s: a quote is left open; close it with %c", Place{file, line}, quote)
-		case quote != 0:
-			if c == '\n' {
-				line++
-			}
-			add(c)
-		case c == '"' || c == '\'' && (g.Escapes || !begun):
-			quote = c
-			if !begun {
-				begun, at = true, line
-			}
-		case strings.IndexByte(g.Comments, c) >= 0 && (!begun || g.Inside):
-			end()
-			for i+1 < len(data) && data[i+1] != '\n' {
-				i++
-			}
-		case c == '\n':
-			end()
-			tokens = append(tokens, token{line: line, mark: '\n'})
-			line++
-		case c == ' ' || c == '\t' || c == '\r' || c == '\v' || c == '\f':
-			end()
-		case g.Braces && c == '{' && begun && strings.HasSuffix(word.String(), "$"):
-			// ${name} is part of a word, not a body.
-			for ; i < len(data) && data[i] != '}' && data[i] != '\n'; i++ {
-				add(data[i])
-			}
-			if i < len(data) && data[i] == '}' {
-				add('}')
-			} else {
-				i--
-			}
-		case g.Braces && (c == '{' || c == '}'), g.Semicolons && c == ';':
-			end()
-			tokens = append(tokens, token{line: line, mark: c})
+		case c == '\r' && s.peek() == '\n':
+			// The end of a line as Windows writes it.
+		case g.Escapes && c == '\\' && s.quote != '\'' && s.next < len(data):
+			s.escape()
+		case s.quote != 0 && c == '\n' && !g.Semicolons:
+			return nil, fmt.Errorf("%s: a quote is left open; close it with %c", Place{file, s.line}, s.quote)
+		case s.quote != 0:
+			s.quoted(c)
 		default:
-			add(c)
+			s.bare(c)
 		}
 	}
-	if quote != 0 {
-		return nil, fmt.Errorf("%s: a quote is left open; close it with %c", Place{file, at}, quote)
+	if s.quote != 0 {
+		return nil, fmt.Errorf("%s: a quote is left open; close it with %c", Place{file, s.start}, s.quote)
 	}
-	end()
-	return append(tokens, token{line: line, mark: '\n'}), nil
+	s.mark('\n')
+	return s.tokens, nil
 }
 
-// escaped is what a backslash and c mean.
-func (g Grammar) escaped(c, quote byte) byte {
-	if !g.Letters || quote != 0 {
-		return c
+// peek is the next byte, 0 at the end.
+func (s *scanner) peek() byte {
+	if s.next < len(s.data) {
+		return s.data[s.next]
 	}
+	return 0
+}
+
+// begin starts a word, unless one is begun.
+func (s *scanner) begin() {
+	if !s.begun {
+		s.begun, s.start = true, s.line
+	}
+}
+
+func (s *scanner) add(c byte) {
+	s.begin()
+	s.word.WriteByte(c)
+}
+
+// end ends the word, if one is begun.
+func (s *scanner) end() {
+	if s.begun {
+		s.tokens = append(s.tokens, token{text: s.word.String(), line: s.start})
+	}
+	s.word.Reset()
+	s.begun = false
+}
+
+// mark ends the word and adds a mark.
+func (s *scanner) mark(c byte) {
+	s.end()
+	s.tokens = append(s.tokens, token{line: s.line, mark: c})
+}
+
+// escape reads the byte after a backslash.
+func (s *scanner) escape() {
+	c := s.data[s.next]
+	s.next++
+	if c == '\n' {
+		s.line++ // the line continues
+		return
+	}
+	if s.quote != 0 && c != s.quote && c != '\\' {
+		s.add('\\')
+	}
+	if s.Letters && s.quote == 0 {
+		switch c {
+		case 'n':
+			c = '\n'
+		case 'r':
+			c = '\r'
+		case 't':
+			c = '\t'
+		}
+	}
+	s.add(c)
+}
+
+// quoted reads a byte within quotes.
+func (s *scanner) quoted(c byte) {
 	switch c {
-	case 'n':
-		return '\n'
-	case 'r':
-		return '\r'
-	case 't':
-		return '\t'
+	case s.quote:
+		s.quote = 0
+		return
+	case '\n':
+		s.line++
 	}
-	return c
+	s.add(c)
+}
+
+// bare reads a byte outside quotes.
+func (s *scanner) bare(c byte) {
+	switch {
+	case c == '"' || c == '\'' && (s.Escapes || !s.begun):
+		s.quote = c
+		s.begin()
+	case strings.IndexByte(s.Comments, c) >= 0 && (!s.begun || s.Inside):
+		s.end()
+		for s.next < len(s.data) && s.data[s.next] != '\n' {
+			s.next++
+		}
+	case c == '\n':
+		s.mark('\n')
+		s.line++
+	case c == ' ' || c == '\t' || c == '\r' || c == '\v' || c == '\f':
+		s.end()
+	case s.Braces && c == '{' && s.begun && strings.HasSuffix(s.word.String(), "$"):
+		// ${name} is part of a word, not a body.
+		s.add(c)
+		for s.next < len(s.data) && s.data[s.next] != '\n' {
+			c := s.data[s.next]
+			s.next++
+			s.add(c)
+			if c == '}' {
+				return
+			}
+		}
+	case s.Braces && (c == '{' || c == '}'), s.Semicolons && c == ';':
+		s.mark(c)
+	default:
+		s.add(c)
+	}
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// A Place is where something was written.
+// A Place is a line of a file.
 type Place struct {
 	File string
 	Line int
@@ -14,17 +14,15 @@ type Place struct {
 
 func (p Place) String() string { return fmt.Sprintf("%s:%d", Printable(p.File), p.Line) }
 
-// A Statement is one line of haproxy, one directive of nginx, one keyword of
-// keepalived: words, and what stands in braces behind them.
+// A Statement is one line of haproxy, one directive of nginx, or one keyword of keepalived: words, and the statements in
+// the braces after them.
 type Statement struct {
 	Place
 	Words []string
 	Body  []Statement
-	// last is the line of the closing brace; zero without a body.
-	last int
 }
 
-// Arg is the word at i, or nothing.
+// Arg is the word at i, empty if there is none.
 func (s Statement) Arg(i int) string {
 	if i < len(s.Words) {
 		return s.Words[i]
@@ -32,6 +30,10 @@ func (s Statement) Arg(i int) string {
 	return ""
 }
 
+// Head is the statement without its body.
+func (s Statement) Head() Statement { return Statement{Place: s.Place, Words: s.Words} }
+
+// Text is the words of the statement as one.
 func (s Statement) Text() string { return strings.Join(s.Words, " ") }
 
 // Printable is s, quoted if it could disturb a terminal or a YAML comment.

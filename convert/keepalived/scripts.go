@@ -1,0 +1,132 @@
+package keepalived
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"appliance/convert/draft"
+	"appliance/convert/syntax"
+)
+
+const (
+	// defaultInterval is what keepalived means if a script has no interval.
+	defaultInterval = time.Second
+	// minInterval is the shortest interval of a track that our loader takes.
+	minInterval = 100 * time.Millisecond
+	// maxRuns is how long the runs that change a track's state may take together.
+	maxRuns = 24 * time.Hour
+	maxName = 64
+)
+
+// readScript reads a vrrp_script, which becomes a track if an instance names it.
+func readScript(d *draft.Draft, st syntax.Statement) {
+	t := &draft.TrackEntry{Statement: st, Name: st.Arg(1)}
+	named := false
+	var timeoutAt syntax.Statement
+	for _, line := range st.Body {
+		switch line.Words[0] {
+		case "script":
+			named = true
+			exec, why := command(line.Words[1:])
+			if why != "" {
+				d.Note(nil, line, "%s", why)
+				continue
+			}
+			t.Exec = exec
+		case "interval":
+			d.ReadSpan(nil, line, units, line.Arg(1), minInterval, draft.MaxInter, &t.Inter)
+		case "timeout":
+			d.ReadSpan(nil, line, units, line.Arg(1), draft.MinInter, draft.MaxInter, &t.Timeout)
+			timeoutAt = line
+		case "rise":
+			d.ReadNumber(nil, line, line.Arg(1), 1, draft.MaxCount, &t.Rise)
+		case "fall":
+			d.ReadNumber(nil, line, line.Arg(1), 1, draft.MaxCount, &t.Fall)
+		case "weight":
+			readWeight(d, line, line.Arg(1), t)
+		case "init_fail":
+			d.Note(nil, line, "the first run decides")
+		case "user":
+			d.Note(nil, line, "scripts run as the appliance does")
+		default:
+			d.Note(nil, line, draft.IsUnknown)
+		}
+	}
+	if len(t.Exec) == 0 {
+		if !named {
+			d.Note(nil, st.Head(), "runs no script")
+		}
+		return
+	}
+	if t.Timeout.Set && !t.Inter.Set {
+		t.Inter = draft.Span{Value: defaultInterval, Set: true}
+	}
+	if t.Timeout.Value > t.Inter.Value {
+		t.Timeout.Value = t.Inter.Value
+		d.Advise(nil, timeoutAt, "became %s, the interval: runs do not overlap", draft.Short(t.Inter.Value))
+	}
+	taken := slices.ContainsFunc(d.Tracks, func(other *draft.TrackEntry) bool { return other.Name == t.Name })
+	if t.Name == "" || taken || !draft.ValidName(t.Name, maxName) {
+		d.Note(nil, st.Head(), "has a name that a track cannot have, or that another has")
+		return
+	}
+	for _, n := range []*draft.Number{&t.Rise, &t.Fall} {
+		if most := int(maxRuns / max(t.Inter.Value, defaultInterval)); n.Value > most {
+			d.Advise(nil, st.Head(), "so many runs would take longer than a day; became %d", most)
+			n.Value = most
+		}
+	}
+	d.Tracks = append(d.Tracks, t)
+}
+
+// useScript marks a script as used; a weight here is the instance's own.
+func useScript(d *draft.Draft, st syntax.Statement) {
+	for _, t := range d.Tracks {
+		if t.Name != st.Words[0] {
+			continue
+		}
+		t.Used = true
+		if st.Arg(1) == "weight" {
+			readWeight(d, st, st.Arg(2), t)
+		}
+		return
+	}
+	d.Note(nil, st, "its vrrp_script was not carried over, or is not in these files")
+}
+
+// readWeight reads what a failed script costs. keepalived adds the weight to the priority, or subtracts it; only the
+// difference matters.
+func readWeight(d *draft.Draft, st syntax.Statement, word string, t *draft.TrackEntry) {
+	var w draft.Number
+	d.ReadNumber(nil, st, word, -254, 254, &w)
+	if w.Value < 0 {
+		w.Value = -w.Value
+	}
+	if w.Set && w.Value != 0 { // 0 is the same as none: a failure bars the node
+		t.Weight = w
+	}
+}
+
+// command splits the line of a script, as keepalived does without a shell; why says why it cannot be run.
+func command(words []string) (exec []string, why string) {
+	for _, w := range words {
+		exec = append(exec, strings.Fields(w)...)
+	}
+	line := strings.Join(exec, " ")
+	switch {
+	case len(exec) == 0:
+		return nil, "names no program"
+	case strings.Contains(line, "haproxy") || strings.Contains(line, "nginx"):
+		return nil, "looks after a program that is not needed any more; " +
+			"a holder whose load balancers have no healthy backend gives way by itself"
+	case strings.ContainsAny(line, "|&;<>`"):
+		return nil, "is for a shell, and none is asked; " +
+			"put it in a file that only root may write, with #!/bin/sh and mode 0700, and name that in tracks or hooks"
+	case draft.Placeholder(line):
+		return nil, draft.Unfilled
+	case !strings.HasPrefix(exec[0], "/"):
+		return nil, "has no absolute path; write it in tracks or hooks: exec: [/usr/bin/" + exec[0] + ", ...]"
+	}
+	return exec, ""
+}

@@ -80,14 +80,6 @@ func (d *Draft) Advise(owner *LB, st syntax.Statement, format string, args ...an
 	}
 }
 
-// AdviseQuiet notes that a timeout cuts quiet connections, if it does that soon enough to hurt.
-func (d *Draft) AdviseQuiet(owner *LB, st syntax.Statement, timeout Span) {
-	if timeout.Set && timeout.Value > 0 && timeout.Value < CutsWatches {
-		d.Advise(owner, st, "was carried over, and cuts connections that are quiet for so long, "+
-			"such as watches and kubectl exec; remove it below to let them be")
-	}
-}
-
 // NoteAll notes st and everything within it; the note of st says why.
 func (d *Draft) NoteAll(owner *LB, st syntax.Statement, moot bool, format string, args ...any) {
 	note := d.Note
@@ -183,13 +175,4 @@ func NewRemarks(list ...Remark) Remarks {
 		}
 	}
 	return all
-}
-
-// Remark notes st and everything within it if there is a remark for the keyword, and reports whether there was.
-func (d *Draft) Remark(all Remarks, keyword string, owner *LB, st syntax.Statement) bool {
-	r, ok := all[keyword]
-	if ok {
-		d.NoteAll(owner, st, r.Moot, "%s", r.Text)
-	}
-	return ok
 }

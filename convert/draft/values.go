@@ -140,46 +140,6 @@ func Short(d time.Duration) string {
 	return s
 }
 
-// ReadSpan reads a duration of st, limited to low and high.
-func (d *Draft) ReadSpan(owner *LB, st syntax.Statement, u Units, word string, low, high time.Duration, into *Span) {
-	v, ok := u.read(word)
-	switch {
-	case Placeholder(word):
-		d.Note(owner, st, "%s is still to be filled in", word)
-	case !ok:
-		d.Note(owner, st, "%s is no duration", word)
-	case v == 0 && low > 0:
-		d.Note(owner, st, "0 is without end there; was left out, so that the default is in force")
-	case v < low:
-		d.Advise(owner, st, "is less than is possible here; became %s", Short(low))
-		*into = Span{low, true}
-	case v > high:
-		d.Advise(owner, st, "is more than is possible here; became %s", Short(high))
-		*into = Span{high, true}
-	default:
-		*into = Span{v, true}
-	}
-}
-
-// ReadNumber reads an integer of st, limited to low and high.
-func (d *Draft) ReadNumber(owner *LB, st syntax.Statement, word string, low, high int, into *Number) {
-	n, err := strconv.Atoi(word)
-	switch {
-	case Placeholder(word):
-		d.Note(owner, st, "%s is still to be filled in", word)
-	case err != nil:
-		d.Note(owner, st, "%s is no number", word)
-	case n < low:
-		d.Advise(owner, st, "%d is less than is possible here; became %d", n, low)
-		*into = Number{low, true}
-	case n > high:
-		d.Advise(owner, st, "%d is more than is possible here; became %d", n, high)
-		*into = Number{high, true}
-	default:
-		*into = Number{n, true}
-	}
-}
-
 // ReadRegexp reports whether a check can match the regular expression s.
 func ReadRegexp(s string) bool {
 	_, err := regexp.Compile(s)

@@ -21,18 +21,18 @@ type serverCheck struct {
 }
 
 // kind says how servers are checked. As in haproxy, the last line wins.
-func (p *proxy) kind(d *draft.Draft, owner *draft.LB, st syntax.Statement, kind string) {
-	if p.checkBy.Line != 0 && p.checkBy.Line != st.Line && !(p.Check.Type == "tcp" && kind == "tcp") {
-		d.Note(owner, p.checkBy, "is overridden by line %d, as in haproxy; "+
-			"if both are meant, write check: {type: https, path: /healthz}", st.Line)
+func (p *proxy) kind(l draft.Line, kind string) {
+	if p.checkBy.Line != 0 && p.checkBy.Line != l.Line && !(p.Check.Type == "tcp" && kind == "tcp") {
+		l.Draft.Note(l.Owner, p.checkBy, "is overridden by line %d, as in haproxy; "+
+			"if both are meant, write check: {type: https, path: /healthz}", l.Line)
 		p.Check = draft.HealthCheck{}
 	}
-	p.Check.Type, p.checkBy = kind, st
+	p.Check.Type, p.checkBy = kind, l.Statement
 }
 
 // httpchk reads option httpchk [method] [uri [version]].
-func (p *proxy) httpchk(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	words := st.Words[2:]
+func (p *proxy) httpchk(l draft.Line) {
+	words := l.Words[2:]
 	switch len(words) {
 	case 0:
 		p.Check.Method, p.Check.Path = "OPTIONS", "/"
@@ -46,32 +46,32 @@ func (p *proxy) httpchk(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 	rest := strings.Join(words[min(2, len(words)):], " ")
 	for i, line := range strings.Split(strings.ReplaceAll(rest, `\r\n`, "\n"), "\n") {
 		if name, value, ok := strings.Cut(line, ":"); i > 0 && ok {
-			p.header(d, owner, st, strings.TrimSpace(name), strings.TrimSpace(value))
+			p.header(l, strings.TrimSpace(name), strings.TrimSpace(value))
 		}
 	}
-	p.path(d, owner, st)
+	p.path(l)
 }
 
 // methods are those that a check can use.
 var methods = []string{http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPost}
 
 // path corrects the path and the method of a check.
-func (p *proxy) path(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+func (p *proxy) path(l draft.Line) {
 	if !strings.HasPrefix(p.Check.Path, "/") {
-		d.Advise(owner, st, "%s is no path; became /", syntax.Printable(p.Check.Path))
+		l.Advise("%s is no path; became /", syntax.Printable(p.Check.Path))
 		p.Check.Path = "/"
 	}
 	if !slices.Contains(methods, p.Check.Method) {
-		d.Advise(owner, st, "%s is no method; became GET", syntax.Printable(p.Check.Method))
+		l.Advise("%s is no method; became GET", syntax.Printable(p.Check.Method))
 		p.Check.Method = "GET"
 	}
 }
 
-func (p *proxy) header(d *draft.Draft, owner *draft.LB, st syntax.Statement, name, value string) {
+func (p *proxy) header(l draft.Line, name, value string) {
 	switch {
 	case name == "":
 	case strings.EqualFold(name, "authorization"):
-		d.Note(owner, st, "a secret is not copied; put the token in a file, and write check: {bearerTokenFile: /path}")
+		l.Note("a secret is not copied; put the token in a file, and write check: {bearerTokenFile: /path}")
 	case strings.EqualFold(name, "host"):
 		p.Check.Host = value
 	default:
@@ -80,67 +80,67 @@ func (p *proxy) header(d *draft.Draft, owner *draft.LB, st syntax.Statement, nam
 }
 
 // httpCheck reads the http-check lines.
-func (p *proxy) httpCheck(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	switch st.Arg(1) {
+func (p *proxy) httpCheck(l draft.Line) {
+	switch l.Arg(1) {
 	case "":
-		d.Note(owner, st, "says nothing")
+		l.Note("says nothing")
 	case "connect":
-		p.httpConnect(st)
+		p.httpConnect(l)
 	case "send":
-		p.httpSend(d, owner, st)
+		p.httpSend(l)
 	case "expect":
-		p.expect(d, owner, st, st.Words[2:])
+		p.expect(l, l.Words[2:])
 	case "disable-on-404":
-		d.Note(owner, st, "a server that answers 404 is down; `appliance backends drain` takes one out softly")
+		l.Note("a server that answers 404 is down; `appliance backends drain` takes one out softly")
 	default:
-		d.Note(owner, st, draft.IsUnknown)
+		l.Note(draft.IsUnknown)
 	}
 }
 
 // httpConnect reads http-check connect [ssl] [sni x] [port x] ...
-func (p *proxy) httpConnect(st syntax.Statement) {
-	for i := 2; i < len(st.Words); i++ {
-		switch st.Words[i] {
+func (p *proxy) httpConnect(l draft.Line) {
+	for i := 2; i < len(l.Words); i++ {
+		switch l.Words[i] {
 		case "ssl":
 			p.Check.Type = "https"
 		case "sni":
 			i++
-			p.Check.ServerName = st.Arg(i)
+			p.Check.ServerName = l.Arg(i)
 		case "port":
 			i++
-			p.Check.Port, _ = draft.ReadPort(st.Arg(i))
+			p.Check.Port, _ = draft.ReadPort(l.Arg(i))
 		}
 	}
 }
 
 // httpSend reads http-check send [meth x] [uri x] [hdr name value] ...
-func (p *proxy) httpSend(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	for i := 2; i < len(st.Words); i++ {
-		switch w := st.Words[i]; w {
+func (p *proxy) httpSend(l draft.Line) {
+	for i := 2; i < len(l.Words); i++ {
+		switch w := l.Words[i]; w {
 		case "meth":
 			i++
-			p.Check.Method = st.Arg(i)
+			p.Check.Method = l.Arg(i)
 		case "uri":
 			i++
-			p.Check.Path = st.Arg(i)
+			p.Check.Path = l.Arg(i)
 		case "hdr":
-			p.header(d, owner, st, st.Arg(i+1), st.Arg(i+2))
+			p.header(l, l.Arg(i+1), l.Arg(i+2))
 			i += 2
 		case "ver":
 			i++
 		default:
-			d.Advise(owner, st, "carried over without %s", syntax.Printable(w))
+			l.Advise("carried over without %s", syntax.Printable(w))
 		}
 	}
 	p.Check.Path = cmp.Or(p.Check.Path, "/")
 	p.Check.Method = cmp.Or(p.Check.Method, http.MethodGet)
-	p.path(d, owner, st)
+	p.path(l)
 }
 
 // expect reads http-check expect; words are those after it.
-func (p *proxy) expect(d *draft.Draft, owner *draft.LB, st syntax.Statement, words []string) {
+func (p *proxy) expect(l draft.Line, words []string) {
 	if len(words) < 2 || words[0] == "!" {
-		d.Note(owner, st, "say what is right, not what is wrong: check: {expect: {status: [200], contains: ok}}")
+		l.Note("say what is right, not what is wrong: check: {expect: {status: [200], contains: ok}}")
 		return
 	}
 	for len(words) > 2 && !slices.Contains([]string{"status", "rstatus", "string", "rstring"}, words[0]) {
@@ -151,7 +151,7 @@ func (p *proxy) expect(d *draft.Draft, owner *draft.LB, st syntax.Statement, wor
 	case "status":
 		status, ok := draft.ReadStatus(value)
 		if !ok {
-			d.Note(owner, st, draft.NoStatuses)
+			l.Note(draft.NoStatuses)
 			return
 		}
 		p.Check.Status = status
@@ -160,12 +160,12 @@ func (p *proxy) expect(d *draft.Draft, owner *draft.LB, st syntax.Statement, wor
 		p.Check.Contains, p.expects = value, true
 	case "rstring":
 		if !draft.ReadRegexp(value) {
-			d.Note(owner, st, draft.NoRegexp)
+			l.Note(draft.NoRegexp)
 			return
 		}
 		p.Check.Matches, p.expects = value, true
 	default:
-		d.Note(owner, st, "write the statuses out: check: {expect: {status: [200, 204]}}")
+		l.Note("write the statuses out: check: {expect: {status: [200, 204]}}")
 	}
 }
 

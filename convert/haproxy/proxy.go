@@ -41,14 +41,15 @@ func newProxy(d *draft.Draft, s section) *proxy {
 	}
 	// listen 443 and frontend web *:443 name addresses in the header.
 	if n := len(s.Words); n > 2 && s.Words[2] != "from" {
-		p.bind(d, nil, syntax.Statement{Place: s.Place, Words: append([]string{"bind"}, s.Words[2:]...)})
+		words := append([]string{"bind"}, s.Words[2:]...)
+		p.bind(draft.Line{Draft: d, Statement: syntax.Statement{Place: s.Place, Words: words}})
 	}
 	for i, st := range s.all() {
 		owner := p.LB
 		if i < len(s.defaults) {
 			owner = nil // what defaults say is not about this section alone
 		}
-		p.line(d, owner, st)
+		p.line(draft.Line{Draft: d, Owner: owner, Statement: st})
 	}
 	// listen 443, without any bind, is a name that is meant for a port.
 	if port, ok := draft.ReadPort(p.Name); ok && len(p.Binds) == 0 && s.Words[0] == "listen" {
@@ -78,30 +79,30 @@ func (p *proxy) join(b *draft.LB) {
 }
 
 // A reader reads one line; owner is the load balancer that its notes belong to.
-type reader func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement)
+type reader func(p *proxy, l draft.Line)
 
 // lines are the keywords of a section with something to read.
 var lines = map[string]reader{
-	"mode": func(*proxy, *draft.Draft, *draft.LB, syntax.Statement) {}, // read before
+	"mode": func(*proxy, draft.Line) {}, // read before
 	"bind": (*proxy).bind,
-	"maxconn": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-		d.ReadNumber(owner, st, st.Arg(1), 0, draft.MaxConns, &p.MaxConn)
+	"maxconn": func(p *proxy, l draft.Line) {
+		l.Number(l.Arg(1), 0, draft.MaxConns, &p.MaxConn)
 	},
-	"retries": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-		d.ReadNumber(owner, st, st.Arg(1), 0, 100, &p.Retries)
+	"retries": func(p *proxy, l draft.Line) {
+		l.Number(l.Arg(1), 0, 100, &p.Retries)
 	},
-	"timeout": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-		p.timeout(d, owner, st, st.Arg(1), st.Arg(2))
+	"timeout": func(p *proxy, l draft.Line) {
+		p.timeout(l, l.Arg(1), l.Arg(2))
 	},
 	"clitimeout": oldTimeout("client"),
 	"srvtimeout": oldTimeout("server"),
 	"contimeout": oldTimeout("connect"),
 	"balance":    (*proxy).balance,
-	"default-server": func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-		p.usual = append(p.usual, st.Words[1:]...)
+	"default-server": func(p *proxy, l draft.Line) {
+		p.usual = append(p.usual, l.Words[1:]...)
 		// Read for what is wrong with the words; servers read them again.
-		set := server{ServerEntry: &draft.ServerEntry{Statement: st}}
-		set.read(d, owner, st, st.Words[1:], p)
+		set := server{ServerEntry: &draft.ServerEntry{Statement: l.Statement}}
+		set.read(l, l.Words[1:], p)
 	},
 	"server":      (*proxy).server,
 	"option":      (*proxy).option,
@@ -109,15 +110,15 @@ var lines = map[string]reader{
 	"http-check":  (*proxy).httpCheck,
 	"tcp-check":   (*proxy).tcpCheck,
 	"use_backend": (*proxy).useBackend,
-	"default_backend": func(p *proxy, _ *draft.Draft, _ *draft.LB, st syntax.Statement) {
-		p.defaultTo = st.Arg(1)
+	"default_backend": func(p *proxy, l draft.Line) {
+		p.defaultTo = l.Arg(1)
 	},
 	"acl":         (*proxy).acl,
 	"tcp-request": (*proxy).request,
 	"stick-table": (*proxy).stickTable,
 	"stick":       (*proxy).stick,
-	"disabled": func(p *proxy, _ *draft.Draft, _ *draft.LB, st syntax.Statement) {
-		p.Refused = "line " + st.Place.String() + " disables it"
+	"disabled": func(p *proxy, l draft.Line) {
+		p.Refused = "line " + l.Place.String() + " disables it"
 	},
 }
 
@@ -150,56 +151,57 @@ var remarks = draft.NewRemarks(
 )
 
 // line reads one line of a section, or of its defaults.
-func (p *proxy) line(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	if read := lines[st.Words[0]]; read != nil {
-		read(p, d, owner, st)
-	} else if !d.Remark(remarks, st.Words[0], owner, st) {
-		d.Note(owner, st, draft.IsUnknown)
+func (p *proxy) line(l draft.Line) {
+	if read := lines[l.Words[0]]; read != nil {
+		read(p, l)
+	} else if !l.Remark(remarks, l.Words[0]) {
+		l.Note(draft.IsUnknown)
 	}
 }
 
 // bind reads bind [addr]:port[,...] with its parameters. Its notes always belong to the section.
-func (p *proxy) bind(d *draft.Draft, _ *draft.LB, st syntax.Statement) {
-	for word := range strings.SplitSeq(st.Arg(1), ",") {
-		if b, ok := p.bindAddress(d, st, word); ok {
+func (p *proxy) bind(l draft.Line) {
+	l.Owner = p.LB
+	for word := range strings.SplitSeq(l.Arg(1), ",") {
+		if b, ok := p.bindAddress(l, word); ok {
 			p.Binds = append(p.Binds, b)
 		}
 	}
 	const silent = " v4v6 transparent tfo defer-accept "
 	const silentWithValue = " nice name backlog level mode uid gid user group id process thread shards tcp-ut mss "
-	for i := 2; i < len(st.Words); i++ {
-		w := st.Words[i]
+	for i := 2; i < len(l.Words); i++ {
+		w := l.Words[i]
 		switch {
 		case strings.Contains(silent, " "+w+" "):
 		case strings.Contains(silentWithValue, " "+w+" "):
 			i++
 		case w == "accept-proxy":
 			p.AcceptProxy = true
-			d.Advise(p.LB, st, "haproxy believes the PROXY header of anybody; so does acceptProxyFrom below: "+
+			l.Advise("haproxy believes the PROXY header of anybody; so does acceptProxyFrom below: " +
 				"write the prefixes of the senders there")
 		case w == "ssl":
-			p.Refused = st.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
+			p.Refused = l.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
 			return
 		case w == "maxconn":
 			i++
-			d.ReadNumber(p.LB, st, st.Arg(i), 0, draft.MaxConns, &p.MaxConn)
+			l.Number(l.Arg(i), 0, draft.MaxConns, &p.MaxConn)
 		case w == "interface" || w == "namespace":
 			i++
-			d.Advise(p.LB, st, "%s is not carried over", w)
+			l.Advise("%s is not carried over", w)
 		default:
-			d.Advise(p.LB, st, "%s is not carried over", syntax.Printable(w))
+			l.Advise("%s is not carried over", syntax.Printable(w))
 		}
 	}
 }
 
 // bindAddress reads one address and port of bind.
-func (p *proxy) bindAddress(d *draft.Draft, st syntax.Statement, word string) (draft.Bind, bool) {
+func (p *proxy) bindAddress(l draft.Line, word string) (draft.Bind, bool) {
 	for _, prefix := range []string{"ipv4@", "ipv6@", "tcp@"} {
 		word = strings.TrimPrefix(word, prefix)
 	}
 	host, tail := draft.SplitPort(word)
 	port, ok := draft.ReadPort(tail)
-	b := draft.Bind{Statement: st, Port: port}
+	b := draft.Bind{Statement: l.Statement, Port: port}
 	why := ""
 	switch {
 	case strings.Contains(tail, "-") && !draft.Placeholder(word):
@@ -220,25 +222,25 @@ func (p *proxy) bindAddress(d *draft.Draft, st syntax.Statement, word string) (d
 		}
 		why = draft.WrongAddr(host)
 	}
-	d.Note(p.LB, st, "%s", why)
+	l.Note("%s", why)
 	return b, false
 }
 
 // oldTimeout is a timeout as older versions wrote it.
 func oldTimeout(name string) reader {
-	return func(p *proxy, d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-		p.timeout(d, owner, st, name, st.Arg(1))
+	return func(p *proxy, l draft.Line) {
+		p.timeout(l, name, l.Arg(1))
 	}
 }
 
-func (p *proxy) timeout(d *draft.Draft, owner *draft.LB, st syntax.Statement, name, value string) {
+func (p *proxy) timeout(l draft.Line, name, value string) {
 	quiet := func(into *draft.Span) {
-		d.ReadSpan(owner, st, units, value, 0, draft.MaxQuiet, into)
-		d.AdviseQuiet(owner, st, *into)
+		l.Span(units, value, 0, draft.MaxQuiet, into)
+		l.AdviseQuiet(*into)
 	}
 	switch name {
 	case "connect":
-		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxConnect, &p.Connect)
+		l.Span(units, value, draft.MinConnect, draft.MaxConnect, &p.Connect)
 	case "client":
 		quiet(&p.Client)
 	case "server":
@@ -246,17 +248,17 @@ func (p *proxy) timeout(d *draft.Draft, owner *draft.LB, st syntax.Statement, na
 	case "tunnel":
 		quiet(&p.tunnel)
 	case "queue":
-		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxQueue, &p.Queue)
-		p.QueueAt = st
+		l.Span(units, value, draft.MinConnect, draft.MaxQueue, &p.Queue)
+		p.QueueAt = l.Statement
 	case "check":
-		d.ReadSpan(owner, st, units, value, draft.MinConnect, draft.MaxInter, &p.checkTimeout)
-		p.checkTimeoutAt = st
+		l.Span(units, value, draft.MinConnect, draft.MaxInter, &p.checkTimeout)
+		p.checkTimeoutAt = l.Statement
 	case "client-fin", "server-fin":
-		d.Moot(owner, st, "a connection that is closed on one side ends like any other")
+		l.Moot("a connection that is closed on one side ends like any other")
 	case "http-request", "http-keep-alive", "tarpit":
-		d.Moot(owner, st, draft.IsHTTP)
+		l.Moot(draft.IsHTTP)
 	default:
-		d.Note(owner, st, draft.IsUnknown)
+		l.Note(draft.IsUnknown)
 	}
 }
 
@@ -265,21 +267,21 @@ var schedulers = map[string]string{
 	"roundrobin": "rr", "static-rr": "rr", "leastconn": "lc", "source": "sh", "random": "random", "first": "first",
 }
 
-func (p *proxy) balance(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	name, _, _ := strings.Cut(st.Arg(1), "(")
+func (p *proxy) balance(l draft.Line) {
+	name, _, _ := strings.Cut(l.Arg(1), "(")
 	ours := schedulers[name]
-	if name == "hash" && st.Arg(2) == "src" {
+	if name == "hash" && l.Arg(2) == "src" {
 		ours = "sh"
 	}
 	switch {
 	case ours != "":
 		p.Scheduler = ours
 	case name == "hash":
-		d.Note(owner, st, "clients are told apart by their address only: write scheduler: sh")
+		l.Note("clients are told apart by their address only: write scheduler: sh")
 	case slices.Contains([]string{"uri", "url_param", "hdr", "rdp-cookie"}, name):
-		d.Note(owner, st, "%s; write scheduler: sh to keep a client on its server", draft.IsHTTP)
+		l.Note("%s; write scheduler: sh to keep a client on its server", draft.IsHTTP)
 	default:
-		d.Note(owner, st, "is not known; write scheduler: rr, lc, sh, random or first")
+		l.Note("is not known; write scheduler: rr, lc, sh, random or first")
 	}
 }
 
@@ -299,58 +301,58 @@ var optionRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "transparent", Text: "connections go to backends, never to where they were addressed"},
 )
 
-func (p *proxy) option(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	switch o := st.Arg(1); o {
+func (p *proxy) option(l draft.Line) {
+	switch o := l.Arg(1); o {
 	case "tcp-check":
-		p.kind(d, owner, st, "tcp")
+		p.kind(l, "tcp")
 	case "ssl-hello-chk":
-		p.kind(d, owner, st, "tls")
+		p.kind(l, "tls")
 	case "httpchk":
-		p.kind(d, owner, st, "http")
-		p.httpchk(d, owner, st)
+		p.kind(l, "http")
+		p.httpchk(l)
 	case "smtpchk", "ldap-check", "mysql-check", "pgsql-check", "redis-check", "spop-check":
-		p.kind(d, owner, st, "tcp")
-		d.Advise(owner, st, "that protocol is not spoken; a connection is opened")
+		p.kind(l, "tcp")
+		l.Advise("that protocol is not spoken; a connection is opened")
 	case "redispatch", "tcpka", "clitcpka", "srvtcpka", "splice-auto", "splice-request", "splice-response":
 		// Always so.
 	default:
-		if !d.Remark(optionRemarks, o, owner, st) {
-			d.Note(owner, st, draft.IsUnknown)
+		if !l.Remark(optionRemarks, o) {
+			l.Note(draft.IsUnknown)
 		}
 	}
 }
 
-func (p *proxy) no(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	if st.Arg(1) == "option" && st.Arg(2) == "redispatch" {
-		d.Note(owner, st, "a connection whose server does not answer always goes to another; retries: 0 tries none")
+func (p *proxy) no(l draft.Line) {
+	if l.Arg(1) == "option" && l.Arg(2) == "redispatch" {
+		l.Note("a connection whose server does not answer always goes to another; retries: 0 tries none")
 		return
 	}
-	d.Moot(owner, st, "switches off what is not there")
+	l.Moot("switches off what is not there")
 }
 
-func (p *proxy) tcpCheck(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
+func (p *proxy) tcpCheck(l draft.Line) {
 	switch {
-	case st.Arg(1) != "connect":
-		d.Note(owner, st, "checks say nothing and expect nothing over plain TCP; "+
+	case l.Arg(1) != "connect":
+		l.Note("checks say nothing and expect nothing over plain TCP; " +
 			"write check: {type: http or https} if the server speaks it")
-	case slices.Contains(st.Words, "ssl"):
-		p.Check.Type, p.checkBy = "tls", st
+	case slices.Contains(l.Words, "ssl"):
+		p.Check.Type, p.checkBy = "tls", l.Statement
 	}
 }
 
-func (p *proxy) useBackend(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	if len(st.Words) == 2 {
-		p.useTo = st.Arg(1)
+func (p *proxy) useBackend(l draft.Line) {
+	if len(l.Words) == 2 {
+		p.useTo = l.Arg(1)
 		return
 	}
-	d.Note(owner, st, draft.OneTarget)
+	l.Note(draft.OneTarget)
 }
 
-func (p *proxy) stick(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	by := st.Arg(1)
-	ours := by == "on" && len(st.Words) == 3 || by == "match" || by == "store-request"
-	if !ours || st.Arg(2) != "src" {
-		d.Note(owner, st, stickyByAddress)
+func (p *proxy) stick(l draft.Line) {
+	by := l.Arg(1)
+	ours := by == "on" && len(l.Words) == 3 || by == "match" || by == "store-request"
+	if !ours || l.Arg(2) != "src" {
+		l.Note(stickyByAddress)
 		return
 	}
 	if !p.Persistence.Set { // the table may say how long
@@ -360,17 +362,17 @@ func (p *proxy) stick(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
 
 const stickyByAddress = "clients stick by their address only; write persistence: 30m"
 
-func (p *proxy) stickTable(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	for i, w := range st.Words {
-		if w == "type" && st.Arg(i+1) != "ip" && st.Arg(i+1) != "ipv6" {
-			d.Note(owner, st, stickyByAddress)
+func (p *proxy) stickTable(l draft.Line) {
+	for i, w := range l.Words {
+		if w == "type" && l.Arg(i+1) != "ip" && l.Arg(i+1) != "ipv6" {
+			l.Note(stickyByAddress)
 			return
 		}
 	}
-	if i := slices.Index(st.Words, "expire"); i >= 0 {
-		d.ReadSpan(owner, st, units, st.Arg(i+1), draft.MinPersistence, draft.MaxSticky, &p.Persistence)
+	if i := slices.Index(l.Words, "expire"); i >= 0 {
+		l.Span(units, l.Arg(i+1), draft.MinPersistence, draft.MaxSticky, &p.Persistence)
 		return
 	}
 	p.Persistence = draft.Span{Value: defaultPersistence, Set: true}
-	d.Advise(owner, st, "never forgets a client; became persistence: %s", draft.Short(defaultPersistence))
+	l.Advise("never forgets a client; became persistence: %s", draft.Short(defaultPersistence))
 }

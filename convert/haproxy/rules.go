@@ -26,15 +26,15 @@ type aclRule struct {
 	term   aclTerm
 }
 
-func (p *proxy) acl(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	term := readTerm(st.Words[min(2, len(st.Words)):])
-	if old, ok := p.acls[st.Arg(1)]; ok && !old.unknown && !term.unknown && !old.hello && !term.hello {
+func (p *proxy) acl(l draft.Line) {
+	term := readTerm(l.Words[min(2, len(l.Words)):])
+	if old, ok := p.acls[l.Arg(1)]; ok && !old.unknown && !term.unknown && !old.hello && !term.hello {
 		old.from = append(slices.Clone(old.from), term.from...) // lines with one name add up
 		term = old
 	}
-	p.acls[st.Arg(1)] = term
+	p.acls[l.Arg(1)] = term
 	if term.unknown {
-		d.Note(owner, st, "only source addresses and TLS ClientHellos are told apart; write allow and deny with prefixes")
+		l.Note("only source addresses and TLS ClientHellos are told apart; write allow and deny with prefixes")
 	}
 }
 
@@ -130,49 +130,49 @@ func (p *proxy) term(words []string) (t aclTerm, rest []string, ok bool) {
 }
 
 // request reads a tcp-request line.
-func (p *proxy) request(d *draft.Draft, owner *draft.LB, st syntax.Statement) {
-	switch st.Arg(1) {
+func (p *proxy) request(l draft.Line) {
+	switch l.Arg(1) {
 	case "inspect-delay":
-		p.inspect = st
+		p.inspect = l.Statement
 		return
 	case "connection", "content", "session":
 	default:
-		d.Note(owner, st, draft.IsUnknown)
+		l.Note(draft.IsUnknown)
 		return
 	}
-	switch st.Arg(2) {
+	switch l.Arg(2) {
 	case "accept", "reject":
-		p.rule(d, owner, st, st.Arg(2) == "reject")
+		p.rule(l, l.Arg(2) == "reject")
 	case "expect-proxy":
 		p.AcceptProxy = true
-		term, always := p.condition(st.Words[min(4, len(st.Words)):])
+		term, always := p.condition(l.Words[min(4, len(l.Words)):])
 		if always || term.unknown || term.not || term.hello {
-			d.Advise(owner, st, "the PROXY header is believed from everybody; "+
+			l.Advise("the PROXY header is believed from everybody; " +
 				"write the prefixes of the senders in acceptProxyFrom below")
 			return
 		}
 		p.AcceptProxyFrom = append(p.AcceptProxyFrom, term.from...)
 	default:
-		d.Note(owner, st, "connections are neither counted nor rewritten; maxconn limits them")
+		l.Note("connections are neither counted nor rewritten; maxconn limits them")
 	}
 }
 
 // rule reads tcp-request connection|content accept|reject.
-func (p *proxy) rule(d *draft.Draft, owner *draft.LB, st syntax.Statement, reject bool) {
-	term, always := p.condition(st.Words[3:])
+func (p *proxy) rule(l draft.Line, reject bool) {
+	term, always := p.condition(l.Words[3:])
 	switch {
 	case term.unknown:
-		d.Note(owner, st, "connections are told apart by source address and TLS ClientHello only; "+
+		l.Note("connections are told apart by source address and TLS ClientHello only; " +
 			"write allow and deny with prefixes")
 	case term.hello && term.not != reject: // neither accept if hello nor reject unless hello
-		d.Note(owner, st, "requireTLS lets in what begins with a TLS ClientHello, never the contrary")
+		l.Note("requireTLS lets in what begins with a TLS ClientHello, never the contrary")
 	case term.hello:
-		p.hello = st
+		p.hello = l.Statement
 		p.refuse = p.refuse || reject
-	case always && st.Arg(1) == "content" && p.hello.Line != 0:
+	case always && l.Arg(1) == "content" && p.hello.Line != 0:
 		p.refuse = p.refuse || reject
 	default:
-		p.rules = append(p.rules, aclRule{Statement: st, accept: !reject, always: always, term: term})
+		p.rules = append(p.rules, aclRule{Statement: l.Statement, accept: !reject, always: always, term: term})
 	}
 }
 
@@ -227,7 +227,8 @@ func (p *proxy) requireTLS(d *draft.Draft) {
 	}
 	p.RequireTLS = draft.Span{Value: defaultHello, Set: true}
 	if p.inspect.Line != 0 {
-		d.ReadSpan(p.LB, p.inspect, units, p.inspect.Arg(2), draft.MinHello, draft.MaxHello, &p.RequireTLS)
+		at := draft.Line{Draft: d, Owner: p.LB, Statement: p.inspect}
+		at.Span(units, at.Arg(2), draft.MinHello, draft.MaxHello, &p.RequireTLS)
 	}
 	if !p.refuse {
 		d.Advise(p.LB, p.hello, "haproxy lets everything else in after the delay, "+

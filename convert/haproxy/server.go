@@ -4,7 +4,6 @@ import (
 	"strings"
 
 	"appliance/convert/draft"
-	"appliance/convert/syntax"
 )
 
 // A server is one server as its words are read.
@@ -13,17 +12,18 @@ type server struct {
 	check serverCheck
 }
 
-// server reads a server line: name, address, parameters.
-func (p *proxy) server(d *draft.Draft, _ *draft.LB, st syntax.Statement) {
-	word := st.Arg(2)
+// server reads a server line: name, address, parameters. Its notes always belong to the section.
+func (p *proxy) server(l draft.Line) {
+	l.Owner = p.LB
+	word := l.Arg(2)
 	for _, prefix := range []string{"ipv4@", "ipv6@", "tcp@", "tcp4@", "tcp6@"} {
 		word = strings.TrimPrefix(word, prefix)
 	}
-	srv := draft.ServerEntry{Statement: st, Name: st.Arg(1)}
+	srv := draft.ServerEntry{Statement: l.Statement, Name: l.Arg(1)}
 	host, tail := draft.SplitPort(word)
 	var ok bool
 	if srv.Addr, ok = draft.ReadAddr(host); !ok {
-		d.Note(p.LB, st, "%s", draft.WrongAddr(host))
+		l.Note("%s", draft.WrongAddr(host))
 		return
 	}
 	if srv.Port, ok = draft.ReadPort(tail); !ok && tail != "" {
@@ -34,14 +34,15 @@ func (p *proxy) server(d *draft.Draft, _ *draft.LB, st syntax.Statement) {
 		case draft.Placeholder(tail):
 			why = draft.Unfilled
 		}
-		d.Note(p.LB, st, "%s %s", tail, why)
+		l.Note("%s %s", tail, why)
 		return
 	}
 	set := server{ServerEntry: &srv}
-	set.read(draft.New(), nil, st, p.usual, p) // what is wrong with these words is noted where they stand
-	set.read(d, p.LB, st, st.Words[3:], p)
+	// What is wrong with the words of default-server is noted where they stand.
+	set.read(draft.Line{Draft: draft.New(), Statement: l.Statement}, p.usual, p)
+	set.read(l, l.Words[3:], p)
 	if len(p.checks) > 0 && set.check != p.checks[0] {
-		d.Advise(p.LB, st, "is checked in another way than the first server; "+
+		l.Advise("is checked in another way than the first server; " +
 			"one load balancer checks all its backends as it does the first")
 	}
 	p.checks = append(p.checks, set.check)
@@ -50,9 +51,7 @@ func (p *proxy) server(d *draft.Draft, _ *draft.LB, st syntax.Statement) {
 
 // A reading is the words of one server while they are read.
 type reading struct {
-	*draft.Draft
-	owner   *draft.LB
-	at      syntax.Statement
+	draft.Line
 	proxy   *proxy
 	words   []string
 	next    int
@@ -69,8 +68,8 @@ func (r *reading) word() string {
 }
 
 // read reads parameters. Those of default-server are read first.
-func (s *server) read(d *draft.Draft, owner *draft.LB, st syntax.Statement, words []string, p *proxy) {
-	r := &reading{Draft: d, owner: owner, at: st, proxy: p, words: words}
+func (s *server) read(l draft.Line, words []string, p *proxy) {
+	r := &reading{Line: l, proxy: p, words: words}
 	for r.next < len(words) {
 		w := r.word()
 		switch read := parameters[w]; {
@@ -83,7 +82,7 @@ func (s *server) read(d *draft.Draft, owner *draft.LB, st syntax.Statement, word
 		}
 	}
 	if len(r.unknown) > 0 {
-		d.Advise(owner, st, "carried over without %q", strings.Join(r.unknown, " "))
+		l.Advise("carried over without %q", strings.Join(r.unknown, " "))
 	}
 }
 
@@ -104,25 +103,17 @@ var parameters = map[string]func(s *server, r *reading){
 	"enabled":      func(*server, *reading) {},
 	"disabled": func(s *server, r *reading) {
 		s.Weight = draft.Number{Value: 0, Set: true}
-		r.Advise(r.owner, r.at, "disabled became weight 0; remove that to let connections in again")
+		r.Advise("disabled became weight 0; remove that to let connections in again")
 	},
-	"inter": func(s *server, r *reading) {
-		r.ReadSpan(r.owner, r.at, units, r.word(), draft.MinInter, draft.MaxInter, &s.check.inter)
-	},
-	"fastinter": func(s *server, r *reading) {
-		r.ReadSpan(r.owner, r.at, units, r.word(), draft.MinInter, draft.MaxInter, &s.check.fastInter)
-	},
-	"downinter": func(s *server, r *reading) {
-		r.ReadSpan(r.owner, r.at, units, r.word(), draft.MinInter, draft.MaxInter, &s.check.downInter)
-	},
-	"rise":     func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.rise) },
-	"fall":     func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.fall) },
-	"weight":   func(s *server, r *reading) { r.number(0, draft.MaxWeight, &s.Weight) },
-	"maxconn":  func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
-	"maxqueue": func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
-	"slowstart": func(s *server, r *reading) {
-		r.ReadSpan(r.owner, r.at, units, r.word(), 0, draft.MaxSlow, &s.SlowStart)
-	},
+	"inter":     func(s *server, r *reading) { r.inter(&s.check.inter) },
+	"fastinter": func(s *server, r *reading) { r.inter(&s.check.fastInter) },
+	"downinter": func(s *server, r *reading) { r.inter(&s.check.downInter) },
+	"rise":      func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.rise) },
+	"fall":      func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.fall) },
+	"weight":    func(s *server, r *reading) { r.number(0, draft.MaxWeight, &s.Weight) },
+	"maxconn":   func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
+	"maxqueue":  func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
+	"slowstart": func(s *server, r *reading) { r.Span(units, r.word(), 0, draft.MaxSlow, &s.SlowStart) },
 	"port": func(s *server, r *reading) {
 		if port, ok := draft.ReadPort(r.word()); ok {
 			s.check.port = port
@@ -163,11 +154,13 @@ var parameters = map[string]func(s *server, r *reading){
 	},
 	"ssl": func(s *server, r *reading) {
 		s.check.ssl = true
-		r.proxy.Refused = r.at.Place.String() + " begins TLS towards the servers, while " + draft.IsTLS +
+		r.proxy.Refused = r.Place.String() + " begins TLS towards the servers, while " + draft.IsTLS +
 			": let the clients speak TLS"
 	},
 }
 
-func (r *reading) number(low, high int, into *draft.Number) {
-	r.ReadNumber(r.owner, r.at, r.word(), low, high, into)
+func (r *reading) number(low, high int, into *draft.Number) { r.Number(r.word(), low, high, into) }
+
+func (r *reading) inter(into *draft.Span) {
+	r.Span(units, r.word(), draft.MinInter, draft.MaxInter, into)
 }

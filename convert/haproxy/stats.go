@@ -23,7 +23,7 @@ func readStats(d *draft.Draft, s section) {
 	for _, st := range s.all() {
 		switch {
 		case st.Words[0] == "bind":
-			p.bind(silent, nil, st)
+			p.bind(draft.Line{Draft: silent, Statement: st})
 		case st.Words[0] == "stats" && st.Arg(1) == "uri":
 			path = strings.TrimRight(st.Arg(2), "/")
 		case st.Words[0] == "stats" && st.Arg(1) == "hide-version":

@@ -27,15 +27,16 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		}
 	}
 	used := map[string]bool{}
-	for _, st := range list {
-		switch w := st.Words[0]; w {
+	for _, l := range d.Lines(nil, list) {
+		st := l.Statement
+		switch w := l.Words[0]; w {
 		case "vrrp_script", "virtual_server_group": // read above
 		case "vrrp_instance":
 			readInstance(d, st)
 		case "vrrp_sync_group":
-			for _, line := range st.Body {
+			for _, line := range d.Lines(nil, l.Body) {
 				if line.Words[0] != "group" { // all virtual addresses have one holder
-					readNotify(d, line)
+					readNotify(line)
 				}
 			}
 		case "virtual_server":
@@ -47,12 +48,12 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			readGlobal(d, st)
 		default:
 			switch {
-			case d.Remark(remarks, w, nil, st):
+			case l.Remark(remarks, w):
 			case strings.HasPrefix(w, "@"):
-				d.NoteAll(nil, st, false, "is for some machines only; "+
+				l.NoteAll(false, "is for some machines only; "+
 					"one file of ours fits all peers, write what they have in common")
 			default:
-				d.NoteAll(nil, st, false, draft.IsUnknown)
+				l.NoteAll(false, draft.IsUnknown)
 			}
 		}
 	}
@@ -80,19 +81,19 @@ var remarks = draft.NewRemarks(
 )
 
 func readGlobal(d *draft.Draft, st syntax.Statement) {
-	for _, line := range st.Body {
-		switch w := line.Words[0]; {
+	for _, l := range d.Lines(nil, st.Body) {
+		switch w := l.Words[0]; {
 		case w == "notification_email" || strings.HasPrefix(w, "smtp_"):
-			d.NoteAll(nil, line, false, "no mail is sent; "+
+			l.NoteAll(false, "no mail is sent; "+
 				"a hook can run a program: hooks: [{on: [holder, released], exec: [/path]}]")
 		case w == "vrrp_script_user" || w == "script_user" || w == "enable_script_security":
-			d.Moot(nil, line, "scripts run as the appliance does, and only if nobody else can write them")
+			l.Moot("scripts run as the appliance does, and only if nobody else can write them")
 		case strings.HasPrefix(w, "vrrp_garp") || strings.HasPrefix(w, "vrrp_gna"):
-			d.Moot(nil, line, "the holder announces itself at once, several times, and every 30 s")
+			l.Moot("the holder announces itself at once, several times, and every 30 s")
 		case strings.HasPrefix(w, "lvs_"):
-			d.Moot(nil, line, draft.IsTuning)
+			l.Moot(draft.IsTuning)
 		default:
-			d.NoteAll(nil, line, true, "has no meaning here")
+			l.NoteAll(true, "has no meaning here")
 		}
 	}
 }
@@ -100,39 +101,39 @@ func readGlobal(d *draft.Draft, st syntax.Statement) {
 // readInstance reads a vrrp_instance.
 func readInstance(d *draft.Draft, st syntax.Statement) {
 	d.Group = true
-	for _, line := range st.Body {
-		switch w := line.Words[0]; w {
+	for _, l := range d.Lines(nil, st.Body) {
+		switch w := l.Words[0]; w {
 		case "interface":
-			d.SetInterface(line)
+			d.SetInterface(l.Statement)
 		case "virtual_ipaddress", "virtual_ipaddress_excluded":
-			for _, a := range line.Body {
+			for _, a := range l.Body {
 				d.AddVIP(a)
 			}
 		case "unicast_src_ip", "mcast_src_ip":
-			a, ok := draft.ReadAddr(line.Arg(1))
+			a, ok := draft.ReadAddr(l.Arg(1))
 			if !ok {
-				d.Note(nil, line, "%s", draft.WrongAddr(line.Arg(1)))
+				l.Note("%s", draft.WrongAddr(l.Arg(1)))
 				continue
 			}
 			d.Own = append(d.Own, a)
 			if w == "unicast_src_ip" {
-				d.Peers = append(d.Peers, draft.PeerEntry{Place: line.Place, Addr: a})
+				d.Peers = append(d.Peers, draft.PeerEntry{Place: l.Place, Addr: a})
 			}
 		case "unicast_peer":
-			for _, a := range line.Body {
+			for _, a := range d.Lines(nil, l.Body) {
 				if addr, ok := draft.ReadAddr(a.Arg(0)); ok {
 					d.Peers = append(d.Peers, draft.PeerEntry{Place: a.Place, Addr: addr})
 				} else {
-					d.Note(nil, a, "%s", draft.WrongAddr(a.Arg(0)))
+					a.Note("%s", draft.WrongAddr(a.Arg(0)))
 				}
 			}
 		case "track_script":
-			for _, name := range line.Body {
-				useScript(d, name)
+			for _, name := range d.Lines(nil, l.Body) {
+				useScript(name)
 			}
 		default:
-			if !d.Remark(instanceRemarks, w, nil, line) {
-				readNotify(d, line)
+			if !l.Remark(instanceRemarks, w) {
+				readNotify(l)
 			}
 		}
 	}
@@ -164,25 +165,25 @@ var notifyEvents = map[string]string{
 }
 
 // readNotify reads the scripts that follow changes of state.
-func readNotify(d *draft.Draft, st syntax.Statement) {
-	w := st.Words[0]
+func readNotify(l draft.Line) {
+	w := l.Words[0]
 	switch on := notifyEvents[w]; {
 	case on != "":
-		exec, why := command(st.Words[1:])
+		exec, why := command(l.Words[1:])
 		if why != "" {
-			d.Note(nil, st, "%s", why)
+			l.Note("%s", why)
 			return
 		}
-		d.Hooks = append(d.Hooks, draft.HookEntry{Place: st.Place, On: on, Exec: exec})
+		l.Hooks = append(l.Hooks, draft.HookEntry{Place: l.Place, On: on, Exec: exec})
 	case w == "notify":
-		d.Note(nil, st, "wants the arguments INSTANCE name MASTER|BACKUP; "+
+		l.Note("wants the arguments INSTANCE name MASTER|BACKUP; " +
 			"write hooks: [{on: [holder], exec: [/path, INSTANCE, name, MASTER]}, {on: [released], ...}]")
 	case strings.HasPrefix(w, "notify"):
-		d.Note(nil, st, noEvent)
+		l.Note(noEvent)
 	case w == "smtp_alert":
-		d.Note(nil, st, "no mail is sent; a hook can run a program")
+		l.Note("no mail is sent; a hook can run a program")
 	default:
-		d.NoteAll(nil, st, false, draft.IsUnknown)
+		l.NoteAll(false, draft.IsUnknown)
 	}
 }
 

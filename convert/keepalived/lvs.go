@@ -26,14 +26,13 @@ var schedulers = []string{
 
 // A virtualServer is a virtual_server block as it is read.
 type virtualServer struct {
-	*draft.Draft
 	*draft.LB
 	checked bool // a server has had a check, which is that of all
 }
 
 // readVirtualServer reads a virtual_server block: an address and port, and the servers behind it.
 func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]syntax.Statement) {
-	v := &virtualServer{Draft: d, LB: &draft.LB{Statement: st.Head(), Lines: st.Body, LVS: true}}
+	v := &virtualServer{LB: &draft.LB{Statement: st.Head(), Lines: st.Body, LVS: true}}
 	switch st.Arg(1) {
 	case "fwmark":
 		v.Refused = "it serves marked packets; write one load balancer for each port"
@@ -42,33 +41,33 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 		if !ok {
 			v.Refused = "its virtual_server_group is not in these files"
 		}
-		for _, line := range group.Body {
-			v.address(line, line.Arg(0), line.Arg(1))
+		for _, l := range d.Lines(v.LB, group.Body) {
+			v.address(l, l.Arg(0), l.Arg(1))
 		}
 	default:
-		v.address(st, st.Arg(1), st.Arg(2))
+		v.address(draft.Line{Draft: d, Owner: v.LB, Statement: st}, st.Arg(1), st.Arg(2))
 	}
 	if len(v.Binds) == 0 && v.Refused == "" {
 		v.Refused = "it has no address and port"
 	}
-	for _, line := range st.Body {
-		v.line(line)
+	for _, l := range d.Lines(v.LB, st.Body) {
+		v.line(l)
 	}
 	if !v.checked {
 		inter := v.Check.Inter
 		v.Check = draft.HealthCheck{Type: "none"}
 		if inter.Set {
-			v.Advise(v.LB, v.Statement, "no real server has a check, so none is made; remove check below to have one")
+			d.Advise(v.LB, v.Statement, "no real server has a check, so none is made; remove check below to have one")
 		}
 	}
 	d.LoadBalancers = append(d.LoadBalancers, v.LB)
 }
 
 // address reads an address and port to listen on.
-func (v *virtualServer) address(st syntax.Statement, address, port string) {
+func (v *virtualServer) address(l draft.Line, address, port string) {
 	a, ok := draft.ReadAddr(address)
 	if !ok {
-		v.Note(v.LB, st, "%s", draft.WrongAddr(address))
+		l.Note("%s", draft.WrongAddr(address))
 		return
 	}
 	n, ok := draft.ReadPort(port)
@@ -77,40 +76,40 @@ func (v *virtualServer) address(st syntax.Statement, address, port string) {
 		if draft.Placeholder(port) {
 			why = draft.Unfilled
 		}
-		v.Note(v.LB, st, "%s", why)
+		l.Note("%s", why)
 		return
 	}
-	v.Binds = append(v.Binds, draft.Bind{Statement: st, Addr: a, Port: n})
+	v.Binds = append(v.Binds, draft.Bind{Statement: l.Statement, Addr: a, Port: n})
 }
 
 // A reader reads one line.
-type reader func(v *virtualServer, st syntax.Statement)
+type reader func(v *virtualServer, l draft.Line)
 
 // lines are the keywords of a virtual_server with something to read.
 var lines = map[string]reader{
-	"delay_loop": func(v *virtualServer, st syntax.Statement) {
-		v.ReadSpan(v.LB, st, units, st.Arg(1), draft.MinInter, draft.MaxInter, &v.Check.Inter)
+	"delay_loop": func(v *virtualServer, l draft.Line) {
+		l.Span(units, l.Arg(1), draft.MinInter, draft.MaxInter, &v.Check.Inter)
 	},
 	"lb_algo":    (*virtualServer).scheduler,
 	"lvs_sched":  (*virtualServer).scheduler,
 	"lb_kind":    (*virtualServer).method,
 	"lvs_method": (*virtualServer).method,
-	"protocol": func(v *virtualServer, st syntax.Statement) {
-		if st.Arg(1) != "TCP" {
-			v.Refused = "it is " + syntax.Printable(st.Arg(1)) + ", and TCP is carried"
+	"protocol": func(v *virtualServer, l draft.Line) {
+		if l.Arg(1) != "TCP" {
+			v.Refused = "it is " + syntax.Printable(l.Arg(1)) + ", and TCP is carried"
 		}
 	},
-	"persistence_timeout": func(v *virtualServer, st syntax.Statement) {
+	"persistence_timeout": func(v *virtualServer, l draft.Line) {
 		switch {
-		case len(st.Words) == 1:
+		case len(l.Words) == 1:
 			v.Persistence = draft.Span{Value: defaultPersistence, Set: true}
-		case st.Arg(1) != "0":
-			v.ReadSpan(v.LB, st, units, st.Arg(1), draft.MinPersistence, draft.MaxSticky, &v.Persistence)
+		case l.Arg(1) != "0":
+			l.Span(units, l.Arg(1), draft.MinPersistence, draft.MaxSticky, &v.Persistence)
 		}
 	},
 	"real_server": (*virtualServer).realServer,
-	"sorry_server": func(v *virtualServer, st syntax.Statement) {
-		if srv, ok := v.serverAddress(st); ok {
+	"sorry_server": func(v *virtualServer, l draft.Line) {
+		if srv, ok := v.serverAddress(l); ok {
 			srv.Backup = true
 			v.Servers = append(v.Servers, srv)
 		}
@@ -121,7 +120,7 @@ var lines = map[string]reader{
 	"delay_before_retry":   (*virtualServer).checkLine,
 	"connect_timeout":      (*virtualServer).checkLine,
 	"warmup":               (*virtualServer).checkLine,
-	"virtualhost":          func(v *virtualServer, st syntax.Statement) { v.Check.Host = st.Arg(1) },
+	"virtualhost":          func(v *virtualServer, l draft.Line) { v.Check.Host = l.Arg(1) },
 }
 
 // lineRemarks are the keywords of a virtual_server that are noted and nothing else.
@@ -139,71 +138,71 @@ const (
 )
 
 // line reads one line of the block.
-func (v *virtualServer) line(st syntax.Statement) {
-	if read := lines[st.Words[0]]; read != nil {
-		read(v, st)
-	} else if !v.Remark(lineRemarks, st.Words[0], v.LB, st) {
-		v.NoteAll(v.LB, st, false, draft.IsUnknown)
+func (v *virtualServer) line(l draft.Line) {
+	if read := lines[l.Words[0]]; read != nil {
+		read(v, l)
+	} else if !l.Remark(lineRemarks, l.Words[0]) {
+		l.NoteAll(false, draft.IsUnknown)
 	}
 }
 
-func (v *virtualServer) scheduler(st syntax.Statement) {
-	if !slices.Contains(schedulers, st.Arg(1)) {
-		v.Note(v.LB, st, "write scheduler: %s", strings.Join(schedulers, ", "))
+func (v *virtualServer) scheduler(l draft.Line) {
+	if !slices.Contains(schedulers, l.Arg(1)) {
+		l.Note("write scheduler: %s", strings.Join(schedulers, ", "))
 		return
 	}
-	v.Scheduler = st.Arg(1)
+	v.Scheduler = l.Arg(1)
 }
 
-func (v *virtualServer) method(st syntax.Statement) {
-	switch st.Arg(1) {
+func (v *virtualServer) method(l draft.Line) {
+	switch l.Arg(1) {
 	case "NAT":
 		v.Plane = "ipvs"
 	case "DR": // auto takes direct if every server is a peer on the same port
 	default:
-		v.Note(v.LB, st, "there are no tunnels; the data plane is chosen by what kernel and network can do")
+		l.Note("there are no tunnels; the data plane is chosen by what kernel and network can do")
 	}
 }
 
-func (v *virtualServer) keepDown(syntax.Statement) { v.OnMarkedDown = "keep" }
+func (v *virtualServer) keepDown(draft.Line) { v.OnMarkedDown = "keep" }
 
 // serverAddress reads the address and port of a server.
-func (v *virtualServer) serverAddress(st syntax.Statement) (draft.ServerEntry, bool) {
-	srv := draft.ServerEntry{Statement: st.Head()}
+func (v *virtualServer) serverAddress(l draft.Line) (draft.ServerEntry, bool) {
+	srv := draft.ServerEntry{Statement: l.Head()}
 	var ok bool
-	if srv.Addr, ok = draft.ReadAddr(st.Arg(1)); !ok {
-		v.Note(v.LB, srv.Statement, "%s", draft.WrongAddr(st.Arg(1)))
+	if srv.Addr, ok = draft.ReadAddr(l.Arg(1)); !ok {
+		l.Note("%s", draft.WrongAddr(l.Arg(1)))
 		return srv, false
 	}
-	if st.Arg(2) == "" || st.Arg(2) == "0" {
+	if l.Arg(2) == "" || l.Arg(2) == "0" {
 		return srv, true // the port of the virtual server
 	}
-	if srv.Port, ok = draft.ReadPort(st.Arg(2)); !ok {
-		v.Note(v.LB, srv.Statement, "%s "+noSuchPort, st.Arg(2))
+	if srv.Port, ok = draft.ReadPort(l.Arg(2)); !ok {
+		l.Note("%s "+noSuchPort, l.Arg(2))
 	}
 	return srv, ok
 }
 
 // realServer reads a server with its check. The first server's check is that of all.
-func (v *virtualServer) realServer(st syntax.Statement) {
-	srv, ok := v.serverAddress(st)
+func (v *virtualServer) realServer(l draft.Line) {
+	srv, ok := v.serverAddress(l)
 	if !ok {
-		v.NoteWithin(v.LB, st.Body, st.Place, false)
+		l.NoteWithin(v.LB, l.Body, l.Place, false)
 		return
 	}
 	before := v.Check
 	checks := 0
-	for _, line := range st.Body {
+	for _, line := range l.Lines(v.LB, l.Body) {
 		switch w := line.Words[0]; w {
 		case "weight":
-			v.ReadNumber(v.LB, line, line.Arg(1), 0, maxLVSWeight, &srv.Weight)
+			line.Number(line.Arg(1), 0, maxLVSWeight, &srv.Weight)
 		case "uthreshold":
-			v.ReadNumber(v.LB, line, line.Arg(1), 0, draft.MaxConns, &srv.MaxConn)
+			line.Number(line.Arg(1), 0, draft.MaxConns, &srv.MaxConn)
 		case "inhibit_on_failure":
 			v.keepDown(line)
 		case "TCP_CHECK", "HTTP_GET", "SSL_GET":
 			if checks++; checks > 1 {
-				v.NoteAll(v.LB, line, false, "a second check of one server is not made")
+				line.NoteAll(false, "a second check of one server is not made")
 				continue
 			}
 			v.readCheck(line)
@@ -214,14 +213,14 @@ func (v *virtualServer) realServer(st syntax.Statement) {
 		case "retry", "delay_before_retry", "connect_timeout":
 			v.checkLine(line)
 		default:
-			if !v.Remark(serverRemarks, w, v.LB, line) {
-				v.NoteAll(v.LB, line, false, isMissing)
+			if !line.Remark(serverRemarks, w) {
+				line.NoteAll(false, isMissing)
 			}
 		}
 	}
 	if checks > 0 {
 		if v.checked && !reflect.DeepEqual(before, v.Check) {
-			v.Advise(v.LB, srv.Statement, "is checked in another way than the first server; "+
+			l.Advise("is checked in another way than the first server; " +
 				"one load balancer checks all its backends as it does the first")
 			v.Check = before
 		}
@@ -238,17 +237,17 @@ var serverRemarks = draft.NewRemarks(
 )
 
 // notify reads a script that follows a change of a server's state.
-func (v *virtualServer) notify(st syntax.Statement, on string) {
-	exec, why := command(st.Words[1:])
+func (v *virtualServer) notify(l draft.Line, on string) {
+	exec, why := command(l.Words[1:])
 	if why != "" {
-		v.Note(v.LB, st, "%s", why)
+		l.Note("%s", why)
 		return
 	}
-	for _, h := range v.Hooks {
+	for _, h := range l.Hooks {
 		if h.On == on && slices.Equal(h.Exec, exec) {
 			return // each server names the same script; one hook is for all
 		}
 	}
-	v.Hooks = append(v.Hooks, draft.HookEntry{Place: st.Place, On: on, Exec: exec})
-	v.Advise(v.LB, st, "became a hook for every backend; it is told which one")
+	l.Hooks = append(l.Hooks, draft.HookEntry{Place: l.Place, On: on, Exec: exec})
+	l.Advise("became a hook for every backend; it is told which one")
 }

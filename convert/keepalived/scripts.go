@@ -23,34 +23,34 @@ const (
 func readScript(d *draft.Draft, st syntax.Statement) {
 	t := &draft.TrackEntry{Statement: st, Name: st.Arg(1)}
 	named := false
-	var timeoutAt syntax.Statement
-	for _, line := range st.Body {
-		switch line.Words[0] {
+	var timeoutAt draft.Line
+	for _, l := range d.Lines(nil, st.Body) {
+		switch l.Words[0] {
 		case "script":
 			named = true
-			exec, why := command(line.Words[1:])
+			exec, why := command(l.Words[1:])
 			if why != "" {
-				d.Note(nil, line, "%s", why)
+				l.Note("%s", why)
 				continue
 			}
 			t.Exec = exec
 		case "interval":
-			d.ReadSpan(nil, line, units, line.Arg(1), minInterval, draft.MaxInter, &t.Inter)
+			l.Span(units, l.Arg(1), minInterval, draft.MaxInter, &t.Inter)
 		case "timeout":
-			d.ReadSpan(nil, line, units, line.Arg(1), draft.MinInter, draft.MaxInter, &t.Timeout)
-			timeoutAt = line
+			l.Span(units, l.Arg(1), draft.MinInter, draft.MaxInter, &t.Timeout)
+			timeoutAt = l
 		case "rise":
-			d.ReadNumber(nil, line, line.Arg(1), 1, draft.MaxCount, &t.Rise)
+			l.Number(l.Arg(1), 1, draft.MaxCount, &t.Rise)
 		case "fall":
-			d.ReadNumber(nil, line, line.Arg(1), 1, draft.MaxCount, &t.Fall)
+			l.Number(l.Arg(1), 1, draft.MaxCount, &t.Fall)
 		case "weight":
-			readWeight(d, line, line.Arg(1), t)
+			readWeight(l, l.Arg(1), t)
 		case "init_fail":
-			d.Note(nil, line, "the first run decides")
+			l.Note("the first run decides")
 		case "user":
-			d.Note(nil, line, "scripts run as the appliance does")
+			l.Note("scripts run as the appliance does")
 		default:
-			d.Note(nil, line, draft.IsUnknown)
+			l.Note(draft.IsUnknown)
 		}
 	}
 	if len(t.Exec) == 0 {
@@ -64,7 +64,7 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 	}
 	if t.Timeout.Value > t.Inter.Value {
 		t.Timeout.Value = t.Inter.Value
-		d.Advise(nil, timeoutAt, "became %s, the interval: runs do not overlap", draft.Short(t.Inter.Value))
+		timeoutAt.Advise("became %s, the interval: runs do not overlap", draft.Short(t.Inter.Value))
 	}
 	taken := slices.ContainsFunc(d.Tracks, func(other *draft.TrackEntry) bool { return other.Name == t.Name })
 	if t.Name == "" || taken || !draft.ValidName(t.Name, maxName) {
@@ -81,25 +81,25 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 }
 
 // useScript marks a script as used; a weight here is the instance's own.
-func useScript(d *draft.Draft, st syntax.Statement) {
-	for _, t := range d.Tracks {
-		if t.Name != st.Words[0] {
+func useScript(l draft.Line) {
+	for _, t := range l.Tracks {
+		if t.Name != l.Words[0] {
 			continue
 		}
 		t.Used = true
-		if st.Arg(1) == "weight" {
-			readWeight(d, st, st.Arg(2), t)
+		if l.Arg(1) == "weight" {
+			readWeight(l, l.Arg(2), t)
 		}
 		return
 	}
-	d.Note(nil, st, "its vrrp_script was not carried over, or is not in these files")
+	l.Note("its vrrp_script was not carried over, or is not in these files")
 }
 
 // readWeight reads what a failed script costs. keepalived adds the weight to the priority, or subtracts it; only the
 // difference matters.
-func readWeight(d *draft.Draft, st syntax.Statement, word string, t *draft.TrackEntry) {
+func readWeight(l draft.Line, word string, t *draft.TrackEntry) {
 	var w draft.Number
-	d.ReadNumber(nil, st, word, -254, 254, &w)
+	l.Number(word, -254, 254, &w)
 	if w.Value < 0 {
 		w.Value = -w.Value
 	}

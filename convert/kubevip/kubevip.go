@@ -33,7 +33,7 @@ func Read(d *draft.Draft, file string, data []byte) error {
 			syntax.Place{File: file, Line: root.Line})
 	}
 	d.Group = true
-	for _, p := range pairs(d, file, root) {
+	for _, p := range pairs(d, nil, file, root) {
 		readKey(d, p)
 	}
 	return nil
@@ -41,7 +41,7 @@ func Read(d *draft.Draft, file string, data []byte) error {
 
 // A pair is a key with its value, which is empty if more is nested below.
 type pair struct {
-	syntax.Statement
+	draft.Line
 	key, value string
 	node       *yaml.Node
 }
@@ -50,17 +50,18 @@ type pair struct {
 func (p pair) within(n *yaml.Node) syntax.Place { return syntax.Place{File: p.File, Line: n.Line} }
 
 // pairs are the keys of a mapping, in lower case as kube-vip compared them.
-func pairs(d *draft.Draft, file string, n *yaml.Node) []pair {
+func pairs(d *draft.Draft, owner *draft.LB, file string, n *yaml.Node) []pair {
 	var list []pair
 	if n.Kind != yaml.MappingNode {
 		return nil
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, v := n.Content[i], n.Content[i+1]
-		p := pair{key: strings.ToLower(k.Value), node: v}
+		p := pair{Line: draft.Line{Draft: d, Owner: owner}, key: strings.ToLower(k.Value), node: v}
 		p.Place, p.Words = syntax.Place{File: file, Line: k.Line}, []string{k.Value + ":"}
 		if v.Kind == yaml.AliasNode {
-			d.Note(nil, p.Statement, "is a YAML alias; write the value out")
+			p.Owner = nil
+			p.Note("is a YAML alias; write the value out")
 			continue
 		}
 		if v.Kind == yaml.ScalarNode && v.ShortTag() != "!!null" {
@@ -75,32 +76,31 @@ func pairs(d *draft.Draft, file string, n *yaml.Node) []pair {
 	return list
 }
 
-// items calls read with the place and the pairs of each mapping in the list p.
-func items(d *draft.Draft, owner *draft.LB, p pair, read func(at syntax.Place, list []pair)) {
+// items calls read with each mapping in the list p.
+func items(p pair, read func(p pair, n *yaml.Node)) {
 	if p.node.Kind != yaml.SequenceNode {
 		if p.value != "" || p.node.Kind == yaml.MappingNode {
-			d.Note(owner, p.Statement, "is not a list; write one line with - for each")
+			p.Note("is not a list; write one line with - for each")
 		}
 		return
 	}
 	if len(p.node.Content) > draft.MaxList {
-		d.Note(owner, p.Statement, "has more than %d entries", draft.MaxList)
+		p.Note("has more than %d entries", draft.MaxList)
 		return
 	}
 	for _, n := range p.node.Content {
 		if n.Kind != yaml.MappingNode {
-			d.Note(owner, syntax.Statement{Place: p.within(n), Words: []string{"-", n.Value}},
+			p.Draft.Note(p.Owner, syntax.Statement{Place: p.within(n), Words: []string{"-", n.Value}},
 				"is not a mapping; write address: and port:")
 		}
 	}
 	for _, n := range p.node.Content {
-		read(p.within(n), pairs(d, p.File, n))
+		read(p, n)
 	}
 }
 
 // readKey reads a key at the top.
 func readKey(d *draft.Draft, p pair) {
-	addPeer := func(at syntax.Place, list []pair) { readPeer(d, at, list) }
 	set := p.value != ""
 	switch p.key {
 	case "vip":
@@ -112,27 +112,27 @@ func readKey(d *draft.Draft, p pair) {
 			d.SetInterface(p.Statement)
 		}
 	case "localpeer":
-		addPeer(p.Place, pairs(d, p.File, p.node))
+		readPeer(p, p.node)
 	case "remotepeers":
-		items(d, nil, p, addPeer)
+		items(p, readPeer)
 	case "singlenode":
 		d.Single = p.value == "true"
 	case "startasleader":
 		if p.value == "true" {
-			d.Note(nil, p.Statement, "is for one node alone, and this file fits all: "+
+			p.Note("is for one node alone, and this file fits all: " +
 				"give --start-as-leader to the first node of a new cluster")
 		}
 	case "addpeersasbackends":
 		d.PeersAsBackends = p.value == "true"
 	case "loadbalancers":
-		items(d, nil, p, func(at syntax.Place, list []pair) { readLoadBalancer(d, at, list) })
+		items(p, readLoadBalancer)
 	case "address":
 		if set {
-			d.Note(nil, p.Statement, "names are not looked up; write the address in vips")
+			p.Note("names are not looked up; write the address in vips")
 		}
 	default:
-		if !d.Remark(remarks, p.key, nil, p.Statement) {
-			d.Note(nil, p.Statement, draft.IsUnknown)
+		if !p.Remark(remarks, p.key) {
+			p.Note(draft.IsUnknown)
 		}
 	}
 }
@@ -147,43 +147,44 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "enablepacket packetapikey packetproject", Text: "no cloud's interface is called"},
 )
 
-func readPeer(d *draft.Draft, at syntax.Place, list []pair) {
-	peer := draft.PeerEntry{Place: at}
+func readPeer(of pair, n *yaml.Node) {
+	peer := draft.PeerEntry{Place: of.within(n)}
 	ok := false
-	for _, p := range list {
+	for _, p := range pairs(of.Draft, nil, of.File, n) {
 		switch p.key {
 		case "id":
 			peer.ID = p.value
 		case "address":
 			if peer.Addr, ok = draft.ReadAddr(p.value); !ok {
-				d.Note(nil, p.Statement, "%s", draft.WrongAddr(p.value))
+				p.Note("%s", draft.WrongAddr(p.value))
 			}
 		case "port":
 			peer.Port, _ = draft.ReadPort(p.value)
 		default:
-			d.Note(nil, p.Statement, draft.IsUnknown)
+			p.Note(draft.IsUnknown)
 		}
 	}
 	if ok {
-		d.Peers = append(d.Peers, peer)
+		of.Peers = append(of.Peers, peer)
 	}
 }
 
-func readLoadBalancer(d *draft.Draft, at syntax.Place, list []pair) {
-	lb := &draft.LB{Statement: syntax.Statement{Place: at, Words: []string{"loadBalancers"}}}
+func readLoadBalancer(of pair, n *yaml.Node) {
+	d := of.Draft
+	lb := &draft.LB{Statement: syntax.Statement{Place: of.within(n), Words: []string{"loadBalancers"}}}
 	b := draft.Bind{Statement: lb.Statement, Virtual: true}
-	for _, p := range list {
+	for _, p := range pairs(d, lb, of.File, n) {
 		switch p.key {
 		case "name":
 			lb.Name = p.value
 		case "type":
 			if p.value == "http" {
-				d.Advise(lb, p.Statement, draft.IsHTTP)
+				p.Advise(draft.IsHTTP)
 			}
 		case "port":
 			port, ok := draft.ReadPort(p.value)
 			if !ok {
-				d.Note(lb, p.Statement, "is no port; write a number from 1 to 65535")
+				p.Note("is no port; write a number from 1 to 65535")
 			}
 			b.Port, b.Statement = port, p.Statement
 		case "bindtovip":
@@ -191,9 +192,9 @@ func readLoadBalancer(d *draft.Draft, at syntax.Place, list []pair) {
 		case "backendport":
 			lb.BackendPort, _ = draft.ReadPort(p.value)
 		case "backends":
-			items(d, lb, p, func(at syntax.Place, list []pair) { readBackend(d, lb, at, list) })
+			items(p, readBackend)
 		default:
-			d.Note(lb, p.Statement, draft.IsUnknown)
+			p.Note(draft.IsUnknown)
 		}
 	}
 	if b.Port == 0 {
@@ -205,17 +206,18 @@ func readLoadBalancer(d *draft.Draft, at syntax.Place, list []pair) {
 	d.LoadBalancers = append(d.LoadBalancers, lb)
 }
 
-func readBackend(d *draft.Draft, lb *draft.LB, at syntax.Place, list []pair) {
+func readBackend(of pair, n *yaml.Node) {
+	lb := of.Owner
 	srv := draft.ServerEntry{}
 	ok := false
-	for _, p := range list {
+	for _, p := range pairs(of.Draft, lb, of.File, n) {
 		switch p.key {
 		case "address":
 			if p.value == "" {
 				continue
 			}
 			if srv.Addr, ok = draft.ReadAddr(p.value); !ok {
-				d.Note(lb, p.Statement, "%s", draft.WrongAddr(p.value))
+				p.Note("%s", draft.WrongAddr(p.value))
 			}
 		case "port":
 			if p.value != "0" {
@@ -228,7 +230,7 @@ func readBackend(d *draft.Draft, lb *draft.LB, at syntax.Place, list []pair) {
 			scheme, rest, _ := strings.Cut(p.value, "://")
 			host, port := draft.SplitPort(strings.TrimSuffix(rest, "/"))
 			if srv.Addr, ok = draft.ReadAddr(host); !ok {
-				d.Note(lb, p.Statement, "%s", draft.WrongAddr(host))
+				p.Note("%s", draft.WrongAddr(host))
 				continue
 			}
 			if srv.Port, _ = draft.ReadPort(port); srv.Port == 0 {
@@ -239,13 +241,13 @@ func readBackend(d *draft.Draft, lb *draft.LB, at syntax.Place, list []pair) {
 			}
 		case "parsedurl":
 		default:
-			d.Note(lb, p.Statement, draft.IsUnknown)
+			p.Note(draft.IsUnknown)
 		}
 	}
 	if !ok {
 		return
 	}
 	srv.Port = cmp.Or(srv.Port, lb.BackendPort)
-	srv.Place, srv.Words = at, []string{srv.Addr.String(), strconv.Itoa(int(srv.Port))}
+	srv.Place, srv.Words = of.within(n), []string{srv.Addr.String(), strconv.Itoa(int(srv.Port))}
 	lb.Servers = append(lb.Servers, srv)
 }

@@ -32,11 +32,11 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	isStream := func(st syntax.Statement) bool { return st.Words[0] == "stream" && st.Body != nil }
 	if slices.ContainsFunc(list, isStream) {
 		stream = nil
-		for _, st := range list {
-			if st.Words[0] == "stream" {
-				stream = append(stream, st.Body...)
-			} else if !d.Remark(mainRemarks, st.Words[0], nil, st) {
-				d.NoteAll(nil, st, true, draft.IsProcess)
+		for _, l := range d.Lines(nil, list) {
+			if l.Words[0] == "stream" {
+				stream = append(stream, l.Body...)
+			} else if !l.Remark(mainRemarks, l.Words[0]) {
+				l.NoteAll(true, draft.IsProcess)
 			}
 		}
 	}
@@ -47,9 +47,9 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			upstreams[st.Arg(1)] = readUpstream(d, st)
 		}
 	}
-	for _, st := range stream {
-		if w := st.Words[0]; w != "upstream" && w != "server" {
-			readLine(d, usual, nil, st)
+	for _, l := range d.Lines(nil, stream) {
+		if w := l.Words[0]; w != "upstream" && w != "server" {
+			readLine(usual, l)
 		}
 	}
 	for _, st := range stream {
@@ -78,29 +78,29 @@ var mainRemarks = draft.NewRemarks(
 // readUpstream reads servers and how one of them is chosen.
 func readUpstream(d *draft.Draft, st syntax.Statement) *upstream {
 	lb := &draft.LB{Statement: st.Head(), Name: st.Arg(1), Scheduler: "rr", Lines: st.Body}
-	for _, line := range st.Body {
-		switch line.Words[0] {
+	for _, l := range d.Lines(lb, st.Body) {
+		switch l.Words[0] {
 		case "server":
-			readBackend(d, lb, line)
+			readBackend(lb, l)
 		case "least_conn":
 			lb.Scheduler = "lc"
 		case "least_time":
 			lb.Scheduler = "lc"
-			d.Advise(lb, line, "became scheduler: lc, which counts connections")
+			l.Advise("became scheduler: lc, which counts connections")
 		case "random":
 			lb.Scheduler = "random"
-			if len(line.Words) > 1 {
-				d.Advise(lb, line, "became scheduler: random, which looks at nothing")
+			if len(l.Words) > 1 {
+				l.Advise("became scheduler: random, which looks at nothing")
 			}
 		case "hash":
-			if line.Arg(1) != "$remote_addr" && line.Arg(1) != "$binary_remote_addr" {
-				d.Note(lb, line, "clients are told apart by their address only; write scheduler: sh")
+			if l.Arg(1) != "$remote_addr" && l.Arg(1) != "$binary_remote_addr" {
+				l.Note("clients are told apart by their address only; write scheduler: sh")
 				continue
 			}
 			lb.Scheduler = "sh"
 		default:
-			if !d.Remark(upstreamRemarks, line.Words[0], lb, line) {
-				d.NoteAll(lb, line, false, draft.IsUnknown)
+			if !l.Remark(upstreamRemarks, l.Words[0]) {
+				l.NoteAll(false, draft.IsUnknown)
 			}
 		}
 	}
@@ -115,12 +115,12 @@ var upstreamRemarks = draft.NewRemarks(
 )
 
 // readBackend reads server address:port [parameters] of an upstream.
-func readBackend(d *draft.Draft, lb *draft.LB, st syntax.Statement) {
-	srv := draft.ServerEntry{Statement: st}
-	host, port := draft.SplitPort(st.Arg(1))
+func readBackend(lb *draft.LB, l draft.Line) {
+	srv := draft.ServerEntry{Statement: l.Statement}
+	host, port := draft.SplitPort(l.Arg(1))
 	var ok bool
 	if srv.Addr, ok = draft.ReadAddr(host); !ok {
-		d.Note(lb, st, "%s", draft.WrongAddr(st.Arg(1)))
+		l.Note("%s", draft.WrongAddr(l.Arg(1)))
 		return
 	}
 	if srv.Port, ok = draft.ReadPort(port); !ok {
@@ -128,38 +128,38 @@ func readBackend(d *draft.Draft, lb *draft.LB, st syntax.Statement) {
 		if draft.Placeholder(port) {
 			why = draft.Unfilled
 		}
-		d.Note(lb, st, "%s", why)
+		l.Note("%s", why)
 		return
 	}
 	maxFails, failTimeout := lb.MaxFails, lb.FailTimeout
 	var unknown []string
-	for _, w := range st.Words[2:] {
+	for _, w := range l.Words[2:] {
 		name, value, _ := strings.Cut(w, "=")
 		switch name {
 		case "weight":
-			d.ReadNumber(lb, st, value, 0, 1<<20, &srv.Weight)
+			l.Number(value, 0, 1<<20, &srv.Weight)
 		case "max_fails":
-			d.ReadNumber(lb, st, value, 0, draft.MaxCount, &maxFails)
+			l.Number(value, 0, draft.MaxCount, &maxFails)
 		case "fail_timeout":
-			d.ReadSpan(lb, st, units, value, draft.MinFail, draft.MaxFail, &failTimeout)
+			l.Span(units, value, draft.MinFail, draft.MaxFail, &failTimeout)
 		case "max_conns":
-			d.ReadNumber(lb, st, value, 0, draft.MaxConns, &srv.MaxConn)
+			l.Number(value, 0, draft.MaxConns, &srv.MaxConn)
 		case "slow_start":
-			d.ReadSpan(lb, st, units, value, 0, draft.MaxSlow, &srv.SlowStart)
+			l.Span(units, value, 0, draft.MaxSlow, &srv.SlowStart)
 		case "backup":
 			srv.Backup = true
 		case "down":
 			srv.Weight = draft.Number{Value: 0, Set: true}
-			d.Advise(lb, st, "down became weight 0; remove that to let connections in again")
+			l.Advise("down became weight 0; remove that to let connections in again")
 		default:
 			unknown = append(unknown, w)
 		}
 	}
 	if len(unknown) > 0 {
-		d.Advise(lb, st, "carried over without %q", strings.Join(unknown, " "))
+		l.Advise("carried over without %q", strings.Join(unknown, " "))
 	}
 	if len(lb.Servers) > 0 && (maxFails != lb.MaxFails || failTimeout != lb.FailTimeout) {
-		d.Advise(lb, st, "fails in another way than the servers before it; "+
+		l.Advise("fails in another way than the servers before it; " +
 			"maxFails and failTimeout are those of the first")
 	} else {
 		lb.MaxFails, lb.FailTimeout = maxFails, failTimeout
@@ -167,7 +167,7 @@ func readBackend(d *draft.Draft, lb *draft.LB, st syntax.Statement) {
 	lb.Servers = append(lb.Servers, srv)
 }
 
-// readServer reads a server block: where to listen, where to pass to. lb has what stands in stream for all.
+// readServer reads a server block: where to listen, where to pass to. usual has what stands in stream for all.
 func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams map[string]*upstream) {
 	lb := &usual
 	lb.Statement, lb.Lines = st.Head(), st.Body
@@ -177,16 +177,16 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 		lb.Allow, lb.Deny, lb.DeniesRest = nil, nil, false // what stands here replaces what stands outside
 	}
 	var pass syntax.Statement
-	for _, line := range st.Body {
-		switch line.Words[0] {
+	for _, l := range d.Lines(lb, st.Body) {
+		switch l.Words[0] {
 		case "listen":
-			readListen(d, lb, line)
+			readListen(lb, l)
 		case "proxy_pass":
-			pass = line
+			pass = l.Statement
 		case "server_name":
-			d.Note(lb, line, "a load balancer is told apart by its port alone")
+			l.Note("a load balancer is told apart by its port alone")
 		default:
-			readLine(d, lb, lb, line)
+			readLine(lb, l)
 		}
 	}
 	if len(lb.AcceptProxyFrom) > 0 && !lb.AcceptProxy {
@@ -244,90 +244,90 @@ func passTo(lb *draft.LB, pass syntax.Statement, upstreams map[string]*upstream)
 }
 
 // readListen reads listen [address:]port with its parameters.
-func readListen(d *draft.Draft, lb *draft.LB, st syntax.Statement) {
-	host, tail := draft.SplitPort(st.Arg(1))
+func readListen(lb *draft.LB, l draft.Line) {
+	host, tail := draft.SplitPort(l.Arg(1))
 	if tail == "" {
-		host, tail = "", st.Arg(1)
+		host, tail = "", l.Arg(1)
 	}
 	port, ok := draft.ReadPort(tail)
 	if !ok {
 		why := "is no TCP port of an address"
-		if draft.Placeholder(st.Arg(1)) {
+		if draft.Placeholder(l.Arg(1)) {
 			why = draft.Unfilled
 		}
-		d.Note(lb, st, "%s", why)
+		l.Note("%s", why)
 		return
 	}
-	b := draft.Bind{Statement: st, Port: port}
+	b := draft.Bind{Statement: l.Statement, Port: port}
 	if host = strings.Trim(host, "[]"); host != "" && host != "*" && host != "0.0.0.0" && host != "::" {
 		if b.Addr, ok = draft.ReadAddr(host); !ok {
-			d.Note(lb, st, "%s", draft.WrongAddr(host))
+			l.Note("%s", draft.WrongAddr(host))
 			return
 		}
 	}
 	const silent = " so_keepalive reuseport backlog bind deferred fastopen rcvbuf sndbuf default_server ipv6only "
-	for _, w := range st.Words[2:] {
+	for _, w := range l.Words[2:] {
 		name, _, _ := strings.Cut(w, "=")
 		switch {
 		case name == "udp":
-			d.Note(lb, st, "is UDP; TCP is carried")
+			l.Note("is UDP; TCP is carried")
 			return
 		case name == "ssl":
-			lb.Refused = st.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
+			lb.Refused = l.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
 		case name == "proxy_protocol":
 			lb.AcceptProxy = true
-			d.Advise(lb, st, "nginx believes the PROXY header of anybody; so does acceptProxyFrom below: "+
+			l.Advise("nginx believes the PROXY header of anybody; so does acceptProxyFrom below: " +
 				"write the prefixes of the senders there")
 		case !strings.Contains(silent, " "+name+" "):
-			d.Advise(lb, st, "carried over without %q", w)
+			l.Advise("carried over without %q", w)
 		}
 	}
 	lb.Binds = append(lb.Binds, b)
 }
 
 // lines are the directives with something to read that may stand in stream and in server.
-var lines = map[string]func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement){
-	"proxy_connect_timeout": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
-		d.ReadSpan(owner, st, units, st.Arg(1), draft.MinConnect, draft.MaxConnect, &lb.Connect)
+var lines = map[string]func(lb *draft.LB, l draft.Line){
+	"proxy_connect_timeout": func(lb *draft.LB, l draft.Line) {
+		l.Span(units, l.Arg(1), draft.MinConnect, draft.MaxConnect, &lb.Connect)
 	},
-	"proxy_timeout": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
-		d.ReadSpan(owner, st, units, st.Arg(1), 0, draft.MaxQuiet, &lb.Client)
+	"proxy_timeout": func(lb *draft.LB, l draft.Line) {
+		l.Span(units, l.Arg(1), 0, draft.MaxQuiet, &lb.Client)
 		lb.Server = lb.Client
-		d.AdviseQuiet(owner, st, lb.Client)
+		l.AdviseQuiet(lb.Client)
 	},
-	"proxy_protocol": func(_ *draft.Draft, lb, _ *draft.LB, st syntax.Statement) {
-		if st.Arg(1) == "on" {
+	"proxy_protocol": func(lb *draft.LB, l draft.Line) {
+		if l.Arg(1) == "on" {
 			lb.SendProxy = "v1"
 		}
 	},
-	"proxy_protocol_version": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
+	"proxy_protocol_version": func(lb *draft.LB, l draft.Line) {
 		switch {
-		case st.Arg(1) != "2":
+		case l.Arg(1) != "2":
 		case lb.SendProxy == "":
-			d.Note(owner, st, "stands before proxy_protocol on; write sendProxy: v2")
+			l.Note("stands before proxy_protocol on; write sendProxy: v2")
 		default:
 			lb.SendProxy = "v2"
 		}
 	},
-	"proxy_next_upstream": func(_ *draft.Draft, lb, _ *draft.LB, st syntax.Statement) {
-		if st.Arg(1) == "off" {
+	"proxy_next_upstream": func(lb *draft.LB, l draft.Line) {
+		if l.Arg(1) == "off" {
 			lb.Retries = draft.Number{Value: 0, Set: true}
 		}
 	},
-	"proxy_next_upstream_tries": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
+	"proxy_next_upstream_tries": func(lb *draft.LB, l draft.Line) {
 		var tries draft.Number
-		if d.ReadNumber(owner, st, st.Arg(1), 0, 100, &tries); tries.Value > 0 {
+		if l.Number(l.Arg(1), 0, 100, &tries); tries.Value > 0 {
 			lb.Retries = draft.Number{Value: tries.Value - 1, Set: true}
 		}
 	},
 	"allow": readAccess,
 	"deny":  readAccess,
-	"set_real_ip_from": func(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
-		if prefix, ok := draft.ReadPrefix(st.Arg(1)); ok {
+	"set_real_ip_from": func(lb *draft.LB, l draft.Line) {
+		if prefix, ok := draft.ReadPrefix(l.Arg(1)); ok {
 			lb.AcceptProxyFrom = append(lb.AcceptProxyFrom, prefix)
 			return
 		}
-		d.Note(owner, st, "%s", draft.WrongAddr(st.Arg(1)))
+		l.Note("%s", draft.WrongAddr(l.Arg(1)))
 	},
 }
 
@@ -349,43 +349,43 @@ var remarks = draft.NewRemarks(
 )
 
 // readLine reads what may stand in stream and in server. Its notes belong to owner.
-func readLine(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
-	w := st.Words[0]
+func readLine(lb *draft.LB, l draft.Line) {
+	w := l.Words[0]
 	switch read := lines[w]; {
 	case read != nil:
-		read(d, lb, owner, st)
-	case d.Remark(remarks, w, owner, st):
+		read(lb, l)
+	case l.Remark(remarks, w):
 	case strings.HasPrefix(w, "ssl_") || strings.HasPrefix(w, "proxy_ssl_"):
-		d.Moot(owner, st, draft.IsTLS)
+		l.Moot(draft.IsTLS)
 	default:
-		d.NoteAll(owner, st, false, draft.IsUnknown)
+		l.NoteAll(false, draft.IsUnknown)
 	}
 }
 
 // readAccess reads allow and deny, of which the first that fits decides; here deny wins.
-func readAccess(d *draft.Draft, lb, owner *draft.LB, st syntax.Statement) {
-	allow := st.Words[0] == "allow"
-	if st.Arg(1) == "all" {
+func readAccess(lb *draft.LB, l draft.Line) {
+	allow := l.Words[0] == "allow"
+	if l.Arg(1) == "all" {
 		switch {
 		case !allow && len(lb.Allow) == 0:
-			lb.Refused = st.Place.String() + " refuses everybody"
+			lb.Refused = l.Place.String() + " refuses everybody"
 		case !allow:
 			lb.DeniesRest = true
 		case len(lb.Allow) > 0:
-			d.Advise(lb, st, "became an empty allow list; the allow lines before it say nothing")
+			l.Advise("became an empty allow list; the allow lines before it say nothing")
 			lb.Allow = nil
 		}
 		return
 	}
-	prefix, ok := draft.ReadPrefix(st.Arg(1))
+	prefix, ok := draft.ReadPrefix(l.Arg(1))
 	switch {
 	case !ok:
-		d.Note(owner, st, "%s", draft.WrongAddr(st.Arg(1)))
+		l.Note("%s", draft.WrongAddr(l.Arg(1)))
 	case allow:
 		lb.Allow = append(lb.Allow, prefix)
 	default:
 		if slices.ContainsFunc(lb.Allow, prefix.Overlaps) {
-			d.Advise(owner, st, "refuses some whom a line before it lets in; here deny wins")
+			l.Advise("refuses some whom a line before it lets in; here deny wins")
 		}
 		lb.Deny = append(lb.Deny, prefix)
 	}

@@ -20,7 +20,9 @@ var update = flag.Bool("update", false, "write the golden files anew")
 // options are what some samples do not say.
 var options = map[string]convert.Addresses{
 	"haproxy-all": {VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
-		Peers: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4")}},
+		Peers: []netip.Addr{
+			netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4"),
+		}},
 }
 
 // samples are the directories of testdata, each with the files of one machine.
@@ -116,8 +118,10 @@ func TestKubeVIPMeansTheSame(t *testing.T) {
 		}
 		// One file fits all nodes: it says neither who this one is nor who is first.
 		want.ID, want.StartAsLeader = "", false
-		diff := cmp.Diff(want, got, cmpopts.IgnoreTypes(configs.Origin{}, []configs.Warning{}), cmpopts.IgnoreUnexported(configs.Config{}),
-			cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+		diff := cmp.Diff(want, got,
+			cmpopts.IgnoreTypes(configs.Origin{}, []configs.Warning{}), cmpopts.IgnoreUnexported(configs.Config{}),
+			cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+			cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 			cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }))
 		if diff != "" {
 			t.Errorf("%s (-itself +converted):\n%s\n%s", name, diff, res.YAML)

@@ -11,8 +11,10 @@ import (
 
 // given is what flags could say, so that a file without peers gets further.
 var given = convert.Addresses{
-	VIPs:  []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
-	Peers: []netip.Addr{netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::12"), netip.MustParseAddr("192.0.2.13")},
+	VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
+	Peers: []netip.Addr{
+		netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::12"), netip.MustParseAddr("192.0.2.13"),
+	},
 }
 
 // holds is what must be true whatever a file says: one error, or text that our

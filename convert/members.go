@@ -96,8 +96,8 @@ func (p *plan) checkPeers(given Addresses) error {
 	return nil
 }
 
-// findVIPs finds the virtual addresses: those that were given, or else those of keepalived and kube-vip, or else those on
-// which the load balancers of a group listen.
+// findVIPs finds the virtual addresses: those that were given, or else those of keepalived and kube-vip, or else those
+// on which the load balancers of a group listen.
 func (p *plan) findVIPs(given Addresses) error {
 	add := func(a netip.Addr) {
 		if a.IsValid() && !slices.Contains(p.vips, a) && !a.IsLoopback() {

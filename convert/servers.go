@@ -126,8 +126,8 @@ func (p *plan) portInUse(b *balancer) bool {
 	return false
 }
 
-// scaleWeights brings weights into our range, and chooses the scheduler that heeds them: all of haproxy and nginx do, of
-// LVS those that begin with w.
+// scaleWeights brings weights into our range, and chooses the scheduler that heeds them: all schedulers of haproxy and
+// nginx do, of LVS those that begin with w.
 func (p *plan) scaleWeights(b *balancer) {
 	heaviest := 0
 	for _, srv := range b.servers {

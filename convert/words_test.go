@@ -12,8 +12,10 @@ import (
 
 // group is what --vip and --peers say where a test is not about them.
 var group = convert.Addresses{
-	VIPs:  []netip.Addr{netip.MustParseAddr("192.0.2.10")},
-	Peers: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4")},
+	VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
+	Peers: []netip.Addr{
+		netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("192.0.2.4"),
+	},
 }
 
 const (
@@ -35,83 +37,212 @@ func TestWords(t *testing.T) {
 		{"weights need the scheduler that counts them", convert.HAProxy,
 			haproxyListen + "  balance leastconn\n  server a 192.0.2.11:6443 weight 2\n  server b 192.0.2.12:6443 weight 1\n",
 			[]string{"scheduler: wlc", "{name: a, address: 192.0.2.11, weight: 2}"}, nil},
-		{"a bare number is milliseconds", convert.HAProxy, "defaults\n  timeout connect 4500\n" + haproxyListen + haproxyServers,
-			[]string{"connect: 4.5s"}, nil},
-		{"0 is without end, and not 0", convert.HAProxy, haproxyListen + "  timeout connect 0\n  timeout client 0\n" + haproxyServers,
-			[]string{"f:3: timeout connect 0: 0 is without end", "timeouts: {client: 0s}"}, []string{"connect: 0", "connect: 1ms"}},
-		{"the last defaults section before counts", convert.HAProxy,
-			"defaults\n  retries 7\n" + haproxyListen + haproxyServers + "defaults\n  timeout connect 2s\nlisten b\n  bind 192.0.2.10:80\n  server a 192.0.2.11:80\n",
-			[]string{"- name: api\n  port: 6443\n  retries: 7\n", "- name: b\n  port: 80\n  timeouts: {connect: 2s}\n"}, nil},
+		{
+			"a bare number is milliseconds", convert.HAProxy,
+			"defaults\n  timeout connect 4500\n" + haproxyListen + haproxyServers,
+			[]string{"connect: 4.5s"},
+			nil,
+		},
+		{
+			"0 is without end, and not 0", convert.HAProxy,
+			haproxyListen + "  timeout connect 0\n  timeout client 0\n" + haproxyServers,
+			[]string{"f:3: timeout connect 0: 0 is without end", "timeouts: {client: 0s}"},
+			[]string{"connect: 0", "connect: 1ms"},
+		},
+		{
+			"the last defaults section before counts", convert.HAProxy,
+			"defaults\n  retries 7\n" + haproxyListen + haproxyServers + "defaults\n  timeout connect 2s\nlisten b\n" +
+				"  bind 192.0.2.10:80\n  server a 192.0.2.11:80\n",
+			[]string{"- name: api\n  port: 6443\n  retries: 7\n", "- name: b\n  port: 80\n  timeouts: {connect: 2s}\n"},
+			nil,
+		},
 		{"servers without check are not checked", convert.HAProxy, haproxyListen + "  server a 192.0.2.11:6443\n",
 			[]string{"type: none"}, nil},
-		{"check alone opens a connection", convert.HAProxy, haproxyListen + haproxyServers, []string{"type: tcp"}, []string{"tls:"}},
-		{"check-ssl alone makes a handshake", convert.HAProxy, haproxyListen + "  server a 192.0.2.11:6443 check check-ssl verify none\n",
-			[]string{"type: tls", "tls: {verify: false}"}, nil},
+		{
+			"check alone opens a connection", convert.HAProxy,
+			haproxyListen + haproxyServers,
+			[]string{"type: tcp"},
+			[]string{"tls:"},
+		},
+		{
+			"check-ssl alone makes a handshake", convert.HAProxy,
+			haproxyListen + "  server a 192.0.2.11:6443 check check-ssl verify none\n",
+			[]string{"type: tls", "tls: {verify: false}"},
+			nil,
+		},
 		{"httpchk means 2xx and 3xx", convert.HAProxy, haproxyListen + "  option httpchk GET /healthz\n" + haproxyServers,
 			[]string{"type: http\n", "path: /healthz", "expect: {status: [200-399]}"}, nil},
-		{"http-check connect ssl is https", convert.HAProxy,
-			haproxyListen + "  option httpchk\n  http-check connect ssl\n  http-check send meth GET uri /healthz\n  http-check expect status 200\n" + haproxyServers,
-			[]string{"type: https", "method: GET", "path: /healthz", "expect: {status: [200]}"}, []string{"not known"}},
-		{"the last option about checks wins", convert.HAProxy, haproxyListen + "  option httpchk GET /healthz\n  option ssl-hello-chk\n" + haproxyServers,
-			[]string{"type: tls", "f:3: option httpchk GET /healthz: is overridden by line 4"}, []string{"path: /healthz\n"}},
-		{"an IPv6 address and its port", convert.HAProxy, haproxyListen + "  server a 2001:db8::11:6443\n  server b [2001:db8::12]:6444\n  server c [2001:db8::13]\n",
-			[]string{`address: "2001:db8::11"}`, `address: "2001:db8::12", port: 6444}`, `address: "2001:db8::13"}`}, nil},
-		{"accept some, reject the rest", convert.HAProxy,
-			haproxyListen + "  acl a src 10.0.0.0/8\n  tcp-request connection accept if a || { src 192.168.0.0/16 }\n  tcp-request connection reject\n" + haproxyServers,
-			[]string{"allow: [10.0.0.0/8, 192.168.0.0/16]"}, []string{"deny:"}},
-		{"reject unless", convert.HAProxy, haproxyListen + "  tcp-request connection reject unless { src 10.0.0.0/8 }\n" + haproxyServers,
-			[]string{"allow: [10.0.0.0/8]"}, []string{"deny:"}},
+		{
+			"http-check connect ssl is https", convert.HAProxy,
+			haproxyListen + "  option httpchk\n  http-check connect ssl\n  http-check send meth GET uri /healthz\n" +
+				"  http-check expect status 200\n" + haproxyServers,
+			[]string{"type: https", "method: GET", "path: /healthz", "expect: {status: [200]}"},
+			[]string{"not known"},
+		},
+		{
+			"the last option about checks wins", convert.HAProxy,
+			haproxyListen + "  option httpchk GET /healthz\n  option ssl-hello-chk\n" + haproxyServers,
+			[]string{"type: tls", "f:3: option httpchk GET /healthz: is overridden by line 4"},
+			[]string{"path: /healthz\n"},
+		},
+		{
+			"an IPv6 address and its port", convert.HAProxy,
+			haproxyListen + "  server a 2001:db8::11:6443\n  server b [2001:db8::12]:6444\n  server c [2001:db8::13]\n",
+			[]string{`address: "2001:db8::11"}`, `address: "2001:db8::12", port: 6444}`, `address: "2001:db8::13"}`},
+			nil,
+		},
+		{
+			"accept some, reject the rest", convert.HAProxy,
+			haproxyListen + "  acl a src 10.0.0.0/8\n  tcp-request connection accept if a || { src 192.168.0.0/16 }\n" +
+				"  tcp-request connection reject\n" + haproxyServers,
+			[]string{"allow: [10.0.0.0/8, 192.168.0.0/16]"},
+			[]string{"deny:"},
+		},
+		{
+			"reject unless", convert.HAProxy,
+			haproxyListen + "  tcp-request connection reject unless { src 10.0.0.0/8 }\n" + haproxyServers,
+			[]string{"allow: [10.0.0.0/8]"},
+			[]string{"deny:"},
+		},
 		{"conditions side by side mean and", convert.HAProxy,
 			haproxyListen + "  tcp-request connection reject if { src 10.0.0.0/8 } { dst_port 80 }\n" + haproxyServers,
 			[]string{"f:3: tcp-request connection reject"}, []string{"deny:", "allow:"}},
-		{"accept without reject keeps nobody out", convert.HAProxy, haproxyListen + "  tcp-request connection accept if { src 10.0.0.0/8 }\n" + haproxyServers,
-			nil, []string{"deny:", "allow:"}},
-		{"a ClientHello is required", convert.HAProxy,
-			haproxyListen + "  tcp-request inspect-delay 3s\n  tcp-request content accept if { req_ssl_hello_type 1 }\n" + haproxyServers,
-			[]string{"requireTLS: 3s", "f:4: tcp-request content accept if { req_ssl_hello_type 1 }: haproxy lets everything else in"}, nil},
-		{"a page on loopback is carried over", convert.HAProxy,
-			"listen stats\n  mode http\n  bind 127.0.0.1:9000\n  stats uri /stats\n  stats hide-version\n" + haproxyListen + haproxyServers,
-			[]string{`listen: ["127.0.0.1:9000"]`, "path: /stats", "hideVersion: true"}, nil},
-		{"a page for others needs a password", convert.HAProxy,
-			"listen stats\n  mode http\n  bind *:9000\n  stats uri /stats\n  stats auth joe:hunter2\n" + haproxyListen + haproxyServers,
-			[]string{`write admin: {listen: [":9000"], path: /stats, users: [{name: joe, passwordHash: ...}]}`}, []string{"hunter2", "\nadmin:"}},
-		{"one port per load balancer", convert.HAProxy, "listen api\n  bind 192.0.2.10:6443\n  bind 192.0.2.10:443\n" + haproxyServers,
-			[]string{"- name: api\n  port: 6443\n", "- name: api-443\n  port: 443\n", "address: 192.0.2.11, port: 6443}"}, nil},
-		{"a load balancer on loopback of a node with a virtual address", convert.HAProxy, "listen api\n  bind 127.0.0.1:6443\n" + haproxyServers,
-			[]string{"listen: [127.0.0.1]", "is served on the virtual addresses as well"}, nil},
-		{"conditions are not looked at", convert.HAProxy, haproxyListen + "  .if defined(X)\n  maxconn 5\n  .endif\n" + haproxyServers,
-			[]string{"f:3: .if defined(X): conditions are not looked at", "maxconn: 5"}, nil},
+		{
+			"accept without reject keeps nobody out", convert.HAProxy,
+			haproxyListen + "  tcp-request connection accept if { src 10.0.0.0/8 }\n" + haproxyServers,
+			nil,
+			[]string{"deny:", "allow:"},
+		},
+		{
+			"a ClientHello is required", convert.HAProxy,
+			haproxyListen + "  tcp-request inspect-delay 3s\n  tcp-request content accept if { req_ssl_hello_type 1 }\n" +
+				haproxyServers,
+			[]string{
+				"requireTLS: 3s",
+				"f:4: tcp-request content accept if { req_ssl_hello_type 1 }: haproxy lets everything else in",
+			},
+			nil,
+		},
+		{
+			"a page on loopback is carried over", convert.HAProxy,
+			"listen stats\n  mode http\n  bind 127.0.0.1:9000\n  stats uri /stats\n  stats hide-version\n" + haproxyListen +
+				haproxyServers,
+			[]string{`listen: ["127.0.0.1:9000"]`, "path: /stats", "hideVersion: true"},
+			nil,
+		},
+		{
+			"a page for others needs a password", convert.HAProxy,
+			"listen stats\n  mode http\n  bind *:9000\n  stats uri /stats\n  stats auth joe:hunter2\n" + haproxyListen +
+				haproxyServers,
+			[]string{`write admin: {listen: [":9000"], path: /stats, users: [{name: joe, passwordHash: ...}]}`},
+			[]string{"hunter2", "\nadmin:"},
+		},
+		{
+			"one port per load balancer", convert.HAProxy,
+			"listen api\n  bind 192.0.2.10:6443\n  bind 192.0.2.10:443\n" + haproxyServers,
+			[]string{"- name: api\n  port: 6443\n", "- name: api-443\n  port: 443\n", "address: 192.0.2.11, port: 6443}"},
+			nil,
+		},
+		{
+			"a load balancer on loopback of a node with a virtual address", convert.HAProxy,
+			"listen api\n  bind 127.0.0.1:6443\n" + haproxyServers,
+			[]string{"listen: [127.0.0.1]", "is served on the virtual addresses as well"},
+			nil,
+		},
+		{
+			"conditions are not looked at", convert.HAProxy,
+			haproxyListen + "  .if defined(X)\n  maxconn 5\n  .endif\n" + haproxyServers,
+			[]string{"f:3: .if defined(X): conditions are not looked at", "maxconn: 5"},
+			nil,
+		},
 		{"a queue needs a limit", convert.HAProxy, haproxyListen + "  timeout queue 9s\n" + haproxyServers,
 			[]string{"f:3: timeout queue 9s: nobody queues"}, []string{"queue: 9s"}},
 
 		{"deny, then the rest", convert.Nginx, nginxAPI + "server { listen 6443; deny 10.1.0.0/16; proxy_pass api; }",
 			[]string{"deny: [10.1.0.0/16]"}, []string{"allow:"}},
-		{"allow without deny all keeps nobody out", convert.Nginx, nginxAPI + "server { listen 6443; allow 10.1.0.0/16; proxy_pass api; }",
-			[]string{"its allow lines keep nobody out"}, []string{"\n  allow:"}},
-		{"what stands in server replaces what stands in stream", convert.Nginx,
-			"stream { allow 10.0.0.0/8; deny all; proxy_timeout 2h; " + nginxAPI + "server { listen 6443; allow 172.16.0.0/12; deny all; proxy_timeout 3h; proxy_pass api; } }",
-			[]string{"allow: [172.16.0.0/12]", "client: 3h, server: 3h"}, nil},
-		{"words in quotes, over lines", convert.Nginx, "log_format x 'a {'\n '};';\n" + nginxAPI + "server { listen \"6443\"; proxy_pass api; }",
-			[]string{"port: 6443"}, nil},
-		{"the port of the list of one file", convert.Nginx, "server { listen 2379; proxy_pass [2001:db8::1]:2379; }", []string{`{address: "2001:db8::1"}`}, nil},
+		{
+			"allow without deny all keeps nobody out", convert.Nginx,
+			nginxAPI + "server { listen 6443; allow 10.1.0.0/16; proxy_pass api; }",
+			[]string{"its allow lines keep nobody out"},
+			[]string{"\n  allow:"},
+		},
+		{
+			"what stands in server replaces what stands in stream", convert.Nginx,
+			"stream { allow 10.0.0.0/8; deny all; proxy_timeout 2h; " + nginxAPI +
+				"server { listen 6443; allow 172.16.0.0/12; deny all; proxy_timeout 3h; proxy_pass api; } }",
+			[]string{"allow: [172.16.0.0/12]", "client: 3h, server: 3h"},
+			nil,
+		},
+		{
+			"words in quotes, over lines", convert.Nginx,
+			"log_format x 'a {'\n '};';\n" + nginxAPI + "server { listen \"6443\"; proxy_pass api; }",
+			[]string{"port: 6443"},
+			nil,
+		},
+		{
+			"the port of the list of one file", convert.Nginx,
+			"server { listen 2379; proxy_pass [2001:db8::1]:2379; }",
+			[]string{`{address: "2001:db8::1"}`},
+			nil,
+		},
 
-		{"direct routing leaves the choice", convert.Keepalived, "virtual_server 192.0.2.10 6443 {\n lb_kind DR\n lb_algo rr\n" + lvsServers + "}",
-			[]string{"scheduler: rr"}, []string{"dataPlane"}},
-		{"translation is ipvs", convert.Keepalived, "virtual_server 192.0.2.10 6443 {\n lb_kind NAT\n" + lvsServers + "}", []string{"dataPlane: ipvs"}, nil},
-		{"retries of a check", convert.Keepalived,
-			"virtual_server 192.0.2.10 6443 {\n delay_loop 10\n real_server 192.0.2.11 6443 { TCP_CHECK {\n retry 2\n delay_before_retry 3\n connect_timeout 5\n } }\n}",
-			[]string{"inter: 10s", "fastinter: 3s", "timeout: 5s", "fall: 3"}, nil},
-		{"persistence without a time", convert.Keepalived, "virtual_server 192.0.2.10 6443 {\n persistence_timeout\n" + lvsServers + "}", []string{"persistence: 6m"}, nil},
-		{"a comment that begins with !", convert.Keepalived, "! virtual_server\nvirtual_server 192.0.2.10 6443 { ! here\n" + lvsServers + "}", []string{"port: 6443"}, []string{"here"}},
-		{"a weight of 0 bars", convert.Keepalived, "vrrp_script x {\n script /bin/x\n weight 0\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n",
-			[]string{"- name: x\n  exec: [/bin/x]\n\n"}, []string{"weight:"}},
-		{"the instance's own weight", convert.Keepalived, "vrrp_script x {\n script \"/bin/x -a\"\n weight 5\n}\nvrrp_instance i {\n track_script {\n x weight -7\n }\n}\n",
-			[]string{"exec: [/bin/x, \"-a\"]\n  weight: 7"}, nil},
-		{"who looks after haproxy is not needed", convert.Keepalived, "vrrp_script x {\n script \"/usr/bin/killall -0 haproxy\"\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n",
-			[]string{"gives way by itself"}, []string{"tracks:"}},
+		{
+			"direct routing leaves the choice", convert.Keepalived,
+			"virtual_server 192.0.2.10 6443 {\n lb_kind DR\n lb_algo rr\n" + lvsServers + "}",
+			[]string{"scheduler: rr"},
+			[]string{"dataPlane"},
+		},
+		{
+			"translation is ipvs", convert.Keepalived,
+			"virtual_server 192.0.2.10 6443 {\n lb_kind NAT\n" + lvsServers + "}",
+			[]string{"dataPlane: ipvs"},
+			nil,
+		},
+		{
+			"retries of a check", convert.Keepalived,
+			"virtual_server 192.0.2.10 6443 {\n delay_loop 10\n real_server 192.0.2.11 6443 { TCP_CHECK {\n retry 2\n" +
+				" delay_before_retry 3\n connect_timeout 5\n } }\n}",
+			[]string{"inter: 10s", "fastinter: 3s", "timeout: 5s", "fall: 3"},
+			nil,
+		},
+		{
+			"persistence without a time", convert.Keepalived,
+			"virtual_server 192.0.2.10 6443 {\n persistence_timeout\n" + lvsServers + "}",
+			[]string{"persistence: 6m"},
+			nil,
+		},
+		{
+			"a comment that begins with !", convert.Keepalived,
+			"! virtual_server\nvirtual_server 192.0.2.10 6443 { ! here\n" + lvsServers + "}",
+			[]string{"port: 6443"},
+			[]string{"here"},
+		},
+		{
+			"a weight of 0 bars", convert.Keepalived,
+			"vrrp_script x {\n script /bin/x\n weight 0\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n",
+			[]string{"- name: x\n  exec: [/bin/x]\n\n"},
+			[]string{"weight:"},
+		},
+		{
+			"the instance's own weight", convert.Keepalived,
+			"vrrp_script x {\n script \"/bin/x -a\"\n weight 5\n}\nvrrp_instance i {\n track_script {\n x weight -7\n }\n" +
+				"}\n",
+			[]string{"exec: [/bin/x, \"-a\"]\n  weight: 7"},
+			nil,
+		},
+		{
+			"who looks after haproxy is not needed", convert.Keepalived,
+			"vrrp_script x {\n script \"/usr/bin/killall -0 haproxy\"\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n",
+			[]string{"gives way by itself"},
+			[]string{"tracks:"},
+		},
 
-		{"keys in any capitals", convert.KubeVIP, "VIP: 192.0.2.20\nLoadBalancers:\n- Port: 80\n  Backends:\n  - Address: 192.0.2.11\n    Port: 8080\n",
-			[]string{"port: 80\n", "{address: 192.0.2.11, port: 8080}"}, nil},
+		{
+			"keys in any capitals", convert.KubeVIP,
+			"VIP: 192.0.2.20\nLoadBalancers:\n- Port: 80\n  Backends:\n  - Address: 192.0.2.11\n    Port: 8080\n",
+			[]string{"port: 80\n", "{address: 192.0.2.11, port: 8080}"},
+			nil,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(string(tt.kind)+" "+tt.name, func(t *testing.T) {
@@ -150,7 +281,11 @@ func TestRefused(t *testing.T) {
 	}{
 		{"empty", convert.HAProxy, "# nothing\n", "f: has nothing in it; check the path"},
 		{"too large", convert.HAProxy, strings.Repeat("#\n", 1<<20), "is larger than"},
-		{"too many lines", convert.HAProxy, "listen a\n" + strings.Repeat("server a 192.0.2.1:1\n", 30_000), "has more than 20000 statements"},
+		{
+			"too many lines", convert.HAProxy,
+			"listen a\n" + strings.Repeat("server a 192.0.2.1:1\n", 30_000),
+			"has more than 20000 statements",
+		},
 		{"defaults of defaults", convert.HAProxy, defaultsOfDefaults(), "the defaults of all sections together"},
 		{"an open quote", convert.HAProxy, "global\n  log \"x\n", "f:2: a quote is left open"},
 		{"an open brace", convert.Nginx, "stream {\n server {\n}\n", "f:1: the { of stream is never closed"},
@@ -159,11 +294,23 @@ func TestRefused(t *testing.T) {
 		{"braces without end", convert.Nginx, strings.Repeat("a {", 100), "braces in each other"},
 		{"not YAML", convert.KubeVIP, "vip: [", "f: is not YAML"},
 		{"a list", convert.KubeVIP, "- vip", "f:1: is not kube-vip's config.yaml"},
-		{"nothing of TCP", convert.HAProxy, "listen web\n  mode http\n  bind *:80\n  server a 192.0.2.11:80\n", "f:1: listen web: is in mode http"},
+		{
+			"nothing of TCP", convert.HAProxy,
+			"listen web\n  mode http\n  bind *:80\n  server a 192.0.2.11:80\n",
+			"f:1: listen web: is in mode http",
+		},
 		{"multicast, and nobody to guess from", convert.Keepalived, instance + "}\n", "say it with --peers"},
 		{"itself alone", convert.Keepalived, instance + " unicast_src_ip 192.0.2.2\n}\n", "say it with --peers"},
-		{"itself alone, in kube-vip", convert.KubeVIP, "vip: 192.0.2.10\nlocalPeer: {id: a, address: 192.0.2.2}\n", "say it with --peers"},
-		{"peers and no address", convert.KubeVIP, "localPeer: {address: 192.0.2.2}\nremotePeers: [{address: 192.0.2.3}]\n", "say it with --vip"},
+		{
+			"itself alone, in kube-vip", convert.KubeVIP,
+			"vip: 192.0.2.10\nlocalPeer: {id: a, address: 192.0.2.2}\n",
+			"say it with --peers",
+		},
+		{
+			"peers and no address", convert.KubeVIP,
+			"localPeer: {address: 192.0.2.2}\nremotePeers: [{address: 192.0.2.3}]\n",
+			"say it with --vip",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -83,8 +83,8 @@ func ReadPort(s string) (uint16, bool) {
 	return uint16(n), err == nil && n > 0
 }
 
-// SplitPort cuts off the port at the last colon, as haproxy does: 10.0.0.1 and [::1] have none, and 2001:db8::1:6443 has
-// port 6443.
+// SplitPort cuts off the port at the last colon, as haproxy does: 10.0.0.1 and [::1] have none, and 2001:db8::1:6443
+// has port 6443.
 func SplitPort(s string) (host, port string) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 || strings.HasSuffix(s, "]") {

@@ -14,8 +14,8 @@ import (
 // pagePath matches the paths of the page that our loader takes.
 var pagePath = regexp.MustCompile(`^(/[A-Za-z0-9_-]+)+$`)
 
-// readStats reads a section that shows haproxy's own state or health, which the admin listener does here. Beyond loopback
-// somebody has to make the hash of a password, or a certificate, so there a note says what to write.
+// readStats reads a section that shows haproxy's own state or health, which the admin listener does here. Beyond
+// loopback somebody has to make the hash of a password, or a certificate, so there a note says what to write.
 func readStats(d *draft.Draft, s section) {
 	p := &proxy{LB: &draft.LB{Statement: s.Statement}}
 	silent := draft.New()

@@ -14,8 +14,8 @@ type Place struct {
 
 func (p Place) String() string { return fmt.Sprintf("%s:%d", Printable(p.File), p.Line) }
 
-// A Statement is one line of haproxy, one directive of nginx, or one keyword of keepalived: words, and the statements in
-// the braces after them.
+// A Statement is one line of haproxy, one directive of nginx, or one keyword of keepalived: words, and the statements
+// in the braces after them.
 type Statement struct {
 	Place
 	Words []string

@@ -56,7 +56,8 @@ func free(dir string) string {
 		return "unknown: " + err.Error()
 	}
 	block := uint64(fs.Bsize)
-	return fmt.Sprintf("%s of %s, %d of %d files", figures.Bytes(fs.Bavail*block), figures.Bytes(fs.Blocks*block), fs.Ffree, fs.Files)
+	return fmt.Sprintf("%s of %s, %d of %d files", figures.Bytes(fs.Bavail*block), figures.Bytes(fs.Blocks*block),
+		fs.Ffree, fs.Files)
 }
 
 // A file takes lines, and is replaced by a new one when it is full.

@@ -107,7 +107,8 @@ func TestMetricsSay(t *testing.T) {
 			t.Errorf("there is no %s", line)
 		}
 	}
-	if strings.Contains(text, `queued_connections{backend="10.77.0.11`) || strings.Contains(text, `queued_connections{loadbalancer="kube-apiserver"`) {
+	if strings.Contains(text, `queued_connections{backend="10.77.0.11`) ||
+		strings.Contains(text, `queued_connections{loadbalancer="kube-apiserver"`) {
 		t.Error("a queue where there is none")
 	}
 	if strings.Contains(text, `failures_total{backend="10.77.0.11`) {
@@ -170,7 +171,8 @@ func TestMetricsList(t *testing.T) {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	b.WriteString("# Metrics\n\nWhat `/metrics` has beside the metrics of Go and of the process. `go test ./status/metrics -run MetricsList -update` writes this list.\n\n" +
+	b.WriteString("# Metrics\n\nWhat `/metrics` has beside the metrics of Go and of the process. `go test " +
+		"./status/metrics -run MetricsList -update` writes this list.\n\n" +
 		"| metric | type | labels | |\n|---|---|---|---|\n")
 	for _, f := range all {
 		if !strings.HasPrefix(f.GetName(), "appliance_") {
@@ -180,7 +182,8 @@ func TestMetricsList(t *testing.T) {
 		for _, l := range f.GetMetric()[0].GetLabel() {
 			labels = append(labels, "`"+l.GetName()+"`")
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp())
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()),
+			strings.Join(labels, ", "), f.GetHelp())
 	}
 	const path = "../../docs/metrics.md"
 	if *update {

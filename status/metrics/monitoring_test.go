@@ -120,7 +120,10 @@ func TestMonitoring(t *testing.T) {
 			check(p.Title, target.Expr)
 		}
 	}
-	for _, must := range []string{"appliance_holding", "appliance_ready", "appliance_backend_up", "appliance_vip_foreign_claims_total", "appliance_takeover_duration_seconds_bucket"} {
+	for _, must := range []string{
+		"appliance_holding", "appliance_ready", "appliance_backend_up", "appliance_vip_foreign_claims_total",
+		"appliance_takeover_duration_seconds_bucket",
+	} {
 		if !used[must] {
 			t.Errorf("neither dashboard nor alerts look at %s; they use %v", must, slices.Sorted(maps.Keys(used)))
 		}

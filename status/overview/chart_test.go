@@ -19,7 +19,10 @@ func TestTrace(t *testing.T) {
 		"nothing": {nil, ""},
 		"one":     {[]history.Point{{At: at(1), Latency: 5}}, "M600 40.0h1"},
 		"two":     {[]history.Point{{At: at(.5), Latency: 0}, {At: at(.5) + step, Latency: 10}}, "M300 80.0h1L303 0.0"},
-		"a gap":   {[]history.Point{{At: at(.5), Latency: 5}, {At: at(.5) + step, Latency: -1}, {At: at(.5) + 2*step, Latency: 5}}, "M300 40.0h1M307 40.0h1"},
+		"a gap": {
+			[]history.Point{{At: at(.5), Latency: 5}, {At: at(.5) + step, Latency: -1}, {At: at(.5) + 2*step, Latency: 5}},
+			"M300 40.0h1M307 40.0h1",
+		},
 		"a pause": {[]history.Point{{At: at(.25), Latency: 5}, {At: at(.5), Latency: 5}}, "M150 40.0h1M300 40.0h1"},
 		"too old": {[]history.Point{{At: at(-1), Latency: 5}, {At: at(0), Latency: 5}}, "M0 40.0h1"},
 	} {

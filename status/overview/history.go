@@ -68,8 +68,8 @@ func events(reports []report.PeerReport) []event {
 	return out
 }
 
-// tenures are the tenures that this node saw, the newest first, with what the new holders measured themselves where that
-// is known.
+// tenures are the tenures that this node saw, the newest first, with what the new holders measured themselves if that is
+// known.
 func tenures(self report.PeerReport, reports []report.PeerReport) []tenure {
 	var out []tenure
 	until := time.Time{}

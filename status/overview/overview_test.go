@@ -161,15 +161,20 @@ func TestTenures(t *testing.T) {
 	m := view(t, func(c *statustest.Cast, _ peers) {
 		for _, id := range []string{"n1", "n2"} {
 			took := map[string]time.Duration{"n1": 90 * time.Millisecond, "n2": 12 * time.Millisecond}[id]
-			c.Journals[id].Add(status.Event{Kind: status.OfHolder, What: "holds", Subject: "n2", From: "n1", To: "n2", Term: 9, Took: took, Reason: "by " + id, Time: c.Time.Add(-time.Second)})
+			c.Journals[id].Add(status.Event{
+				Kind: status.OfHolder, What: "holds", Subject: "n2", From: "n1", To: "n2", Term: 9, Took: took,
+				Reason: "by " + id, Time: c.Time.Add(-time.Second),
+			})
 		}
 	})
 	last := m.Tenures[0]
-	if last.Holder != "n2" || last.Took != 12*time.Millisecond || last.Cause != "by n2" || !last.ByNewHolder || !last.Until.IsZero() {
+	if last.Holder != "n2" || last.Took != 12*time.Millisecond || last.Cause != "by n2" || !last.ByNewHolder ||
+		!last.Until.IsZero() {
 		t.Errorf("the last tenure is %+v", last)
 	}
 	before := m.Tenures[1]
-	if want := 90*time.Minute - time.Second; before.Lasted.Round(time.Second) != want || before.Took != 14*time.Millisecond {
+	if want := 90*time.Minute - time.Second; before.Lasted.Round(time.Second) != want ||
+		before.Took != 14*time.Millisecond {
 		t.Errorf("the one before lasted %s, want %s: %+v", before.Lasted, want, before)
 	}
 }

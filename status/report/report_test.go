@@ -2,9 +2,11 @@ package report_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 	"time"
 
+	"appliance/status"
 	"appliance/status/report"
 	"appliance/status/statustest"
 )
@@ -21,8 +23,21 @@ func TestReportSurvives(t *testing.T) {
 		t.Errorf("a report of 1000 backends takes %d bytes", len(data))
 	}
 	r, err := report.Unpack(data)
-	if err != nil || r.Snapshot.ID != "n2" || len(r.Snapshot.LoadBalancers) != 50 || len(r.Events) == 0 || len(r.Load) != 50 || r.Peak["etcd"]["10.77.2.11:6445"] != 12 {
+	if err != nil || r.Snapshot.ID != "n2" || len(r.Snapshot.LoadBalancers) != 50 || len(r.Events) == 0 ||
+		len(r.Load) != 50 || r.Peak["etcd"]["10.77.2.11:6445"] != 12 {
 		t.Errorf("%v, %+v", err, r.Snapshot.ID)
+	}
+	// Reasons keep their kind on the way, which their texts do not have.
+	c.Edit("n3", func(s *status.Snapshot) {
+		s.NotReady = []status.NotReady{
+			{Kind: status.NotServed, Subject: "etcd", Reason: "no plane"}, {Kind: status.NoCarrier, Subject: "eth0"},
+		}
+	})
+	if data, err = c.Report("n3"); err != nil {
+		t.Fatal(err)
+	}
+	if r, err = report.Unpack(data); err != nil || !slices.Equal(r.Snapshot.NotReady, c.Snapshots["n3"].NotReady) {
+		t.Errorf("%v, the reasons are %+v", err, r.Snapshot.NotReady)
 	}
 	for _, bad := range [][]byte{nil, []byte("x"), data[:len(data)/2], bytes.Repeat([]byte{0x1f, 0x8b}, 100)} {
 		if _, err := report.Unpack(bad); err == nil {

@@ -28,7 +28,10 @@ type Cast struct {
 // New makes n1, n2 (the holder) and n3, with lbs load balancers of each
 // backends, of which the last is down.
 func New(t testing.TB, at time.Time, lbs, each int) *Cast {
-	c := &Cast{Time: at, LoadBalancers: lbs, Backends: each, Snapshots: map[string]status.Snapshot{}, Journals: map[string]*journal.Journal{}, Samples: map[string]*history.Samples{}}
+	c := &Cast{
+		Time: at, LoadBalancers: lbs, Backends: each, Snapshots: map[string]status.Snapshot{},
+		Journals: map[string]*journal.Journal{}, Samples: map[string]*history.Samples{},
+	}
 	for i, id := range []string{"n1", "n2", "n3"} {
 		c.Snapshots[id] = c.snapshot(id, i)
 		c.Journals[id] = journal.Open(t.TempDir(), id, slog.New(slog.DiscardHandler))
@@ -37,11 +40,23 @@ func New(t testing.TB, at time.Time, lbs, each int) *Cast {
 	for _, id := range []string{"n1", "n2", "n3"} {
 		j := c.Journals[id]
 		j.Add(status.Event{Time: at.Add(-50 * time.Hour), Kind: status.OfProcess, What: "started", Reason: "version v0.1.0"})
-		j.Add(status.Event{Time: at.Add(-49 * time.Hour), Kind: status.OfHolder, Subject: "n3", What: "holds", To: "n3", Reason: "the first that this node knows of in this life", Term: 2})
-		j.Add(status.Event{Time: at.Add(-26 * time.Hour), Kind: status.OfHolder, Subject: "n1", What: "holds", From: "n3", To: "n1", Reason: "handed over by n3", Took: 11 * time.Millisecond, Term: 3})
-		j.Add(status.Event{Time: at.Add(-90 * time.Minute), Kind: status.OfHolder, Bad: true, Subject: "n2", What: "holds", From: "n1", To: "n2", Reason: "the process of n1 ended", Took: 14 * time.Millisecond, Term: 4})
+		j.Add(status.Event{
+			Time: at.Add(-49 * time.Hour), Kind: status.OfHolder, Subject: "n3", What: "holds", To: "n3",
+			Reason: "the first that this node knows of in this life", Term: 2,
+		})
+		j.Add(status.Event{
+			Time: at.Add(-26 * time.Hour), Kind: status.OfHolder, Subject: "n1", What: "holds", From: "n3", To: "n1",
+			Reason: "handed over by n3", Took: 11 * time.Millisecond, Term: 3,
+		})
+		j.Add(status.Event{
+			Time: at.Add(-90 * time.Minute), Kind: status.OfHolder, Bad: true, Subject: "n2", What: "holds", From: "n1",
+			To: "n2", Reason: "the process of n1 ended", Took: 14 * time.Millisecond, Term: 4,
+		})
 		if id == "n2" {
-			j.Add(status.Event{Time: at.Add(-4 * time.Minute), Kind: status.OfBackend, Bad: true, Subject: "kube-apiserver / 10.77.0.13:6443", What: "is down", Reason: "connection refused", From: "up", To: "down"})
+			j.Add(status.Event{
+				Time: at.Add(-4 * time.Minute), Kind: status.OfBackend, Bad: true, Subject: "kube-apiserver / 10.77.0.13:6443",
+				What: "is down", Reason: "connection refused", From: "up", To: "down",
+			})
 		}
 	}
 	return c

@@ -87,7 +87,8 @@ func (t *text) peers(s status.Snapshot) {
 			labels = append(labels, t.paint.bad("would rather not hold: "+peer.Unfit))
 		}
 		rows = append(rows, []string{
-			peer.ID, peer.Address.String(), peer.Role, connected, contact, figures.Age(peer.RoundTrip), strings.Join(labels, ", "),
+			peer.ID, peer.Address.String(), peer.Role, connected, contact, figures.Age(peer.RoundTrip),
+			strings.Join(labels, ", "),
 		})
 	}
 	table(&t.Builder, rows)

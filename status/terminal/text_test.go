@@ -27,10 +27,30 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 		of          status.Snapshot
 		has, hasNot []string
 	}{
-		"holder":               {holder, []string{"n2  peer leader, appliance v0.1.0", "holder: n2 (this node)", ", term 4", "\nPEER ", "load balancer "}, []string{"\x1b["}},
-		"worker":               {worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"}},
-		"queue and slow start": {queue, []string{"  2 connections wait for room at any backend", " 1 (25%)  up ", " 12    4      90000 ", "hooks: 12 events told, 1 failed, 0 dropped; the log says why"}, nil},
-		"direct":               {direct, []string{" passed over ", "no path to n1\n", "  TOTAL is this node's part: ", "would rather not hold: track uplink: exit code 1\n"}, []string{"  12  "}},
+		"holder": {
+			holder,
+			[]string{"n2  peer leader, appliance v0.1.0", "holder: n2 (this node)", ", term 4", "\nPEER ", "load balancer "},
+			[]string{"\x1b["},
+		},
+		"worker": {
+			worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"},
+		},
+		"queue and slow start": {
+			queue,
+			[]string{
+				"  2 connections wait for room at any backend", " 1 (25%)  up ", " 12    4      90000 ",
+				"hooks: 12 events told, 1 failed, 0 dropped; the log says why",
+			},
+			nil,
+		},
+		"direct": {
+			direct,
+			[]string{
+				" passed over ", "no path to n1\n", "  TOTAL is this node's part: ",
+				"would rather not hold: track uplink: exit code 1\n",
+			},
+			[]string{"  12  "},
+		},
 	} {
 		var b strings.Builder
 		if err := Text(&b, test.of, false); err != nil {

@@ -25,7 +25,8 @@ func TestTop(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(b.String(), "\n")
-	if !strings.Contains(lines[3], "10.77.0.12:6443") || !strings.Contains(lines[3], "25/s") || !strings.Contains(lines[3], "2.0 MB/s") {
+	if !strings.Contains(lines[3], "10.77.0.12:6443") || !strings.Contains(lines[3], "25/s") ||
+		!strings.Contains(lines[3], "2.0 MB/s") {
 		t.Errorf("the busiest is not first:\n%s", b.String())
 	}
 	if strings.Contains(b.String(), "\x1b") {

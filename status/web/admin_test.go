@@ -33,7 +33,9 @@ func site(t *testing.T, change func(*AdminConfig)) http.Handler {
 	go func() { done <- p.Run(ctx) }()
 	t.Cleanup(func() { end(); <-done })
 	snapshot := func() status.Snapshot { return c.Snapshots["n1"] }
-	cfg := AdminConfig{Snapshot: snapshot, Page: p, Journal: c.Journals["n1"], Metrics: metrics.New(snapshot, "v0.1.0").Handler()}
+	cfg := AdminConfig{
+		Snapshot: snapshot, Page: p, Journal: c.Journals["n1"], Metrics: metrics.New(snapshot, "v0.1.0").Handler(),
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -119,14 +121,20 @@ func TestAdminRefuses(t *testing.T) {
 		"no name":              {ask{path: "/", host: " "}, http.StatusMisdirectedRequest},
 		"a name like ours":     {ask{path: "/", host: "vip.example.org.evil.example"}, http.StatusMisdirectedRequest},
 		"an address like name": {ask{path: "/", host: "127.0.0.1.evil.example"}, http.StatusMisdirectedRequest},
-		"another site":         {ask{path: "/status.json", header: map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}}, http.StatusForbidden},
-		"a path of nothing":    {ask{path: "/<script>alert(1)</script>"}, http.StatusNotFound},
-		"a bad position":       {ask{path: "/events.json?since=<b>"}, http.StatusBadRequest},
-		"a link from outside":  {ask{path: "/", header: map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}}, http.StatusOK},
-		"a name of ours":       {ask{path: "/", host: "VIP.example.org.:443"}, http.StatusOK},
-		"localhost":            {ask{path: "/", host: "localhost:10001"}, http.StatusOK},
-		"IPv6":                 {ask{path: "/", host: "[::1]:10001"}, http.StatusOK},
-		"IPv6 without a port":  {ask{path: "/", host: "[fe80::1%25eth0]"}, http.StatusOK},
+		"another site": {
+			ask{path: "/status.json", header: map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}},
+			http.StatusForbidden,
+		},
+		"a path of nothing": {ask{path: "/<script>alert(1)</script>"}, http.StatusNotFound},
+		"a bad position":    {ask{path: "/events.json?since=<b>"}, http.StatusBadRequest},
+		"a link from outside": {
+			ask{path: "/", header: map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}},
+			http.StatusOK,
+		},
+		"a name of ours":      {ask{path: "/", host: "VIP.example.org.:443"}, http.StatusOK},
+		"localhost":           {ask{path: "/", host: "localhost:10001"}, http.StatusOK},
+		"IPv6":                {ask{path: "/", host: "[::1]:10001"}, http.StatusOK},
+		"IPv6 without a port": {ask{path: "/", host: "[fe80::1%25eth0]"}, http.StatusOK},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := tt.ask.of(h)
@@ -165,7 +173,8 @@ func TestAdminPath(t *testing.T) {
 func TestAdminHidesVersion(t *testing.T) {
 	h := site(t, func(c *AdminConfig) { c.HideVersion, c.Page.cfg.HideVersion = true, true })
 	for _, path := range []string{"/", "/status.json"} {
-		if body := (ask{path: path}).of(h).Body.String(); strings.Contains(body, `"v0.1.0"`) || strings.Contains(body, "appliance v0.1.0") || strings.Contains(body, ">v0.1.0<") {
+		if body := (ask{path: path}).of(h).Body.String(); strings.Contains(body, `"v0.1.0"`) ||
+			strings.Contains(body, "appliance v0.1.0") || strings.Contains(body, ">v0.1.0<") {
 			t.Errorf("%s tells the version", path)
 		}
 	}
@@ -287,10 +296,12 @@ func TestListen(t *testing.T) {
 	if n, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
 		t.Errorf("read %d, %v on the VIP", n, err)
 	}
-	if _, err := Listen(l.Addr().String(), nil); err == nil || !strings.Contains(err.Error(), "another program listens there") {
+	if _, err := Listen(l.Addr().String(), nil); err == nil ||
+		!strings.Contains(err.Error(), "another program listens there") {
 		t.Errorf("a port that is taken: %v", err)
 	}
-	if _, err := Listen("192.0.2.77:10001", nil); err == nil || !strings.Contains(err.Error(), "this host has no such address") {
+	if _, err := Listen("192.0.2.77:10001", nil); err == nil ||
+		!strings.Contains(err.Error(), "this host has no such address") {
 		t.Errorf("an address that is not here: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "admin.sock")
@@ -335,10 +346,11 @@ func TestSecure(t *testing.T) {
 	}
 	second := writeCertificate(t, cert, key, 2)
 	os.Chtimes(cert, time.Now(), time.Now().Add(time.Hour))
-	for deadline := time.Now().Add(20 * time.Second); serial(raw.Addr().String()) != second; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); serial(raw.Addr().String()) != second; {
 		if time.Now().After(deadline) {
 			t.Fatal("a new certificate is not taken")
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
 	end()
 	if err := <-done; err != nil {

@@ -30,14 +30,18 @@ func TestServerLimits(t *testing.T) {
 		return string(all), err
 	}
 	for name, tt := range map[string]struct{ send, want string }{
-		"huge header":   {"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", "431"},
-		"huge path":     {"GET /" + strings.Repeat("x", 64<<10) + " HTTP/1.1\r\nHost: localhost\r\n\r\n", "431"},
-		"no host":       {"GET / HTTP/1.1\r\n\r\n", "400"},
-		"two hosts":     {"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", "400"},
-		"no HTTP":       {"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "400"},
-		"two lengths":   {"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "400"},
-		"a huge body":   {"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\nConnection: close\r\n\r\n", "405"},
-		"a chunked one": {"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n", "413"},
+		"huge header": {"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", "431"},
+		"huge path":   {"GET /" + strings.Repeat("x", 64<<10) + " HTTP/1.1\r\nHost: localhost\r\n\r\n", "431"},
+		"no host":     {"GET / HTTP/1.1\r\n\r\n", "400"},
+		"two hosts":   {"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", "400"},
+		"no HTTP":     {"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", "400"},
+		"two lengths": {"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "400"},
+		"a huge body": {
+			"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\nConnection: close\r\n\r\n", "405",
+		},
+		"a chunked one": {
+			"GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\n", "413",
+		},
 		"half a header": {"GET / HTTP/1.1\r\nHost: loc", ""},
 		"a dot dot":     {"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "30"},
 	} {
@@ -47,7 +51,8 @@ func TestServerLimits(t *testing.T) {
 			if os.IsTimeout(err) {
 				t.Fatal("the connection is kept for a minute")
 			}
-			if !strings.HasPrefix(answer, "HTTP/1.1 "+tt.want) && (tt.want != "" || answer != "" && !strings.Contains(answer, "400") && !strings.Contains(answer, "408")) {
+			if !strings.HasPrefix(answer, "HTTP/1.1 "+tt.want) &&
+				(tt.want != "" || answer != "" && !strings.Contains(answer, "400") && !strings.Contains(answer, "408")) {
 				t.Errorf("answered %.200q", answer)
 			}
 		})

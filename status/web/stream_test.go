@@ -34,7 +34,9 @@ func server(t *testing.T, c *statustest.Cast) (addr string, p *Page) {
 	var wg sync.WaitGroup
 	wg.Go(func() { p.Run(ctx) })
 	snapshot := func() status.Snapshot { return c.Snapshots["n1"] }
-	h := Admin(AdminConfig{Snapshot: snapshot, Page: p, Journal: c.Journals["n1"], Metrics: metrics.New(snapshot, "").Handler()})
+	h := Admin(AdminConfig{
+		Snapshot: snapshot, Page: p, Journal: c.Journals["n1"], Metrics: metrics.New(snapshot, "").Handler(),
+	})
 	wg.Go(func() { Serve(ctx, l, h) })
 	t.Cleanup(func() { end(); wg.Wait(); http.DefaultClient.CloseIdleConnections() })
 	return l.Addr().String(), p

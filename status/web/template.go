@@ -30,7 +30,8 @@ func templateFuncs() template.FuncMap {
 // moment is a time element. It needs no escaping, because no part of it comes from outside.
 func moment(t time.Time, attribute, layout string) template.HTML {
 	t = t.UTC()
-	return template.HTML(fmt.Sprintf(`<time datetime="%s"%s>%s</time>`, t.Format(time.RFC3339), attribute, t.Format(layout)))
+	return template.HTML(fmt.Sprintf(`<time datetime="%s"%s>%s</time>`, t.Format(time.RFC3339), attribute,
+		t.Format(layout)))
 }
 
 // tens writes a duration with two digits, so that it does not flicker, in the form in which the script counts ages.

@@ -31,7 +31,7 @@ func scrape(t testing.TB, m *Metrics) string {
 }
 
 // everything is Metrics that have met all there is to meet.
-func everything(t testing.TB, c *statustest.Cast) *Metrics {
+func everything(t testing.TB, c *statustest.Cluster) *Metrics {
 	m := New(func() status.Snapshot { return c.Snapshots["n2"] }, "v0.1.0")
 	to := balancer.Target{LoadBalancer: "kube-apiserver"}
 	m.Checked(to, 300*time.Microsecond, nil)

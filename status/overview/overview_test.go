@@ -13,7 +13,7 @@ import (
 )
 
 // view is the model as n1 has it, after change.
-func view(t *testing.T, change func(c *statustest.Cast, others peers)) Overview {
+func view(t *testing.T, change func(c *statustest.Cluster, others peers)) Overview {
 	t.Helper()
 	now := time.Now()
 	c := statustest.New(t, now, 2, 3)
@@ -44,64 +44,64 @@ func view(t *testing.T, change func(c *statustest.Cast, others peers)) Overview 
 type peers = map[string]report.PeerReport
 
 func TestVerdict(t *testing.T) {
-	mend := func(c *statustest.Cast) { // the one backend that is down in a cast
+	mend := func(c *statustest.Cluster) { // the one backend that is down in a cast
 		for id := range c.Snapshots {
 			c.Edit(id, func(s *status.Snapshot) { s.LoadBalancers[0].Backends[2].State = balancer.Up })
 		}
 	}
 	for name, tt := range map[string]struct {
-		change func(c *statustest.Cast, others peers)
+		change func(c *statustest.Cluster, others peers)
 		level  level
 		say    string
 	}{
-		"well": {func(c *statustest.Cast, _ peers) { mend(c) }, good, "All is well: n2 answers for the virtual addresses"},
+		"well": {func(c *statustest.Cluster, _ peers) { mend(c) }, good, "All is well: n2 answers for the virtual addresses"},
 		"a backend is down": {nil, warn, "Clients are served, with one thing to look at: " +
 			"kube-apiserver / 10.77.0.13:6443 is down: connection refused"},
-		"a peer is gone": {func(c *statustest.Cast, o peers) {
+		"a peer is gone": {func(c *statustest.Cluster, o peers) {
 			mend(c)
 			o["n3"] = report.PeerReport{ID: "n3", Err: errors.New("refused")}
 		}, warn, "one thing to look at: n3 does not answer n1"},
-		"nobody holds": {func(c *statustest.Cast, o peers) {
+		"nobody holds": {func(c *statustest.Cluster, o peers) {
 			o["n2"] = report.PeerReport{ID: "n2", Err: errors.New("refused")}
 			for _, id := range []string{"n1", "n3"} {
 				c.Edit(id, func(s *status.Snapshot) { s.Holder = "" })
 			}
 		}, bad, "Trouble: nobody answers for the virtual addresses"},
-		"two hold": {func(c *statustest.Cast, _ peers) {
+		"two hold": {func(c *statustest.Cluster, _ peers) {
 			c.Edit("n3", func(s *status.Snapshot) { s.Group.Holding, s.Holder = true, "n3" })
 		}, bad, "n2 and n3 say at once that they hold"},
-		"a peer disagrees": {func(c *statustest.Cast, _ peers) {
+		"a peer disagrees": {func(c *statustest.Cluster, _ peers) {
 			c.Edit("n3", func(s *status.Snapshot) { s.Holder = "n1" })
 		}, bad, "n3 says that n1 holds"},
-		"the holder has no backend": {func(c *statustest.Cast, _ peers) {
+		"the holder has no backend": {func(c *statustest.Cluster, _ peers) {
 			c.Edit("n2", func(s *status.Snapshot) {
 				for i := range s.LoadBalancers[0].Backends {
 					s.LoadBalancers[0].Backends[i].State = balancer.Down
 				}
 			})
 		}, bad, "kube-apiserver has no healthy backend; its clients are refused"},
-		"only this node has no backend": {func(c *statustest.Cast, _ peers) {
+		"only this node has no backend": {func(c *statustest.Cluster, _ peers) {
 			c.Edit("n1", func(s *status.Snapshot) {
 				for i := range s.LoadBalancers[0].Backends {
 					s.LoadBalancers[0].Backends[i].State = balancer.Down
 				}
 			})
 		}, warn, "Clients are served, with 3 things to look at"},
-		"a stranger claims": {func(c *statustest.Cast, _ peers) {
+		"a stranger claims": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n2", func(s *status.Snapshot) {
 				s.VIPs[0].ForeignClaims, s.VIPs[0].ForeignMAC, s.VIPs[0].ForeignAt = 1, "02:bad", s.Time.Add(-time.Minute)
 			})
 		}, bad, "another machine (02:bad) has claimed 10.77.0.10"},
-		"a backend is down elsewhere": {func(c *statustest.Cast, _ peers) {
+		"a backend is down elsewhere": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n3", func(s *status.Snapshot) { s.LoadBalancers[1].Backends[0].State = balancer.Down })
 		}, warn, "ingress / 10.77.1.11:6444 is down on n3"},
-		"a backend is passed over": {func(c *statustest.Cast, _ peers) {
+		"a backend is passed over": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n2", func(s *status.Snapshot) { s.LoadBalancers[1].Backends[0].PassedOver = "no path to n1" })
 		}, warn, "ingress / 10.77.1.11:6444 gets no new connections from n2: no path to n1"},
-		"a host with a backend of each is down": {func(c *statustest.Cast, _ peers) {
+		"a host with a backend of each is down": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n1", func(s *status.Snapshot) {
 				for i := range s.LoadBalancers {
@@ -112,7 +112,7 @@ func TestVerdict(t *testing.T) {
 				}
 			})
 		}, warn, "4 backends (of ingress, kube-apiserver) are down: gone"},
-		"all backends are passed over": {func(c *statustest.Cast, _ peers) {
+		"all backends are passed over": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n2", func(s *status.Snapshot) {
 				for i := range s.LoadBalancers[1].Backends {
@@ -120,20 +120,20 @@ func TestVerdict(t *testing.T) {
 				}
 			})
 		}, bad, "ingress has no healthy backend; its clients are refused"},
-		"clients wait": {func(c *statustest.Cast, _ peers) {
+		"clients wait": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n1", func(s *status.Snapshot) { s.LoadBalancers[1].Queued = 2 })
 			c.Edit("n2", func(s *status.Snapshot) { s.LoadBalancers[1].Backends[0].Traffic.Queued = 4 })
 		}, warn, "ingress has 6 connections in its queue"},
-		"a node is unfit": {func(c *statustest.Cast, _ peers) {
+		"a node is unfit": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n1", func(s *status.Snapshot) { s.Group.Peers[2].Unfit = "track uplink: exit code 1" })
 		}, warn, "n3 would rather not hold: track uplink: exit code 1"},
-		"a node is not ready": {func(c *statustest.Cast, _ peers) {
+		"a node is not ready": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n3", func(s *status.Snapshot) { s.NotReady = []status.NotReady{{Kind: status.NoCarrier, Subject: "eth0"}} })
 		}, warn, "n3: eth0 has no carrier"},
-		"the dead holder's last word": {func(c *statustest.Cast, o peers) {
+		"the dead holder's last word": {func(c *statustest.Cluster, o peers) {
 			mend(c)
 			r := report.Make(c.Snapshots["n2"], c.Journals["n2"], c.Samples["n2"])
 			o["n2"] = report.PeerReport{ID: "n2", Report: &r, At: c.Time}
@@ -158,7 +158,7 @@ func TestVerdict(t *testing.T) {
 
 // What the new holder measured itself is better than what others saw.
 func TestTenures(t *testing.T) {
-	m := view(t, func(c *statustest.Cast, _ peers) {
+	m := view(t, func(c *statustest.Cluster, _ peers) {
 		for _, id := range []string{"n1", "n2"} {
 			took := map[string]time.Duration{"n1": 90 * time.Millisecond, "n2": 12 * time.Millisecond}[id]
 			c.Journals[id].Add(status.Event{

@@ -11,7 +11,7 @@ import (
 )
 
 // newPage is the page of n1.
-func newPage(t testing.TB, c *statustest.Cast) *Page {
+func newPage(t testing.TB, c *statustest.Cluster) *Page {
 	return NewPage(PageConfig{
 		Snapshot: func() status.Snapshot { s := c.Snapshots["n1"]; s.Time = time.Now(); return s },
 		Journal:  c.Journals["n1"], Samples: c.Samples["n1"],

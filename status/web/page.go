@@ -115,7 +115,7 @@ func (p *Page) Run(ctx context.Context) error {
 			_, event = p.cfg.Journal.Since(0)
 			urgent = true
 		}
-		if !p.watched() {
+		if !p.hasViewers() {
 			continue
 		}
 		p.update(ctx, false, urgent)
@@ -127,7 +127,7 @@ func (p *Page) Run(ctx context.Context) error {
 	}
 }
 
-func (p *Page) watched() bool {
+func (p *Page) hasViewers() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.viewers > 0
@@ -243,8 +243,8 @@ func (p *Page) current(ctx context.Context) (rendering, error) {
 	return p.shown, nil
 }
 
-// watch keeps the page rendered until the returned function is called.
-func (p *Page) watch() (stop func()) {
+// view keeps the page rendered until the returned function is called.
+func (p *Page) view() (stop func()) {
 	p.mu.Lock()
 	p.viewers++
 	p.mu.Unlock()

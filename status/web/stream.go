@@ -95,7 +95,7 @@ func (s *streams) live(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer end()
-	defer s.page.watch()()
+	defer s.page.view()()
 	epoch, number, _ := strings.Cut(r.URL.Query().Get("revision"), ".")
 	revision, err := strconv.ParseUint(number, 10, 64)
 	if err != nil || epoch != s.epoch {

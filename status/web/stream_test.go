@@ -23,7 +23,7 @@ import (
 )
 
 // server serves an admin handler over a made-up group on a real port.
-func server(t *testing.T, c *statustest.Cast) (addr string, p *Page) {
+func server(t *testing.T, c *statustest.Cluster) (addr string, p *Page) {
 	t.Helper()
 	p = newPage(t, c)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

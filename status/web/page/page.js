@@ -1,6 +1,6 @@
-// Keeps the page alive: parts that have changed come as HTML over server-sent
-// events and are laid over the old ones, so that focus, selection and open
-// details stay. Without this script the page is complete, and reloads itself.
+// Keeps the page up to date: changed parts come as HTML over server-sent events and
+// are laid over the old ones, so that focus, selection and open details stay.
+// Without this script the page is complete, and reloads itself.
 (() => {
   "use strict";
   const body = document.body, live = document.getElementById("live"), text = document.getElementById("live-text");
@@ -15,8 +15,7 @@
     if (s < 172800) return Math.floor(s / 3600) + "h " + pad(Math.floor(s / 60) % 60) + "m";
     return Math.floor(s / 86400) + "d " + Math.floor(s / 3600) % 24 + "h";
   };
-  // ages turns absolute times, which is what the page has without a script,
-  // into what a person wants to know.
+  // ages turns absolute times, which the page has without a script, into ages.
   const ages = () => {
     const now = Date.now() + offset;
     for (const t of document.querySelectorAll("time[data-ago]")) {
@@ -34,7 +33,7 @@
   };
   const beat = () => { ages(); show(); };
 
-  // lay makes the old node like the new one and touches nothing that is right.
+  // lay makes the old node like the new one and touches only what differs.
   const lay = (old, now) => {
     if (old.nodeType !== now.nodeType || old.nodeName !== now.nodeName) { old.replaceWith(now); return; }
     if (old.nodeType !== 1) { if (old.data !== now.data) old.data = now.data; return; }
@@ -58,7 +57,7 @@
     ages();
   });
   source.addEventListener("tick", (e) => { heard = Date.now(); offset = Date.parse(e.data) - heard; beat(); });
-  // The list of parts is another one, or the appliance was started anew.
+  // The list of parts has changed, or the appliance has restarted.
   source.addEventListener("layout", () => { source.close(); location.reload(); });
   source.onerror = show;
   addEventListener("pagehide", () => source.close());

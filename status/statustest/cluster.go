@@ -15,21 +15,21 @@ import (
 	"appliance/status/report"
 )
 
-// A Cast is a made-up group of three, for tests of what is shown.
-type Cast struct {
-	Time          time.Time
-	LoadBalancers int
-	Backends      int // backends of a load balancer
-	Snapshots     map[string]status.Snapshot
-	Journals      map[string]*journal.Journal
-	Samples       map[string]*history.Samples
+// A Cluster is a made-up group of n1, n2 and n3, of which n2 is the holder. The maps are by node.
+type Cluster struct {
+	Snapshots map[string]status.Snapshot
+	Journals  map[string]*journal.Journal
+	Samples   map[string]*history.Samples
+	// Time is that of the snapshots.
+	Time time.Time
+
+	loadBalancers, backends int // backends of each load balancer
 }
 
-// New makes n1, n2 (the holder) and n3, with lbs load balancers of each
-// backends, of which the last is down.
-func New(t testing.TB, at time.Time, lbs, each int) *Cast {
-	c := &Cast{
-		Time: at, LoadBalancers: lbs, Backends: each, Snapshots: map[string]status.Snapshot{},
+// New makes a cluster with lbs load balancers of each backends. The last backend of the first load balancer is down.
+func New(t testing.TB, at time.Time, lbs, each int) *Cluster {
+	c := &Cluster{
+		Time: at, loadBalancers: lbs, backends: each, Snapshots: map[string]status.Snapshot{},
 		Journals: map[string]*journal.Journal{}, Samples: map[string]*history.Samples{},
 	}
 	for i, id := range []string{"n1", "n2", "n3"} {
@@ -42,7 +42,7 @@ func New(t testing.TB, at time.Time, lbs, each int) *Cast {
 		j.Add(status.Event{Time: at.Add(-50 * time.Hour), Kind: status.OfProcess, What: "started", Reason: "version v0.1.0"})
 		j.Add(status.Event{
 			Time: at.Add(-49 * time.Hour), Kind: status.OfHolder, Subject: "n3", What: "holds", To: "n3",
-			Reason: "the first that this node knows of in this life", Term: 2,
+			Reason: "the first that this node knows of in this run", Term: 2,
 		})
 		j.Add(status.Event{
 			Time: at.Add(-26 * time.Hour), Kind: status.OfHolder, Subject: "n1", What: "holds", From: "n3", To: "n1",
@@ -62,7 +62,7 @@ func New(t testing.TB, at time.Time, lbs, each int) *Cast {
 	return c
 }
 
-func (c *Cast) snapshot(id string, i int) status.Snapshot {
+func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 	s := status.Snapshot{
 		Version: "v0.1.0", Time: c.Time, Started: c.Time.Add(-50 * time.Hour), ID: id, Role: "peer", Holder: "n2", Term: 4,
 		Group: status.GroupView{State: "follower", Elections: 1, TenuresEnded: map[string]uint64{"handover": 1}},
@@ -84,7 +84,7 @@ func (c *Cast) snapshot(id string, i int) status.Snapshot {
 		})
 	}
 	names := []string{"kube-apiserver", "ingress", "etcd"}
-	for l := range c.LoadBalancers {
+	for l := range c.loadBalancers {
 		name := fmt.Sprintf("lb-%d", l)
 		if l < len(names) {
 			name = names[l]
@@ -94,15 +94,16 @@ func (c *Cast) snapshot(id string, i int) status.Snapshot {
 			Scheduler: "rr", Plane: balancer.IPVS, Reason: "the first that can serve it",
 			Refused: []balancer.Refusal{{Plane: balancer.Direct, Reason: "10.77.0.21:6443 is no node of the group"}},
 		}
-		for b := range c.Backends {
+		for b := range c.backends {
 			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 77, byte(l), byte(11 + b)}), uint16(6443+l))
 			checked := c.Time.Add(-200 * time.Millisecond)
 			be := balancer.BackendStatus{
-				Name: at.String(), Address: at, Weight: 1, State: balancer.Up, Since: c.Time.Add(-49 * time.Hour), Reason: "the check succeeds",
+				Name: at.String(), Address: at, Weight: 1, State: balancer.Up,
+				Since: c.Time.Add(-49 * time.Hour), Reason: "the check succeeds",
 				LastCheck: &checked, LatencyMS: 0.4 + float64(b)/5,
 				Traffic: &balancer.Traffic{Open: 12, Total: 90_000, Failed: 3, In: 7 << 30, Out: 31 << 30},
 			}
-			if l == 0 && b == c.Backends-1 {
+			if l == 0 && b == c.backends-1 {
 				be.State, be.Since, be.Reason = balancer.Down, c.Time.Add(-4*time.Minute), "connection refused"
 			}
 			if l == 1 && b == 0 {
@@ -117,12 +118,12 @@ func (c *Cast) snapshot(id string, i int) status.Snapshot {
 	}
 	s.Hooks = &status.HookCounts{Told: 12, Failed: 1}
 	applied := c.Time.Add(-time.Second)
-	s.Planes = []balancer.PlaneStatus{{Name: balancer.IPVS, Services: c.LoadBalancers, Applied: &applied}}
+	s.Planes = []balancer.PlaneStatus{{Name: balancer.IPVS, Services: c.loadBalancers, Applied: &applied}}
 	return s
 }
 
-// Fill gives every node a quarter of an hour of samples.
-func (c *Cast) Fill(seed uint64) {
+// Fill gives every node 15 minutes of samples; seed decides which.
+func (c *Cluster) Fill(seed uint64) {
 	dice := rand.New(rand.NewPCG(seed, 1))
 	for id, s := range c.Snapshots {
 		for i := range history.Points {
@@ -143,15 +144,15 @@ func (c *Cast) Fill(seed uint64) {
 	}
 }
 
-// Report is what a node would tell, packed.
-func (c *Cast) Report(id string) ([]byte, error) {
+// Report is the packed report of a node, as of now.
+func (c *Cluster) Report(id string) ([]byte, error) {
 	s := c.Snapshots[id]
 	s.Time = time.Now()
 	return report.Make(s, c.Journals[id], c.Samples[id]).Pack()
 }
 
-// Edit changes a node's snapshot.
-func (c *Cast) Edit(id string, f func(s *status.Snapshot)) {
+// Edit changes the snapshot of a node.
+func (c *Cluster) Edit(id string, f func(s *status.Snapshot)) {
 	s := c.Snapshots[id]
 	f(&s)
 	c.Snapshots[id] = s

@@ -1,0 +1,2 @@
+// Package statustest makes up a group of three nodes for tests of what is shown.
+package statustest

@@ -17,7 +17,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// options are what some samples do not say.
+// options are the addresses that some samples do not name.
 var options = map[string]convert.Addresses{
 	"haproxy-all": {VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
 		Peers: []netip.Addr{
@@ -91,8 +91,7 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-// TestKubeVIPMeansTheSame holds what comes out against what configs makes of
-// kube-vip's file itself.
+// TestKubeVIPMeansTheSame compares the result with what configs makes of kube-vip's file itself.
 func TestKubeVIPMeansTheSame(t *testing.T) {
 	names, err := filepath.Glob("../configs/testdata/kube-vip-*.yaml")
 	if err != nil || len(names) == 0 {
@@ -116,7 +115,7 @@ func TestKubeVIPMeansTheSame(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", name, err, res.YAML)
 		}
-		// One file fits all nodes: it says neither who this one is nor who is first.
+		// One file is for all nodes: it says neither which one this is nor which one is first.
 		want.ID, want.StartAsLeader = "", false
 		diff := cmp.Diff(want, got,
 			cmpopts.IgnoreTypes(configs.Origin{}, []configs.Warning{}), cmpopts.IgnoreUnexported(configs.Config{}),

@@ -9,7 +9,7 @@ import (
 	"appliance/convert"
 )
 
-// given is what flags could say, so that a file without peers gets further.
+// given are addresses of flags, so that a file without peers gets further.
 var given = convert.Addresses{
 	VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
 	Peers: []netip.Addr{
@@ -17,8 +17,7 @@ var given = convert.Addresses{
 	},
 }
 
-// holds is what must be true whatever a file says: one error, or text that our
-// loader takes.
+// holds checks what must be true whatever a file says: the result is an error, or text that our loader takes.
 func holds(t *testing.T, files ...convert.File) {
 	for _, o := range []convert.Addresses{{}, given} {
 		res, err := convert.Convert(files, o)
@@ -40,7 +39,7 @@ func holds(t *testing.T, files ...convert.File) {
 	}
 }
 
-// seeds adds the samples whose names end in one of the given.
+// seeds adds the samples with one of the names.
 func seeds(f *testing.F, names ...string) {
 	f.Helper()
 	for _, files := range samples(f) {
@@ -82,8 +81,7 @@ func FuzzKubeVIP(f *testing.F) {
 	})
 }
 
-// FuzzTogether reads two files of one machine, each of the kind that it seems
-// to be.
+// FuzzTogether reads two files of one machine, each in the format that is detected.
 func FuzzTogether(f *testing.F) {
 	for _, files := range samples(f) {
 		if len(files) == 2 {

@@ -10,7 +10,7 @@ import (
 	"appliance/convert"
 )
 
-// group is what --vip and --peers say where a test is not about them.
+// group are the addresses of --vip and --peers for tests that are not about them.
 var group = convert.Addresses{
 	VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")},
 	Peers: []netip.Addr{
@@ -25,7 +25,7 @@ const (
 	lvsServers     = "  real_server 192.0.2.11 6443 { TCP_CHECK { } }\n  real_server 192.0.2.12 6443 { TCP_CHECK { } }\n"
 )
 
-// TestWords holds single words of each program against what becomes of them.
+// TestWords checks what becomes of single words of each program.
 func TestWords(t *testing.T) {
 	tests := []struct {
 		name string
@@ -270,7 +270,7 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// TestRefused holds what cannot be converted against what is said about it.
+// TestRefused checks the errors about what cannot be converted.
 func TestRefused(t *testing.T) {
 	const instance = "vrrp_instance a {\n virtual_ipaddress {\n 192.0.2.10\n }\n"
 	tests := []struct {
@@ -322,7 +322,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// A box whose own address is not among the servers is no peer of theirs.
+// A machine whose own address is not among the servers is no peer of theirs.
 func TestNoGuessAgainstTheFile(t *testing.T) {
 	files := []convert.File{
 		{Name: "k", Data: []byte("vrrp_instance a {\n unicast_src_ip 192.0.2.2\n virtual_ipaddress {\n 192.0.2.10\n }\n}\n")},
@@ -355,7 +355,7 @@ func TestDetect(t *testing.T) {
 	}
 }
 
-// defaultsOfDefaults is a chain that would be a hundred million lines.
+// defaultsOfDefaults is a chain of defaults that would be a hundred million lines together.
 func defaultsOfDefaults() string {
 	var b strings.Builder
 	b.WriteString("defaults d0\n")
@@ -365,7 +365,7 @@ func defaultsOfDefaults() string {
 	return b.String()
 }
 
-// TestTime holds the largest files that are read against the clock.
+// TestTime checks that the largest files that are read do not take too long.
 func TestTime(t *testing.T) {
 	var servers, sections, script strings.Builder
 	servers.WriteString("listen a\nbind :1\n")

@@ -35,7 +35,7 @@ func TestSamples(t *testing.T) {
 	if h = s.Of(target); len(h.Points) != history.Points || h.Points[0].New != 1 {
 		t.Errorf("%d points, %+v", len(h.Points), h.Points[0])
 	}
-	// The one that is down has a gap in its latency, not a zero.
+	// A backend that is down has a gap in its latency, not a zero.
 	down := s.Of(balancer.Target{LoadBalancer: "kube-apiserver", Backend: snap.LoadBalancers[0].Backends[1].Address})
 	if down.Points[0].Latency >= 0 {
 		t.Errorf("%+v", down.Points[0])

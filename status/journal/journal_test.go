@@ -17,8 +17,8 @@ import (
 
 func QuietLog() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// live runs a journal in dir during f, of most bytes per file.
-func live(t *testing.T, dir string, most int64, f func(j *Journal)) {
+// run runs a journal in dir during f, with at most most bytes per file.
+func run(t *testing.T, dir string, most int64, f func(j *Journal)) {
 	t.Helper()
 	j := Open(dir, "n1", QuietLog())
 	j.max = most
@@ -41,11 +41,11 @@ func whats(events []status.Event) (out []string) {
 
 func TestJournalSurvives(t *testing.T) {
 	dir := t.TempDir()
-	live(t, dir, maxFile, func(j *Journal) {
+	run(t, dir, maxFile, func(j *Journal) {
 		j.Add(status.Event{Kind: status.OfProcess, What: "a"})
 		j.Add(status.Event{Kind: status.OfProcess, What: "b"})
 	})
-	// A crash has cut the last line short.
+	// As if a crash had cut the last line short.
 	path := filepath.Join(dir, fileName)
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -53,7 +53,7 @@ func TestJournalSurvives(t *testing.T) {
 	}
 	f.WriteString(`{"seq":3,"time":"2026-`)
 	f.Close()
-	live(t, dir, maxFile, func(j *Journal) {
+	run(t, dir, maxFile, func(j *Journal) {
 		j.Add(status.Event{Kind: status.OfProcess, What: "c"})
 		events, _ := j.Since(0)
 		if got := strings.Join(whats(events), ", "); got != "1 a, 2 b, 3 c" {
@@ -69,7 +69,7 @@ func TestJournalSurvives(t *testing.T) {
 	}
 }
 
-// waiting is whether events are still to be written.
+// waiting reports whether events are still to be written.
 func waiting(j *Journal) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -78,7 +78,7 @@ func waiting(j *Journal) bool {
 
 func TestJournalIsBounded(t *testing.T) {
 	dir := t.TempDir()
-	live(t, dir, 10_000, func(j *Journal) {
+	run(t, dir, 10_000, func(j *Journal) {
 		for i := range 2000 {
 			j.Add(status.Event{Kind: status.OfBackend, What: strings.Repeat("x", 50), Subject: fmt.Sprint(i)})
 			for i%100 == 99 && waiting(j) { // the disk has its turn
@@ -112,13 +112,13 @@ func TestJournalIsBounded(t *testing.T) {
 	}
 }
 
-// A disk that takes nothing costs the events on it, and nothing else.
+// If the disk fails, the events on it are lost, and nothing else.
 func TestJournalWithoutDisk(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(dir, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	live(t, dir, maxFile, func(j *Journal) {
+	run(t, dir, maxFile, func(j *Journal) {
 		for range 3000 {
 			j.Add(status.Event{Kind: status.OfProcess, What: "a"})
 		}
@@ -146,7 +146,7 @@ func TestReadNoJournal(t *testing.T) {
 	}
 }
 
-// Whatever is on disk is read without a panic, and good lines survive bad ones.
+// Whatever is on disk, reading it does not panic, and good lines survive bad ones.
 func FuzzReadJournal(f *testing.F) {
 	f.Add([]byte("{}\n"), "")
 	f.Add([]byte(`{"seq":1,"time":"2026-01-01T00:00:00Z","what":"x"}`), "")

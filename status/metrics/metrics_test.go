@@ -30,7 +30,7 @@ func scrape(t testing.TB, m *Metrics) string {
 	return w.Body.String()
 }
 
-// everything is Metrics that have met all there is to meet.
+// everything is Metrics in which every metric has a value.
 func everything(t testing.TB, c *statustest.Cluster) *Metrics {
 	m := New(func() status.Snapshot { return c.Snapshots["n2"] }, "v0.1.0")
 	to := balancer.Target{LoadBalancer: "kube-apiserver"}
@@ -42,7 +42,7 @@ func everything(t testing.TB, c *statustest.Cluster) *Metrics {
 	return m
 }
 
-// ours are the names of the metrics that are this program's own.
+// ours are the names of our own metrics.
 func ours(text string) []string {
 	var names []string
 	for line := range strings.Lines(text) {
@@ -119,7 +119,7 @@ func TestMetricsSay(t *testing.T) {
 	}
 }
 
-// Load balancers that are gone leave nothing behind.
+// Load balancers that are gone leave no metrics behind.
 func TestMetricsForget(t *testing.T) {
 	m := everything(t, statustest.New(t, time.Now(), 1, 1))
 	m.Keep([]string{"kube-apiserver"})
@@ -132,7 +132,7 @@ func TestMetricsForget(t *testing.T) {
 	}
 }
 
-// A name that is there twice must not take every other metric along.
+// Two backends of one name must not spoil all other metrics.
 func TestMetricsWithAClash(t *testing.T) {
 	c := statustest.New(t, time.Now(), 1, 2)
 	s := c.Snapshots["n2"]
@@ -153,7 +153,7 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
-// nowhere is a scraper that costs nothing itself.
+// nowhere is a response that costs nothing itself.
 type nowhere struct{ header http.Header }
 
 func (n nowhere) Header() http.Header { return n.header }
@@ -164,7 +164,7 @@ func (n nowhere) WriteHeader(int) {}
 
 var update = flag.Bool("update", false, "write the list of metrics anew")
 
-// The list of metrics is what a scrape of everything says.
+// The list of metrics in the docs is that of a complete scrape.
 func TestMetricsList(t *testing.T) {
 	all, err := everything(t, statustest.New(t, time.Now(), 2, 3)).Gather()
 	if err != nil {

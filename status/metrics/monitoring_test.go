@@ -15,8 +15,7 @@ import (
 	"appliance/status/statustest"
 )
 
-// Dashboard and alerts use metrics that exist, with labels that they have, and
-// every metric that counts is somewhere to be seen.
+// Dashboard and alerts use metrics that exist, with labels that they have, and every important metric is used.
 func TestMonitoring(t *testing.T) {
 	text := scrape(t, everything(t, statustest.New(t, time.Now(), 2, 3)))
 	labels := map[string]map[string]bool{} // of each sample name

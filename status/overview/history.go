@@ -68,8 +68,8 @@ func events(reports []report.PeerReport) []event {
 	return out
 }
 
-// tenures are the tenures that this node saw, the newest first. What the new holders measured themselves is used if it is
-// known.
+// tenures are the tenures that this node saw, the newest first. What the new holders measured themselves is used if it
+// is known.
 func tenures(self report.PeerReport, reports []report.PeerReport) []tenure {
 	var out []tenure
 	until := time.Time{}

@@ -12,7 +12,7 @@ import (
 	"appliance/status/statustest"
 )
 
-// view is the model as n1 has it, after change.
+// view is the overview of n1 after change.
 func view(t *testing.T, change func(c *statustest.Cluster, others peers)) Overview {
 	t.Helper()
 	now := time.Now()
@@ -156,7 +156,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// What the new holder measured itself is better than what others saw.
+// What the new holder measured itself counts more than what others saw.
 func TestTenures(t *testing.T) {
 	m := view(t, func(c *statustest.Cluster, _ peers) {
 		for _, id := range []string{"n1", "n2"} {
@@ -179,7 +179,7 @@ func TestTenures(t *testing.T) {
 	}
 }
 
-// What all nodes saw is told once.
+// An event that all nodes saw is shown once.
 func TestEventsOfAllNodes(t *testing.T) {
 	m := view(t, nil)
 	found := false

@@ -18,7 +18,7 @@ func TestReportSurvives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It has to fit into one message of the group's channel, in base64.
+	// A report has to fit into one message of the group's channel, in base64.
 	if len(data) > 512<<10 {
 		t.Errorf("a report of 1000 backends takes %d bytes", len(data))
 	}

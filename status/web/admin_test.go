@@ -99,7 +99,7 @@ func TestAdminServes(t *testing.T) {
 			t.Errorf("%s is for other sites too", path)
 		}
 	}
-	// Nothing inline, nothing from elsewhere.
+	// No scripts or styles inline, or from elsewhere.
 	page := ask{path: "/"}.of(h).Body.String()
 	for _, bad := range []string{" style=", "<style", "javascript:", " onclick", "http://", "https://", "<script>"} {
 		if strings.Contains(page, bad) {
@@ -233,7 +233,7 @@ func TestAdminGate(t *testing.T) {
 	if w := (ask{path: "/readyz", header: right}).of(h); !strings.Contains(w.Body.String(), "the secret reason") {
 		t.Errorf("a user does not learn why: %s", w.Body)
 	}
-	// Whoever guesses is told to wait; whoever knows is not held up by that.
+	// Who guesses has to wait; who knows the password does not.
 	codes := map[int]int{}
 	for range 30 {
 		codes[ask{path: "/", header: basic("op", "guess")}.of(h).Code]++
@@ -246,7 +246,7 @@ func TestAdminGate(t *testing.T) {
 	}
 }
 
-// A golden file would change with every field; what others rely on is here.
+// A golden file would change with every field; these are the fields that others rely on.
 func TestStatusJSON(t *testing.T) {
 	w := ask{path: "/status.json"}.of(site(t, nil))
 	var got map[string]any
@@ -286,7 +286,7 @@ func TestListen(t *testing.T) {
 	}
 	defer l.Close()
 	go l.Accept()
-	// To a VIP: closed without a word, although it listens there.
+	// A connection to a VIP is closed at once, although the listener is there.
 	c, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// writeCertificate writes a certificate that signs itself, and returns its serial number.
+// writeCertificate writes a self-signed certificate and returns its serial number.
 func writeCertificate(t *testing.T, certFile, keyFile string, serial int64) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -14,7 +14,7 @@ import (
 	"appliance/status/statustest"
 )
 
-// What is slow, huge or malformed is turned away, and others do not notice.
+// Slow, huge and malformed requests are refused, and others do not notice.
 func TestServerLimits(t *testing.T) {
 	addr, _ := server(t, statustest.New(t, time.Now(), 1, 1))
 	say := func(t *testing.T, text string) (answer string, end error) {
@@ -70,7 +70,7 @@ func TestServerLimits(t *testing.T) {
 	})
 }
 
-// So many connections that say nothing do not use up the process's files.
+// Silent connections do not use up the file descriptors of the process.
 func TestConnectionsAreBounded(t *testing.T) {
 	l, err := Listen("127.0.0.1:0", nil)
 	if err != nil {

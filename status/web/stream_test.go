@@ -42,7 +42,7 @@ func server(t *testing.T, c *statustest.Cluster) (addr string, p *Page) {
 	return l.Addr().String(), p
 }
 
-// page is what a browser gets at addr.
+// page is the page that a browser gets at addr.
 func page(t *testing.T, addr string) string {
 	t.Helper()
 	resp, err := http.Get("http://" + addr + "/")
@@ -57,7 +57,7 @@ func page(t *testing.T, addr string) string {
 	return string(body)
 }
 
-// revision is what the page at addr is, as its script would ask on from.
+// revision is the revision of the page at addr, from which its script would continue.
 func revision(t *testing.T, addr string) string {
 	t.Helper()
 	_, rest, _ := strings.Cut(page(t, addr), `data-revision="`)
@@ -134,7 +134,7 @@ func TestLiveSendsWhatChanges(t *testing.T) {
 	}
 }
 
-// A page of another life, or with other load balancers, is loaded anew.
+// A page of an earlier run, or with other load balancers, is reloaded.
 func TestLiveLayout(t *testing.T) {
 	c := statustest.New(t, time.Now(), 1, 2)
 	addr, _ := server(t, c)
@@ -170,9 +170,8 @@ func TestEventsStream(t *testing.T) {
 	}
 }
 
-// Two hundred listeners and some that do not read cost everybody else next to
-// nothing: what is on the page is rendered once for all, nothing is queued for
-// anybody, and whoever adds an event does not wait.
+// Two hundred viewers and some that do not read cost everybody else next to nothing: the page is rendered once for all,
+// nothing is queued for anybody, and whoever adds an event does not wait.
 func TestManyListeners(t *testing.T) {
 	c := statustest.New(t, time.Now(), 5, 5)
 	addr, p := server(t, c)
@@ -210,7 +209,7 @@ func TestManyListeners(t *testing.T) {
 	for heard.Load() < many && ctx.Err() == nil {
 		time.Sleep(10 * time.Millisecond)
 	}
-	// The hot path is the balancer's: it tells an event, and goes on.
+	// The hot path is the balancer's: it adds an event and goes on.
 	worst := time.Duration(0)
 	for i := range 1000 {
 		began := time.Now()
@@ -230,7 +229,7 @@ func TestManyListeners(t *testing.T) {
 	}
 }
 
-// One too many is told so.
+// One stream too many is refused.
 func TestListenersAreBounded(t *testing.T) {
 	s := &streams{journal: journal.Open(t.TempDir(), "n1", slog.New(slog.DiscardHandler))}
 	s.open.Store(maxStreams)
@@ -240,7 +239,7 @@ func TestListenersAreBounded(t *testing.T) {
 	}
 }
 
-// Nobody who looks: nothing is rendered, and no peer asked.
+// Without viewers nothing is rendered, and no peer is asked.
 func TestPageSleeps(t *testing.T) {
 	c := statustest.New(t, time.Now(), 1, 1)
 	p := newPage(t, c)
@@ -265,9 +264,8 @@ func TestPageSleeps(t *testing.T) {
 	}
 }
 
-// A part that has changed is laid over what the page had node by node. A space
-// between the two would shift all nodes of the first change, and close what the
-// reader has opened.
+// The script lays a changed part over the old one node by node. A space around a part would shift all its nodes at the
+// first change, and close what the reader has opened.
 func TestPartsAreWhatThePageHas(t *testing.T) {
 	addr, p := server(t, statustest.New(t, time.Now(), 2, 3))
 	body := page(t, addr)

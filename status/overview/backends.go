@@ -14,16 +14,16 @@ import (
 
 // A backend is one backend as the nodes of the group see it.
 type backend struct {
-	Name    string
-	Address netip.AddrPort
-	Weight  int
-	State   balancer.BackendState
-	Since   time.Time
-	Reason  string
-	Backup  bool
-	Order   string // what the operator ordered
-	Checked time.Time
-	Latency float64
+	Name     string
+	Address  netip.AddrPort
+	Weight   int
+	State    balancer.BackendState
+	Since    time.Time
+	Reason   string
+	Backup   bool
+	Override string // by the operator
+	Checked  time.Time
+	Latency  float64
 	// Counted reports whether any node's data plane counts, Partly that it counts new connections only.
 	Counted, Partly bool
 	// Traffic is the sum over the nodes, Peak the sum of each node's most open connections at once.
@@ -67,7 +67,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []report.PeerRepor
 	target := balancer.Target{LoadBalancer: lb, Backend: be.Address}
 	m := backend{
 		Name: be.Name, Address: be.Address, Weight: be.Weight, State: be.State, Since: be.Since, Reason: be.Reason,
-		Backup: be.Backup, Order: be.Override,
+		Backup: be.Backup, Override: be.Override,
 		Latency: be.LatencyMS, NameIsAddress: be.Name == be.Address.String(),
 	}
 	if be.LastCheck != nil {

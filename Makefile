@@ -11,7 +11,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
-.PHONY: demo test build setup-build setup-test setup-bench lint unit integration bench-failover bench-forward bench-ipvs clean
+.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration bench-failover bench-forward bench-ipvs clean
 
 demo: build
 	./appliance demo
@@ -23,6 +23,14 @@ test: setup-test lint unit integration
 
 setup-build setup-test setup-bench: setup-%:
 	integration/setup.sh $*
+
+# What to run before a commit: no root, no packages, nothing but a Go toolchain. Tests that need more say so and skip.
+# Whole groups are for `make test`.
+check:
+	test -z "$$(gofmt -l . | tee /dev/stderr)"
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	go test -short $$(go list ./... | grep -v '/integration')
 
 lint: setup-test
 	@echo '== gofmt, go vet, staticcheck, govulncheck'

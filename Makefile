@@ -24,13 +24,14 @@ test: setup-test lint unit integration
 setup-build setup-test setup-bench: setup-%:
 	integration/setup.sh $*
 
-# What to run before a commit: no root, no packages, nothing but a Go toolchain. Tests that need more say so and skip.
-# Whole groups are for `make test`.
+# What to run before a commit: no root, no packages, nothing but Go. Tests that need more, or minutes, say so and skip.
 check:
+	@echo '== gofmt, go vet, staticcheck, short tests'
 	test -z "$$(gofmt -l . | tee /dev/stderr)"
 	go vet ./...
 	go run $(STATICCHECK) ./...
-	go test -short $$(go list ./... | grep -v '/integration')
+	go test .
+	go test -short $$(go list ./... | grep -v -e '/integration' -e '^appliance$$')
 
 lint: setup-test
 	@echo '== gofmt, go vet, staticcheck, govulncheck'

@@ -276,6 +276,9 @@ func newBench(t *testing.T, n int) *bench {
 	for _, p := range b.peers {
 		b.dirs[p.ID] = t.TempDir()
 	}
+	if testing.Short() {
+		t.Skip("a group elects in real time, and takes its time; run without -short")
+	}
 	t.Cleanup(func() {
 		b.wires.heal()
 		var wg sync.WaitGroup

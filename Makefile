@@ -27,7 +27,7 @@ setup-build setup-test setup-bench: setup-%:
 # What to run before a commit: no root, no packages, nothing but Go. Tests that need more, or minutes, say so and skip.
 check:
 	@echo '== gofmt, go vet, staticcheck, short tests'
-	test -z "$$(gofmt -l . | tee /dev/stderr)"
+	! gofmt -l . | grep .
 	go vet ./...
 	go run $(STATICCHECK) ./...
 	go test .

@@ -25,6 +25,7 @@ setup-build setup-test setup-bench: setup-%:
 	integration/setup.sh $*
 
 # What to run before a commit: no root, no packages, nothing but Go. Tests that need more, or minutes, say so and skip.
+check: export GOTOOLCHAIN := auto
 check:
 	@echo '== gofmt, go vet, staticcheck, short tests'
 	! gofmt -l . | grep .

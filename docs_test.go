@@ -91,6 +91,7 @@ func (p docPage) codeSpans() (all []string) {
 func TestDocLinks(t *testing.T) {
 	pages := docPages(t)
 	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	linked := make(map[string]bool)
 	for _, p := range pages {
 		for _, m := range link.FindAllStringSubmatch(strings.Join(p.prose, "\n"), -1) {
 			u, err := url.Parse(m[1])
@@ -100,6 +101,7 @@ func TestDocLinks(t *testing.T) {
 			path := p.path
 			if u.Path != "" {
 				path = filepath.Join(filepath.Dir(p.path), u.Path)
+				linked[path] = linked[path] || p.path == "docs/README.md"
 			}
 			if _, err := os.Stat(path); err != nil {
 				t.Errorf("%s links to %s: %v", p.path, m[1], err)
@@ -112,6 +114,11 @@ func TestDocLinks(t *testing.T) {
 			if i < 0 || !slices.Contains(pages[i].anchors(), u.Fragment) {
 				t.Errorf("%s links to %s: %s has no such heading", p.path, m[1], path)
 			}
+		}
+	}
+	for _, p := range pages {
+		if strings.HasPrefix(p.path, "docs/") && p.path != "docs/README.md" && !linked[p.path] {
+			t.Errorf("docs/README.md does not lead to %s", p.path)
 		}
 	}
 }

@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/.cache/go/bin:$(PATH):/usr/sbin:/sbin
 # The toolchain that setup.sh fetched has to be used as it is.
 export GOTOOLCHAIN := local
 
+BEGAN := $(shell date +%s)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
@@ -19,7 +20,9 @@ demo: build
 build: setup-build
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o appliance .
 
-test: setup-test lint unit integration
+# What was skipped and how long each stage took is said at the end.
+test: setup-test
+	go run ./integration/stages -since $(BEGAN) lint unit integration
 
 setup-build setup-test setup-bench: setup-%:
 	integration/setup.sh $*
@@ -41,15 +44,9 @@ lint: setup-test
 	go run $(STATICCHECK) ./...
 	integration/govulncheck.sh $(GOVULNCHECK)
 
-# Everything but the tests that start whole groups, with the race detector.
-unit: setup-test
-	@echo '== unit tests, race detector on'
-	go test -race -timeout 15m $$(go list ./... | grep -v '/integration')
-
-# Real processes in network namespaces, and again in a VM whose kernel has ip_vs.
-integration: setup-test
-	@echo '== integration tests'
-	go test -timeout 20m -p 1 -v ./integration/...
+# What these two run is in integration/stages.
+unit integration: setup-test
+	go run ./integration/stages $@
 
 bench-failover bench-forward bench-ipvs: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)

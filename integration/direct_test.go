@@ -83,15 +83,10 @@ func (w *world) keeps(t *testing.T, lb balance, happens func() (lost string)) {
 	lost := happens()
 	// A packet that was lost is sent again after 200 ms, 400 ms, and so on.
 	var n lab.ConnCount
-	for end := time.Now().Add(patience); ; {
-		n = lab.ConnCount{}
-		for _, conns := range all {
-			c := conns.Count(time.Second)
-			n.OK, n.Broken, n.Hung, n.Lost = n.OK+c.OK, n.Broken+c.Broken, n.Hung+c.Hung, append(n.Lost, c.Lost...)
-		}
-		if n.Hung == 0 || time.Now().After(end) {
-			break
-		}
+	ctx := patient(t)
+	for _, conns := range all {
+		c := conns.Await(ctx)
+		n.OK, n.Broken, n.Hung, n.Lost = n.OK+c.OK, n.Broken+c.Broken, n.Hung+c.Hung, append(n.Lost, c.Lost...)
 	}
 	t.Logf("of %d connections %d go on, %d were reset, %d hang", crowd, n.OK, n.Broken, n.Hung)
 	for _, l := range n.Lost {

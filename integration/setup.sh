@@ -37,6 +37,8 @@ test | bench)
 	need gcc gcc libc6-dev # the race detector needs cgo
 	need ip iproute2
 	need nft nftables
+	need iptables-nft iptables
+	need systemd-analyze systemd # the units that `manifest` writes are verified
 	need ipvsadm ipvsadm
 	need etcd etcd-server
 	need etcdctl etcd-client

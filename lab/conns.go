@@ -23,6 +23,9 @@ type LongConns struct {
 	// Every is the time between two blocks that each connection sends and
 	// wants back. Zero means 10 ms.
 	Every time.Duration
+	// Patience bounds the opening of each. Zero means that only the context
+	// of all does.
+	Patience time.Duration
 }
 
 // Conns are open connections with data in flight in both directions: each
@@ -80,6 +83,11 @@ func (n *Node) OpenConns(ctx context.Context, l LongConns) (*Conns, error) {
 }
 
 func (n *Node) open(ctx context.Context, l LongConns) (*longConn, error) {
+	if l.Patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, l.Patience)
+		defer cancel()
+	}
 	conn, err := n.Dial(ctx, l.Target)
 	if err != nil {
 		return nil, err
@@ -153,12 +161,37 @@ func (c *longConn) state() (blocks uint64, err error) {
 // came back during it hangs. TCP sends lost data again after 200 ms, then 400
 // ms and so on, so be patient for longer than the outage that was.
 func (cs *Conns) Count(patience time.Duration) ConnCount {
-	before := make([]uint64, len(cs.all))
-	for i, c := range cs.all {
-		before[i], _ = c.state()
-	}
+	before := cs.blocks()
 	time.Sleep(patience)
-	var n ConnCount
+	return cs.since(before)
+}
+
+// Await is a Count that ends as soon as no connection hangs, or with ctx.
+func (cs *Conns) Await(ctx context.Context) ConnCount {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for before := cs.blocks(); ; {
+		n := cs.since(before)
+		if n.Hung == 0 {
+			return n
+		}
+		select {
+		case <-ctx.Done():
+			return n
+		case <-tick.C:
+		}
+	}
+}
+
+func (cs *Conns) blocks() []uint64 {
+	blocks := make([]uint64, len(cs.all))
+	for i, c := range cs.all {
+		blocks[i], _ = c.state()
+	}
+	return blocks
+}
+
+func (cs *Conns) since(before []uint64) (n ConnCount) {
 	for i, c := range cs.all {
 		blocks, err := c.state()
 		switch {

@@ -87,6 +87,20 @@ func (n *Node) Probe(ctx context.Context, p Probe) *Prober {
 	return r
 }
 
+// Pace is how long a connection to a service of Servers takes with its answer,
+// on the average of twenty, one after the other. A slow machine is asked in
+// proportion to it.
+func (n *Node) Pace(ctx context.Context, target netip.AddrPort) (time.Duration, error) {
+	const times = 20
+	began := time.Now()
+	for range times {
+		if _, err := n.try(ctx, Probe{Target: target, Patience: time.Minute}); err != nil {
+			return 0, fmt.Errorf("lab: measure the pace of connections to %s: %w", target, err)
+		}
+	}
+	return time.Since(began) / times, nil
+}
+
 func (n *Node) try(ctx context.Context, p Probe) (server string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, p.Patience)
 	defer cancel()

@@ -57,6 +57,9 @@ func (a *Appliance) yaml(o Settings) string {
 		fmt.Fprintf(&b, "- id: %s\n  address: %q\n", n.Name, a.scene.Addr(i))
 	}
 	fmt.Fprintf(&b, "group:\n  keyFile: %s\n", filepath.Join(a.scene.Dir, "group.key"))
+	if h := a.scene.heartbeat(); h > 0 {
+		fmt.Fprintf(&b, "  heartbeat: %v\n", h)
+	}
 	if o.Plane != "" {
 		fmt.Fprintf(&b, "dataPlane: %s\n", o.Plane)
 	}

@@ -36,8 +36,8 @@ type Options struct {
 	NoServers bool
 	// Stack is what every machine's interface is made of. Nil is a card.
 	Stack lab.Stack
-	// Emulated machines open a few hundred connections a second: the client and
-	// the watcher ask ten times less, and the client has patience.
+	// Emulated machines are slow. Their pace is measured, and they are asked in
+	// proportion to it.
 	Emulated bool
 	// ClientPort is the port of the VIPs that clients connect to. Zero means
 	// Port.
@@ -62,6 +62,9 @@ type Scene struct {
 	Backends [][]netip.AddrPort
 	Client   *lab.Node
 	Watcher  *lab.Node
+	// Pace is how long a connection takes that is alone in an emulated machine.
+	// Zero means that the machine is as fast as any.
+	Pace time.Duration
 	// Wires and Probers are one for each VIP, from Watch and Ask on.
 	Wires   []*lab.Wire
 	Probers []*lab.Prober
@@ -70,8 +73,23 @@ type Scene struct {
 	running []*lab.Server // by node, nil where none runs
 }
 
-// slow is how often is asked in an emulated machine.
-const slow = 50 * time.Millisecond
+// share is the part of a slow machine's pace that is asked of it by each asker.
+const share = 20
+
+// InPace is a time between two requests: fast, or more where the machine is
+// slow, and a quarter of a second at most, so that every second sees some.
+func (s *Scene) InPace(fast time.Duration) time.Duration {
+	return max(fast, min(share*s.Pace, 250*time.Millisecond))
+}
+
+// heartbeat is group.heartbeat, from which peers know that one is lost. Zero is
+// the default. In a slow machine who is late is not dead.
+func (s *Scene) heartbeat() time.Duration {
+	if s.Pace == 0 {
+		return 0
+	}
+	return min(max(time.Second, 5*share*s.Pace), 10*time.Second).Round(time.Millisecond)
+}
 
 // Build makes the machines and starts the servers.
 func Build(o Options) (_ *Scene, err error) {
@@ -109,7 +127,12 @@ func Build(o Options) (_ *Scene, err error) {
 	for _, p := range s.addrs(200) {
 		many = append(many, lab.Range(p, 32)...)
 	}
-	s.Watcher, err = s.Lab.Node("watcher", many...)
+	if s.Watcher, err = s.Lab.Node("watcher", many...); err != nil {
+		return nil, err
+	}
+	if s.Emulated {
+		s.Pace, err = s.Client.Pace(context.Background(), s.Backends[0][0])
+	}
 	return s, err
 }
 
@@ -175,11 +198,7 @@ func (s *Scene) Target(vip netip.Addr) netip.AddrPort {
 // Watch starts to watch who answers for each VIP.
 func (s *Scene) Watch(ctx context.Context) error {
 	for _, vip := range s.VIPs {
-		o := lab.Watch{VIP: vip}
-		if s.Emulated {
-			o.Every = slow
-		}
-		w, err := s.Watcher.Watch(ctx, o)
+		w, err := s.Watcher.Watch(ctx, lab.Watch{VIP: vip, Every: s.InPace(0)})
 		if err != nil {
 			return err
 		}
@@ -191,9 +210,9 @@ func (s *Scene) Watch(ctx context.Context) error {
 // Ask starts a client for each VIP.
 func (s *Scene) Ask(ctx context.Context) {
 	for _, vip := range s.VIPs {
-		p := lab.Probe{Target: s.Target(vip)}
+		p := lab.Probe{Target: s.Target(vip), Every: s.InPace(0)}
 		if s.Emulated {
-			p.Every, p.Patience = slow, 5*time.Second
+			p.Patience = max(5*time.Second, 50*share*s.Pace)
 		}
 		s.Probers = append(s.Probers, s.Client.Probe(ctx, p))
 	}
@@ -213,14 +232,14 @@ func (s *Scene) Rest() error {
 }
 
 // fresh is how old the last claim of a holder may be.
-const fresh = 250 * time.Millisecond
+func (s *Scene) fresh() time.Duration { return 5 * s.InPace(50*time.Millisecond) }
 
 // Holder is the index of the node that answers for all VIPs now, or -1.
 func (s *Scene) Holder() int {
 	holder := -1
 	for k, w := range s.Wires {
 		c, ok := w.Last()
-		if !ok || time.Since(c.At) > fresh {
+		if !ok || time.Since(c.At) > s.fresh() {
 			return -1
 		}
 		i := s.Index(c.MAC)

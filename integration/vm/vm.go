@@ -37,6 +37,9 @@ type Options struct {
 	// Timeout is a hard limit on the whole run with its boot; 0 means 10
 	// minutes.
 	Timeout time.Duration
+	// Silence ends a run whose command writes nothing for that long; 0 means
+	// never.
+	Silence time.Duration
 	// Env is added to the guest's small environment, as KEY=value.
 	Env []string
 	// Dir is where the command starts; empty means the host's working
@@ -90,6 +93,17 @@ func Run(ctx context.Context, o Options, command ...string) (code int, err error
 	limit := fmt.Errorf("the virtual machine was stopped after %v; raise Options.Timeout if that was too soon", o.Timeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, limit)
 	defer cancel()
+	if o.Silence > 0 {
+		var stop context.CancelCauseFunc
+		ctx, stop = context.WithCancelCause(ctx)
+		timer := time.AfterFunc(o.Silence, func() {
+			stop(fmt.Errorf("the virtual machine was stopped since its command wrote nothing for %v", o.Silence))
+		})
+		defer timer.Stop()
+		defer stop(nil)
+		heard := func() { timer.Reset(o.Silence) }
+		o.Stdout, o.Stderr = listener{o.Stdout, heard}, listener{o.Stderr, heard}
+	}
 	return o.boot(ctx, k, dir, initramfs)
 }
 
@@ -213,6 +227,17 @@ func (o Options) boot(ctx context.Context, k kernel, dir, initramfs string) (int
 		return 0, fmt.Errorf("the virtual machine ended without an exit code; its console said:\n%s", tail)
 	}
 	return code, nil
+}
+
+// A listener notices what is written.
+type listener struct {
+	io.Writer
+	heard func()
+}
+
+func (l listener) Write(p []byte) (int, error) {
+	l.heard()
+	return l.Writer.Write(p)
 }
 
 // lastLines keeps the end of what is written to it.

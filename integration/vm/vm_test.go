@@ -62,15 +62,25 @@ func TestRun(t *testing.T) {
 }
 
 func TestRunEndsAtItsLimit(t *testing.T) {
-	tmp := t.TempDir()
-	t.Setenv("TMPDIR", tmp)
-	// 3 s are over before the guest is up, or while it sleeps.
-	_, _, _, err := boot(t, vm.Options{Timeout: 3 * time.Second}, "sleep 1000")
-	if err == nil || !strings.Contains(err.Error(), "stopped after 3s") {
-		t.Errorf("got %v, want the limit", err)
-	}
-	if left, _ := os.ReadDir(tmp); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
+	for _, tt := range []struct {
+		limit vm.Options
+		want  string
+	}{
+		// 3 s are over before the guest is up, or while it sleeps.
+		{vm.Options{Timeout: 3 * time.Second}, "stopped after 3s"},
+		{vm.Options{Silence: 3 * time.Second}, "wrote nothing for 3s"},
+	} {
+		t.Run(tt.want, func(t *testing.T) {
+			tmp := t.TempDir()
+			t.Setenv("TMPDIR", tmp)
+			_, _, _, err := boot(t, tt.limit, "sleep 1000")
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want the limit", err)
+			}
+			if left, _ := os.ReadDir(tmp); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
 	}
 }
 

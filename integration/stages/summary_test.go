@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+const events = `{"Action":"start","Package":"appliance/a"}
+{"Action":"run","Package":"appliance/a","Test":"TestSlow"}
+{"Action":"output","Package":"appliance/a","Test":"TestSlow","Output":"=== RUN   TestSlow\n"}
+{"Action":"pass","Package":"appliance/a","Test":"TestSlow","Elapsed":61.2}
+{"Action":"output","Package":"appliance/a","Test":"TestRules/iptables","Output":"    rules_test.go:9: no iptables; install it\n"}
+{"Action":"skip","Package":"appliance/a","Test":"TestRules/iptables","Elapsed":0}
+{"Action":"output","Package":"appliance/a","Test":"TestKernel","Output":"    kernel_test.go:7: this kernel has ip_vs\n"}
+{"Action":"skip","Package":"appliance/a","Test":"TestKernel","Elapsed":0}
+{"Action":"output","Package":"appliance/a","Output":"PASS\n"}
+{"Action":"output","Package":"appliance/a","Output":"ok  \tappliance/a\t61.3s\n"}
+{"Action":"pass","Package":"appliance/a","Elapsed":61.3}
+{"Action":"output","Package":"appliance/b","Test":"TestBad","Output":"    bad_test.go:7: it is bad\n"}
+{"Action":"fail","Package":"appliance/b","Test":"TestBad","Elapsed":0.1}
+{"Action":"output","Package":"appliance/b","Output":"FAIL\n"}
+{"Action":"output","Package":"appliance/b","Output":"FAIL\tappliance/b\t0.1s\n"}
+{"Action":"fail","Package":"appliance/b","Elapsed":0.1}
+`
+
+func TestRead(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		verbose bool
+		want    string
+	}{
+		{"verbose", true, "=== RUN   TestSlow\n" +
+			"    rules_test.go:9: no iptables; install it\n" +
+			"    kernel_test.go:7: this kernel has ip_vs\n" +
+			"PASS\nok  \tappliance/a\t61.3s\n" +
+			"    bad_test.go:7: it is bad\nFAIL\nFAIL\tappliance/b\t0.1s\n"},
+		{"what failed", false, "ok  \tappliance/a\t61.3s\n" +
+			"FAIL\tappliance/b\t0.1s\n    bad_test.go:7: it is bad\nFAIL\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var out strings.Builder
+			if err := new(summary).read(strings.NewReader(events), &out, tt.verbose); err != nil {
+				t.Fatal(err)
+			}
+			if out.String() != tt.want {
+				t.Errorf("got\n%s\nwant\n%s", out.String(), tt.want)
+			}
+		})
+	}
+}
+
+func TestWrite(t *testing.T) {
+	const skipped = `
+== skipped, with the reasons
+a.TestRules/iptables
+    no iptables; install it
+    (the set-up (integration/setup.sh) has to bring it, or skips.go to say why not)
+a.TestKernel
+    this kernel has ip_vs
+    (this machine's kernel; nothing is missing)
+
+== what took longest
+    1m1s  a.TestSlow
+      0s  b.TestBad
+
+== stages
+`
+	const closing = "\nok  \tappliance/a\t61.3s\nFAIL\tappliance/b\t0.1s\n"
+	for _, tt := range []struct {
+		name string
+		ci   bool
+		err  error
+		want string
+		good bool
+	}{
+		{"good", false, nil, skipped + "    1m2s  unit\n    1m2s  in all\n" + closing, true},
+		{"failed", false, errors.New("exit status 1"),
+			skipped + "    1m2s  unit: FAILED: exit status 1\n    1m2s  in all\n" + closing + "FAIL\n", false},
+		{"CI", true, nil, skipped + "    1m2s  unit\n    1m2s  in all\n" +
+			"\nIn CI a test may be skipped only for a reason that integration/stages/skips.go has.\n" +
+			closing + "FAIL\n", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := summary{ci: tt.ci, stages: []stage{{"unit", 62 * time.Second, tt.err}}}
+			if err := s.read(strings.NewReader(events), new(strings.Builder), false); err != nil {
+				t.Fatal(err)
+			}
+			var out strings.Builder
+			if good := s.write(&out); good != tt.good || out.String() != tt.want {
+				t.Errorf("got %t:\n%s\nwant %t:\n%s", good, out.String(), tt.good, tt.want)
+			}
+		})
+	}
+}

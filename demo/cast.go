@@ -32,15 +32,15 @@ type cast struct {
 	lab     *lab.Lab
 	servers lab.Servers
 	peers   []*peer
-	client  *lab.Node
-	prober  atomic.Pointer[lab.Prober] // once there is something to ask
-	wire    *lab.Wire
+	client  *lab.Machine
+	prober  atomic.Pointer[lab.RunningProbe] // once there is something to ask
+	wire    *lab.Resolver
 }
 
 // peer is one machine with an appliance and a server.
 type peer struct {
 	id      string
-	node    *lab.Node
+	node    *lab.Machine
 	addr    netip.Addr
 	server  *lab.Server
 	process atomic.Pointer[lab.Process] // the last one
@@ -50,7 +50,7 @@ type peer struct {
 
 // assemble builds the machines and starts everything on them. Whatever it
 // returns is to be dismissed.
-func assemble(ctx context.Context, o Options) (*cast, error) {
+func assemble(ctx context.Context, o RunOptions) (*cast, error) {
 	c := &cast{binary: o.Binary}
 	var err error
 	if c.dir, err = os.MkdirTemp("", "appliance-demo-"); err != nil {
@@ -63,7 +63,7 @@ func assemble(ctx context.Context, o Options) (*cast, error) {
 	if err := os.WriteFile(c.keyFile(), key, 0o600); err != nil {
 		return c, err
 	}
-	if c.lab, err = lab.New(lab.Options{}); err != nil {
+	if c.lab, err = lab.New(lab.Layout{}); err != nil {
 		return c, err
 	}
 
@@ -91,7 +91,7 @@ func assemble(ctx context.Context, o Options) (*cast, error) {
 		p := &peer{id: fmt.Sprintf("p%d", i+1), addr: addr(11 + i).Addr()}
 		p.socket = filepath.Join(c.dir, p.id+".sock")
 		p.status = client.New(p.socket)
-		if p.node, err = c.lab.Node(p.id, addr(11+i)); err != nil {
+		if p.node, err = c.lab.Machine(p.id, addr(11+i)); err != nil {
 			return c, err
 		}
 		// The server has the port on every address of its machine, as an
@@ -106,10 +106,10 @@ func assemble(ctx context.Context, o Options) (*cast, error) {
 			return c, err
 		}
 	}
-	if c.client, err = c.lab.Node("client", addr(50)); err != nil {
+	if c.client, err = c.lab.Machine("client", addr(50)); err != nil {
 		return c, err
 	}
-	watcher, err := c.lab.Node("watcher", lab.Range(addr(200), 32)...)
+	watcher, err := c.lab.Machine("watcher", lab.Range(addr(200), 32)...)
 	if err != nil {
 		return c, err
 	}

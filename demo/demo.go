@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Options of the demo.
-type Options struct {
+// RunOptions of the demo.
+type RunOptions struct {
 	// Binary is the appliance that is shown, usually this program itself.
 	Binary string
 	// Out is where it is shown: live if it is a terminal, else line by line.
@@ -32,7 +32,7 @@ const patience = 60 * time.Second
 // killed. It needs root for its network namespaces, and leaves nothing behind
 // when it returns. The error says what went wrong, first of all that requests
 // did not flow again.
-func Run(ctx context.Context, o Options) (err error) {
+func Run(ctx context.Context, o RunOptions) (err error) {
 	s := &show{screen: newScreen(o.Out), began: time.Now()}
 	s.cast, err = assemble(ctx, o)
 	defer func() { err = errors.Join(err, s.cast.dismiss()) }()
@@ -127,7 +127,7 @@ func (s *show) play(ctx context.Context, keep bool) error {
 	}
 	s.say("%s is back: %s", first.id, back)
 
-	claims := c.wire.Claims()
+	claims := c.wire.Replies()
 	two := claims.Overlap()
 	s.say("on the wire: %d answers for %s, two machines at once for %d ms", len(claims), c.vip, two.Milliseconds())
 	if two > 0 {

@@ -76,7 +76,7 @@ func TestRunFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	err := Run(t.Context(), Options{Binary: binary, Out: &out})
+	err := Run(t.Context(), RunOptions{Binary: binary, Out: &out})
 	if err == nil || !strings.Contains(err.Error(), "p1: no room for start") {
 		t.Errorf("the error is %v, want the appliance's last words", err)
 	}
@@ -90,7 +90,7 @@ func TestRunFails(t *testing.T) {
 }
 
 func TestRunWithoutBinary(t *testing.T) {
-	if err := Run(t.Context(), Options{Binary: "/nowhere/appliance", Out: &strings.Builder{}}); err == nil {
+	if err := Run(t.Context(), RunOptions{Binary: "/nowhere/appliance", Out: &strings.Builder{}}); err == nil {
 		t.Error("a demo of nothing went well")
 	}
 }

@@ -25,7 +25,7 @@ const (
 // long the machine lets nobody run, as a virtual machine whose host is
 // overbooked does; a failover that follows such a pause says nothing about us.
 func TestBusyCores(t *testing.T) {
-	tr := serve(t, scene.Options{Family: scene.IPv4, Stacked: true})
+	tr := serve(t, scene.Setup{Family: scene.IPv4, Stacked: true})
 	holder := tr.holder(t, 0, 1, 2)
 	before, err := tr.app.Status(t.Context(), holder)
 	if err != nil {

@@ -72,7 +72,7 @@ func TestDirectKeepsConnections(t *testing.T) {
 func (w *world) keeps(t *testing.T, lb balance, happens func() (lost string)) {
 	t.Helper()
 	var all []*lab.Conns
-	for from, n := range map[*lab.Node]int{w.client: crowd * 2 / 3, w.far: crowd / 3} {
+	for from, n := range map[*lab.Machine]int{w.client: crowd * 2 / 3, w.far: crowd / 3} {
 		conns, err := from.OpenConns(t.Context(), lab.LongConns{Target: w.target(lb.port), N: n, Every: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
@@ -263,7 +263,7 @@ func (w *world) doctors(t *testing.T, names ...string) []*doctor {
 	return all
 }
 
-func (w *world) http(t *testing.T, n *lab.Node, port uint16, h http.Handler) {
+func (w *world) http(t *testing.T, n *lab.Machine, port uint16, h http.Handler) {
 	t.Helper()
 	ln, err := n.Listen(t.Context(), netip.AddrPortFrom(w.addr(n.Name), port))
 	if err != nil {

@@ -27,7 +27,7 @@ func TestEtcd(t *testing.T) {
 	}
 	// The servers are machines of their own, so that the fault is the
 	// balancer's alone.
-	tr := serve(t, scene.Options{Family: scene.IPv4, NoServers: true})
+	tr := serve(t, scene.Setup{Family: scene.IPv4, NoServers: true})
 	e := &etcd{tr: tr}
 	e.start(t)
 	tr.ready(t, 0, 1, 2)

@@ -33,8 +33,8 @@ func faults() []fault {
 
 // families are the scenes on which every fault happens. Servers stand on the
 // nodes, as apiservers do, or on machines of their own.
-func families() []scene.Options {
-	return []scene.Options{
+func families() []scene.Setup {
+	return []scene.Setup{
 		{Family: scene.IPv4, Stacked: true},
 		{Family: scene.IPv6, Stacked: true},
 		{Family: scene.Dual},

@@ -15,7 +15,7 @@ import (
 func TestOpenConnectionsSurviveAHandover(t *testing.T) {
 	for _, plane := range planes() {
 		t.Run(string(plane), func(t *testing.T) {
-			tr := serveOn(t, scene.Options{Family: scene.IPv4, Stacked: true}, string(plane))
+			tr := serveOn(t, scene.Setup{Family: scene.IPv4, Stacked: true}, string(plane))
 			open := tr.open(t)
 			holder := tr.holder(t, 0, 1, 2)
 			if err := tr.app.Transfer(holder); err != nil {
@@ -44,7 +44,7 @@ func TestOpenConnectionsSurviveACrash(t *testing.T) {
 			continue // its connections are the process's own
 		}
 		t.Run(string(plane), func(t *testing.T) {
-			tr := serveOn(t, scene.Options{Family: scene.IPv4, Stacked: true}, string(plane))
+			tr := serveOn(t, scene.Setup{Family: scene.IPv4, Stacked: true}, string(plane))
 			open := tr.open(t)
 			holder := tr.holder(t, 0, 1, 2)
 			tr.app.Kill(holder)

@@ -38,7 +38,7 @@ func TestGroupOnOtherInterfaces(t *testing.T) {
 			if k.vm && os.Getenv(inVM) == "" {
 				t.Skip("TestOtherInterfacesInVM runs it in a virtual machine, whose kernel has this")
 			}
-			tr := serve(t, scene.Options{Family: k.family, Stacked: true, Stack: k.stack, Emulated: k.vm})
+			tr := serve(t, scene.Setup{Family: k.family, Stacked: true, Stack: k.stack, Emulated: k.vm})
 			tr.served(t, balancer.Direct, 0, 1, 2)
 			open := tr.open(t)
 			holder := tr.holder(t, 0, 1, 2)
@@ -85,7 +85,7 @@ func TestOtherInterfacesInVM(t *testing.T) {
 	}
 	var said bytes.Buffer
 	both := io.MultiWriter(t.Output(), &said)
-	code, err := vm.Run(t.Context(), vm.Options{
+	code, err := vm.Run(t.Context(), vm.Spec{
 		Dir: dir, Env: []string{inVM + "=1", "APPLIANCE_TEST_BINARY=" + binary},
 		Timeout: time.Hour, Silence: 8 * time.Minute, Stdout: both, Stderr: t.Output(),
 	}, "/bin/sh", "-c", script.String())

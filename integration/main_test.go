@@ -110,13 +110,13 @@ type trial struct {
 
 // serve builds a scene and waits until the appliance serves it. Where servers
 // are left to the caller, so is waiting.
-func serve(t *testing.T, o scene.Options) *trial {
+func serve(t *testing.T, o scene.Setup) *trial {
 	t.Helper()
 	return serveOn(t, o, plane())
 }
 
 // serveOn is serve with a data plane.
-func serveOn(t *testing.T, o scene.Options, plane string) *trial {
+func serveOn(t *testing.T, o scene.Setup, plane string) *trial {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
@@ -212,7 +212,7 @@ func (tr *trial) patients(t *testing.T) (all patients) {
 	return all
 }
 
-type patients []*lab.Prober
+type patients []*lab.RunningProbe
 
 // noticed fails the test if a client was told no or nothing while something
 // happened that nobody is to notice.
@@ -265,7 +265,7 @@ func (tr *trial) silent(t *testing.T, i int, t0 time.Time) {
 	t.Helper()
 	for k, w := range tr.Wires {
 		n := 0
-		for _, c := range w.Claims().Since(t0) {
+		for _, c := range w.Replies().Since(t0) {
 			if tr.Index(c.MAC) == i {
 				n++
 			}

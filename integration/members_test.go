@@ -21,7 +21,7 @@ func gatherAll(t *testing.T, family scene.Family) *trial {
 		t.Skip("network namespaces need root")
 	}
 	inputs(t)
-	s, err := scene.Build(scene.Options{Family: family, Stacked: true})
+	s, err := scene.Build(scene.Setup{Family: family, Stacked: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func TestRollingRestart(t *testing.T) {
 		moves := 0
 		for _, w := range tr.Wires {
 			at := before
-			for _, c := range w.Claims().Since(began) {
+			for _, c := range w.Replies().Since(began) {
 				if j := tr.Index(c.MAC); j != at {
 					moves, at = moves+1, j
 				}

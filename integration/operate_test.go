@@ -88,7 +88,7 @@ func (tr *trial) backend(t *testing.T, i, k int) balancer.BackendStatus {
 
 // An order is given on any node, followed by all, and survives a restart of all.
 func TestOrders(t *testing.T) {
-	tr := serve(t, scene.Options{Family: scene.IPv4})
+	tr := serve(t, scene.Setup{Family: scene.IPv4})
 	all := func(k int, state balancer.BackendState, order string) {
 		t.Helper()
 		await(t, func() string {
@@ -133,7 +133,7 @@ func TestOrders(t *testing.T) {
 // A holder that a track finds unfit gives way, and hooks hear of it. All of it
 // comes into force by a change of the file, while the group serves.
 func TestTracksAndHooks(t *testing.T) {
-	tr := serve(t, scene.Options{Family: scene.IPv4})
+	tr := serve(t, scene.Setup{Family: scene.IPv4})
 	heard, unfit := filepath.Join(tr.Dir, "heard"), filepath.Join(tr.Dir, "unfit")
 	script := func(name, text string) string {
 		t.Helper()
@@ -208,7 +208,7 @@ tracks:
 // A holder that sees no server gives way to a peer that sees one; if nobody sees
 // any, nothing moves.
 func TestBlindHolderGivesWay(t *testing.T) {
-	tr := serve(t, scene.Options{Family: scene.IPv4})
+	tr := serve(t, scene.Setup{Family: scene.IPv4})
 	blindfold := func(i int) {
 		t.Helper()
 		for k := range tr.Backends {

@@ -74,7 +74,7 @@ func (w *world) positions(t *testing.T, plane balancer.PlaneName, balances []bal
 	holder := w.holder(t)
 	for _, from := range []struct {
 		where string
-		node  *lab.Node
+		node  *lab.Machine
 		plane balancer.PlaneName // that serves clients there
 	}{
 		{"on the same link", w.client, plane},
@@ -98,7 +98,7 @@ func (w *world) planeOfWorker(t *testing.T) balancer.PlaneName {
 
 // reached waits until connections from a machine reach every backend. In direct,
 // those of another node get none before the way there is proved.
-func (w *world) reached(t *testing.T, from *lab.Node, balances ...balance) {
+func (w *world) reached(t *testing.T, from *lab.Machine, balances ...balance) {
 	t.Helper()
 	for _, lb := range balances {
 		if lb.scheduler == "sh" {
@@ -121,7 +121,7 @@ func (w *world) reached(t *testing.T, from *lab.Node, balances ...balance) {
 
 // spread opens connections from a machine, and checks that they went where the
 // scheduler would have them.
-func (w *world) spread(t *testing.T, from *lab.Node, lb balance, plane balancer.PlaneName) {
+func (w *world) spread(t *testing.T, from *lab.Machine, lb balance, plane balancer.PlaneName) {
 	t.Helper()
 	local := from != w.client && from != w.far
 	// The weights add up to 3 or 6, so this is whole rounds.
@@ -198,7 +198,7 @@ func (lb balance) weight(i int) int {
 }
 
 // dial connects, and asks the server who it is.
-func dial(ctx context.Context, from *lab.Node, to netip.AddrPort) (net.Conn, lab.Answer, error) {
+func dial(ctx context.Context, from *lab.Machine, to netip.AddrPort) (net.Conn, lab.Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	c, err := from.Dial(ctx, to)

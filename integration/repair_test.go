@@ -229,7 +229,7 @@ func (w *world) shell(t *testing.T, i int, command ...string) string {
 // losesHost takes a backend's host away without a word. A client that waits
 // for it must hear of it as soon as the checks have.
 func (w *world) losesHost(t *testing.T, holder int, lb balance) {
-	for where, from := range map[string]*lab.Node{"on the link": w.client, "on the holder": w.nodes[holder]} {
+	for where, from := range map[string]*lab.Machine{"on the link": w.client, "on the holder": w.nodes[holder]} {
 		conn, a, err := dial(t.Context(), from, w.target(lb.port))
 		for err == nil && a.Server != "s1" {
 			conn.Close()
@@ -281,7 +281,7 @@ func (w *world) refuses(t *testing.T, lb balance, plane balancer.PlaneName, doct
 			return true
 		})
 	}
-	for _, from := range append([]*lab.Node{w.client, w.far}, w.nodes...) {
+	for _, from := range append([]*lab.Machine{w.client, w.far}, w.nodes...) {
 		eventually(t, func() error {
 			at := time.Now()
 			c, err := from.Dial(t.Context(), w.target(lb.port))

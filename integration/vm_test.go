@@ -29,7 +29,7 @@ func TestVM(t *testing.T) {
 		t.Fatal(err)
 	}
 	// How slow emulation is nobody knows: it may take long while it gets on.
-	code, err := vm.Run(t.Context(), vm.Options{
+	code, err := vm.Run(t.Context(), vm.Spec{
 		Env: []string{
 			inVM + "=1",
 			"APPLIANCE_TEST_BINARY=" + binary,

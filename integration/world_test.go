@@ -34,13 +34,13 @@ type world struct {
 	family scene.Family
 	dir    string
 	lab    *lab.Lab
-	nodes  []*lab.Node // n1, n2, n3, w1
-	s1, s2 *lab.Node
-	client *lab.Node
-	far    *lab.Node
+	nodes  []*lab.Machine // n1, n2, n3, w1
+	s1, s2 *lab.Machine
+	client *lab.Machine
+	far    *lab.Machine
 	// watcher has many addresses to ask from.
-	watcher *lab.Node
-	wire    *lab.Wire
+	watcher *lab.Machine
+	wire    *lab.Resolver
 	servers lab.Servers
 	byName  map[string]*lab.Server
 	apps    []*program
@@ -75,7 +75,7 @@ func newWorld(t *testing.T, family scene.Family) *world {
 		t.Skip("network namespaces need root")
 	}
 	inputs(t)
-	l, err := lab.New(lab.Options{})
+	l, err := lab.New(lab.Layout{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,8 +86,8 @@ func newWorld(t *testing.T, family scene.Family) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	machine := func(name string, n int) *lab.Node {
-		m, err := l.Node(name, w.prefix(n))
+	machine := func(name string, n int) *lab.Machine {
+		m, err := l.Machine(name, w.prefix(n))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -104,10 +104,10 @@ func newWorld(t *testing.T, family scene.Family) *world {
 	w.s1, w.s2, w.client = machine("s1", 21), machine("s2", 22), machine("client", 50)
 	w.serve(t, w.s1, scene.Port)
 	w.serve(t, w.s2, scene.Port)
-	if w.far, err = l.FarNode("far", router, away(w.prefix(50))); err != nil {
+	if w.far, err = l.FarMachine("far", router, away(w.prefix(50))); err != nil {
 		t.Fatal(err)
 	}
-	if w.watcher, err = l.Node("watcher", lab.Range(w.prefix(200), 32)...); err != nil {
+	if w.watcher, err = l.Machine("watcher", lab.Range(w.prefix(200), 32)...); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -135,7 +135,7 @@ func (w *world) target(port uint16) netip.AddrPort { return netip.AddrPortFrom(w
 
 // serve starts a server of the machine's name on all its addresses, as an
 // apiserver listens.
-func (w *world) serve(t *testing.T, n *lab.Node, port uint16) {
+func (w *world) serve(t *testing.T, n *lab.Machine, port uint16) {
 	t.Helper()
 	any := netip.IPv6Unspecified()
 	if w.family == scene.IPv4 {
@@ -166,9 +166,9 @@ func (w *world) close(t *testing.T) func() {
 }
 
 // machine finds a machine with a server by its name.
-func (w *world) machine(name string) *lab.Node {
-	all := append([]*lab.Node{w.s1, w.s2}, w.nodes...)
-	return all[slices.IndexFunc(all, func(n *lab.Node) bool { return n.Name == name })]
+func (w *world) machine(name string) *lab.Machine {
+	all := append([]*lab.Machine{w.s1, w.s2}, w.nodes...)
+	return all[slices.IndexFunc(all, func(n *lab.Machine) bool { return n.Name == name })]
 }
 
 // addr is its address.
@@ -211,7 +211,7 @@ func (w *world) config(plane, keyFile string, balances []balance) string {
 
 // A program is the appliance on one machine of a world.
 type program struct {
-	node   *lab.Node
+	node   *lab.Machine
 	path   string // of all its files, without their endings
 	args   []string
 	proc   *lab.Process
@@ -446,7 +446,7 @@ func (w *world) oneAnswer(t *testing.T) {
 	for _, n := range w.nodes[:worker] {
 		macs[n.MAC().String()] = true
 	}
-	claims := w.wire.Claims()
+	claims := w.wire.Replies()
 	if two := claims.Overlap(); two > 0 {
 		t.Errorf("two machines answered for %s at the same time:\n%s", w.vip(), claims.Around())
 	}

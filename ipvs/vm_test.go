@@ -29,7 +29,7 @@ func TestVM(t *testing.T) {
 		args = append(args, "-test.v")
 	}
 	out := t.Output()
-	code, err := vm.Run(t.Context(), vm.Options{
+	code, err := vm.Run(t.Context(), vm.Spec{
 		Env: []string{guest + "=1"}, Timeout: 9 * time.Minute, Stdout: out, Stderr: out,
 	}, args...)
 	switch {

@@ -64,7 +64,7 @@ type LostConn struct {
 
 // OpenConns opens the connections, one after the other, and returns when
 // data flows in all of them.
-func (n *Node) OpenConns(ctx context.Context, l LongConns) (*Conns, error) {
+func (n *Machine) OpenConns(ctx context.Context, l LongConns) (*Conns, error) {
 	if l.Every == 0 {
 		l.Every = 10 * time.Millisecond
 	}
@@ -82,7 +82,7 @@ func (n *Node) OpenConns(ctx context.Context, l LongConns) (*Conns, error) {
 	return cs, nil
 }
 
-func (n *Node) open(ctx context.Context, l LongConns) (*longConn, error) {
+func (n *Machine) open(ctx context.Context, l LongConns) (*longConn, error) {
 	if l.Patience > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, l.Patience)

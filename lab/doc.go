@@ -11,8 +11,8 @@
 //
 //	threads.work    one OS thread inside a namespace; runs what Do hands it
 //	Process.wait    one started process, until it has ended
-//	Prober          the ticker of a probe, and one goroutine per open try
+//	RunningProbe    the ticker of a probe, and one goroutine per open try
 //	Conns           a reader and a writer per open connection
-//	Wire            a sender and a reader of one packet socket
+//	Resolver        a sender and a reader of one packet socket
 //	Servers         an accept loop per server, a goroutine per connection
 package lab

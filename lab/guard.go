@@ -12,7 +12,7 @@ import (
 
 // Guard makes the switch drop packets from this machine whose source is neither
 // one of its own addresses nor allowed, as hypervisors and port security do.
-func (n *Node) Guard(allowed ...netip.Addr) error {
+func (n *Machine) Guard(allowed ...netip.Addr) error {
 	for _, p := range n.ports[0].addrs {
 		allowed = append(allowed, p.Addr())
 	}

@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// Options of a lab. The zero value is a quiet lab.
-type Options struct {
+// Layout of a lab. The zero value is a quiet lab.
+type Layout struct {
 	// Log hears about faults that are made and healed. Nil is silence.
 	Log *slog.Logger
 	// Stack is what the machines' interfaces are made of. Nil are cards.
@@ -24,13 +24,13 @@ type Lab struct {
 	stack Stack
 
 	mu     sync.Mutex
-	nodes  []*Node
+	nodes  []*Machine
 	tried  int // to make machines; numbers are not used again
 	closed bool
 }
 
 // New makes a lab without machines.
-func New(o Options) (*Lab, error) {
+func New(o Layout) (*Lab, error) {
 	log := o.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -42,17 +42,17 @@ func New(o Options) (*Lab, error) {
 	return &Lab{log: log, sw: sw, stack: o.Stack}, nil
 }
 
-// Node adds a machine with one interface, eth0, on the near bridge. Its
+// Machine adds a machine with one interface, eth0, on the near bridge. Its
 // families are those of addrs: without an IPv4 address it has none anywhere,
 // not even on lo, and without an IPv6 address IPv6 is disabled in it.
-func (l *Lab) Node(name string, addrs ...netip.Prefix) (*Node, error) {
+func (l *Lab) Machine(name string, addrs ...netip.Prefix) (*Machine, error) {
 	return l.add(name, port{bridge: near, addrs: addrs})
 }
 
 // Router adds a machine that forwards between the near bridge (eth0) and the
 // far one (eth1). It rewrites nothing, so machines need a route back to the
 // far subnet: see Node.Route.
-func (l *Lab) Router(name string, nearAddrs, farAddrs []netip.Prefix) (*Node, error) {
+func (l *Lab) Router(name string, nearAddrs, farAddrs []netip.Prefix) (*Machine, error) {
 	n, err := l.add(name, port{bridge: near, addrs: nearAddrs}, port{bridge: far, addrs: farAddrs})
 	if err != nil {
 		return nil, err
@@ -60,9 +60,9 @@ func (l *Lab) Router(name string, nearAddrs, farAddrs []netip.Prefix) (*Node, er
 	return n, n.forward()
 }
 
-// FarNode adds a machine on the far bridge, whose default routes go through
+// FarMachine adds a machine on the far bridge, whose default routes go through
 // the router's addresses there.
-func (l *Lab) FarNode(name string, router *Node, addrs ...netip.Prefix) (*Node, error) {
+func (l *Lab) FarMachine(name string, router *Machine, addrs ...netip.Prefix) (*Machine, error) {
 	if len(router.ports) < 2 {
 		return nil, fmt.Errorf("lab: %s is no router: make it with Lab.Router", router.Name)
 	}
@@ -85,7 +85,7 @@ func (l *Lab) FarNode(name string, router *Node, addrs ...netip.Prefix) (*Node, 
 	return n, nil
 }
 
-func (l *Lab) add(name string, ports ...port) (*Node, error) {
+func (l *Lab) add(name string, ports ...port) (*Machine, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -106,8 +106,8 @@ func (l *Lab) add(name string, ports ...port) (*Node, error) {
 }
 
 // Close kills every process of the lab, waits for them, and removes all
-// machines. What still runs inside the namespaces of this process (a Prober,
-// a Wire, open connections) is to be stopped before. Close may be called
+// machines. What still runs inside the namespaces of this process (a RunningProbe,
+// a Resolver, open connections) is to be stopped before. Close may be called
 // twice.
 func (l *Lab) Close() error {
 	l.mu.Lock()
@@ -131,7 +131,7 @@ func (l *Lab) Close() error {
 }
 
 // Range is n addresses with p's length, counted up from p's address: the many
-// source addresses that a Wire likes to have.
+// source addresses that a Resolver likes to have.
 func Range(p netip.Prefix, n int) []netip.Prefix {
 	out := make([]netip.Prefix, 0, n)
 	for a := p.Addr(); len(out) < n; a = a.Next() {

@@ -28,7 +28,7 @@ func newLab(t *testing.T) *Lab {
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	l, err := New(Options{})
+	l, err := New(Layout{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,9 +48,9 @@ func prefixes(addrs ...string) []netip.Prefix {
 	return out
 }
 
-func node(t *testing.T, l *Lab, name string, addrs ...string) *Node {
+func node(t *testing.T, l *Lab, name string, addrs ...string) *Machine {
 	t.Helper()
-	n, err := l.Node(name, prefixes(addrs...)...)
+	n, err := l.Machine(name, prefixes(addrs...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 }
 
 // reaches tells whether a new connection from n to addr opens soon.
-func reaches(t *testing.T, n *Node, addr netip.AddrPort) error {
+func reaches(t *testing.T, n *Machine, addr netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	c, err := n.Dial(ctx, addr)
@@ -135,7 +135,7 @@ func TestFamilies(t *testing.T) {
 }
 
 // families tells which addresses a machine has on any interface.
-func families(t *testing.T, n *Node) (is4, is6 bool) {
+func families(t *testing.T, n *Machine) (is4, is6 bool) {
 	t.Helper()
 	err := n.Do(func() error {
 		all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
@@ -161,7 +161,7 @@ func TestRouter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := l.FarNode("client", router, prefixes("10.78.0.5/24", "fd78::5/64")...)
+	client, err := l.FarMachine("client", router, prefixes("10.78.0.5/24", "fd78::5/64")...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,8 +199,8 @@ func TestFaults(t *testing.T) {
 	c := node(t, l, "c", "10.77.0.13/24", "fd77::13/64")
 	var ss Servers
 	defer ss.Close()
-	at := map[*Node][]netip.AddrPort{}
-	for _, n := range []*Node{a, b, c} {
+	at := map[*Machine][]netip.AddrPort{}
+	for _, n := range []*Machine{a, b, c} {
 		for _, is4 := range []bool{true, false} {
 			addr := netip.AddrPortFrom(n.Addr(is4), 6443)
 			if _, err := ss.Serve(n, n.Name, addr, nil); err != nil {
@@ -209,7 +209,7 @@ func TestFaults(t *testing.T) {
 			at[n] = append(at[n], addr)
 		}
 	}
-	expect := func(t *testing.T, from, to *Node, want bool) {
+	expect := func(t *testing.T, from, to *Machine, want bool) {
 		t.Helper()
 		for _, addr := range at[to] {
 			if want {
@@ -221,8 +221,8 @@ func TestFaults(t *testing.T) {
 	}
 	all := func(t *testing.T) {
 		t.Helper()
-		for _, from := range []*Node{a, b, c} {
-			for _, to := range []*Node{a, b, c} {
+		for _, from := range []*Machine{a, b, c} {
+			for _, to := range []*Machine{a, b, c} {
 				expect(t, from, to, true)
 			}
 		}
@@ -350,7 +350,7 @@ func TestProcess(t *testing.T) {
 // TestCrash kills a process that holds a lab, and looks for what stays.
 func TestCrash(t *testing.T) {
 	if os.Getenv("LAB_CRASH") != "" {
-		l, err := New(Options{})
+		l, err := New(Layout{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -423,13 +423,13 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 	linksBefore, before := links(), namespaces()
 
-	l, err := New(Options{})
+	l, err := New(Layout{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := node(t, l, "a", "10.77.0.11/24")
 	b := node(t, l, "b", "10.77.0.12/24")
-	if _, err := l.Node("a"); err == nil {
+	if _, err := l.Machine("a"); err == nil {
 		t.Error("two machines of one name were made")
 	}
 	if _, err := b.Start(exec.Command("sleep", "1000")); err != nil {
@@ -456,7 +456,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if after := links(); !slices.Equal(after, linksBefore) {
 		t.Errorf("links %v, want %v", after, linksBefore)
 	}
-	if _, err := l.Node("c", prefixes("10.77.0.13/24")...); !errors.Is(err, errClosed) {
+	if _, err := l.Machine("c", prefixes("10.77.0.13/24")...); !errors.Is(err, errClosed) {
 		t.Errorf("a machine after Close: %v, want %v", err, errClosed)
 	}
 	if err := a.Do(func() error { return nil }); !errors.Is(err, errClosed) {
@@ -467,7 +467,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 // TestNodeFails builds a machine that cannot be, and closes what was built.
 func TestNodeFails(t *testing.T) {
 	l := newLab(t)
-	if _, err := l.Node("bad", prefixes("10.77.0.11/24", "ff02::1/64")...); err == nil {
+	if _, err := l.Machine("bad", prefixes("10.77.0.11/24", "ff02::1/64")...); err == nil {
 		t.Error("a machine with a multicast address was made")
 	}
 	node(t, l, "bad", "10.77.0.11/24")

@@ -18,8 +18,8 @@ import (
 // watcher, all of one family.
 type site struct {
 	lab             *Lab
-	a, b            *Node
-	client, watcher *Node
+	a, b            *Machine
+	client, watcher *Machine
 	vip             netip.Prefix
 	target          netip.AddrPort
 }
@@ -38,7 +38,7 @@ func newSite(t *testing.T, is4 bool) *site {
 	s.b = node(t, s.lab, "b", addr(12).String())
 	s.client = node(t, s.lab, "client", addr(50).String())
 	var err error
-	s.watcher, err = s.lab.Node("watcher", Range(addr(200), 32)...)
+	s.watcher, err = s.lab.Machine("watcher", Range(addr(200), 32)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func newSite(t *testing.T, is4 bool) *site {
 }
 
 // take gives the VIP to a machine or takes it away.
-func (s *site) take(t *testing.T, n *Node, takes bool) {
+func (s *site) take(t *testing.T, n *Machine, takes bool) {
 	t.Helper()
 	err := n.Do(func() error {
 		link, err := netlink.LinkByName("eth0")
@@ -69,8 +69,8 @@ func (s *site) take(t *testing.T, n *Node, takes bool) {
 	}
 }
 
-// TestWire moves an address between two machines, and then gives it to both.
-func TestWire(t *testing.T) {
+// TestResolver moves an address between two machines, and then gives it to both.
+func TestResolver(t *testing.T) {
 	for _, is4 := range []bool{true, false} {
 		t.Run(fmt.Sprintf("IPv4 %v", is4), func(t *testing.T) {
 			s := newSite(t, is4)
@@ -81,14 +81,14 @@ func TestWire(t *testing.T) {
 			defer w.Stop()
 
 			time.Sleep(100 * time.Millisecond)
-			if cs := w.Claims(); len(cs) > 0 {
+			if cs := w.Replies(); len(cs) > 0 {
 				t.Errorf("somebody answers for an address that nobody has: %v", cs[0])
 			}
 
-			claimedBy := func(n *Node, since time.Time) {
+			answeredBy := func(n *Machine, since time.Time) {
 				t.Helper()
 				eventually(t, n.Name+" answers", func() error {
-					macs := w.Claims().Since(since).MACs()
+					macs := w.Replies().Since(since).MACs()
 					for _, m := range macs {
 						if m == n.MAC().String() {
 							return nil
@@ -99,10 +99,10 @@ func TestWire(t *testing.T) {
 			}
 			start := time.Now()
 			s.take(t, s.a, true)
-			claimedBy(s.a, start)
+			answeredBy(s.a, start)
 			// Each request is answered, and by its own answer.
 			time.Sleep(500 * time.Millisecond)
-			cs := w.Claims()
+			cs := w.Replies()
 			if len(cs) < 20 {
 				t.Errorf("%d answers in half a second", len(cs))
 			}
@@ -115,21 +115,21 @@ func TestWire(t *testing.T) {
 			moved := time.Now()
 			s.take(t, s.a, false)
 			s.take(t, s.b, true)
-			claimedBy(s.b, moved)
+			answeredBy(s.b, moved)
 			time.Sleep(200 * time.Millisecond)
-			if o := w.Claims().Overlap(); o != 0 {
-				t.Errorf("two answered for %s in a clean move\n%s", o, w.Claims().Around())
+			if o := w.Replies().Overlap(); o != 0 {
+				t.Errorf("two answered for %s in a clean move\n%s", o, w.Replies().Around())
 			}
-			if turns := w.Claims().Turns(); len(turns) != 2 || turns[1] != s.b.MAC().String() {
+			if turns := w.Replies().Turns(); len(turns) != 2 || turns[1] != s.b.MAC().String() {
 				t.Errorf("turns %v, want %s, then %s", turns, s.a.MAC(), s.b.MAC())
 			}
 
 			both := time.Now()
 			s.take(t, s.a, true)
-			claimedBy(s.a, both)
+			answeredBy(s.a, both)
 			time.Sleep(300 * time.Millisecond)
 			s.take(t, s.a, false)
-			if o := w.Claims().Overlap(); o < 200*time.Millisecond || o > time.Since(both)+time.Second {
+			if o := w.Replies().Overlap(); o < 200*time.Millisecond || o > time.Since(both)+time.Second {
 				t.Errorf("two answered for %s, want 300 ms or a little more", o)
 			}
 			if err := w.Stop(); err != nil {
@@ -139,7 +139,7 @@ func TestWire(t *testing.T) {
 	}
 }
 
-func TestWireNeedsFamily(t *testing.T) {
+func TestResolverNeedsFamily(t *testing.T) {
 	s := newSite(t, true)
 	if _, err := s.watcher.Watch(t.Context(), Watch{VIP: netip.MustParseAddr("fd77::10")}); err == nil {
 		t.Error("an IPv6 address is watched from a machine without IPv6")

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// A Probe says how a Prober tries a service again and again.
+// A Probe says how a RunningProbe tries a service again and again.
 type Probe struct {
 	// Target is the address that is tried.
 	Target netip.AddrPort
@@ -30,7 +30,7 @@ type Probe struct {
 	Bare bool
 }
 
-// A Try is one attempt of a Prober.
+// A Try is one attempt of a RunningProbe.
 type Try struct {
 	Start, End time.Time
 	// Server is the name that answered.
@@ -39,8 +39,8 @@ type Try struct {
 	Err error
 }
 
-// A Prober is a client of a service of Servers that never gives up.
-type Prober struct {
+// A RunningProbe is a client of a service of Servers that never gives up.
+type RunningProbe struct {
 	cancel context.CancelFunc
 	enough chan struct{} // closed when no more tries are to begin
 	once   sync.Once
@@ -51,7 +51,7 @@ type Prober struct {
 }
 
 // Probe starts to try p.Target from the machine until Stop or the end of ctx.
-func (n *Node) Probe(ctx context.Context, p Probe) *Prober {
+func (n *Machine) Probe(ctx context.Context, p Probe) *RunningProbe {
 	if p.Every == 0 {
 		p.Every = 5 * time.Millisecond
 	}
@@ -59,7 +59,7 @@ func (n *Node) Probe(ctx context.Context, p Probe) *Prober {
 		p.Patience = 200 * time.Millisecond
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r := &Prober{cancel: cancel, enough: make(chan struct{})}
+	r := &RunningProbe{cancel: cancel, enough: make(chan struct{})}
 	r.wg.Go(func() {
 		tick := time.NewTicker(p.Every)
 		defer tick.Stop()
@@ -90,7 +90,7 @@ func (n *Node) Probe(ctx context.Context, p Probe) *Prober {
 // Pace is how long a connection to a service of Servers takes with its answer,
 // on the average of twenty, one after the other. A slow machine is asked in
 // proportion to it.
-func (n *Node) Pace(ctx context.Context, target netip.AddrPort) (time.Duration, error) {
+func (n *Machine) Pace(ctx context.Context, target netip.AddrPort) (time.Duration, error) {
 	const times = 20
 	began := time.Now()
 	for range times {
@@ -101,7 +101,7 @@ func (n *Node) Pace(ctx context.Context, target netip.AddrPort) (time.Duration, 
 	return time.Since(began) / times, nil
 }
 
-func (n *Node) try(ctx context.Context, p Probe) (server string, err error) {
+func (n *Machine) try(ctx context.Context, p Probe) (server string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, p.Patience)
 	defer cancel()
 	c, err := n.Dial(ctx, p.Target)
@@ -156,7 +156,7 @@ func Ask(c net.Conn, line string) (Answer, error) {
 }
 
 // Tries are all ended tries in the order of their starts.
-func (r *Prober) Tries() []Try {
+func (r *RunningProbe) Tries() []Try {
 	r.mu.Lock()
 	tries := slices.Clone(r.tries)
 	r.mu.Unlock()
@@ -166,25 +166,25 @@ func (r *Prober) Tries() []Try {
 
 // Finish begins no more tries and waits for what becomes of the open ones, for
 // as long as they have patience.
-func (r *Prober) Finish() {
+func (r *RunningProbe) Finish() {
 	r.once.Do(func() { close(r.enough) })
 	r.wg.Wait()
 	r.cancel()
 }
 
 // Stop ends the probe and cuts its open tries off.
-func (r *Prober) Stop() {
+func (r *RunningProbe) Stop() {
 	r.cancel()
 	r.wg.Wait()
 }
 
 // Outage is the outage since fault as seen so far.
-func (r *Prober) Outage(fault time.Time) Outage { return OutageSince(r.Tries(), fault) }
+func (r *RunningProbe) Outage(fault time.Time) Outage { return OutageSince(r.Tries(), fault) }
 
 // WaitSteady waits until tries have worked for a whole second after fault,
 // and returns the outage. At the end of ctx it returns the outage so far and
 // an error.
-func (r *Prober) WaitSteady(ctx context.Context, fault time.Time) (Outage, error) {
+func (r *RunningProbe) WaitSteady(ctx context.Context, fault time.Time) (Outage, error) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {

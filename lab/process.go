@@ -28,7 +28,7 @@ type Process struct {
 // with this one, however this one ends: the kernel sends it SIGKILL when the
 // thread that started it is gone, and the lab keeps that thread until Close.
 // It must not be waited for by cmd.Wait; see Process.Wait.
-func (n *Node) Start(cmd *exec.Cmd) (*Process, error) {
+func (n *Machine) Start(cmd *exec.Cmd) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -92,7 +92,7 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-func (n *Node) killAll() {
+func (n *Machine) killAll() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.stopped = true
@@ -103,7 +103,7 @@ func (n *Node) killAll() {
 
 // Listen listens on an address of the machine. The unspecified IPv6 address
 // listens for IPv4 too.
-func (n *Node) Listen(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
+func (n *Machine) Listen(ctx context.Context, addr netip.AddrPort) (net.Listener, error) {
 	// With the network "tcp", the net package would ask once, in whatever
 	// machine comes first, what the kernel can do, and takes the lack of
 	// 127.0.0.1 for the lack of IPv6 sockets that speak IPv4.
@@ -129,7 +129,7 @@ func (n *Node) Listen(ctx context.Context, addr netip.AddrPort) (net.Listener, e
 }
 
 // Dial connects to addr from inside the machine.
-func (n *Node) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+func (n *Machine) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 	var c net.Conn
 	err := n.Do(func() (err error) {
 		var d net.Dialer
@@ -141,7 +141,7 @@ func (n *Node) Dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) 
 
 // WaitPort waits until something in the network of the machine accepts
 // connections on addr.
-func (n *Node) WaitPort(ctx context.Context, addr netip.AddrPort) error {
+func (n *Machine) WaitPort(ctx context.Context, addr netip.AddrPort) error {
 	for {
 		c, err := n.Dial(ctx, addr)
 		if err == nil {

@@ -41,7 +41,7 @@ func (s *Server) Requests() int64 { return s.requests.Load() }
 
 // Serve starts a server at addr inside the machine: TLS if config is set,
 // plain TCP if it is nil.
-func (ss *Servers) Serve(n *Node, name string, addr netip.AddrPort, config *tls.Config) (*Server, error) {
+func (ss *Servers) Serve(n *Machine, name string, addr netip.AddrPort, config *tls.Config) (*Server, error) {
 	ln, err := n.Listen(context.Background(), addr)
 	if err != nil {
 		return nil, fmt.Errorf("lab: server %s: %w", name, err)

@@ -66,7 +66,7 @@ func drivers(ctx context.Context, binary string, ways []way) (out []*driver, err
 		}
 	}()
 	for _, w := range ways {
-		o := scene.Options{Family: scene.IPv4, Stacked: true}
+		o := scene.Setup{Family: scene.IPv4, Stacked: true}
 		if w.theirs != "" {
 			o.ClientPort = haproxyPort
 		}

@@ -44,7 +44,7 @@ func rows(length time.Duration) []row {
 
 // A figure is one measurement.
 type figure struct {
-	load.Result
+	load.Measurement
 	// CPU is what the forwarder's processes took for each unit, in seconds.
 	CPU float64
 }
@@ -200,7 +200,7 @@ func (f *field) measure(ctx context.Context, r row, w *forwarder) (figure, error
 }
 
 // run has a process in the client's machine do the job.
-func (f *field) run(ctx context.Context, j load.Job) (r load.Result, err error) {
+func (f *field) run(ctx context.Context, j load.Job) (r load.Measurement, err error) {
 	p, out, err := f.startClient(j)
 	if err != nil {
 		return r, err

@@ -27,7 +27,7 @@ type forwarder struct {
 	name string
 	// to are the addresses that clients connect to.
 	to   []netip.AddrPort
-	node *lab.Node // where it runs; nil where nothing does
+	node *lab.Machine // where it runs; nil where nothing does
 	proc *lab.Process
 }
 
@@ -38,8 +38,8 @@ type field struct {
 	lab        *lab.Lab
 	dir        string
 	binary     string
-	client     *lab.Node
-	servers    []*lab.Node
+	client     *lab.Machine
+	servers    []*lab.Machine
 	stations   []*lab.Process // the servers' processes
 	forwarders []*forwarder
 	number     int
@@ -57,7 +57,7 @@ func newField(ctx context.Context, binary string, only []string) (f *field, err 
 	if f.dir, err = os.MkdirTemp("", "appliance-bench-"); err != nil {
 		return f, err
 	}
-	if f.lab, err = lab.New(lab.Options{}); err != nil {
+	if f.lab, err = lab.New(lab.Layout{}); err != nil {
 		return f, err
 	}
 	if f.client, err = f.node("client", 2); err != nil {
@@ -133,8 +133,8 @@ func (f *field) close() error {
 }
 
 // node makes a machine that many connections can pass.
-func (f *field) node(name string, n int) (*lab.Node, error) {
-	m, err := f.lab.Node(name, netip.PrefixFrom(address(n), 24))
+func (f *field) node(name string, n int) (*lab.Machine, error) {
+	m, err := f.lab.Machine(name, netip.PrefixFrom(address(n), 24))
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +160,7 @@ func (f *field) machine(w *forwarder) (n int, err error) {
 }
 
 // station starts a server.
-func (f *field) station(n *lab.Node) (*lab.Process, error) {
+func (f *field) station(n *lab.Machine) (*lab.Process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -184,7 +184,7 @@ func (f *field) none(w *forwarder) error {
 	return nil
 }
 
-func (f *field) start(w *forwarder, n *lab.Node, program string, args ...string) (err error) {
+func (f *field) start(w *forwarder, n *lab.Machine, program string, args ...string) (err error) {
 	cmd := exec.Command(program, args...)
 	log, err := os.Create(filepath.Join(f.dir, n.Name+".log"))
 	if err != nil {
@@ -197,7 +197,7 @@ func (f *field) start(w *forwarder, n *lab.Node, program string, args ...string)
 }
 
 // appliance writes a configuration and starts it.
-func (f *field) appliance(w *forwarder, n *lab.Node, config string) error {
+func (f *field) appliance(w *forwarder, n *lab.Machine, config string) error {
 	file := filepath.Join(f.dir, n.Name+".yaml")
 	config += fmt.Sprintf("dataDir: %[1]s/%[2]s\nsocket: %[1]s/%[2]s.sock\nadmin: {listen: [\"off\"]}\nlinger: 0s\n", f.dir, n.Name)
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {

@@ -47,7 +47,7 @@ func ipvsInVM(ctx context.Context, binary string, rounds int, length time.Durati
 	}
 	load := loadAverage()
 	var text bytes.Buffer
-	code, err := vm.Run(ctx, vm.Options{
+	code, err := vm.Run(ctx, vm.Spec{
 		Timeout: time.Hour, MemoryMiB: 2048, Stdout: &text, Stderr: progress,
 	}, self, "-suite", "ipvs-guest", "-binary", binary, "-rounds", strconv.Itoa(rounds), "-for", length.String())
 	switch {

@@ -72,7 +72,7 @@ func serveAs(t *testing.T, family scene.Family, edit func(g *group, config strin
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	s, err := scene.Build(scene.Options{Family: family})
+	s, err := scene.Build(scene.Setup{Family: family})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func serveAs(t *testing.T, family scene.Family, edit func(g *group, config strin
 
 // door is an address on this machine from which connections lead to addr on a
 // node.
-func door(t *testing.T, n *lab.Node, addr netip.AddrPort) string {
+func door(t *testing.T, n *lab.Machine, addr netip.AddrPort) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -140,7 +140,7 @@ func door(t *testing.T, n *lab.Node, addr netip.AddrPort) string {
 	return l.Addr().String()
 }
 
-func carry(ctx context.Context, in net.Conn, n *lab.Node, addr netip.AddrPort) {
+func carry(ctx context.Context, in net.Conn, n *lab.Machine, addr netip.AddrPort) {
 	defer in.Close()
 	out, err := n.Dial(ctx, addr)
 	if err != nil {

@@ -76,7 +76,7 @@ func TestPageTruth(t *testing.T) {
 }
 
 // sink is a server on a node that takes everything and says nothing.
-func sink(t *testing.T, n *lab.Node) {
+func sink(t *testing.T, n *lab.Machine) {
 	t.Helper()
 	l, err := n.Listen(t.Context(), netip.MustParseAddrPort("0.0.0.0:6500"))
 	if err != nil {

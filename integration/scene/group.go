@@ -15,7 +15,7 @@ import (
 // servers stand on the nodes, and returns its index.
 func (s *Scene) AddNode() (int, error) {
 	i := len(s.Nodes)
-	n, err := s.Lab.Node(fmt.Sprintf("n%d", i+1), s.addrs(11+i)...)
+	n, err := s.Lab.Machine(fmt.Sprintf("n%d", i+1), s.addrs(11+i)...)
 	if err != nil {
 		return -1, err
 	}

@@ -26,8 +26,8 @@ const (
 	Dual Family = "dual" // a VIP of each
 )
 
-// Options of a scene.
-type Options struct {
+// Setup of a scene.
+type Setup struct {
 	Family Family
 	// Stacked servers run on the nodes themselves, as apiservers do, on
 	// every address of the node. Otherwise they have machines of their own.
@@ -47,27 +47,27 @@ type Options struct {
 // A Scene is three nodes that can hold the VIPs, three servers, a client, and
 // a watcher.
 type Scene struct {
-	Options
+	Setup
 	// Dir is for what the scene's programs keep; Close removes it.
 	Dir string
 	Lab *lab.Lab
 	// VIPs are one of each family.
 	VIPs []netip.Addr
 	// Nodes are n1, n2, n3.
-	Nodes []*lab.Node
+	Nodes []*lab.Machine
 	// Servers are where the servers run: the nodes, or s1, s2, s3.
-	Servers []*lab.Node
+	Servers []*lab.Machine
 	// Backends are the servers' addresses, of the families of the VIPs in
 	// turn, per server.
 	Backends [][]netip.AddrPort
-	Client   *lab.Node
-	Watcher  *lab.Node
+	Client   *lab.Machine
+	Watcher  *lab.Machine
 	// Pace is how long a connection takes that is alone in an emulated machine.
 	// Zero means that the machine is as fast as any.
 	Pace time.Duration
 	// Wires and Probers are one for each VIP, from Watch and Ask on.
-	Wires   []*lab.Wire
-	Probers []*lab.Prober
+	Wires   []*lab.Resolver
+	Probers []*lab.RunningProbe
 
 	servers lab.Servers
 	running []*lab.Server // by node, nil where none runs
@@ -92,8 +92,8 @@ func (s *Scene) heartbeat() time.Duration {
 }
 
 // Build makes the machines and starts the servers.
-func Build(o Options) (_ *Scene, err error) {
-	s := &Scene{Options: o}
+func Build(o Setup) (_ *Scene, err error) {
+	s := &Scene{Setup: o}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -102,14 +102,14 @@ func Build(o Options) (_ *Scene, err error) {
 	if s.Dir, err = os.MkdirTemp("", "appliance-scene-"); err != nil {
 		return nil, err
 	}
-	if s.Lab, err = lab.New(lab.Options{Stack: o.Stack}); err != nil {
+	if s.Lab, err = lab.New(lab.Layout{Stack: o.Stack}); err != nil {
 		return nil, err
 	}
 	for _, p := range s.addrs(10) {
 		s.VIPs = append(s.VIPs, p.Addr())
 	}
 	for i := range 3 {
-		n, err := s.Lab.Node(fmt.Sprintf("n%d", i+1), s.addrs(11+i)...)
+		n, err := s.Lab.Machine(fmt.Sprintf("n%d", i+1), s.addrs(11+i)...)
 		if err != nil {
 			return nil, err
 		}
@@ -120,14 +120,14 @@ func Build(o Options) (_ *Scene, err error) {
 			return nil, err
 		}
 	}
-	if s.Client, err = s.Lab.Node("client", s.addrs(50)...); err != nil {
+	if s.Client, err = s.Lab.Machine("client", s.addrs(50)...); err != nil {
 		return nil, err
 	}
 	var many []netip.Prefix
 	for _, p := range s.addrs(200) {
 		many = append(many, lab.Range(p, 32)...)
 	}
-	if s.Watcher, err = s.Lab.Node("watcher", many...); err != nil {
+	if s.Watcher, err = s.Lab.Machine("watcher", many...); err != nil {
 		return nil, err
 	}
 	if s.Emulated {
@@ -141,7 +141,7 @@ func (s *Scene) addServer(i int) (err error) {
 	n := s.Nodes[i]
 	if !s.Stacked {
 		at = s.addrs(21 + i)
-		if n, err = s.Lab.Node(fmt.Sprintf("s%d", i+1), at...); err != nil {
+		if n, err = s.Lab.Machine(fmt.Sprintf("s%d", i+1), at...); err != nil {
 			return err
 		}
 	}
@@ -253,7 +253,7 @@ func (s *Scene) Holder() int {
 
 // Index is the index of the node with this hardware address, or -1.
 func (s *Scene) Index(mac string) int {
-	return slices.IndexFunc(s.Nodes, func(n *lab.Node) bool { return n.MAC().String() == mac })
+	return slices.IndexFunc(s.Nodes, func(n *lab.Machine) bool { return n.MAC().String() == mac })
 }
 
 // AwaitHolder waits until a node that ok accepts answers for all VIPs.
@@ -304,7 +304,7 @@ func (s *Scene) Steady(ctx context.Context, fault time.Time) (worst lab.Outage, 
 // and the frames that say so.
 func (s *Scene) Overlap(t time.Time) (total time.Duration, frames string) {
 	for _, w := range s.Wires {
-		cs := w.Claims().Since(t)
+		cs := w.Replies().Since(t)
 		total += cs.Overlap()
 		frames += cs.Around()
 	}
@@ -315,7 +315,7 @@ func (s *Scene) Overlap(t time.Time) (total time.Duration, frames string) {
 func (s *Scene) Strangers() []string {
 	var out []string
 	for _, w := range s.Wires {
-		for _, mac := range w.Claims().MACs() {
+		for _, mac := range w.Replies().MACs() {
 			if s.Index(mac) < 0 {
 				out = append(out, mac)
 			}

@@ -160,7 +160,7 @@ func parseDeps(r io.Reader) (map[string][]string, error) {
 }
 
 // script is the shell text that becomes the command.
-func script(o Options, k kernel, command []string) string {
+func script(o Spec, k kernel, command []string) string {
 	var b strings.Builder
 	version := filepath.Base(k.modules)
 	fmt.Fprintf(&b, "modules=%s\nversion=%s\ndir=%s\n", quote(k.modules), quote(version), quote(o.Dir))

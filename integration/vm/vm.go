@@ -25,8 +25,8 @@ import (
 // with that reason.
 var ErrUnavailable = errors.New("no virtual machine here")
 
-// Options say how the machine is made. The zero value is good for most tests.
-type Options struct {
+// A Spec says how the machine is made. The zero value is good for most tests.
+type Spec struct {
 	// Cache is where fetch-kernel.sh has put the kernel; empty means
 	// DefaultCache.
 	Cache string
@@ -68,7 +68,7 @@ func DefaultCache() (string, error) {
 // Run boots a machine, runs the command in it as root, and returns the
 // command's exit code. The machine and its files are gone when Run returns.
 // An error means that the command could not be run to its end.
-func Run(ctx context.Context, o Options, command ...string) (code int, err error) {
+func Run(ctx context.Context, o Spec, command ...string) (code int, err error) {
 	if len(command) == 0 {
 		return 0, errors.New("no command for the virtual machine")
 	}
@@ -90,7 +90,7 @@ func Run(ctx context.Context, o Options, command ...string) (code int, err error
 		return 0, fmt.Errorf("initramfs: %w", err)
 	}
 
-	limit := fmt.Errorf("the virtual machine was stopped after %v; raise Options.Timeout if that was too soon", o.Timeout)
+	limit := fmt.Errorf("the virtual machine was stopped after %v; raise Spec.Timeout if that was too soon", o.Timeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, limit)
 	defer cancel()
 	if o.Silence > 0 {
@@ -107,7 +107,7 @@ func Run(ctx context.Context, o Options, command ...string) (code int, err error
 	return o.boot(ctx, k, dir, initramfs)
 }
 
-func (o *Options) fill() (err error) {
+func (o *Spec) fill() (err error) {
 	if o.Cache == "" {
 		if o.Cache, err = DefaultCache(); err != nil {
 			return err
@@ -141,7 +141,7 @@ func (o *Options) fill() (err error) {
 }
 
 // boot starts qemu and carries its channels until it ends.
-func (o Options) boot(ctx context.Context, k kernel, dir, initramfs string) (int, error) {
+func (o Spec) boot(ctx context.Context, k kernel, dir, initramfs string) (int, error) {
 	args := []string{
 		// kvm hangs guests on nested hosts; emulation works everywhere.
 		"-accel", "tcg,thread=multi", "-cpu", "max",

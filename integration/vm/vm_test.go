@@ -14,7 +14,7 @@ import (
 )
 
 // boot runs a shell script in a machine, or skips where none can be had.
-func boot(t *testing.T, o vm.Options, script string) (code int, stdout, stderr string, err error) {
+func boot(t *testing.T, o vm.Spec, script string) (code int, stdout, stderr string, err error) {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("boots a virtual machine; run without -short")
@@ -33,7 +33,7 @@ func TestRun(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("of the host"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	code, stdout, stderr, err := boot(t, vm.Options{Dir: dir, Env: []string{"ODD=it's $HOME"}}, `
+	code, stdout, stderr, err := boot(t, vm.Spec{Dir: dir, Env: []string{"ODD=it's $HOME"}}, `
 		printf 'environment: %s\n' "$ODD"
 		printf 'read: '; cat file; echo
 		echo changed >file && printf 'wrote: ' && cat file
@@ -63,12 +63,12 @@ func TestRun(t *testing.T) {
 
 func TestRunEndsAtItsLimit(t *testing.T) {
 	for _, tt := range []struct {
-		limit vm.Options
+		limit vm.Spec
 		want  string
 	}{
 		// 3 s are over before the guest is up, or while it sleeps.
-		{vm.Options{Timeout: 3 * time.Second}, "stopped after 3s"},
-		{vm.Options{Silence: 3 * time.Second}, "wrote nothing for 3s"},
+		{vm.Spec{Timeout: 3 * time.Second}, "stopped after 3s"},
+		{vm.Spec{Silence: 3 * time.Second}, "wrote nothing for 3s"},
 	} {
 		t.Run(tt.want, func(t *testing.T) {
 			tmp := t.TempDir()
@@ -85,7 +85,7 @@ func TestRunEndsAtItsLimit(t *testing.T) {
 }
 
 func TestRunWithoutKernel(t *testing.T) {
-	_, err := vm.Run(context.Background(), vm.Options{Cache: t.TempDir()}, "/bin/true")
+	_, err := vm.Run(context.Background(), vm.Spec{Cache: t.TempDir()}, "/bin/true")
 	if !errors.Is(err, vm.ErrUnavailable) || !strings.Contains(err.Error(), "fetch-kernel.sh") {
 		t.Errorf("got %v, want ErrUnavailable with the remedy", err)
 	}
@@ -111,7 +111,7 @@ func TestRunWithBrokenQemu(t *testing.T) {
 		}
 	}
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	_, err := vm.Run(t.Context(), vm.Options{Cache: cache, Timeout: time.Minute}, "/bin/true")
+	_, err := vm.Run(t.Context(), vm.Spec{Cache: cache, Timeout: time.Minute}, "/bin/true")
 	if err == nil || !strings.Contains(err.Error(), "no 9p here") {
 		t.Errorf("got %v, want what qemu said", err)
 	}

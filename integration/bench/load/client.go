@@ -24,8 +24,8 @@ type Job struct {
 	Warm, For time.Duration
 }
 
-// A Result is what has come of a Job.
-type Result struct {
+// A Measurement is what has come of a Job.
+type Measurement struct {
 	Count, Errors uint64
 	Bytes         uint64
 	Took          time.Duration
@@ -34,7 +34,7 @@ type Result struct {
 }
 
 // Run does the job, on two threads if there is work for two.
-func (j Job) Run() (Result, error) {
+func (j Job) Run() (Measurement, error) {
 	threads := min(2, j.Conns)
 	workers := make([]*worker, threads)
 	var all sync.WaitGroup
@@ -49,7 +49,7 @@ func (j Job) Run() (Result, error) {
 		all.Go(func() { errs[i] = w.run(n) })
 	}
 	all.Wait()
-	r := Result{Took: j.For}
+	r := Measurement{Took: j.For}
 	var h histogram
 	for _, w := range workers {
 		r.Count += w.count

@@ -34,7 +34,7 @@ func main() {
 }
 
 func run(ctx context.Context) (int, error) {
-	o := vm.Options{Stdout: os.Stdout, Stderr: os.Stderr}
+	o := vm.Spec{Stdout: os.Stdout, Stderr: os.Stderr}
 	flag.Func("env", "`NAME=value` for the command; may be given again", func(kv string) error {
 		o.Env = append(o.Env, kv)
 		return nil

@@ -20,8 +20,8 @@ const (
 	turn = 100 * time.Millisecond
 )
 
-// A Claim is one frame that says who has the VIP.
-type Claim struct {
+// A Reply is one frame that says who has the VIP.
+type Reply struct {
 	// At is when it arrived.
 	At time.Time
 	// MAC is who has the VIP by it.
@@ -33,21 +33,21 @@ type Claim struct {
 	Asked time.Time
 }
 
-func (c Claim) cause() time.Time {
+func (c Reply) cause() time.Time {
 	if c.Asked.IsZero() {
 		return c.At.Add(-slack)
 	}
 	return c.Asked
 }
 
-// Claims are claims of one VIP in the order of arrival.
-type Claims []Claim
+// Replies are those for one VIP in the order of arrival.
+type Replies []Reply
 
-// Since are the claims that arrived after t.
-func (cs Claims) Since(t time.Time) Claims {
+// Since are the replies that arrived after t.
+func (cs Replies) Since(t time.Time) Replies {
 	// Arrivals carry no monotonic clock.
 	t = t.Round(0)
-	var out Claims
+	var out Replies
 	for _, c := range cs {
 		if c.At.After(t) {
 			out = append(out, c)
@@ -56,8 +56,8 @@ func (cs Claims) Since(t time.Time) Claims {
 	return out
 }
 
-// MACs are those who claimed the VIP, each once, by their first claim.
-func (cs Claims) MACs() []string {
+// MACs are those who answered for the VIP, each once, by their first reply.
+func (cs Replies) MACs() []string {
 	var out []string
 	for _, c := range cs {
 		if !slices.Contains(out, c.MAC) {
@@ -69,8 +69,8 @@ func (cs Claims) MACs() []string {
 
 // Overlap is how long two nodes answered for the VIP at the same time.
 //
-// Two nodes answer at a moment if it lies between two claims y and y' of one
-// MAC, at most 100 ms apart, and there is a claim x of another MAC
+// Two nodes answer at a moment if it lies between two replies y and y' of one
+// MAC, at most 100 ms apart, and there is a reply x of another MAC
 // such that the request that x answers was sent after y had arrived, and the
 // request that y' answers was sent after x had arrived. In words: Y had
 // answered, then X was asked and answered, then Y was asked and answered
@@ -81,7 +81,7 @@ func (cs Claims) MACs() []string {
 // the order of two answers to one request, a clean hand-over has an overlap
 // of 0 even if frames overtake each other on their way; and a single answer
 // that comes too late counts with the whole span around it.
-func (cs Claims) Overlap() time.Duration {
+func (cs Replies) Overlap() time.Duration {
 	var total time.Duration
 	var until time.Time
 	for _, s := range cs.overlaps() {
@@ -100,7 +100,7 @@ func (cs Claims) Overlap() time.Duration {
 type span struct{ from, to time.Time }
 
 // overlaps are the narrowest spans [y, y'] around each x, by their beginning.
-func (cs Claims) overlaps() []span {
+func (cs Replies) overlaps() []span {
 	macs := cs.MACs()
 	if len(macs) < 2 {
 		return nil
@@ -122,8 +122,8 @@ func (cs Claims) overlaps() []span {
 	return out
 }
 
-// before is the last arrival of a claim of mac before t, looking back from i.
-func (cs Claims) before(i int, mac string, t time.Time) (time.Time, bool) {
+// before is the last arrival of a reply from mac before t, looking back from i.
+func (cs Replies) before(i int, mac string, t time.Time) (time.Time, bool) {
 	for j := i - 1; j >= 0 && cs[i].At.Sub(cs[j].At) <= turn; j-- {
 		if cs[j].MAC == mac && cs[j].At.Before(t) {
 			return cs[j].At, true
@@ -132,9 +132,9 @@ func (cs Claims) before(i int, mac string, t time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// after is the first arrival of a claim of mac that was asked for after t,
+// after is the first arrival of a reply from mac that was asked for after t,
 // looking on from i.
-func (cs Claims) after(i int, mac string, t time.Time) (time.Time, bool) {
+func (cs Replies) after(i int, mac string, t time.Time) (time.Time, bool) {
 	for j := i + 1; j < len(cs) && cs[j].At.Sub(cs[i].At) <= turn; j++ {
 		if cs[j].MAC == mac && cs[j].cause().After(t) {
 			return cs[j].At, true
@@ -143,9 +143,9 @@ func (cs Claims) after(i int, mac string, t time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// Around prints the claims near each overlap, for the message of a test that
+// Around prints the replies near each overlap, for the message of a test that
 // failed.
-func (cs Claims) Around() string {
+func (cs Replies) Around() string {
 	var b strings.Builder
 	for i, s := range cs.overlaps() {
 		if i == 5 {
@@ -172,9 +172,9 @@ func (cs Claims) Around() string {
 	return b.String()
 }
 
-// Turns are the MACs that claimed the VIP one after the other; whoever claims
+// Turns are the MACs that answered for the VIP one after the other; whoever answers
 // it again after another did is there again.
-func (cs Claims) Turns() []string {
+func (cs Replies) Turns() []string {
 	var out []string
 	for _, c := range cs {
 		if len(out) == 0 || out[len(out)-1] != c.MAC {

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Node is one machine: a network namespace with its interfaces.
-type Node struct {
+// A Machine is one machine: a network namespace with its interfaces.
+type Machine struct {
 	// Name is the machine's name in its lab.
 	Name string
 
@@ -47,19 +47,19 @@ type route struct {
 	via netip.Addr
 }
 
-func newNode(l *Lab, name string, number int, ports []port) (*Node, error) {
+func newNode(l *Lab, name string, number int, ports []port) (*Machine, error) {
 	t, err := newThreads()
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Name: name, lab: l, threads: t, ports: ports, processes: map[*Process]bool{}}
+	n := &Machine{Name: name, lab: l, threads: t, ports: ports, processes: map[*Process]bool{}}
 	if err := n.build(number); err != nil {
 		return nil, errors.Join(err, t.close())
 	}
 	return n, nil
 }
 
-func (n *Node) build(number int) error {
+func (n *Machine) build(number int) error {
 	if err := n.Do(n.settings); err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (n *Node) build(number int) error {
 // addresses: the kernel joins their groups from a work queue, even where it
 // does not look for duplicates. A first solicitation that comes before is
 // repeated after a second only.
-func (n *Node) awaitGroups() error {
+func (n *Machine) awaitGroups() error {
 	for end := time.Now().Add(linkPatience); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		joined, err := os.ReadFile("/proc/thread-self/net/igmp6")
 		if err != nil {
@@ -133,7 +133,7 @@ func solicitedNode(a netip.Addr) string {
 // awaitCarrier waits until both ends of a link say that it works: the kernel
 // tells bridges and routes about a new carrier a moment later, and a first
 // solicitation that is lost until then is repeated after a second only.
-func (n *Node) awaitCarrier(p port) error {
+func (n *Machine) awaitCarrier(p port) error {
 	running := func(find func() (netlink.Link, error)) func() error {
 		return func() error {
 			link, err := find()
@@ -158,7 +158,7 @@ func (n *Node) awaitCarrier(p port) error {
 }
 
 // settings are written before the first interface comes up.
-func (n *Node) settings() error {
+func (n *Machine) settings() error {
 	set := map[string]string{
 		// Probes open hundreds of connections per second.
 		"ipv4/ip_local_port_range": "1024 65535",
@@ -205,7 +205,7 @@ func (n *Node) settings() error {
 // configure brings the interfaces up and gives them addresses and routes. It
 // runs again when a link comes back, since the kernel drops routes of a link
 // that goes down.
-func (n *Node) configure() error {
+func (n *Machine) configure() error {
 	for _, p := range n.ports {
 		link, err := netlink.LinkByName(p.name)
 		if err != nil {
@@ -234,7 +234,7 @@ func (n *Node) configure() error {
 	return nil
 }
 
-func (n *Node) forward() error {
+func (n *Machine) forward() error {
 	return n.Do(func() error {
 		if n.has(true) {
 			if err := sysctl("ipv4/ip_forward", "1"); err != nil {
@@ -252,11 +252,11 @@ func (n *Node) forward() error {
 // processes that it starts belong to the machine; goroutines that it starts
 // do not. f must return: it must not lock or unlock its thread, change its
 // namespace or end its goroutine.
-func (n *Node) Do(f func() error) error { return n.threads.do(f) }
+func (n *Machine) Do(f func() error) error { return n.threads.do(f) }
 
 // Addr is the machine's first address of the family on its first interface,
 // or the zero Addr.
-func (n *Node) Addr(is4 bool) netip.Addr {
+func (n *Machine) Addr(is4 bool) netip.Addr {
 	for _, a := range n.ports[0].addrs {
 		if a.Addr().Is4() == is4 {
 			return a.Addr()
@@ -266,16 +266,16 @@ func (n *Node) Addr(is4 bool) netip.Addr {
 }
 
 // MAC is the hardware address of the machine's first interface.
-func (n *Node) MAC() net.HardwareAddr { return n.ports[0].mac }
+func (n *Machine) MAC() net.HardwareAddr { return n.ports[0].mac }
 
 // Namespace is a path by which other processes can enter the machine
 // (nsenter --net=PATH) as long as this process lives and the lab is open.
-func (n *Node) Namespace() string {
+func (n *Machine) Namespace() string {
 	return fmt.Sprintf("/proc/%d/fd/%d", unix.Getpid(), int(n.threads.ns))
 }
 
 // Route adds a route that stays through LinkDown and LinkUp.
-func (n *Node) Route(to netip.Prefix, via netip.Addr) error {
+func (n *Machine) Route(to netip.Prefix, via netip.Addr) error {
 	n.mu.Lock()
 	n.routes = append(n.routes, route{to, via})
 	n.mu.Unlock()
@@ -284,7 +284,7 @@ func (n *Node) Route(to netip.Prefix, via netip.Addr) error {
 
 // LinkDown takes the machine's first interface down from inside, as
 // `ip link set eth0 down` does.
-func (n *Node) LinkDown() error {
+func (n *Machine) LinkDown() error {
 	n.lab.log.Info("link down", "machine", n.Name)
 	return n.Do(func() error {
 		link, err := netlink.LinkByName(n.ports[0].name)
@@ -296,20 +296,20 @@ func (n *Node) LinkDown() error {
 }
 
 // LinkUp undoes LinkDown, with all addresses and routes.
-func (n *Node) LinkUp() error {
+func (n *Machine) LinkUp() error {
 	n.lab.log.Info("link up", "machine", n.Name)
 	return n.Do(n.configure)
 }
 
 // Unplug pulls the cable at the bridge: the machine loses its carrier, and
 // its interface stays up.
-func (n *Node) Unplug() error {
+func (n *Machine) Unplug() error {
 	n.lab.log.Info("cable unplugged", "machine", n.Name)
 	return n.lab.sw.carrier(n.ports[0].index, false)
 }
 
 // Plug puts the cable back.
-func (n *Node) Plug() error {
+func (n *Machine) Plug() error {
 	n.lab.log.Info("cable plugged in", "machine", n.Name)
 	if err := n.lab.sw.carrier(n.ports[0].index, true); err != nil {
 		return err
@@ -319,7 +319,7 @@ func (n *Node) Plug() error {
 
 // CutFrom drops every frame from this machine to the others, in that
 // direction only.
-func (n *Node) CutFrom(others ...*Node) error {
+func (n *Machine) CutFrom(others ...*Machine) error {
 	return n.lab.sw.change(func(cuts map[cut]bool) {
 		for _, o := range others {
 			cuts[cut{n.ports[0].index, o.ports[0].index}] = true
@@ -329,7 +329,7 @@ func (n *Node) CutFrom(others ...*Node) error {
 
 // Cut parts n from others in both directions, while each of them still
 // reaches everybody else.
-func (l *Lab) Cut(n *Node, others ...*Node) error {
+func (l *Lab) Cut(n *Machine, others ...*Machine) error {
 	l.log.Info("cut", "machine", n.Name)
 	return l.sw.change(func(cuts map[cut]bool) {
 		for _, o := range others {
@@ -346,7 +346,7 @@ func (l *Lab) Heal() error {
 }
 
 // has tells whether the machine has an address of the family.
-func (n *Node) has(is4 bool) bool {
+func (n *Machine) has(is4 bool) bool {
 	for _, p := range n.ports {
 		for _, a := range p.addrs {
 			if a.Addr().Is4() == is4 {
@@ -357,7 +357,7 @@ func (n *Node) has(is4 bool) bool {
 	return false
 }
 
-func (n *Node) close() error { return n.threads.close() }
+func (n *Machine) close() error { return n.threads.close() }
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}

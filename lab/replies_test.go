@@ -11,22 +11,22 @@ var t0 = time.Unix(1_700_000_000, 0)
 func ms(x float64) time.Time { return t0.Add(time.Duration(x * float64(time.Millisecond))) }
 
 // answer is mac's answer, asked for and arrived at the given milliseconds.
-func answer(mac string, asked, at float64) Claim {
-	return Claim{At: ms(at), MAC: mac, To: netip.MustParseAddr("10.77.0.200"), Asked: ms(asked)}
+func answer(mac string, asked, at float64) Reply {
+	return Reply{At: ms(at), MAC: mac, To: netip.MustParseAddr("10.77.0.200"), Asked: ms(asked)}
 }
 
 // series are answers to the requests sent each 5 ms from the first to before
 // the last, each arriving late ms after its request.
-func series(mac string, from, until, late float64) Claims {
-	var cs Claims
+func series(mac string, from, until, late float64) Replies {
+	var cs Replies
 	for at := from; at < until; at += 5 {
 		cs = append(cs, answer(mac, at, at+late))
 	}
 	return cs
 }
 
-func join(all ...Claims) Claims {
-	var cs Claims
+func join(all ...Replies) Replies {
+	var cs Replies
 	for _, c := range all {
 		cs = append(cs, c...)
 	}
@@ -40,7 +40,7 @@ func join(all ...Claims) Claims {
 
 func TestOverlap(t *testing.T) {
 	for name, c := range map[string]struct {
-		claims   Claims
+		replies  Replies
 		min, max float64 // ms
 	}{
 		"nobody":         {nil, 0, 0},
@@ -55,7 +55,7 @@ func TestOverlap(t *testing.T) {
 			join(series("a", 0, 505, 0.6), series("b", 500, 1000, 0.2)), 0, 0,
 		},
 		"an answer is delayed by a busy machine": {
-			join(series("a", 0, 500, 0.2), Claims{answer("a", 500, 540)}, series("b", 505, 1000, 0.2)), 0, 0,
+			join(series("a", 0, 500, 0.2), Replies{answer("a", 500, 540)}, series("b", 505, 1000, 0.2)), 0, 0,
 		},
 		"handed back after a whole tenure": {
 			join(series("a", 0, 500, 0.2), series("b", 500, 1100, 0.2), series("a", 1100, 1500, 0.2)), 0, 0,
@@ -67,28 +67,28 @@ func TestOverlap(t *testing.T) {
 			join(series("a", 0, 1000, 0.3), series("b", 0, 1000, 0.2)), 985, 1000,
 		},
 		"one stale answer": {
-			join(series("a", 0, 500, 0.2), series("b", 500, 1000, 0.2), Claims{answer("a", 805, 805.1)}), 4, 11,
+			join(series("a", 0, 500, 0.2), series("b", 500, 1000, 0.2), Replies{answer("a", 805, 805.1)}), 4, 11,
 		},
-		"a short false claim": {
+		"a short false reply": {
 			join(series("a", 0, 1000, 0.2), series("b", 505, 530, 0.1)), 20, 40,
 		},
 		"stale announcement": {
-			join(series("a", 0, 500, 0.2), series("b", 500, 1000, 0.2), Claims{{At: ms(803), MAC: "a"}}), 4, 11,
+			join(series("a", 0, 500, 0.2), series("b", 500, 1000, 0.2), Replies{{At: ms(803), MAC: "a"}}), 4, 11,
 		},
 		"announcement overtaken by less than the slack": {
-			join(series("a", 0, 500, 0.2), Claims{{At: ms(500.9), MAC: "a"}}, series("b", 500, 1000, 0.2)), 0, 0,
+			join(series("a", 0, 500, 0.2), Replies{{At: ms(500.9), MAC: "a"}}, series("b", 500, 1000, 0.2)), 0, 0,
 		},
 		"three": {
 			join(series("a", 0, 1000, 0.2), series("b", 200, 300, 0.3), series("c", 250, 400, 0.4)), 185, 215,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := float64(c.claims.Overlap()) / float64(time.Millisecond)
+			got := float64(c.replies.Overlap()) / float64(time.Millisecond)
 			if got < c.min || got > c.max {
-				t.Errorf("overlap is %.1f ms, want %.0f to %.0f\n%s", got, c.min, c.max, c.claims.Around())
+				t.Errorf("overlap is %.1f ms, want %.0f to %.0f\n%s", got, c.min, c.max, c.replies.Around())
 			}
-			if (got > 0) != (c.claims.Around() != "") {
-				t.Errorf("%.1f ms are explained by %q", got, c.claims.Around())
+			if (got > 0) != (c.replies.Around() != "") {
+				t.Errorf("%.1f ms are explained by %q", got, c.replies.Around())
 			}
 		})
 	}
@@ -100,6 +100,6 @@ func TestTurns(t *testing.T) {
 		t.Errorf("turns %v, want a b a", got)
 	}
 	if got := cs.Since(ms(30)).MACs(); len(got) != 2 || got[0] != "b" {
-		t.Errorf("claims since 30 ms are by %v, want b a", got)
+		t.Errorf("replies since 30 ms are by %v, want b a", got)
 	}
 }

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch says how a Wire asks for an address.
+// Watch says how a Resolver asks for an address.
 type Watch struct {
 	// VIP is the address in question.
 	VIP netip.Addr
@@ -28,19 +28,19 @@ type Watch struct {
 	Every time.Duration
 }
 
-// A Wire asks the link for the owner of an address all the time (ARP requests
+// A Resolver asks the link for the owner of an address all the time (ARP requests
 // or neighbour solicitations) and keeps every answer, with the kernel's own
 // time stamps of arrival.
 //
-// Neither protocol's answer says which request it answers, so a Wire asks in
+// Neither protocol's answer says which request it answers, so a Resolver asks in
 // turn from each address of the VIP's family that its machine has on eth0: an
 // answer belongs to the last request from the address that it is sent to. An
 // answer that comes later than len(addresses) × Every is taken for one to a
 // newer request; give the machine 32 addresses or more (see Range).
 //
-// Give a Wire a machine of its own: its answers also refresh the machine's
+// Give a Resolver a machine of its own: its answers also refresh the machine's
 // neighbour cache, so a client beside it would never see a stale entry.
-type Wire struct {
+type Resolver struct {
 	watch   Watch
 	conn    *packet.Conn
 	mac     net.HardwareAddr
@@ -48,18 +48,18 @@ type Wire struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 
-	mu     sync.Mutex
-	asked  map[netip.Addr][]time.Time // requests by source, oldest first
-	claims []Claim
-	err    error
+	mu      sync.Mutex
+	asked   map[netip.Addr][]time.Time // requests by source, oldest first
+	replies []Reply
+	err     error
 }
 
 // Watch starts to watch w.VIP from the machine until Stop or the end of ctx.
-func (n *Node) Watch(ctx context.Context, w Watch) (*Wire, error) {
+func (n *Machine) Watch(ctx context.Context, w Watch) (*Resolver, error) {
 	if w.Every == 0 {
 		w.Every = 5 * time.Millisecond
 	}
-	r := &Wire{watch: w, mac: n.MAC(), asked: map[netip.Addr][]time.Time{}}
+	r := &Resolver{watch: w, mac: n.MAC(), asked: map[netip.Addr][]time.Time{}}
 	for _, a := range n.ports[0].addrs {
 		if a.Addr().Is4() == w.VIP.Is4() {
 			r.sources = append(r.sources, a.Addr())
@@ -77,7 +77,7 @@ func (n *Node) Watch(ctx context.Context, w Watch) (*Wire, error) {
 	return r, nil
 }
 
-func (r *Wire) listen() error {
+func (r *Resolver) listen() error {
 	ifi, err := net.InterfaceByName("eth0")
 	if err != nil {
 		return err
@@ -116,7 +116,7 @@ func (r *Wire) listen() error {
 }
 
 // ask sends a request each tick, from the next source each time.
-func (r *Wire) ask(ctx context.Context) {
+func (r *Resolver) ask(ctx context.Context) {
 	defer r.conn.Close() // ends receive
 	tick := time.NewTicker(r.watch.Every)
 	defer tick.Stop()
@@ -148,7 +148,7 @@ func (r *Wire) ask(ctx context.Context) {
 
 // request is an ARP request (RFC 826) or a neighbour solicitation (RFC 4861
 // section 4.3) for the VIP, and the address that its frame goes to.
-func (r *Wire) request(src netip.Addr) ([]byte, net.HardwareAddr, error) {
+func (r *Resolver) request(src netip.Addr) ([]byte, net.HardwareAddr, error) {
 	f := &ethernet.Frame{Source: r.mac}
 	if r.watch.VIP.Is4() {
 		p, err := arp.NewPacket(arp.OperationRequest, r.mac, src, make(net.HardwareAddr, 6), r.watch.VIP)
@@ -192,8 +192,8 @@ func ipv6Header(src, dst netip.Addr, payload int) []byte {
 	return append(h, dst.AsSlice()...)
 }
 
-// receive keeps every claim of the VIP until ask closes the socket.
-func (r *Wire) receive(ctx context.Context) {
+// receive keeps every reply about the VIP until ask closes the socket.
+func (r *Resolver) receive(ctx context.Context) {
 	rc, err := r.conn.SyscallConn()
 	if err != nil {
 		r.fail(err)
@@ -229,8 +229,8 @@ func (r *Wire) receive(ctx context.Context) {
 	}
 }
 
-// parse tells whether a frame claims the VIP for somebody.
-func (r *Wire) parse(f *ethernet.Frame) (c Claim, ok bool) {
+// parse tells whether a frame names an owner of the VIP for somebody.
+func (r *Resolver) parse(f *ethernet.Frame) (c Reply, ok bool) {
 	switch f.EtherType {
 	case ethernet.EtherTypeARP:
 		var p arp.Packet
@@ -283,8 +283,8 @@ func linkLayer(options []ndp.Option, d ndp.Direction, other net.HardwareAddr) st
 	return other.String()
 }
 
-// keep adds a claim with the time of the request that it answers.
-func (r *Wire) keep(c Claim) {
+// keep adds a reply with the time of the request that it answers.
+func (r *Resolver) keep(c Reply) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, t := range slices.Backward(r.asked[c.To]) {
@@ -293,7 +293,7 @@ func (r *Wire) keep(c Claim) {
 			break
 		}
 	}
-	r.claims = append(r.claims, c)
+	r.replies = append(r.replies, c)
 }
 
 // arrival is the kernel's time stamp of a frame.
@@ -308,7 +308,7 @@ func arrival(oob []byte) time.Time {
 	return time.Now().Round(0)
 }
 
-func (r *Wire) fail(err error) {
+func (r *Resolver) fail(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err == nil {
@@ -316,28 +316,28 @@ func (r *Wire) fail(err error) {
 	}
 }
 
-// Claims are all claims so far in the order of arrival.
-func (r *Wire) Claims() Claims {
+// Replies are all replies so far in the order of arrival.
+func (r *Resolver) Replies() Replies {
 	r.mu.Lock()
-	cs := slices.Clone(r.claims)
+	cs := slices.Clone(r.replies)
 	r.mu.Unlock()
-	slices.SortStableFunc(cs, func(a, b Claim) int { return a.At.Compare(b.At) })
+	slices.SortStableFunc(cs, func(a, b Reply) int { return a.At.Compare(b.At) })
 	return cs
 }
 
-// Last is the claim that arrived last, if there was any.
-func (r *Wire) Last() (Claim, bool) {
+// Last is the reply that arrived last, if there was any.
+func (r *Resolver) Last() (Reply, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.claims) == 0 {
-		return Claim{}, false
+	if len(r.replies) == 0 {
+		return Reply{}, false
 	}
-	return r.claims[len(r.claims)-1], true
+	return r.replies[len(r.replies)-1], true
 }
 
 // Stop ends the watch and returns what went wrong with it, if anything: a
-// Wire that failed has seen too little.
-func (r *Wire) Stop() error {
+// Resolver that failed has seen too little.
+func (r *Resolver) Stop() error {
 	r.cancel()
 	r.wg.Wait()
 	r.mu.Lock()

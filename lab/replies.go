@@ -173,7 +173,7 @@ func (cs Replies) Around() string {
 }
 
 // Turns are the MACs that answered for the VIP one after the other; whoever answers
-// it again after another did is there again.
+// again after another did is there again.
 func (cs Replies) Turns() []string {
 	var out []string
 	for _, c := range cs {

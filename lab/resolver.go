@@ -229,7 +229,7 @@ func (r *Resolver) receive(ctx context.Context) {
 	}
 }
 
-// parse tells whether a frame names an owner of the VIP for somebody.
+// parse tells whether a frame says who has the VIP.
 func (r *Resolver) parse(f *ethernet.Frame) (c Reply, ok bool) {
 	switch f.EtherType {
 	case ethernet.EtherTypeARP:

@@ -57,13 +57,15 @@ func (a *Appliance) yaml(o Settings) string {
 		fmt.Fprintf(&b, "- id: %s\n  address: %q\n", n.Name, a.scene.Addr(i))
 	}
 	fmt.Fprintf(&b, "group:\n  keyFile: %s\n", filepath.Join(a.scene.Dir, "group.key"))
-	if h := a.scene.heartbeat(); h > 0 {
-		fmt.Fprintf(&b, "  heartbeat: %v\n", h)
+	check := "type: tcp"
+	if late := a.scene.late(); late > 0 {
+		fmt.Fprintf(&b, "  heartbeat: %v\n", late)
+		check += fmt.Sprintf(", inter: %v", late)
 	}
 	if o.Plane != "" {
 		fmt.Fprintf(&b, "dataPlane: %s\n", o.Plane)
 	}
-	fmt.Fprintf(&b, "loadBalancers:\n- name: test\n  port: %d\n  check: {type: tcp}\n  backends:\n", Port)
+	fmt.Fprintf(&b, "loadBalancers:\n- name: test\n  port: %d\n  check: {%s}\n  backends:\n", Port, check)
 	for _, of := range a.scene.Backends {
 		fmt.Fprintf(&b, "  - %q\n", of[0])
 	}

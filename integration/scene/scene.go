@@ -82,13 +82,13 @@ func (s *Scene) InPace(fast time.Duration) time.Duration {
 	return max(fast, min(share*s.Pace, 250*time.Millisecond))
 }
 
-// heartbeat is group.heartbeat, from which peers know that one is lost. Zero is
-// the default. In a slow machine who is late is not dead.
-func (s *Scene) heartbeat() time.Duration {
+// late is how late a peer or a backend may be before it counts as lost. Zero is
+// the program's own default.
+func (s *Scene) late() time.Duration {
 	if s.Pace == 0 {
 		return 0
 	}
-	return min(max(time.Second, 5*share*s.Pace), 10*time.Second).Round(time.Millisecond)
+	return min(max(time.Second, 10*share*s.Pace), 10*time.Second).Round(time.Millisecond)
 }
 
 // Build makes the machines and starts the servers.

@@ -87,7 +87,8 @@ func (s *show) say(format string, args ...any) {
 func (s *show) play(ctx context.Context, keep bool) error {
 	c := s.cast
 	s.say("three machines, an appliance and a TLS server on each; a client will ask %s", netip.AddrPortFrom(c.vip, port))
-	if err := s.until(ctx, "a holder, and three appliances that are ready", func() bool { return c.holder() != nil && s.allReady() }); err != nil {
+	if err := s.until(ctx, "a holder, and three appliances that are ready",
+		func() bool { return c.holder() != nil && s.allReady() }); err != nil {
 		return err
 	}
 	c.ask(ctx)
@@ -234,7 +235,8 @@ func (s *show) keepUp(ctx context.Context) error {
 	c := s.cast
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nEverything goes on until Ctrl-C, which removes it all. In another terminal, as root:\n")
-	fmt.Fprintf(&b, "  a request:     nsenter --net=%s curl -k https://%s/\n", c.client.Namespace(), netip.AddrPortFrom(c.vip, port))
+	fmt.Fprintf(&b, "  a request:     nsenter --net=%s curl -k https://%s/\n", c.client.Namespace(),
+		netip.AddrPortFrom(c.vip, port))
 	for _, p := range c.peers {
 		fmt.Fprintf(&b, "  enter %s:      nsenter --net=%s\n", p.id, p.node.Namespace())
 		fmt.Fprintf(&b, "  its status:    %s status --socket %s\n", c.binary, p.socket)

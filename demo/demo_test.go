@@ -28,7 +28,8 @@ func TestPicture(t *testing.T) {
 	p := picture{
 		vip: netip.MustParseAddrPort("[fd77::10]:6443"),
 		peers: []peerView{
-			{id: "p1", addr: netip.MustParseAddr("fd77::11"), alive: true, ready: true, holds: true, plane: "direct", requests: 21},
+			{id: "p1", addr: netip.MustParseAddr("fd77::11"), alive: true, ready: true, holds: true, plane: "direct",
+				requests: 21},
 			{id: "p2", addr: netip.MustParseAddr("fd77::12"), holds: true, plane: "direct"},
 			{id: "p3", addr: netip.MustParseAddr("fd77::13"), alive: true, ready: true},
 		},

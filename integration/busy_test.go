@@ -55,7 +55,8 @@ func TestBusyCores(t *testing.T) {
 			t.Skipf("%s in term %d became %s in term %d after the machine had paused for %v: too busy to tell",
 				before.Holder, before.Term, after.Holder, after.Term, pause)
 		}
-		t.Errorf("%s in term %d became %s in term %d although nothing had failed", before.Holder, before.Term, after.Holder, after.Term)
+		t.Errorf("%s in term %d became %s in term %d although nothing had failed", before.Holder, before.Term,
+			after.Holder, after.Term)
 	}
 	tr.oneAnswer(t)
 }

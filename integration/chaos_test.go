@@ -132,7 +132,8 @@ func (c *chaos) change(t *testing.T, alive []int) {
 	asked := alive[c.rnd.IntN(len(alive))]
 	whom := c.Nodes[c.rnd.IntN(4)].Name
 	args := [][]string{
-		{"peers", "remove", whom}, {"peers", "remove", whom}, {"peers", "demote", whom}, {"transfer"}, {"drain", whom}, {"pin", whom},
+		{"peers", "remove", whom}, {"peers", "remove", whom}, {"peers", "demote", whom}, {"transfer"},
+		{"drain", whom}, {"pin", whom},
 	}[c.rnd.IntN(6)]
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()

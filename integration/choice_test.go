@@ -24,7 +24,8 @@ func TestChoice(t *testing.T) {
 		t.Run(string(family), func(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			w := newWorld(t, family)
-			peers := balance{name: "peers", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3"}}
+			peers := balance{name: "peers", port: scene.Port, backend: scene.Port, scheduler: "rr",
+				nodes: []string{"n1", "n2", "n3"}}
 			mixed := balance{name: "mixed", port: 443, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "s1", "s2"}}
 			least := balance{name: "least", port: 444, backend: scene.Port, scheduler: "lc", nodes: []string{"n1", "s1", "s2"}}
 			all := []balance{peers, mixed, least}
@@ -65,11 +66,13 @@ func TestChoice(t *testing.T) {
 
 // chosen waits until a node serves a load balancer with a plane, and says why
 // with none of those before it.
-func (w *world) chosen(t *testing.T, i int, lb string, plane balancer.PlaneName, refused map[balancer.PlaneName]string) {
+func (w *world) chosen(t *testing.T, i int, lb string, plane balancer.PlaneName,
+	refused map[balancer.PlaneName]string) {
 	t.Helper()
 	s := w.await(t, i, lb, served(plane, 3))
 	for p, why := range refused {
-		if !slices.ContainsFunc(s.Refused, func(r balancer.Refusal) bool { return r.Plane == p && strings.Contains(r.Reason, why) }) {
+		if !slices.ContainsFunc(s.Refused,
+			func(r balancer.Refusal) bool { return r.Plane == p && strings.Contains(r.Reason, why) }) {
 			t.Errorf("%s serves %s with %s, and does not say of %s that %q: %+v", w.nodes[i].Name, lb, plane, p, why, s.Refused)
 		}
 	}
@@ -113,7 +116,8 @@ func TestRefusedAtStart(t *testing.T) {
 		{"another family", balancer.NFTables, with(func(lb *balance) { lb.more = "  - \"[fd77::99]:6443\"\n" }), "",
 			[]string{"IPv6", "userspace"}},
 		{"a port that somebody translates", balancer.NFTables, lb,
-			"table ip theirs {\n chain pre {\n type nat hook prerouting priority dstnat;\n ip daddr 10.77.0.10 tcp dport 6443 dnat to 10.77.0.99:6443\n }\n}\n",
+			"table ip theirs {\n chain pre {\n type nat hook prerouting priority dstnat;\n ip daddr 10.77.0.10 tcp dport 6443 " +
+				"dnat to 10.77.0.99:6443\n }\n}\n",
 			[]string{"10.77.0.10:6443", "theirs", "pre"}},
 		{"iptables has the port", balancer.Auto, lb,
 			"iptables -t nat -A PREROUTING -d 10.77.0.10/32 -p tcp --dport 6443 -j DNAT --to-destination 10.77.0.99:6443",
@@ -136,7 +140,8 @@ func TestRefusedAtStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			var said strings.Builder
-			cmd := exec.Command(binary, "start", "--config", config, "--data-dir", filepath.Join(w.dir, "data"), "--socket", filepath.Join(w.dir, "socket"))
+			cmd := exec.Command(binary, "start", "--config", config, "--data-dir", filepath.Join(w.dir, "data"), "--socket",
+				filepath.Join(w.dir, "socket"))
 			cmd.Stderr = &said
 			p, err := w.nodes[0].Start(cmd)
 			if err != nil {

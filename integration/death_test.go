@@ -26,7 +26,8 @@ func TestDeathIsHeardFirst(t *testing.T) {
 		packets := numbersOf(files, socketTable(t, pid, "packet", 8, nil))
 		// proc_pid_net(5): the local address is the second column, the inode the tenth.
 		peerPort := fmt.Sprintf(":%04X", 10000)
-		peers := numbersOf(files, socketTable(t, pid, "tcp", 9, func(f []string) bool { return strings.HasSuffix(f[1], peerPort) }))
+		peers := numbersOf(files, socketTable(t, pid, "tcp", 9,
+			func(f []string) bool { return strings.HasSuffix(f[1], peerPort) }))
 		if len(packets) == 0 || len(peers) < 3 {
 			t.Fatalf("%s has %d packet sockets, and %d on the peer port", n.Name, len(packets), len(peers))
 		}

@@ -73,7 +73,8 @@ func (w *world) keeps(t *testing.T, lb balance, happens func() (lost string)) {
 	t.Helper()
 	var all []*lab.Conns
 	for from, n := range map[*lab.Machine]int{w.client: crowd * 2 / 3, w.far: crowd / 3} {
-		conns, err := from.OpenConns(t.Context(), lab.LongConns{Target: w.target(lb.port), N: n, Every: 50 * time.Millisecond})
+		conns, err := from.OpenConns(t.Context(),
+			lab.LongConns{Target: w.target(lb.port), N: n, Every: 50 * time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +170,8 @@ func (w *world) rolling(t *testing.T, _ int) string {
 // gets nothing new.
 func (w *world) drains(t *testing.T, doctors []*doctor, lb balance) string {
 	doctors[1].readyz.Store(http.StatusInternalServerError)
-	w.await(t, w.holder(t), lb.name, func(s balancer.LoadBalancerStatus) bool { return s.Backends[1].State == balancer.Draining })
+	w.await(t, w.holder(t), lb.name,
+		func(s balancer.LoadBalancerStatus) bool { return s.Backends[1].State == balancer.Draining })
 	eventually(t, func() error {
 		for range 60 {
 			c, a, err := dial(t.Context(), w.client, w.target(lb.port))

@@ -37,7 +37,8 @@ func TestDirectWorkers(t *testing.T) {
 			const only = 446
 			w.serve(t, w.nodes[worker], only)
 			w.serve(t, w.s1, twin)
-			four := balance{name: "four", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3", "w1"}}
+			four := balance{name: "four", port: scene.Port, backend: scene.Port, scheduler: "rr",
+				nodes: []string{"n1", "n2", "n3", "w1"}}
 			one := balance{name: "one", port: only, backend: only, scheduler: "rr", nodes: []string{"w1"}}
 			foreign := balance{name: "foreign", port: twin, backend: twin, scheduler: "rr", nodes: []string{"n1", "n2", "s1"}}
 			three := four
@@ -48,7 +49,8 @@ func TestDirectWorkers(t *testing.T) {
 				t.Helper()
 				for _, i := range nodes {
 					w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
-						return served(balancer.Direct, len(lb.nodes))(s) && !slices.ContainsFunc(s.Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
+						return served(balancer.Direct, len(lb.nodes))(s) &&
+							!slices.ContainsFunc(s.Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
 					})
 				}
 			}
@@ -65,7 +67,8 @@ func TestDirectWorkers(t *testing.T) {
 			w.reached(t, w.far, four, one)
 
 			// The stranger is named.
-			why := fmt.Sprintf("%s is at none of the peers' addresses, and no worker answers", netip.AddrPortFrom(w.addr("s1"), twin))
+			why := fmt.Sprintf("%s is at none of the peers' addresses, and no worker answers",
+				netip.AddrPortFrom(w.addr("s1"), twin))
 			for i := range w.apps[:worker] {
 				w.chosen(t, i, "foreign", balancer.NFTables, map[balancer.PlaneName]string{balancer.Direct: why})
 				if !strings.Contains(w.apps[i].log(), why) {
@@ -136,8 +139,10 @@ func TestDirectWorkerOfBothFamilies(t *testing.T) {
 	}
 	n := tr.Nodes[four]
 	const after = "  check: {type: tcp}\n"
-	next := strings.Replace(string(text), after, after+fmt.Sprintf("  backends: [%q, %q]\n", n.Addr(true), n.Addr(false)), 1)
-	if err := errors.Join(os.WriteFile(tr.config()+".next", []byte(next), 0o644), os.Rename(tr.config()+".next", tr.config())); err != nil {
+	next := strings.Replace(string(text), after,
+		after+fmt.Sprintf("  backends: [%q, %q]\n", n.Addr(true), n.Addr(false)), 1)
+	if err := errors.Join(os.WriteFile(tr.config()+".next", []byte(next), 0o644),
+		os.Rename(tr.config()+".next", tr.config())); err != nil {
 		t.Fatal(err)
 	}
 	tr.served(t, balancer.Direct, 0, 1, 2, four)
@@ -163,12 +168,14 @@ func TestDirectWorkersTrust(t *testing.T) {
 	if plane() != "" {
 		t.Skip("a data plane is forced")
 	}
-	four := balance{name: "four", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3", "w1"}}
+	four := balance{name: "four", port: scene.Port, backend: scene.Port, scheduler: "rr",
+		nodes: []string{"n1", "n2", "n3", "w1"}}
 	direct := func(t *testing.T, w *world) {
 		t.Helper()
 		for i := range w.apps {
 			w.await(t, i, four.name, func(s balancer.LoadBalancerStatus) bool {
-				return served(balancer.Direct, 4)(s) && !slices.ContainsFunc(s.Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
+				return served(balancer.Direct, 4)(s) &&
+					!slices.ContainsFunc(s.Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
 			})
 		}
 	}
@@ -251,17 +258,20 @@ func (w *world) authority(t *testing.T) (issue func(name string, c x509.Certific
 		}
 		return der, own
 	}
-	ca := &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, Subject: pkix.Name{CommonName: "a test's own"}}
+	ca := &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		Subject: pkix.Name{CommonName: "a test's own"}}
 	der, key := sign(ca, nil, nil)
 	caFile := write("ca.crt", "CERTIFICATE", der)
 	return func(name string, c x509.Certificate) string {
-		c.KeyUsage, c.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+		c.KeyUsage, c.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth,
+			x509.ExtKeyUsageClientAuth}
 		der, own := sign(&c, ca, key)
 		pkcs8, err := x509.MarshalPKCS8PrivateKey(own)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return fmt.Sprintf("caFile: %s\n  certFile: %s\n  certKeyFile: %s", caFile, write(name+".crt", "CERTIFICATE", der), write(name+".tls", "PRIVATE KEY", pkcs8))
+		return fmt.Sprintf("caFile: %s\n  certFile: %s\n  certKeyFile: %s", caFile, write(name+".crt", "CERTIFICATE", der),
+			write(name+".tls", "PRIVATE KEY", pkcs8))
 	}
 }
 

@@ -87,7 +87,8 @@ func TestFullDisk(t *testing.T) {
 	weight := 10
 	tr.until(t, "the trouble", func(ctx context.Context) bool {
 		weight++
-		tr.app.Say(ctx, 0, "backends", "weight", tr.Addr(0).String(), strconv.Itoa(weight)) // some fit into what the database has
+		tr.app.Say(ctx, 0, "backends", "weight", tr.Addr(0).String(),
+			strconv.Itoa(weight)) // some fit into what the database has
 		fill(t, dir)
 		return troubled(ctx)
 	})

@@ -111,7 +111,8 @@ func (e *etcd) ctl(ctx context.Context, args ...string) (string, error) {
 }
 
 func (e *etcd) ctlAt(ctx context.Context, endpoint string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "etcdctl", append([]string{"--endpoints", endpoint, "--dial-timeout", "1s", "--command-timeout", "2s"}, args...)...)
+	cmd := exec.CommandContext(ctx, "etcdctl",
+		append([]string{"--endpoints", endpoint, "--dial-timeout", "1s", "--command-timeout", "2s"}, args...)...)
 	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

@@ -163,7 +163,8 @@ func TestDirectWithoutGroupKey(t *testing.T) {
 		tr.until(t, "packets to be handed to all nodes", func(ctx context.Context) bool {
 			for i := range 3 {
 				s, err := tr.app.Status(ctx, i)
-				if err != nil || slices.ContainsFunc(s.LoadBalancers[0].Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" }) {
+				if err != nil || slices.ContainsFunc(s.LoadBalancers[0].Backends,
+					func(b balancer.BackendStatus) bool { return b.PassedOver != "" }) {
 					return false
 				}
 			}
@@ -177,7 +178,8 @@ func TestDirectWithoutGroupKey(t *testing.T) {
 	tr.app.Kill(1)
 	tr.until(t, "packets not to be handed to a node without appliance", func(ctx context.Context) bool {
 		s, err := tr.app.Status(ctx, 0)
-		return err == nil && slices.ContainsFunc(s.LoadBalancers[0].Backends, func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
+		return err == nil && slices.ContainsFunc(s.LoadBalancers[0].Backends,
+			func(b balancer.BackendStatus) bool { return b.PassedOver != "" })
 	})
 	if err := tr.app.Start(1); err != nil {
 		t.Fatal(err)

@@ -70,7 +70,8 @@ func TestOtherInterfacesInVM(t *testing.T) {
 	want := map[string][]string{
 		"arp":         {"TestVLANAndBondAsInterface/VLAN", "TestVLANAndBondAsInterface/bond", "TestVLANBesideTheInterface"},
 		"integration": {"TestGroupOnOtherInterfaces/VLAN_on_bond"},
-		"nft":         {"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond", "TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"},
+		"nft": {"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond",
+			"TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"},
 	}
 	for room, names := range want {
 		// Without the race detector, which takes too long there.

@@ -226,7 +226,8 @@ func (all patients) noticed(t *testing.T, what string) {
 		}
 		for _, try := range tries {
 			if try.Err != nil {
-				t.Errorf("%s was noticed: from %s to %s, %v", what, try.Start.UTC().Format(stamp), try.End.UTC().Format(stamp), try.Err)
+				t.Errorf("%s was noticed: from %s to %s, %v", what,
+					try.Start.UTC().Format(stamp), try.End.UTC().Format(stamp), try.Err)
 			}
 		}
 	}

@@ -330,7 +330,8 @@ func TestRecovery(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if out, err := tr.app.Recover(patient(t), 0, "--as-single"); err == nil || !strings.Contains(out, "in use by another process") {
+	if out, err := tr.app.Recover(patient(t), 0, "--as-single"); err == nil ||
+		!strings.Contains(out, "in use by another process") {
 		t.Errorf("the data of a running appliance were recovered: %v: %s", err, out)
 	}
 	if err := tr.app.Stop(0); err != nil {
@@ -384,7 +385,8 @@ func TestDamagedDisk(t *testing.T) {
 	}
 	tr.until(t, "the load balancer to be served there, and the reason to be said", func(ctx context.Context) bool {
 		s, err := tr.app.Status(ctx, i)
-		return err == nil && len(s.LoadBalancers) > 0 && s.LoadBalancers[0].Plane != "" && strings.Contains(strings.Join(s.NotReadyTexts(), " "), "damaged")
+		return err == nil && len(s.LoadBalancers) > 0 && s.LoadBalancers[0].Plane != "" &&
+			strings.Contains(strings.Join(s.NotReadyTexts(), " "), "damaged")
 	})
 	tr.app.Kill(others(h)[1])
 	for tr.Holder() >= 0 { // the damaged one gives no majority

@@ -101,8 +101,9 @@ func TestOrders(t *testing.T) {
 		})
 	}
 	name := tr.Backends[0][0].Addr().String()
-	if out := tr.verb(t, 1, "backends", "drain", name); !strings.Contains(out, "test/"+tr.Backends[0][0].String()+": drain") {
-		t.Error(out)
+	said := tr.verb(t, 1, "backends", "drain", name)
+	if !strings.Contains(said, "test/"+tr.Backends[0][0].String()+": drain") {
+		t.Error(said)
 	}
 	all(0, balancer.Draining, "drain")
 	tr.verb(t, 2, "backends", "weight", "test/"+tr.Backends[1][0].String(), "7")
@@ -144,7 +145,8 @@ func TestTracksAndHooks(t *testing.T) {
 		return path
 	}
 	notify := script("notify.sh", fmt.Sprintf(`echo "$APPLIANCE_EVENT $APPLIANCE_NODE" >> %s`, heard))
-	check := script("check.sh", fmt.Sprintf(`! grep -qsx "$(ip -o -4 addr show eth0 | awk '{print $4}' | cut -d/ -f1)" %s`, unfit))
+	check := script("check.sh", fmt.Sprintf(
+		`! grep -qsx "$(ip -o -4 addr show eth0 | awk '{print $4}' | cut -d/ -f1)" %s`, unfit))
 	tr.reconfigure(t, fmt.Sprintf(`
 hooks:
 - on: [holder, released]

@@ -43,7 +43,8 @@ func TestRefusalIsSeen(t *testing.T) {
 			})
 			// The others have no clients, and so only their checks.
 			other := others(holder)[0]
-			if now := w.await(t, other, lb.name, func(balancer.LoadBalancerStatus) bool { return true }); !served(plane, 2)(now) {
+			now := w.await(t, other, lb.name, func(balancer.LoadBalancerStatus) bool { return true })
+			if !served(plane, 2)(now) {
 				t.Errorf("another node, which has no clients, says %+v", now)
 			}
 		})

@@ -112,7 +112,8 @@ func (w *world) damages(t *testing.T, i int, plane balancer.PlaneName) []damage 
 		everything: true,
 		gone: func(t *testing.T) bool {
 			have := w.shell(t, i, "nft", "list", "tables")
-			return slices.ContainsFunc(slices.Collect(strings.Lines(tables)), func(line string) bool { return !strings.Contains(have, line) })
+			return slices.ContainsFunc(slices.Collect(strings.Lines(tables)),
+				func(line string) bool { return !strings.Contains(have, line) })
 		},
 	}}
 	for line := range strings.Lines(tables) {

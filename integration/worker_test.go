@@ -29,7 +29,8 @@ func (tr *trial) joinWorker(t *testing.T) (w int, start func()) {
 	}
 	return w, func() {
 		t.Helper()
-		if err := tr.app.StartWith(w, "--role", "worker", "--group-key", path, "--peers", strings.Join(peers, ",")); err != nil {
+		if err := tr.app.StartWith(w, "--role", "worker", "--group-key", path, "--peers",
+			strings.Join(peers, ",")); err != nil {
 			t.Fatal(err)
 		}
 	}

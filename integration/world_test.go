@@ -289,7 +289,8 @@ func (p *program) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	args := append([]string{"start", "--config", p.path + ".yaml", "--data-dir", p.path, "--socket", p.path + ".sock"}, p.args...)
+	args := append([]string{"start", "--config", p.path + ".yaml", "--data-dir", p.path, "--socket", p.path + ".sock"},
+		p.args...)
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if p.proc, err = p.node.Start(cmd); err != nil {
@@ -357,7 +358,8 @@ func (w *world) ready(t *testing.T, i int) status.Snapshot {
 
 // await waits until what the appliance on a node says of a load balancer is as
 // wanted.
-func (w *world) await(t *testing.T, i int, name string, wanted func(balancer.LoadBalancerStatus) bool) balancer.LoadBalancerStatus {
+func (w *world) await(t *testing.T, i int, name string,
+	wanted func(balancer.LoadBalancerStatus) bool) balancer.LoadBalancerStatus {
 	t.Helper()
 	var found balancer.LoadBalancerStatus
 	eventually(t, func() error {

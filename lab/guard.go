@@ -68,7 +68,9 @@ func (w *wiring) guard(index int, allowed []netip.Addr) error {
 			if f.protocol == unix.ETH_P_IPV6 {
 				exprs = append(exprs, notLinkLocal(f.offset)...)
 			}
-			exprs = append(exprs, &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.offset, Len: f.len})
+			exprs = append(exprs, &expr.Payload{
+				DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.offset, Len: f.len,
+			})
 			for _, a := range append(f.more, allowed...) {
 				if a.BitLen() == int(f.len)*8 {
 					exprs = append(exprs, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: a.AsSlice()})

@@ -194,7 +194,8 @@ func (r *RunningProbe) WaitSteady(ctx context.Context, fault time.Time) (Outage,
 		}
 		select {
 		case <-ctx.Done():
-			return o, fmt.Errorf("lab: no second without a failed request since the fault (%s); the last error: %v", o, o.LastErr)
+			return o, fmt.Errorf("lab: no second without a failed request since the fault (%s); the last error: %v",
+				o, o.LastErr)
 		case <-tick.C:
 		}
 	}

@@ -41,7 +41,8 @@ func newThreads() (*threads, error) {
 	})
 	if err := <-made; err != nil {
 		if errors.Is(err, unix.EPERM) {
-			return nil, fmt.Errorf("lab: a network namespace needs root: run as root or inside `unshare --user --map-root-user --net`: %w", err)
+			return nil, fmt.Errorf("lab: a network namespace needs root: run as root or inside `unshare --user --map-root-user "+
+				"--net`: %w", err)
 		}
 		return nil, fmt.Errorf("lab: make a network namespace: %w", err)
 	}

@@ -40,7 +40,8 @@ type brokenFigure struct {
 }
 
 func (b brokenFigure) String() string {
-	return fmt.Sprintf("%d requests, %d failed, %d slow, the last at %d ms; %d SYNs to it, %d after 200 ms, the last at %d ms",
+	return fmt.Sprintf("%d requests, %d failed, %d slow, the last at %d ms; %d SYNs to it, %d after 200 ms, "+
+		"the last at %d ms",
 		b.requests, b.failed, b.slow, b.lastBad.Milliseconds(), b.tried, b.tried200, b.lastTry.Milliseconds())
 }
 
@@ -53,7 +54,8 @@ func (f *field) break1(ctx context.Context, fault string, w *forwarder) (b broke
 		verdict = "drop"
 	}
 	count := fmt.Sprintf("table ip broken {\n counter syns { }\n chain input {\n type filter hook input priority 0;\n"+
-		" tcp dport %[1]d tcp flags & (syn|ack) == syn counter name syns\n tcp dport %[1]d %[2]s\n }\n}\n", serverPort, verdict)
+		" tcp dport %[1]d tcp flags & (syn|ack) == syn counter name syns\n tcp dport %[1]d %[2]s\n }\n"+
+		"}\n", serverPort, verdict)
 	if verdict == "" {
 		count = strings.Replace(count, fmt.Sprintf(" tcp dport %d \n", serverPort), "", 1)
 	}

@@ -41,7 +41,8 @@ type result struct {
 // failover measures every fault on every way and writes a page. Each way goes through
 // the faults at its own pace, all of them at the same time: most of a trial is
 // waiting, and so noise hits all alike.
-func failover(ctx context.Context, binary string, trials int, only, through, outDir string, out, progress io.Writer) (err error) {
+func failover(ctx context.Context, binary string, trials int,
+	only, through, outDir string, out, progress io.Writer) (err error) {
 	chosen := faults()
 	if only != "" {
 		wanted := strings.Split(only, ",")
@@ -53,7 +54,8 @@ func failover(ctx context.Context, binary string, trials int, only, through, out
 		all = slices.DeleteFunc(all, func(w way) bool { return !slices.Contains(wanted, w.name) })
 	}
 	if len(chosen) == 0 || len(all) == 0 || trials < 1 {
-		return errors.New("nothing to measure: name faults among kill, stop, transfer, link, partition, freeze, backend, known ways, and one trial or more")
+		return errors.New("nothing to measure: name faults among kill, stop, transfer, link, partition, freeze, backend, " +
+			"known ways, and one trial or more")
 	}
 	ds, err := drivers(ctx, binary, all)
 	defer func() { err = errors.Join(err, closeAll(ds)) }()

@@ -45,18 +45,24 @@ func (t *trialBook) write(dir string) error {
 }
 
 func (t *trialBook) markdown(w io.Writer) {
-	fmt.Fprintf(w, "# Failover, measured\n\n`make bench-failover` has written this page on %s: three nodes that are load balancer and server at once, "+
-		"a client that opens a connection every 5 ms with 200 ms patience, and a watcher that asks for the address all the time, each in a network namespace of one machine. "+
+	fmt.Fprintf(w, "# Failover, measured\n\n`make bench-failover` has written this page on %s: three nodes that are load "+
+		"balancer and server at once, "+
+		"a client that opens a connection every 5 ms with 200 ms patience, and a watcher that asks for the address all the "+
+		"time, each in a network namespace of one machine. "+
 		"Each way has a scene of its own and meets each fault in turns; defaults everywhere but for what a row's name says. "+
-		"keepalived runs with haproxy on every node, as kubeadm's guide has it.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), failoverMachine())
-	fmt.Fprint(w, "*First*: from the last success before the first failure to the next success. *Steady*: until the success after which a second passes without a failure. "+
-		"*Two*: how long two nodes answered for the address, by what is on the wire, from the fault until two seconds after it was undone. Median (least–most), in ms.\n\n![steady service after each fault](failover.svg)\n")
+		"keepalived runs with haproxy on every node, as kubeadm's "+
+		"guide has it.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), failoverMachine())
+	fmt.Fprint(w, "*First*: from the last success before the first failure to the next success. *Steady*: until the "+
+		"success after which a second passes without a failure. "+
+		"*Two*: how long two nodes answered for the address, by what is on the wire, from the fault until two seconds after "+
+		"it was undone. Median (least–most), in ms.\n\n![steady service after each fault](failover.svg)\n")
 	if t.missed > 0 {
 		fmt.Fprintf(w, "\n%d trials are left out because a way was not in order before them.\n", t.missed)
 	}
 	for _, f := range t.faults {
 		fmt.Fprintf(w, "\n## %s: %s\n\n", f.name, f.what)
-		fmt.Fprintln(w, "| | n | first | steady | steady, of ours | failed requests | two | undone: steady | undone: failed |")
+		fmt.Fprintln(w, "| | n | first | steady | steady, of ours | failed requests | two | undone: steady | "+
+			"undone: failed |")
 		fmt.Fprintln(w, "|---|---|---|---|---|---|---|---|---|")
 		ours := -1.0
 		for _, d := range t.drivers {
@@ -99,8 +105,10 @@ func failoverMachine() string {
 	if unix.Statfs(os.TempDir(), &fs) == nil && fs.Type == unix.TMPFS_MAGIC {
 		state = "in memory (TMPDIR), so without what a disk that is busy with other things would add to an election"
 	}
-	return fmt.Sprintf("%d cores, Linux %s, %s, keepalived %s, haproxy %s. The group's state is %s. Load average at the end: %s.\n", runtime.NumCPU(),
-		unix.ByteSliceToString(u.Release[:]), runtime.Version(), version("keepalived", "--version"), version("haproxy", "-v"), state, busy)
+	return fmt.Sprintf("%d cores, Linux %s, %s, keepalived %s, haproxy %s. The group's state is %s. Load average at the "+
+		"end: %s.\n", runtime.NumCPU(),
+		unix.ByteSliceToString(u.Release[:]), runtime.Version(), version("keepalived", "--version"),
+		version("haproxy", "-v"), state, busy)
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -148,10 +156,14 @@ func (t *trialBook) svg() []byte {
 	}
 	at := func(v float64) float64 { return min(max(math.Log10(max(v, 1))/math.Log10(60000), 0.002), 1) * width }
 	var b bytes.Buffer
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">`+"\n", left+width+80, height)
-	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="8" y="16" font-size="13">ms until service is steady after a fault (median, logarithmic)</text>`+"\n")
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" `+
+		`font-size="11">`+"\n", left+width+80, height)
+	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/>`+
+		`<text x="8" y="16" font-size="13">ms until service is steady after a fault (median, logarithmic)</text>`+"\n")
 	for _, v := range []float64{10, 100, 1000, 10000} {
-		fmt.Fprintf(&b, `<line x1="%.0f" x2="%.0f" y1="34" y2="%d" stroke="#ddd"/><text x="%.0f" y="32" text-anchor="middle" fill="#888">%.0f</text>`+"\n", left+at(v), left+at(v), height, left+at(v), v)
+		fmt.Fprintf(&b, `<line x1="%.0f" x2="%.0f" y1="34" y2="%d" stroke="#ddd"/>`+
+			`<text x="%.0f" y="32" text-anchor="middle" fill="#888">%.0f</text>`+"\n",
+			left+at(v), left+at(v), height, left+at(v), v)
 	}
 	y := 40
 	for _, f := range t.faults {
@@ -159,7 +171,8 @@ func (t *trialBook) svg() []byte {
 		for i, d := range t.drivers {
 			if rs := t.of(f, d); len(rs) > 0 {
 				v := spreadOf(rs, func(r result) float64 { return ms(r.outage.Steady) }).median
-				fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text><rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/><text x="%.0f" y="%d">%.0f</text>`+"\n",
+				fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text>`+
+					`<rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/><text x="%.0f" y="%d">%.0f</text>`+"\n",
 					left-6, y+11, d.name, left, y+1, at(v), bar-2, colours[i%len(colours)], left+at(v)+5, y+11, v)
 			}
 			y += bar

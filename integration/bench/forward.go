@@ -70,7 +70,8 @@ type survey struct {
 
 // forward measures and writes the page. Unless only a part is wanted, it ends
 // with what takes a kernel with ip_vs, which has a page of its own.
-func forward(ctx context.Context, binary string, rounds int, length time.Duration, onlyRows, onlyNames, outDir string, out, progress io.Writer) error {
+func forward(ctx context.Context, binary string, rounds int, length time.Duration,
+	onlyRows, onlyNames, outDir string, out, progress io.Writer) error {
 	s, err := takeSurvey(ctx, binary, rounds, length, onlyRows, onlyNames, progress)
 	if err != nil {
 		return err
@@ -116,7 +117,8 @@ func writePage(dir, name string, page, picture []byte) error {
 }
 
 // takeSurvey measures the rows and forwarders that are named; empty is all.
-func takeSurvey(ctx context.Context, binary string, rounds int, length time.Duration, onlyRows, onlyNames string, progress io.Writer) (*survey, error) {
+func takeSurvey(ctx context.Context, binary string, rounds int, length time.Duration, onlyRows, onlyNames string,
+	progress io.Writer) (*survey, error) {
 	var names []string
 	if onlyNames != "" {
 		names = strings.Split(onlyNames, ";")
@@ -130,7 +132,8 @@ func takeSurvey(ctx context.Context, binary string, rounds int, length time.Dura
 		return nil, err
 	}
 	wanted := func(row string) bool { return onlyRows == "" || slices.Contains(strings.Split(onlyRows, ","), row) }
-	s := &survey{load: loadAverage(), figures: map[[2]string][]figure{}, idle: map[string]idleFigure{}, broken: map[[2]string][]brokenFigure{}}
+	s := &survey{load: loadAverage(), figures: map[[2]string][]figure{}, idle: map[string]idleFigure{},
+		broken: map[[2]string][]brokenFigure{}}
 	for _, w := range f.forwarders {
 		s.names = append(s.names, w.name)
 	}

@@ -199,7 +199,8 @@ func (f *field) start(w *forwarder, n *lab.Machine, program string, args ...stri
 // appliance writes a configuration and starts it.
 func (f *field) appliance(w *forwarder, n *lab.Machine, config string) error {
 	file := filepath.Join(f.dir, n.Name+".yaml")
-	config += fmt.Sprintf("dataDir: %[1]s/%[2]s\nsocket: %[1]s/%[2]s.sock\nadmin: {listen: [\"off\"]}\nlinger: 0s\n", f.dir, n.Name)
+	config += fmt.Sprintf("dataDir: %[1]s/%[2]s\nsocket: %[1]s/%[2]s.sock\nadmin: {listen: [\"off\"]}\nlinger: 0s\n",
+		f.dir, n.Name)
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return err
 	}
@@ -225,7 +226,8 @@ func (f *field) listener(w *forwarder) error {
 		return err
 	}
 	w.to = []netip.AddrPort{netip.AddrPortFrom(address(n), serverPort)}
-	return f.appliance(w, w.node, "role: worker\n"+fmt.Sprintf(balanced, serverPort, "userspace", "rr", strings.Join(f.backends(), ", "))+
+	return f.appliance(w, w.node, "role: worker\n"+fmt.Sprintf(balanced, serverPort, "userspace", "rr",
+		strings.Join(f.backends(), ", "))+
 		fmt.Sprintf("  listen: [%s]\n", address(n)))
 }
 
@@ -266,7 +268,8 @@ func (f *field) direct(w *forwarder) error {
 			return err
 		}
 		w.node = n
-		if err := f.appliance(w, n, fmt.Sprintf("vips: [%s]\npeers: [%s]\ngroup: {insecure: true}\n", vip, strings.Join(at, ", "))+
+		if err := f.appliance(w, n, fmt.Sprintf("vips: [%s]\npeers: [%s]\ngroup: {insecure: true}\n", vip,
+			strings.Join(at, ", "))+
 			fmt.Sprintf(balanced, serverPort, "direct", "rr", strings.Join(at, ", "))); err != nil {
 			return err
 		}
@@ -360,7 +363,8 @@ func (f *field) nft(w *forwarder) error {
     tcp dport %d masquerade
   }
 }
-`, address(n), serverPort, f.servers[0].Addr(true), f.servers[1].Addr(true), f.servers[2].Addr(true), serverPort, serverPort)
+`, address(n), serverPort, f.servers[0].Addr(true), f.servers[1].Addr(true), f.servers[2].Addr(true),
+		serverPort, serverPort)
 	return w.node.Do(func() error {
 		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 			return err

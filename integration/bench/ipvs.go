@@ -40,7 +40,8 @@ type report struct {
 // ipvsInVM measures data plane ipvs against the same services made with
 // ipvsadm, in a virtual machine whose kernel has ip_vs, and writes a page about
 // it. Absolute figures are those of an emulator and mean nothing; the ratios do.
-func ipvsInVM(ctx context.Context, binary string, rounds int, length time.Duration, outDir string, out, progress io.Writer) (*survey, error) {
+func ipvsInVM(ctx context.Context, binary string, rounds int, length time.Duration, outDir string,
+	out, progress io.Writer) (*survey, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -80,7 +81,8 @@ func ipvsInVM(ctx context.Context, binary string, rounds int, length time.Durati
 
 // ipvsGuest is the part in the virtual machine. It writes a report.
 func ipvsGuest(ctx context.Context, binary string, rounds int, length time.Duration, out, progress io.Writer) error {
-	s, err := takeSurvey(ctx, binary, rounds, length, ipvsRows, strings.Join([]string{"no balancer", applianceIPVS, ipvsByHand}, ";"), progress)
+	s, err := takeSurvey(ctx, binary, rounds, length, ipvsRows,
+		strings.Join([]string{"no balancer", applianceIPVS, ipvsByHand}, ";"), progress)
 	if err != nil {
 		return err
 	}
@@ -90,7 +92,8 @@ func ipvsGuest(ctx context.Context, binary string, rounds int, length time.Durat
 	}
 	r := report{
 		Names: s.names, Figures: map[string]map[string][]figure{}, Load: loadAverage(),
-		With: fmt.Sprintf("Linux %s, ipvsadm %s, nftables %s", unix.ByteSliceToString(u.Release[:]), version(1, "ipvsadm", "--version"), version(1, "nft", "--version")),
+		With: fmt.Sprintf("Linux %s, ipvsadm %s, nftables %s", unix.ByteSliceToString(u.Release[:]),
+			version(1, "ipvsadm", "--version"), version(1, "nft", "--version")),
 	}
 	for _, row := range s.rows {
 		r.Rows = append(r.Rows, row.name)
@@ -104,22 +107,27 @@ func ipvsGuest(ctx context.Context, binary string, rounds int, length time.Durat
 
 // ipvsPage is the page about a survey that came out of the virtual machine.
 func (s *survey) ipvsPage(w io.Writer, r report, rounds int, length time.Duration) {
-	fmt.Fprintf(w, "# IPVS, measured\n\n`make bench-ipvs`, which `make bench-forward` ends with, has written this page on %s: "+
+	fmt.Fprintf(w, "# IPVS, measured\n\n`make bench-ipvs`, which `make bench-forward` ends with, has written "+
+		"this page on %s: "+
 		"client, forwarder and three servers in network namespaces of one virtual machine whose kernel has ip_vs. "+
 		"%d rounds of %s each, all in turns; medians, ratios within a round, and the least and the most of them. "+
 		"The machine is emulated: its figures are a fraction of a real one's, and only the ratios mean something.\n\n",
 		time.Now().UTC().Format("2006-01-02"), rounds, length)
-	fmt.Fprintf(w, "In the machine: 2 cores emulated by QEMU %s, %s; load average %s at the end. Around it: %s; load average %s when it began.\n\n",
+	fmt.Fprintf(w, "In the machine: 2 cores emulated by QEMU %s, %s; load average %s at the end. Around it: %s; load "+
+		"average %s when it began.\n\n",
 		version(3, "qemu-system-x86_64", "--version"), r.With, r.Load, host(), s.load)
-	fmt.Fprintf(w, "*%s* is round robin over the three servers by `ipvsadm -A -s rr` and `-a -m`, `net.ipv4.vs.conntrack=1` and one rule that masquerades. "+
-		"*%s* is the same by `dataPlane: ipvs`, with its checks; CPU time is that of its process. *no balancer* is the client at the servers themselves.\n", ipvsByHand, applianceIPVS)
+	fmt.Fprintf(w, "*%s* is round robin over the three servers by `ipvsadm -A -s rr` and `-a -m`, "+
+		"`net.ipv4.vs.conntrack=1` and one rule that masquerades. "+
+		"*%s* is the same by `dataPlane: ipvs`, with its checks; CPU time is that of its process. *no balancer* is the "+
+		"client at the servers themselves.\n", ipvsByHand, applianceIPVS)
 	fmt.Fprintf(w, "\n![rates as parts of no balancer](ipvs.svg)\n")
 	for _, row := range s.rows {
 		unit, rate := row.words()
 		if row.per == "GB" {
 			rate = "%.2f" // emulation moves little
 		}
-		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of %s | p50 µs | p99 µs | CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|\n", row.name, unit, ipvsByHand, row.per)
+		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of %s | p50 µs | p99 µs | CPU s per %s | "+
+			"errors |\n|---|---|---|---|---|---|---|---|\n", row.name, unit, ipvsByHand, row.per)
 		for _, name := range s.names {
 			against := func(base string) string {
 				if name == base {
@@ -130,7 +138,9 @@ func (s *survey) ipvsPage(w io.Writer, r report, rounds int, length time.Duratio
 			}
 			p50, p99 := s.latencies(row, name)
 			fmt.Fprintf(w, "| %s | "+rate+" | %s | %s | %s | %s | %.2f | %.0f |\n", name, s.of(row.name, name, figure.rate),
-				against("no balancer"), against(ipvsByHand), p50, p99, s.of(row.name, name, func(f figure) float64 { return f.CPU }), s.of(row.name, name, func(f figure) float64 { return float64(f.Errors) }))
+				against("no balancer"), against(ipvsByHand), p50, p99,
+				s.of(row.name, name, func(f figure) float64 { return f.CPU }),
+				s.of(row.name, name, func(f figure) float64 { return float64(f.Errors) }))
 		}
 	}
 }
@@ -140,7 +150,8 @@ func (s *survey) compareIPVS(w io.Writer) {
 	if s.ipvs == nil {
 		return
 	}
-	fmt.Fprintf(w, "\n## IPVS\n\nIn an emulated machine whose kernel has ip_vs, against the same services made with ipvsadm; [more about it](ipvs.md).\n\n| | %s, of %s |\n|---|---|\n", applianceIPVS, ipvsByHand)
+	fmt.Fprintf(w, "\n## IPVS\n\nIn an emulated machine whose kernel has ip_vs, against the same services made with "+
+		"ipvsadm; [more about it](ipvs.md).\n\n| | %s, of %s |\n|---|---|\n", applianceIPVS, ipvsByHand)
 	for _, r := range s.ipvs.rows {
 		fmt.Fprintf(w, "| %s | %.2f |\n", r.name, s.ipvs.ratio(r.name, applianceIPVS, ipvsByHand))
 	}

@@ -112,7 +112,8 @@ vrrp_instance VI_1 {
         check_apiserver
     }
 }
-`, i+1, version, k.file("check"), state, priority, k.advert, k.scene.Addr(i), strings.Join(peers, "\n        "), auth, k.scene.VIPs[0])
+`, i+1, version, k.file("check"), state, priority, k.advert, k.scene.Addr(i),
+		strings.Join(peers, "\n        "), auth, k.scene.VIPs[0])
 }
 
 func (k *keepalived) haproxy() string {

@@ -17,11 +17,14 @@ import (
 )
 
 func main() {
-	suite := flag.String("suite", "failover", "what is measured: failover, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is the part in that machine")
+	suite := flag.String("suite", "failover",
+		"what is measured: failover, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is the part "+
+			"in that machine")
 	binary := flag.String("binary", "", "the appliance to measure; empty builds it")
 	trials := flag.Int("trials", 10, "trials of each fault")
 	only := flag.String("only", "", "comma-separated faults or rows to measure; empty is all")
-	through := flag.String("through", "", "forwarders or ways to keep the address to measure, separated by semicolons; empty is all")
+	through := flag.String("through", "",
+		"forwarders or ways to keep the address to measure, separated by semicolons; empty is all")
 	rounds := flag.Int("rounds", 5, "rounds in which all forwarders are measured in turns")
 	length := flag.Duration("for", 3*time.Second, "length of one measurement of forwarding")
 	out := flag.String("out", filepath.Join("docs", "benchmarks"), "where the pages are written")

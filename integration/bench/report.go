@@ -64,12 +64,17 @@ func (s *survey) latencies(r row, name string) (p50, p99 string) {
 func (s *survey) has(name string) bool { return slices.Contains(s.names, name) }
 
 func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
-	fmt.Fprintf(w, "# Forwarding, measured\n\n`make bench-forward` has written this page on %s: client, forwarder and three servers in network namespaces of one machine, "+
-		"so they share its cores, and their wake-ups are part of each figure. %d rounds of %s each, all forwarders in turns, each as it runs by itself: the appliance raises its own priority, and one row is of an appliance that may not; medians, ratios within a round. The load of the machine was %s when it began.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), rounds, length, s.load, machine())
+	fmt.Fprintf(w, "# Forwarding, measured\n\n`make bench-forward` has written this page on %s: client, forwarder and "+
+		"three servers in network namespaces of one machine, "+
+		"so they share its cores, and their wake-ups are part of each figure. %d rounds of %s each, all forwarders in "+
+		"turns, each as it runs by itself: the appliance raises its own priority, and one row is of an appliance that may "+
+		"not; medians, ratios within a round. The load of the machine was %s "+
+		"when it began.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), rounds, length, s.load, machine())
 	fmt.Fprintf(w, "\n![rates as parts of no balancer](forward.svg)\n")
 	for _, r := range s.rows {
 		unit, rate := r.words()
-		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of haproxy | of nginx | p50 µs | p99 µs | CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|---|\n", r.name, unit, r.per)
+		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of haproxy | of nginx | p50 µs | p99 µs | "+
+			"CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|---|\n", r.name, unit, r.per)
 		for _, name := range s.names {
 			errors := s.of(r.name, name, func(f figure) float64 { return float64(f.Errors) })
 			p50, p99 := s.latencies(r, name)
@@ -80,23 +85,30 @@ func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
 				return fmt.Sprintf("%.2f", s.ratio(r.name, name, base))
 			}
 			fmt.Fprintf(w, "| %s | "+rate+" | %s | %s | %s | %s | %s | %.2f | %.0f |\n", name, s.of(r.name, name, figure.rate),
-				against("no balancer"), against("haproxy"), against("nginx stream"), p50, p99, s.of(r.name, name, func(f figure) float64 { return f.CPU }), errors)
+				against("no balancer"), against("haproxy"), against("nginx stream"), p50, p99,
+				s.of(r.name, name, func(f figure) float64 { return f.CPU }), errors)
 		}
 	}
 	s.compareIPVS(w)
 	if len(s.idle) > 0 {
-		fmt.Fprintf(w, "\n## Idle connections\n\n| forwarder | connections | MiB before | MiB then | MiB per 10,000 | files each |\n|---|---|---|---|---|---|\n")
+		fmt.Fprintf(w, "\n## Idle connections\n\n| forwarder | connections | MiB before | MiB then | MiB per 10,000 | files "+
+			"each |\n|---|---|---|---|---|---|\n")
 		for _, name := range s.names {
 			if i, ok := s.idle[name]; ok {
-				fmt.Fprintf(w, "| %s | %d | %.1f | %.1f | %.1f | %.1f |\n", name, i.conns, i.before, i.after, i.per10k(), float64(i.files)/float64(i.conns))
+				fmt.Fprintf(w, "| %s | %d | %.1f | %.1f | %.1f | %.1f |\n", name, i.conns, i.before, i.after, i.per10k(),
+					float64(i.files)/float64(i.conns))
 			}
 		}
 	}
-	for _, fault := range []struct{ name, what string }{{"bkill", "one of three servers refuses"}, {"bhang", "one of three servers hangs"}} {
+	for _, fault := range []struct{ name, what string }{
+		{"bkill", "one of three servers refuses"}, {"bhang", "one of three servers hangs"},
+	} {
 		if !slices.ContainsFunc(s.names, func(n string) bool { return len(s.broken[[2]string{fault.name, n}]) > 0 }) {
 			continue
 		}
-		fmt.Fprintf(w, "\n## %s: %s\n\nA new connection every %s for %s.\n\n| forwarder | requests | failed | slower than %s | last of them, ms | SYNs to it, checks too | of them later than %s | last SYN, ms |\n|---|---|---|---|---|---|---|---|\n",
+		fmt.Fprintf(w, "\n## %s: %s\n\nA new connection every %s for %s.\n\n| forwarder | requests | failed | slower than "+
+			"%s | last of them, ms | SYNs to it, checks too | of them later than %s | "+
+			"last SYN, ms |\n|---|---|---|---|---|---|---|---|\n",
 			fault.name, fault.what, brokenInterval, brokenFor, slow, slow)
 		for _, name := range s.names {
 			bs := s.broken[[2]string{fault.name, name}]
@@ -124,7 +136,8 @@ func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
 
 // machine says where and with what it was measured.
 func machine() string {
-	return fmt.Sprintf("%s, haproxy %s (nbthread 2), %s (stream, 2 workers).\n", host(), version(2, "haproxy", "-v"), version(2, "nginx", "-v"))
+	return fmt.Sprintf("%s, haproxy %s (nbthread 2), %s (stream, 2 workers).\n", host(), version(2, "haproxy", "-v"),
+		version(2, "nginx", "-v"))
 }
 
 // host is the machine itself.
@@ -140,7 +153,8 @@ func host() string {
 			}
 		}
 	}
-	return fmt.Sprintf("%d cores (%s), Linux %s, %s", runtime.NumCPU(), cpu, unix.ByteSliceToString(u.Release[:]), runtime.Version())
+	return fmt.Sprintf("%d cores (%s), Linux %s, %s", runtime.NumCPU(), cpu, unix.ByteSliceToString(u.Release[:]),
+		runtime.Version())
 }
 
 // version is a word of what a program says of itself.
@@ -172,8 +186,10 @@ func (s *survey) svg() []byte {
 	for range s.rows {
 		height += len(s.names)*bar + gap
 	}
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">`+"\n", left+width+80, height)
-	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/><text x="8" y="18" font-size="13">rate as a part of that without a balancer (median)</text>`+"\n")
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" `+
+		`font-size="11">`+"\n", left+width+80, height)
+	fmt.Fprintf(&b, `<rect width="100%%" height="100%%" fill="#fff"/>`+
+		`<text x="8" y="18" font-size="13">rate as a part of that without a balancer (median)</text>`+"\n")
 	y := 30
 	for _, r := range s.rows {
 		fmt.Fprintf(&b, `<text x="8" y="%d" font-weight="bold">%s</text>`+"\n", y+11, r.name)
@@ -182,7 +198,8 @@ func (s *survey) svg() []byte {
 			if s.has(base) {
 				part = s.ratio(r.name, name, base)
 			}
-			fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text><rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/><text x="%.0f" y="%d">%.2f</text>`+"\n",
+			fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s</text>`+
+				`<rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/><text x="%.0f" y="%d">%.2f</text>`+"\n",
 				left-6, y+11, name, left, y+1, part*width/1.1, bar-2, colours[i%len(colours)], left+part*width/1.1+5, y+11, part)
 			y += bar
 		}

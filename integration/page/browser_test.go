@@ -50,8 +50,10 @@ func openBrowser(t *testing.T) *browser {
 	b := &browser{driver: "http://127.0.0.1:" + driverPort(t, out)}
 	go io.Copy(io.Discard, out) // ends with the process
 
-	args := []string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--user-data-dir=" + t.TempDir()}
+	args := []string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+		"--disable-background-networking",
+		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
+		"--user-data-dir=" + t.TempDir()}
 	var made struct {
 		SessionID string `json:"sessionId"`
 	}
@@ -166,8 +168,10 @@ func (b *browser) await(t *testing.T, what, script string, args ...any) {
 // look sets the size and the colours of the window.
 func (b *browser) look(t *testing.T, width, height int, scheme string) {
 	t.Helper()
-	b.devtools(t, "Emulation.setDeviceMetricsOverride", map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
-	b.devtools(t, "Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}})
+	b.devtools(t, "Emulation.setDeviceMetricsOverride",
+		map[string]any{"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
+	b.devtools(t, "Emulation.setEmulatedMedia",
+		map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}})
 }
 
 // shoot writes a picture of the whole page.
@@ -233,5 +237,6 @@ func own(address, base string) bool {
 		return false
 	}
 	u.User = nil
-	return u.Scheme == "http" && "http://"+u.Host == base || u.Scheme == "data" || u.Scheme == "about" || u.Scheme == "chrome"
+	return u.Scheme == "http" && "http://"+u.Host == base || u.Scheme == "data" || u.Scheme == "about" ||
+		u.Scheme == "chrome"
 }

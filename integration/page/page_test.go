@@ -45,7 +45,8 @@ func TestPage(t *testing.T) {
 	if nodes := b.text(t, "nodes"); strings.Count(nodes, "ready") != 3 {
 		t.Errorf("not every node is ready:\n%s", nodes)
 	}
-	b.await(t, "why it has this data plane", `return document.querySelector("#lb-0 details:not([hidden]) > summary") !== null`)
+	b.await(t, "why it has this data plane",
+		`return document.querySelector("#lb-0 details:not([hidden]) > summary") !== null`)
 	b.eval(t, nil, `window.same = true; document.querySelector("#lb-0 details > summary").click()`)
 
 	// The holder is killed: the page follows without being loaded anew.
@@ -59,10 +60,12 @@ func TestPage(t *testing.T) {
 		return document.getElementById("verdict").innerText.includes(arguments[0]) &&
 			document.getElementById("addresses").innerText.includes(arguments[1])`,
 		g.Nodes[next].Name, g.Nodes[next].MAC().String())
-	b.await(t, "why it moved", `return document.getElementById("history").innerText.includes("the process of " + arguments[0] + " ended")`, dead)
+	b.await(t, "why it moved", `return document.getElementById("history").innerText
+		.includes("the process of " + arguments[0] + " ended")`, dead)
 	b.await(t, "that the dead does not answer", `return document.getElementById("nodes").innerText.includes("no answer")`)
 	var took bool
-	b.eval(t, &took, `return /\d+(\.\d+)?(ms|s)/.test(document.querySelector("#history tbody tr td[data-label='The change took']").innerText)`)
+	b.eval(t, &took, `return /\d+(\.\d+)?(ms|s)/
+		.test(document.querySelector("#history tbody tr td[data-label='The change took']").innerText)`)
 	if !took {
 		t.Errorf("the failover has no length:\n%s", b.text(t, "history"))
 	}
@@ -71,7 +74,8 @@ func TestPage(t *testing.T) {
 	g.Servers[0].LinkDown()
 	gone := g.Backends[0][0].String()
 	b.await(t, "the backend that is down", `
-		return [...document.querySelectorAll("tr.bad")].some(r => r.innerText.includes(arguments[0]) && r.innerText.includes("down"))`, gone)
+		return [...document.querySelectorAll("tr.bad")]
+			.some(r => r.innerText.includes(arguments[0]) && r.innerText.includes("down"))`, gone)
 	b.await(t, "the event", `return document.getElementById("events").innerText.includes(arguments[0])`, gone)
 	var same, open bool
 	b.eval(t, &same, `return window.same === true`)
@@ -137,7 +141,8 @@ func TestPageLooks(t *testing.T) {
 	}
 	// Every control is reached by the keyboard and has a name; headings are in order.
 	var names []string
-	b.eval(t, &names, `return [...document.querySelectorAll("a, button, summary, [tabindex]")].filter(e => !e.innerText.trim() && !e.ariaLabel).map(e => e.outerHTML)`)
+	b.eval(t, &names, `return [...document.querySelectorAll("a, button, summary, [tabindex]")]
+		.filter(e => !e.innerText.trim() && !e.ariaLabel).map(e => e.outerHTML)`)
 	if len(names) > 0 {
 		t.Errorf("without a name for those who listen: %s", names)
 	}
@@ -159,7 +164,8 @@ func TestPageWithoutScript(t *testing.T) {
 	b.open(t, g.sites[0]+"/")
 	var source string
 	b.call(t, http.MethodGet, b.session+"/source", nil, &source)
-	for _, want := range []string{g.Nodes[0].Name, g.Nodes[1].Name, g.Nodes[2].Name, g.VIPs[0].String(), g.Backends[0][0].String(), "as of "} {
+	for _, want := range []string{g.Nodes[0].Name, g.Nodes[1].Name, g.Nodes[2].Name, g.VIPs[0].String(),
+		g.Backends[0][0].String(), "as of "} {
 		if !strings.Contains(source, want) {
 			t.Errorf("the page lacks %q without a script", want)
 		}
@@ -170,7 +176,8 @@ func TestPageWithoutScript(t *testing.T) {
 func TestPagePassword(t *testing.T) {
 	b := openBrowser(t)
 	// The hash is of "correct horse".
-	g := serve(t, "admin:\n  path: /stats\n  users: [{name: op, passwordHash: '$2a$10$XJiKEHY8h5DS82iO4QbPTeVp98SLqthTPZX9Vnq3Qu0IP/zggfxua'}]\n")
+	g := serve(t, "admin:\n  path: /stats\n  users: [{name: op, passwordHash: "+
+		"'$2a$10$XJiKEHY8h5DS82iO4QbPTeVp98SLqthTPZX9Vnq3Qu0IP/zggfxua'}]\n")
 	resp, err := http.Get(g.sites[0] + "/stats/")
 	if err != nil {
 		t.Fatal(err)

@@ -96,7 +96,8 @@ func TestTerminal(t *testing.T) {
 			bound[ip.Unmap().String()] = true
 		}
 		for _, vip := range g.VIPs {
-			if says := strings.Contains(metrics, `appliance_vip_bound{vip="`+vip.String()+`"} 1`); !says || !bound[vip.String()] {
+			says := strings.Contains(metrics, `appliance_vip_bound{vip="`+vip.String()+`"} 1`)
+			if !says || !bound[vip.String()] {
 				t.Errorf("%s: bound by the metrics %v, by the kernel %v", vip, says, bound[vip.String()])
 			}
 		}

@@ -28,7 +28,8 @@ func TestPageTruth(t *testing.T) {
 			sink(t, n)
 			fmt.Fprintf(&y, "  - %q\n", g.Addr(i))
 		}
-		y.WriteString("- name: limited\n  port: 7000\n  backendPort: 6500\n  check: {type: tcp}\n  timeouts: {queue: 10m}\n  backends:\n")
+		y.WriteString("- name: limited\n  port: 7000\n  backendPort: 6500\n  check: {type: tcp}\n  timeouts: {queue: 10m}\n" +
+			"  backends:\n")
 		for i := range g.Nodes {
 			fmt.Fprintf(&y, "  - {address: %q, maxconn: 1, maxqueue: 10}\n", g.Addr(i))
 		}
@@ -41,7 +42,8 @@ func TestPageTruth(t *testing.T) {
 	}
 	b.open(t, g.sites[holder]+"/")
 	const card = `
-		const card = name => [...document.querySelectorAll("article")].find(a => a.querySelector("h3").innerText.trim().split(/\s/)[0] === name);
+		const card = name => [...document.querySelectorAll("article")]
+			.find(a => a.querySelector("h3").innerText.trim().split(/\s/)[0] === name);
 		const verdict = () => document.getElementById("verdict").innerText;`
 	b.await(t, "that direct serves", card+`return card("same")?.querySelector(".badge.plane").innerText === "direct"`)
 	b.await(t, "that all is well", `return document.querySelector(".verdict.good") !== null`)
@@ -63,14 +65,16 @@ func TestPageTruth(t *testing.T) {
 		const sum = [...card("same").querySelectorAll("td[data-label=Total]")].reduce((n, td) => n + +td.innerText, 0);
 		return sum >= %d && sum <= %d`, all, all+10))
 	b.await(t, "who waits", card+fmt.Sprintf(`
-		return verdict().includes("limited has %d connections in its queue") && card("limited").innerText.includes("%d waiting for room at any backend")`, queued, queued))
+		return verdict().includes("limited has %d connections in its queue") &&
+			card("limited").innerText.includes("%d waiting for room at any backend")`, queued, queued))
 
 	// Its server lives, and is given nothing: nobody there takes what is not its own.
 	lost := (holder + 1) % 3
 	g.app.Kill(lost)
 	b.await(t, "whom direct passes over", card+`
 		const row = [...card("same").querySelectorAll("tbody tr")].find(r => r.innerText.includes(arguments[0]));
-		return row.innerText.includes("passed over") && row.innerText.includes("answers no probe") && verdict().includes("gets no new connections from")`,
+		return row.innerText.includes("passed over") && row.innerText.includes("answers no probe") &&
+			verdict().includes("gets no new connections from")`,
 		g.Addr(lost).String())
 	quiet(t, b, g.sites[holder])
 }

@@ -69,7 +69,8 @@ func (a *Appliance) joining() string { return filepath.Join(a.scene.Dir, "joinin
 // Join starts the appliance on node i with a file that lists nobody, to join
 // the group by the peer on node at.
 func (a *Appliance) Join(i, at int, more ...string) error {
-	return a.launch(i, append([]string{"--config", a.joining(), "--join", a.scene.Addr(at).String(), "--id", a.scene.Nodes[i].Name}, more...))
+	return a.launch(i, append([]string{"--config", a.joining(), "--join", a.scene.Addr(at).String(), "--id",
+		a.scene.Nodes[i].Name}, more...))
 }
 
 // StartWith is Start with more arguments.
@@ -107,7 +108,8 @@ func (a *Appliance) Say(ctx context.Context, i int, args ...string) (string, err
 // Recover runs the recovery on the data of node i, on that node.
 func (a *Appliance) Recover(ctx context.Context, i int, args ...string) (string, error) {
 	var out strings.Builder
-	cmd := exec.CommandContext(ctx, a.binary, append([]string{"recover", "--config", a.config(), "--data-dir", a.data(i)}, args...)...)
+	cmd := exec.CommandContext(ctx, a.binary,
+		append([]string{"recover", "--config", a.config(), "--data-dir", a.data(i)}, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	p, err := a.scene.Nodes[i].Start(cmd)
 	if err != nil {

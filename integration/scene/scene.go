@@ -165,7 +165,8 @@ func (s *Scene) StartServer(i int) (err error) {
 	if s.Family == IPv4 {
 		anywhere = netip.IPv4Unspecified()
 	}
-	s.running[i], err = s.servers.Serve(s.Servers[i], fmt.Sprintf("server%d", i+1), netip.AddrPortFrom(anywhere, Port), nil)
+	s.running[i], err = s.servers.Serve(s.Servers[i], fmt.Sprintf("server%d", i+1), netip.AddrPortFrom(anywhere, Port),
+		nil)
 	return err
 }
 

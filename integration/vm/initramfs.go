@@ -49,7 +49,8 @@ func findKernel(cache string) (kernel, error) {
 	k.image = filepath.Join(cache, "vmlinuz")
 	found, err := filepath.Glob(filepath.Join(cache, "lib", "modules", "*", "modules.dep"))
 	if err != nil || len(found) != 1 {
-		return k, fmt.Errorf("%w: %s has %d directories of modules, want one; remove it and %s", ErrUnavailable, cache, len(found), remedy)
+		return k, fmt.Errorf("%w: %s has %d directories of modules, want one; remove it and %s", ErrUnavailable, cache,
+			len(found), remedy)
 	}
 	k.modules = filepath.Dir(found[0])
 	return k, nil
@@ -138,7 +139,8 @@ func (k kernel) loadOrder(names []string) ([]string, error) {
 			continue
 		}
 		if m == "" {
-			return nil, fmt.Errorf("the kernel in %s has no module %s; take a linux-image package that is not a cloud one", k.modules, name)
+			return nil, fmt.Errorf("the kernel in %s has no module %s; take a linux-image package that is not a cloud one",
+				k.modules, name)
 		}
 		visit(m)
 	}
@@ -164,7 +166,8 @@ func script(o Spec, k kernel, command []string) string {
 	var b strings.Builder
 	version := filepath.Base(k.modules)
 	fmt.Fprintf(&b, "modules=%s\nversion=%s\ndir=%s\n", quote(k.modules), quote(version), quote(o.Dir))
-	fmt.Fprintf(&b, "start() {\n\texport HOME=/root PATH=%s\n", quote("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+	fmt.Fprintf(&b, "start() {\n\texport HOME=/root PATH=%s\n",
+		quote("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
 	for _, kv := range o.Env {
 		key, value, _ := strings.Cut(kv, "=")
 		fmt.Fprintf(&b, "\texport %s=%s\n", key, quote(value))

@@ -100,11 +100,12 @@ func TestRunWithBrokenQemu(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, content := range map[string]string{
-		filepath.Join(cache, "ready"):             "linux-image-1.0",
-		filepath.Join(modules, "modules.dep"):     "",
-		filepath.Join(modules, "modules.builtin"): "a/virtio_pci.ko\na/virtio_console.ko\na/9pnet_virtio.ko\na/9p.ko\na/overlay.ko\n",
-		filepath.Join(bin, "busybox"):             "",
-		filepath.Join(bin, "qemu-system-x86_64"):  "#!/bin/sh\necho 'no 9p here' >&2\nexit 3\n",
+		filepath.Join(cache, "ready"):         "linux-image-1.0",
+		filepath.Join(modules, "modules.dep"): "",
+		filepath.Join(modules, "modules.builtin"): "a/virtio_pci.ko\na/virtio_console.ko\n" +
+			"a/9pnet_virtio.ko\na/9p.ko\na/overlay.ko\n",
+		filepath.Join(bin, "busybox"):            "",
+		filepath.Join(bin, "qemu-system-x86_64"): "#!/bin/sh\necho 'no 9p here' >&2\nexit 3\n",
 	} {
 		if err := os.WriteFile(file, []byte(content), 0o755); err != nil {
 			t.Fatal(err)

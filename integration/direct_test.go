@@ -172,6 +172,15 @@ func (w *world) drains(t *testing.T, doctors []*doctor, lb balance) string {
 	doctors[1].readyz.Store(http.StatusInternalServerError)
 	w.await(t, w.holder(t), lb.name,
 		func(s balancer.LoadBalancerStatus) bool { return s.Backends[1].State == balancer.Draining })
+	w.passesOver(t, lb, "n2")
+	time.Sleep(2 * time.Second)
+	doctors[1].readyz.Store(http.StatusOK)
+	return ""
+}
+
+// passesOver waits until a server gets no new connections.
+func (w *world) passesOver(t *testing.T, lb balance, server string) {
+	t.Helper()
 	eventually(t, func() error {
 		for range 60 {
 			c, a, err := dial(t.Context(), w.client, w.target(lb.port))
@@ -179,15 +188,12 @@ func (w *world) drains(t *testing.T, doctors []*doctor, lb balance) string {
 				return err
 			}
 			c.Close()
-			if a.Server == "n2" {
-				return errors.New("a draining server gets new connections")
+			if a.Server == server {
+				return fmt.Errorf("%s gets new connections", server)
 			}
 		}
 		return nil
 	})
-	time.Sleep(2 * time.Second)
-	doctors[1].readyz.Store(http.StatusOK)
-	return ""
 }
 
 // leaves: a server is taken out. The connections of the others stay where they

@@ -292,19 +292,7 @@ func (w *world) reconfigure(t *testing.T, balances ...balance) {
 // workerStops: who is asked to stop gets nothing new, and what it has goes on.
 func (w *world) workerStops(t *testing.T, lb balance) string {
 	w.apps[worker].stop(t)
-	eventually(t, func() error {
-		for range 60 {
-			c, a, err := dial(t.Context(), w.client, w.target(lb.port))
-			if err != nil {
-				return err
-			}
-			c.Close()
-			if a.Server == "w1" {
-				return errors.New("a worker that has stopped gets new connections")
-			}
-		}
-		return nil
-	})
+	w.passesOver(t, lb, "w1")
 	for i := range w.apps[:worker] {
 		w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
 			return s.Plane == balancer.Direct && s.Moving == "" && strings.Contains(s.Backends[worker].PassedOver, "worker")

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -85,19 +84,7 @@ func TestOtherInterfacesInVM(t *testing.T) {
 		}
 	}
 	var said bytes.Buffer
-	both := io.MultiWriter(t.Output(), &said)
-	code, err := vm.Run(t.Context(), vm.Spec{
-		Dir: dir, Env: []string{inVM + "=1", "APPLIANCE_TEST_BINARY=" + binary},
-		Timeout: time.Hour, Silence: 8 * time.Minute, Stdout: both, Stderr: t.Output(),
-	}, "/bin/sh", "-c", script.String())
-	switch {
-	case errors.Is(err, vm.ErrUnavailable):
-		t.Skip(err)
-	case err != nil:
-		t.Fatal(err)
-	case code != 0:
-		t.Fatalf("the tests in the machine failed with exit code %d", code)
-	}
+	runInVM(t, vm.Spec{Dir: dir, Stdout: io.MultiWriter(t.Output(), &said)}, "/bin/sh", "-c", script.String())
 	// What is skipped there is tested nowhere.
 	for _, names := range want {
 		for _, name := range names {

@@ -24,19 +24,13 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	if binary == "" {
-		dir, err := os.MkdirTemp("", "appliance-integration-")
+		built, remove, err := scene.Compile()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		defer os.RemoveAll(dir)
-		binary = filepath.Join(dir, "appliance")
-		cmd := exec.Command("go", "build", "-o", binary, "appliance")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build the appliance: %v\n%s", err, out)
-			return 1
-		}
+		defer remove()
+		binary = built
 	}
 	each, err := startTime()
 	if err != nil {
@@ -118,6 +112,22 @@ func serve(t *testing.T, o scene.Setup) *trial {
 // serveOn is serve with a data plane.
 func serveOn(t *testing.T, o scene.Setup, plane string) *trial {
 	t.Helper()
+	tr := prepare(t, o, scene.Settings{Binary: binary, Plane: plane})
+	if err := tr.app.StartAll(); err != nil {
+		t.Fatal(err)
+	}
+	if o.NoServers {
+		return tr
+	}
+	tr.ready(t, 0, 1, 2)
+	tr.Ask(t.Context())
+	tr.steady(t, time.Now())
+	return tr
+}
+
+// prepare builds a scene that is watched, and starts nothing on it.
+func prepare(t *testing.T, o scene.Setup, settings scene.Settings) *trial {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
@@ -131,7 +141,7 @@ func serveOn(t *testing.T, o scene.Setup, plane string) *trial {
 			t.Error(err)
 		}
 	})
-	app, err := s.Appliance(scene.Settings{Binary: binary, Plane: plane})
+	app, err := s.Appliance(settings)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,17 +153,7 @@ func serveOn(t *testing.T, o scene.Setup, plane string) *trial {
 	if err := s.Watch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := app.StartAll(); err != nil {
-		t.Fatal(err)
-	}
-	tr := &trial{Scene: s, app: app}
-	if o.NoServers {
-		return tr
-	}
-	tr.ready(t, 0, 1, 2)
-	s.Ask(t.Context())
-	tr.steady(t, time.Now())
-	return tr
+	return &trial{Scene: s, app: app}
 }
 
 // ready waits until the appliances on the given nodes are.

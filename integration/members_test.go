@@ -17,36 +17,12 @@ func gather(t *testing.T) *trial { return gatherAll(t, scene.IPv4) }
 
 func gatherAll(t *testing.T, family scene.Family) *trial {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces need root")
-	}
-	inputs(t)
-	s, err := scene.Build(scene.Setup{Family: family, Stacked: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	o := scene.Settings{Binary: binary, Plane: plane()}
-	app, err := s.Appliance(o)
-	if err != nil {
+	tr := prepare(t, scene.Setup{Family: family, Stacked: true}, o)
+	if err := tr.app.PeersAsBackends(o); err != nil {
 		t.Fatal(err)
 	}
-	if err := app.PeersAsBackends(o); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the appliances said:\n%s", app.Log())
-		}
-	})
-	if err := s.Watch(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return &trial{Scene: s, app: app}
+	return tr
 }
 
 // until waits for what has to become true.

@@ -28,15 +28,17 @@ func TestVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// How slow emulation is nobody knows: it may take long while it gets on.
-	code, err := vm.Run(t.Context(), vm.Spec{
-		Env: []string{
-			inVM + "=1",
-			"APPLIANCE_TEST_BINARY=" + binary,
-			"APPLIANCE_TEST_PLANE=" + string(balancer.IPVS),
-		},
-		Timeout: time.Hour, Silence: 8 * time.Minute, Stdout: t.Output(), Stderr: t.Output(),
-	}, self, "-test.run=^TestGuest$", "-test.v", "-test.timeout=1h")
+	runInVM(t, vm.Spec{Stdout: t.Output(), Env: []string{"APPLIANCE_TEST_PLANE=" + string(balancer.IPVS)}},
+		self, "-test.run=^TestGuest$", "-test.v", "-test.timeout=1h")
+}
+
+// runInVM runs tests in a virtual machine. How slow emulation is nobody knows, so
+// they may take long while they get on.
+func runInVM(t *testing.T, o vm.Spec, command ...string) {
+	t.Helper()
+	o.Env = append(o.Env, inVM+"=1", "APPLIANCE_TEST_BINARY="+binary)
+	o.Timeout, o.Silence, o.Stderr = time.Hour, 8*time.Minute, t.Output()
+	code, err := vm.Run(t.Context(), o, command...)
 	switch {
 	case errors.Is(err, vm.ErrUnavailable):
 		t.Skip(err)

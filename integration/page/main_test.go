@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -29,19 +28,13 @@ func run(m *testing.M) int {
 	if binary != "" {
 		return m.Run()
 	}
-	dir, err := os.MkdirTemp("", "appliance-page-")
+	built, remove, err := scene.Compile()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
-	binary = filepath.Join(dir, "appliance")
-	cmd := exec.Command("go", "build", "-o", binary, "appliance")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build the appliance: %v\n%s", err, out)
-		return 1
-	}
+	defer remove()
+	binary = built
 	return m.Run()
 }
 

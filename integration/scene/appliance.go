@@ -15,6 +15,22 @@ import (
 	"appliance/status/client"
 )
 
+// Compile builds the program under test into a new directory.
+func Compile() (binary string, remove func(), err error) {
+	dir, err := os.MkdirTemp("", "appliance-test-")
+	if err != nil {
+		return "", nil, err
+	}
+	binary = filepath.Join(dir, "appliance")
+	cmd := exec.Command("go", "build", "-o", binary, "appliance")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		os.RemoveAll(dir)
+		return "", nil, fmt.Errorf("build the appliance: %w\n%s", err, out)
+	}
+	return binary, func() { os.RemoveAll(dir) }, nil
+}
+
 // An Appliance is the program under test, on the nodes of a scene.
 type Appliance struct {
 	scene     *Scene

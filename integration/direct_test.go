@@ -86,7 +86,7 @@ func (w *world) keeps(t *testing.T, lb balance, happens func() (lost string)) {
 	var n lab.ConnCount
 	ctx := patient(t)
 	for _, conns := range all {
-		c := conns.Await(ctx)
+		c := conns.Await(ctx, time.Second)
 		n.OK, n.Broken, n.Hung, n.Lost = n.OK+c.OK, n.Broken+c.Broken, n.Hung+c.Hung, append(n.Lost, c.Lost...)
 	}
 	t.Logf("of %d connections %d go on, %d were reset, %d hang", crowd, n.OK, n.Broken, n.Hung)

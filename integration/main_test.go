@@ -194,7 +194,7 @@ const longConns = 30
 // goOn checks that after something has happened data flows in all connections.
 func (tr *trial) goOn(t *testing.T, open *lab.Conns, happened string) {
 	t.Helper()
-	if n := open.Await(patient(t)); n.OK != longConns {
+	if n := open.Await(patient(t), 2*time.Second); n.OK != longConns {
 		t.Errorf("after %s: %+v", happened, n)
 	}
 }

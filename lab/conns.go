@@ -157,22 +157,17 @@ func (c *longConn) state() (blocks uint64, err error) {
 	return c.blocks, c.err
 }
 
-// Count watches the connections for the given time: one in which nothing
-// came back during it hangs. TCP sends lost data again after 200 ms, then 400
-// ms and so on, so be patient for longer than the outage that was.
-func (cs *Conns) Count(patience time.Duration) ConnCount {
-	before := cs.blocks()
-	time.Sleep(patience)
-	return cs.since(before)
-}
-
-// Await is a Count that ends as soon as no connection hangs, or with ctx.
-func (cs *Conns) Await(ctx context.Context) ConnCount {
+// Await watches the connections for at least the given time, and until something
+// came back in each or ctx ends: one in which nothing did hangs. TCP sends lost data
+// again after 200 ms, then 400 ms and so on, so be patient for longer than the
+// outage that was.
+func (cs *Conns) Await(ctx context.Context, least time.Duration) ConnCount {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	began := time.Now()
 	for before := cs.blocks(); ; {
 		n := cs.since(before)
-		if n.Hung == 0 {
+		if n.Hung == 0 && time.Since(began) >= least {
 			return n
 		}
 		select {

@@ -271,28 +271,29 @@ func TestLongConns(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer cs.Close()
-			if n := cs.Count(time.Second); n.OK != l.N {
+			if n := cs.Await(within(t, 20*time.Second), time.Second); n.OK != l.N {
 				t.Errorf("all is well, and it says %+v", n)
 			}
 			if err := s.lab.Cut(s.a, s.client); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(100 * time.Millisecond)
-			if n := cs.Count(500 * time.Millisecond); n.Hung != l.N || len(n.Lost) != l.N || n.Lost[0].Server != "a" {
+			n := cs.Await(within(t, 500*time.Millisecond), 0)
+			if n.Hung != l.N || len(n.Lost) != l.N || n.Lost[0].Server != "a" {
 				t.Errorf("nothing gets through, and it says %+v", n)
 			}
 			if err := s.lab.Heal(); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "connections go on", func() error {
-				if n := cs.Count(time.Second); n.OK != l.N {
+				if n := cs.Await(within(t, 20*time.Second), time.Second); n.OK != l.N {
 					return fmt.Errorf("%+v", n)
 				}
 				return nil
 			})
 			ss.Close()
 			eventually(t, "connections are seen to end", func() error {
-				if n := cs.Count(10 * time.Millisecond); n.Broken != l.N {
+				if n := cs.Await(within(t, 10*time.Millisecond), 0); n.Broken != l.N {
 					return fmt.Errorf("%+v", n)
 				}
 				return nil

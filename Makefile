@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/.cache/go/bin:$(PATH):/usr/sbin:/sbin
 # The toolchain that setup.sh fetched has to be used as it is.
 export GOTOOLCHAIN := local
 
+BUSY := 0
 BEGAN := $(shell date +%s)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
@@ -20,9 +21,10 @@ demo: build
 build: setup-build
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o appliance .
 
-# What was skipped and how long each stage took is said at the end.
+# What was skipped and how long each stage took is said at the end. With BUSY=2
+# two threads are busy beside the tests.
 test: setup-test
-	go run ./integration/stages -since $(BEGAN) lint unit integration
+	go run ./integration/stages -since $(BEGAN) -busy $(BUSY) lint unit integration
 
 setup-build setup-test setup-bench: setup-%:
 	integration/setup.sh $*

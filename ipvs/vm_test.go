@@ -24,14 +24,12 @@ func TestVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{self, "-test.run=^TestGuest$", "-test.timeout=8m"}
-	if testing.Verbose() {
-		args = append(args, "-test.v")
-	}
+	// How slow emulation is nobody knows, so it may take long while it gets on.
 	out := t.Output()
 	code, err := vm.Run(t.Context(), vm.Spec{
-		Env: []string{guest + "=1"}, Timeout: 9 * time.Minute, Stdout: out, Stderr: out,
-	}, args...)
+		Env:     []string{guest + "=1"},
+		Timeout: time.Hour, Silence: 8 * time.Minute, Stdout: out, Stderr: out,
+	}, self, "-test.run=^TestGuest$", "-test.v", "-test.timeout=1h")
 	switch {
 	case errors.Is(err, vm.ErrUnavailable):
 		t.Skip(err)

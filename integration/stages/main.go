@@ -9,13 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-const usage = `usage: stages [-since SECONDS] STAGE...
+const usage = `usage: stages [-since SECONDS] [-busy N] STAGE...
 
 Runs lint, unit and integration, in the order in which they are named. It stops at
 the first that fails. In CI (CI=true) a test that was skipped without one of the
@@ -29,6 +30,7 @@ func main() {
 
 func run() int {
 	since := flag.Int64("since", 0, "when the set-up began, in `seconds` since 1970; it counts as a stage")
+	busy := flag.Int("busy", 0, "keep that many `threads` busy beside the tests, as on a machine that has more to do")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), usage)
 		flag.PrintDefaults()
@@ -37,6 +39,13 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + *busy)
+	for range *busy {
+		go func() {
+			for ctx.Err() == nil {
+			}
+		}()
+	}
 	s := &summary{ci: os.Getenv("CI") == "true"}
 	if *since > 0 {
 		s.stages = append(s.stages, stage{name: "set-up", took: time.Since(time.Unix(*since, 0))})

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// RunOptions of the demo.
+// RunOptions say how the demo runs.
 type RunOptions struct {
 	// Binary is the appliance that is shown, usually this program itself.
 	Binary string
@@ -30,8 +30,8 @@ const patience = 60 * time.Second
 
 // Run shows how three appliances keep an address alive when the holder is
 // killed. It needs root for its network namespaces, and leaves nothing behind
-// when it returns. The error says what went wrong, first of all that requests
-// did not flow again.
+// when it returns. The error says what went wrong, such as that requests did not flow
+// again.
 func Run(ctx context.Context, o RunOptions) (err error) {
 	s := &show{screen: newScreen(o.Out), began: time.Now()}
 	s.cast, err = assemble(ctx, o)
@@ -63,7 +63,7 @@ func Run(ctx context.Context, o RunOptions) (err error) {
 	return nil
 }
 
-// show is the demo on its way.
+// show is the running demo.
 type show struct {
 	cast   *cast
 	screen *screen
@@ -230,7 +230,7 @@ func (s *show) look(ctx context.Context) []peerView {
 	return views
 }
 
-// keepUp leaves the stage to the audience.
+// keepUp leaves everything running, and says how to look at it.
 func (s *show) keepUp(ctx context.Context) error {
 	c := s.cast
 	var b strings.Builder

@@ -20,10 +20,10 @@ const (
 	unfair = 25 * time.Millisecond
 )
 
-// TestBusyCores: with two busy processes per core the holder stays, and
-// nobody stands for election. A thread of the same priority measures for how
-// long the machine lets nobody run, as a virtual machine whose host is
-// overbooked does; a failover that follows such a pause says nothing about us.
+// TestBusyCores: with two busy processes per core the holder stays, and nobody stands
+// for election. A thread of the same priority measures how long the machine runs
+// nobody, as happens in a virtual machine on an overbooked host. A failover after such
+// a pause says nothing about the appliance.
 func TestBusyCores(t *testing.T) {
 	tr := serve(t, scene.Setup{Family: scene.IPv4, Stacked: true})
 	holder := tr.holder(t, 0, 1, 2)

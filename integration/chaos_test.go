@@ -26,9 +26,8 @@ type chaos struct {
 }
 
 // TestMembersInChaos mixes faults and changes of members, on real processes.
-// Whatever happens: never two answer, a minority never does, somebody does
-// while a majority can talk, and when all is repaired all agree on who the
-// members are.
+// Two nodes never answer at once, a minority never answers, somebody answers while a
+// majority can talk, and after the repair all nodes agree on the members.
 func TestMembersInChaos(t *testing.T) {
 	seed := *chaosSeed
 	if seed == 0 {
@@ -53,7 +52,7 @@ func TestMembersInChaos(t *testing.T) {
 	c.oneAnswer(t)
 }
 
-// round hurts a healthy group, changes its members meanwhile, and heals it.
+// round injects faults into a healthy group, changes its members, and repairs it.
 func (c *chaos) round(t *testing.T) {
 	t.Helper()
 	c.dead, c.frozen, c.cut = map[int]bool{}, map[int]bool{}, map[int]bool{}

@@ -15,7 +15,7 @@ import (
 )
 
 // TestChoice leaves the choice of the data plane to the program, and then
-// changes the network under its feet.
+// changes the network while it runs.
 func TestChoice(t *testing.T) {
 	if plane() != "" {
 		t.Skip("a data plane is forced")
@@ -82,8 +82,8 @@ func (w *world) chosen(t *testing.T, i int, lb string, plane balancer.PlaneName,
 	}
 }
 
-// TestRefusedAtStart asks for what cannot be had. Each must be refused, with the
-// remedy, and nothing may be left in the kernel.
+// TestRefusedAtStart starts with configurations that cannot work. The program must
+// refuse each, say how to fix it, and leave nothing in the kernel.
 func TestRefusedAtStart(t *testing.T) {
 	w := newWorld(t, scene.IPv4)
 	mixed := []string{"n1", "s1", "s2"}
@@ -94,7 +94,7 @@ func TestRefusedAtStart(t *testing.T) {
 		change(&other)
 		return other
 	}
-	// The key is there, so that it is not what is missing.
+	// With the key in place, a refusal has another cause.
 	group, _ := w.keys(t)
 	for _, tt := range []struct {
 		name   string

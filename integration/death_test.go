@@ -12,8 +12,8 @@ import (
 )
 
 // TestDeathIsHeardFirst: the kernel closes the files of a dead process from the
-// highest number down, and takes its time over packet sockets. The peer port and
-// the connections to it have to come before those.
+// highest number down, and closes packet sockets slowly. The peer port and its
+// connections must be closed before those, so they need higher numbers.
 func TestDeathIsHeardFirst(t *testing.T) {
 	tr := gather(t)
 	tr.begin(t)

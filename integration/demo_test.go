@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// TestDemo runs the demo as a stranger would, without a terminal.
+// TestDemo runs the demo without a terminal.
 func TestDemo(t *testing.T) {
 	for _, flags := range [][]string{nil, {"--ipv6"}} {
 		t.Run(strings.Join(flags, " "), func(t *testing.T) {
@@ -32,7 +32,7 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// TestDemoInterrupted presses Ctrl-C in the midst of it.
+// TestDemoInterrupted presses Ctrl-C while the demo runs.
 func TestDemoInterrupted(t *testing.T) {
 	cmd, tmp := demo(t)
 	var hints strings.Builder

@@ -20,9 +20,9 @@ import (
 // on the link and behind a router.
 const crowd = 300
 
-// TestDirectKeepsConnections breaks the holder in every way, while hundreds of
-// connections are open. Not one may break, but for those to a server that is
-// lost itself: they must be reset and not hang.
+// TestDirectKeepsConnections breaks the holder in every way while hundreds of
+// connections are open. None may break, except those to a server that is lost itself:
+// they must be reset and not hang.
 func TestDirectKeepsConnections(t *testing.T) {
 	if p := plane(); p != "" && p != string(balancer.Direct) {
 		t.Skip("another data plane is tested")
@@ -242,7 +242,7 @@ func (w *world) hostLost(t *testing.T, holder int) string {
 	return w.nodes[holder].Name
 }
 
-// A doctor says how the server beside it is.
+// A doctor answers the health checks of the server beside it.
 type doctor struct{ readyz, livez atomic.Int64 }
 
 func (d *doctor) say(status int64) {

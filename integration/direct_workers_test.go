@@ -23,9 +23,8 @@ import (
 	"appliance/integration/scene"
 )
 
-// TestDirectWorkers has a worker's server be a backend beside those of the peers,
-// and the only one. A server on a machine without the appliance is not served by
-// direct.
+// TestDirectWorkers makes a worker's server a backend, first beside those of the peers,
+// then alone. Direct does not serve a server on a machine without the appliance.
 func TestDirectWorkers(t *testing.T) {
 	if plane() != "" {
 		t.Skip("a data plane is forced")
@@ -66,7 +65,7 @@ func TestDirectWorkers(t *testing.T) {
 			w.reached(t, w.client, four, one, foreign)
 			w.reached(t, w.far, four, one)
 
-			// The stranger is named.
+			// The refusal names the machine without the appliance.
 			why := fmt.Sprintf("%s is at none of the peers' addresses, and no worker answers",
 				netip.AddrPortFrom(w.addr("s1"), twin))
 			for i := range w.apps[:worker] {
@@ -289,7 +288,7 @@ func (w *world) reconfigure(t *testing.T, balances ...balance) {
 	}
 }
 
-// workerStops: who is asked to stop gets nothing new, and what it has goes on.
+// workerStops: a worker that stops gets no new connections and keeps the open ones.
 func (w *world) workerStops(t *testing.T, lb balance) string {
 	w.apps[worker].stop(t)
 	w.passesOver(t, lb, "w1")

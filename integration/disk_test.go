@@ -50,9 +50,9 @@ func fill(t *testing.T, dir string) string {
 	return f.Name()
 }
 
-// TestFullDisk: a peer does not start on a full disk, and says what to do. When
-// its disk fills while it runs, it neither holds nor votes; when there is
-// room again it takes part, without a restart.
+// TestFullDisk: a peer does not start on a full disk, and says what to do. When its disk
+// fills while it runs, it neither holds nor votes. Once there is room again, it takes
+// part without a restart.
 func TestFullDisk(t *testing.T) {
 	tr := gather(t)
 	dir := tr.smallDisk(t, 2)

@@ -55,7 +55,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// sigkill: the process is gone without a word.
+// sigkill: the process dies without a leave notice.
 func sigkill(t *testing.T, tr *trial, holder int) {
 	fault := time.Now()
 	tr.app.Kill(holder)
@@ -65,8 +65,8 @@ func sigkill(t *testing.T, tr *trial, holder int) {
 	back(t, tr, holder)
 }
 
-// sigterm: the process ends in order, and no client notices. What was open as the
-// address moved is served to its end.
+// sigterm: the process stops cleanly, and no client notices. Connections that were open
+// when the address moved are served to their end.
 func sigterm(t *testing.T, tr *trial, holder int) {
 	clients := tr.patients(t)
 	tr.steady(t, time.Now())
@@ -91,7 +91,7 @@ func back(t *testing.T, tr *trial, i int) {
 	tr.steady(t, again)
 }
 
-// freeze: the process stands still and does not know it.
+// freeze: the process is suspended and does not notice.
 func freeze(t *testing.T, tr *trial, holder int) {
 	fault := time.Now()
 	if err := tr.app.Freeze(holder); err != nil {
@@ -132,8 +132,8 @@ func link(t *testing.T, tr *trial, holder int, down, up func() error) {
 	tr.steady(t, healed)
 }
 
-// cut: the holder loses its peers, and clients still reach everybody. It must
-// fall silent by itself, since nobody can tell it to.
+// cut: the holder loses its peers, while clients still reach everybody. It must stop
+// answering by itself, since nobody can tell it to.
 func cut(t *testing.T, tr *trial, holder int) {
 	rest := others(holder)
 	fault := time.Now()

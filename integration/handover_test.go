@@ -9,9 +9,9 @@ import (
 	"appliance/integration/scene"
 )
 
-// TestOpenConnectionsSurviveAHandover: also in the data planes whose state is
-// on the holder, connections that are open as it hands over go on, and a request
-// that is on its way as it stops is answered.
+// TestOpenConnectionsSurviveAHandover: connections that are open during a handover
+// survive it, even in data planes that keep their state on the holder. A request that
+// is under way when the holder stops is answered.
 func TestOpenConnectionsSurviveAHandover(t *testing.T) {
 	for _, plane := range planes() {
 		t.Run(string(plane), func(t *testing.T) {
@@ -37,7 +37,7 @@ func TestOpenConnectionsSurviveAHandover(t *testing.T) {
 	}
 }
 
-// TestOpenConnectionsSurviveACrash: the kernel of the holder goes on.
+// TestOpenConnectionsSurviveACrash: after a crash the holder's kernel keeps forwarding.
 func TestOpenConnectionsSurviveACrash(t *testing.T) {
 	for _, plane := range planes() {
 		if plane == balancer.UserSpace {

@@ -18,8 +18,8 @@ import (
 	"appliance/lab"
 )
 
-// TestGroupOnOtherInterfaces: the VIP is on what stands on a card, and the group
-// does there what it does on one.
+// TestGroupOnOtherInterfaces: a VIP on an interface that is built on top of a card fails
+// over as it does on the card itself.
 func TestGroupOnOtherInterfaces(t *testing.T) {
 	if plane() != "" {
 		t.Skip("a data plane is forced")
@@ -55,9 +55,8 @@ func TestGroupOnOtherInterfaces(t *testing.T) {
 	}
 }
 
-// TestOtherInterfacesInVM runs TestGroupOnOtherInterfaces, and the tests of the
-// rooms arp and nft that take VLANs and bonds, in a virtual machine whose kernel
-// has them.
+// TestOtherInterfacesInVM runs TestGroupOnOtherInterfaces, and the tests of arp and nft
+// that need VLANs and bonds, in a virtual machine whose kernel has them.
 func TestOtherInterfacesInVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a virtual machine; run without -short")
@@ -85,7 +84,7 @@ func TestOtherInterfacesInVM(t *testing.T) {
 	}
 	var said bytes.Buffer
 	runInVM(t, vm.Spec{Dir: dir, Stdout: io.MultiWriter(t.Output(), &said)}, "/bin/sh", "-c", script.String())
-	// What is skipped there is tested nowhere.
+	// A test that is skipped there runs nowhere.
 	for _, names := range want {
 		for _, name := range names {
 			if !regexp.MustCompile(`(?m)^ *--- PASS: ` + regexp.QuoteMeta(name) + ` \(`).Match(said.Bytes()) {

@@ -41,12 +41,12 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// patience bounds every wait of these tests. What is promised to be fast is
-// measured by the benchmarks; a test must not fail because its machine is slow.
-// So it is longer where it takes longer to start the program.
+// patience bounds every wait of these tests. A test must not fail because its machine is
+// slow, so patience grows with the time that the program takes to start. The benchmarks
+// measure what has to be fast.
 var patience = 30 * time.Second
 
-// startTime is how long the program takes to start, on the average of ten times.
+// startTime is how long the program takes to start, averaged over ten times.
 func startTime() (time.Duration, error) {
 	const times = 10
 	began := time.Now()
@@ -68,11 +68,10 @@ func patient(t *testing.T) context.Context {
 // plane is the data plane under test; empty is the program's own choice.
 func plane() string { return os.Getenv("APPLIANCE_TEST_PLANE") }
 
-// inputs tells the go command what a result depends on, which it cannot see:
-// the program is built apart from the test. Without this, and without
-// -count=1, results of another program or data plane would be taken from the
-// cache. It notices only what a running test looks at, so TestMain is too
-// early.
+// inputs shows the go command what a result depends on. The program is built apart from
+// the test, so without this, and without -count=1, the cache would return results of
+// another program or data plane. The go command notes only what a running test looks at,
+// so TestMain is too early.
 func inputs(t *testing.T) {
 	t.Helper()
 	os.Getenv("APPLIANCE_TEST_BINARY")
@@ -175,8 +174,8 @@ func (tr *trial) steady(t *testing.T, fault time.Time) {
 	t.Log(o)
 }
 
-// open opens connections through the first VIP, and closes them at the test's end.
-// Together they ask for at most a quarter of what a slow machine can do.
+// open opens connections through the first VIP and closes them at the end of the test.
+// Together they use at most a quarter of what a slow machine can do.
 func (tr *trial) open(t *testing.T) *lab.Conns {
 	t.Helper()
 	open, err := tr.Client.OpenConns(t.Context(), lab.LongConns{
@@ -191,7 +190,7 @@ func (tr *trial) open(t *testing.T) *lab.Conns {
 
 const longConns = 30
 
-// goOn checks that after something has happened data flows in all connections.
+// goOn checks that data still flows on all connections after an event.
 func (tr *trial) goOn(t *testing.T, open *lab.Conns, happened string) {
 	t.Helper()
 	if n := open.Await(patient(t), 2*time.Second); n.OK != longConns {
@@ -199,10 +198,9 @@ func (tr *trial) goOn(t *testing.T, open *lab.Conns, happened string) {
 	}
 }
 
-// patients are clients who wait as long as it takes. However slow a machine is
-// and whatever packet is lost where rules change, nobody has to be told no; how
-// long a request takes is what the benchmarks measure. The clients end with the
-// test, or with noticed.
+// patients are clients who wait as long as it takes. However slow the machine is, and
+// even if a packet is lost while rules change, no request may fail; the benchmarks
+// measure how long a request takes. The clients end with the test, or with noticed.
 func (tr *trial) patients(t *testing.T) (all patients) {
 	for _, vip := range tr.VIPs {
 		p := tr.Client.Probe(t.Context(), lab.Probe{Target: tr.Target(vip), Every: 2 * time.Millisecond, Patience: patience})
@@ -214,8 +212,8 @@ func (tr *trial) patients(t *testing.T) (all patients) {
 
 type patients []*lab.RunningProbe
 
-// noticed fails the test if a client was told no or nothing while something
-// happened that nobody is to notice.
+// noticed fails the test if a request failed or got no answer during an event that no
+// client may notice.
 func (all patients) noticed(t *testing.T, what string) {
 	t.Helper()
 	for _, p := range all {
@@ -261,7 +259,7 @@ func others(i int) []int {
 	return out
 }
 
-// silent checks that node i has not claimed a VIP since t0.
+// silent checks that node i has not answered for a VIP since t0.
 func (tr *trial) silent(t *testing.T, i int, t0 time.Time) {
 	t.Helper()
 	for k, w := range tr.Wires {

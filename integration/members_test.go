@@ -37,8 +37,7 @@ func (tr *trial) until(t *testing.T, what string, ok func(ctx context.Context) b
 	}
 }
 
-// say has a command succeed; what a group refuses in a moment of change is
-// asked again.
+// say runs a command until it succeeds: a group refuses some while it changes.
 func (tr *trial) say(t *testing.T, i int, args ...string) string {
 	t.Helper()
 	var out string
@@ -104,9 +103,9 @@ func backends(s status.Snapshot) int {
 	return n
 }
 
-// TestKubeadmsOrder: one node founds the group, others come one by one, the
-// last by an address alone; then members are removed, demoted and replaced, and
-// clients are served all the time.
+// TestKubeadmsOrder: one node starts the group, and others join one by one, the last
+// knowing an address only. Then members are removed, demoted and replaced. Clients are
+// served all the time.
 func TestKubeadmsOrder(t *testing.T) {
 	tr := gather(t)
 	if err := tr.app.StartWith(0, "--start-as-leader"); err != nil {
@@ -206,8 +205,8 @@ func except(i int, all ...int) []int {
 	return out
 }
 
-// TestDrain: a drained node gives up holding without a failed connection, its
-// server gets no new ones, and both survive a restart.
+// TestDrain: a drained node hands over without a failed connection, its server gets no
+// new ones, and both stay so after a restart.
 func TestDrain(t *testing.T) {
 	tr := gather(t)
 	tr.begin(t)
@@ -292,8 +291,8 @@ func TestRollingRestart(t *testing.T) {
 	tr.oneAnswer(t)
 }
 
-// TestRecovery: two of three are gone for good, with their disks; the third is
-// recovered, and the way leads back to three.
+// TestRecovery: two of three are lost with their disks. The third is recovered, and the
+// group grows to three again.
 func TestRecovery(t *testing.T) {
 	tr := gather(t)
 	tr.begin(t)

@@ -35,8 +35,7 @@ func (tr *trial) socket(i int) string { return filepath.Join(tr.Dir, tr.Nodes[i]
 
 func (tr *trial) config() string { return filepath.Join(tr.Dir, "appliance.yaml") }
 
-// reconfigure appends to the one file that all nodes read. They notice by
-// themselves.
+// reconfigure appends to the file that all nodes read. They notice without a reload.
 func (tr *trial) reconfigure(t *testing.T, more string) {
 	t.Helper()
 	text, err := os.ReadFile(tr.config())
@@ -86,7 +85,7 @@ func (tr *trial) backend(t *testing.T, i, k int) balancer.BackendStatus {
 	return balancer.BackendStatus{}
 }
 
-// An order is given on any node, followed by all, and survives a restart of all.
+// TestOrders: an override given on any node applies to all, and survives a restart of all.
 func TestOrders(t *testing.T) {
 	tr := serve(t, scene.Setup{Family: scene.IPv4})
 	all := func(k int, state balancer.BackendState, order string) {
@@ -131,8 +130,8 @@ func TestOrders(t *testing.T) {
 	tr.oneAnswer(t)
 }
 
-// A holder that a track finds unfit gives way, and hooks hear of it. All of it
-// comes into force by a change of the file, while the group serves.
+// TestTracksAndHooks: a holder that a track finds unfit hands over, and hooks are run.
+// Both take effect when the file changes, while the group serves.
 func TestTracksAndHooks(t *testing.T) {
 	tr := serve(t, scene.Setup{Family: scene.IPv4})
 	heard, unfit := filepath.Join(tr.Dir, "heard"), filepath.Join(tr.Dir, "unfit")
@@ -207,9 +206,9 @@ tracks:
 	tr.oneAnswer(t)
 }
 
-// A holder that sees no server gives way to a peer that sees one; if nobody sees
-// any, nothing moves.
-func TestBlindHolderGivesWay(t *testing.T) {
+// TestUnservedHolderGivesWay: a holder without a healthy backend hands over to a peer
+// that has one. If no peer has any, nothing moves.
+func TestUnservedHolderGivesWay(t *testing.T) {
 	tr := serve(t, scene.Setup{Family: scene.IPv4})
 	blindfold := func(i int) {
 		t.Helper()

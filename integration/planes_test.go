@@ -13,8 +13,8 @@ import (
 	"appliance/lab"
 )
 
-// planes are what this kernel is asked for. In the machine whose kernel has
-// ip_vs, the environment says which.
+// planes are the data planes under test on this kernel. In the virtual machine, the
+// environment names one.
 func planes() []balancer.PlaneName {
 	if p := plane(); p != "" {
 		return []balancer.PlaneName{balancer.PlaneName(p)}
@@ -22,8 +22,8 @@ func planes() []balancer.PlaneName {
 	return []balancer.PlaneName{balancer.Direct, balancer.NFTables, balancer.UserSpace}
 }
 
-// balances are the load balancers that a plane is tried with: on the port of a
-// server on the node itself and, where the plane can, on another one.
+// balances are the load balancers for the tests of a plane: on the port of a server on
+// the node itself and, where the plane can, on another one.
 func balances(plane balancer.PlaneName) []balance {
 	if plane == balancer.Direct {
 		peers := []string{"n1", "n2", "n3"}
@@ -45,7 +45,7 @@ func balances(plane balancer.PlaneName) []balance {
 	return all
 }
 
-// TestPlanes is every data plane, with every position that a client can have.
+// TestPlanes tests every data plane with a client in every position.
 func TestPlanes(t *testing.T) {
 	for _, plane := range planes() {
 		for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
@@ -96,8 +96,8 @@ func (w *world) planeOfWorker(t *testing.T) balancer.PlaneName {
 	return w.await(t, worker, "same", func(lb balancer.LoadBalancerStatus) bool { return lb.Plane != "" }).Plane
 }
 
-// reached waits until connections from a machine reach every backend. In direct,
-// those of another node get none before the way there is proved.
+// reached waits until connections from a machine reach every backend. In direct, a
+// backend on another node gets none before a probe has proved the path.
 func (w *world) reached(t *testing.T, from *lab.Machine, balances ...balance) {
 	t.Helper()
 	for _, lb := range balances {
@@ -152,7 +152,7 @@ func (w *world) spread(t *testing.T, from *lab.Machine, lb balance, plane balanc
 	}
 }
 
-// judge tells whether connections went as the scheduler says, or what is wrong.
+// judge says what is wrong if connections did not go as the scheduler would have them.
 func judge(got map[string]int, n int, lb balance, from string, plane balancer.PlaneName) string {
 	if plane == balancer.Direct && got[from] > 0 && got[from] != n {
 		return "a client on a node with a backend has that one, always"

@@ -7,9 +7,9 @@ import (
 	"appliance/integration/scene"
 )
 
-// TestRefusalIsSeen: a server that is gone is out of rotation by what clients
-// meet. The checks alone would take a hundred failures, which is longer than
-// the test has patience. No client fails.
+// TestRefusalIsSeen: refused connections of clients take a server out of rotation. The
+// checks alone would need a hundred failures, for longer than the test waits. No client
+// fails.
 func TestRefusalIsSeen(t *testing.T) {
 	for _, plane := range planes() {
 		if plane == balancer.Direct {

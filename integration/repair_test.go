@@ -64,8 +64,8 @@ func (w *world) withstands(t *testing.T, plane balancer.PlaneName, lb balance, n
 		if len(told) == 0 {
 			t.Errorf("%s has not told that its data plane was damaged", w.nodes[i].Name)
 		}
-		// The next is news when it was quiet for a minute, which a slow machine
-		// needs between two of them.
+		// The log repeats a message after a quiet minute, which a slow machine needs
+		// between two damages.
 		for k := 1; k < len(told); k++ {
 			if apart := told[k].Sub(told[k-1]); apart < time.Minute-time.Second {
 				t.Errorf("%s has told twice within %v that its data plane was damaged", w.nodes[i].Name, apart)
@@ -74,7 +74,7 @@ func (w *world) withstands(t *testing.T, plane balancer.PlaneName, lb balance, n
 	}
 }
 
-// tellings are when a log has lines with that text.
+// tellings are the times of the log lines that contain the text.
 func tellings(t *testing.T, log, text string) (at []time.Time) {
 	t.Helper()
 	for line := range strings.Lines(log) {
@@ -102,7 +102,7 @@ type damage struct {
 	everything bool
 }
 
-// damages are those that hurt a plane.
+// damages are those that affect a plane.
 func (w *world) damages(t *testing.T, i int, plane balancer.PlaneName) []damage {
 	t.Helper()
 	tables := w.shell(t, i, "nft", "list", "tables")
@@ -227,8 +227,8 @@ func (w *world) shell(t *testing.T, i int, command ...string) string {
 	return out.String()
 }
 
-// losesHost takes a backend's host away without a word. A client that waits
-// for it must hear of it as soon as the checks have.
+// losesHost unplugs a backend's host. A client that waits for it must be reset as soon as
+// the checks have failed.
 func (w *world) losesHost(t *testing.T, holder int, lb balance) {
 	for where, from := range map[string]*lab.Machine{"on the link": w.client, "on the holder": w.nodes[holder]} {
 		conn, a, err := dial(t.Context(), from, w.target(lb.port))

@@ -14,8 +14,7 @@ import (
 // inVM tells the test binary that it runs in the machine.
 const inVM = "APPLIANCE_TEST_IN_VM"
 
-// TestVM runs this test binary again, in a virtual machine whose kernel has
-// ip_vs: what takes one, and the tests of every data plane with that one.
+// TestVM runs TestGuest in a virtual machine whose kernel has ip_vs.
 func TestVM(t *testing.T) {
 	if os.Getenv(inVM) != "" {
 		t.Skip("this is the machine")
@@ -32,8 +31,8 @@ func TestVM(t *testing.T) {
 		self, "-test.run=^TestGuest$", "-test.v", "-test.timeout=1h")
 }
 
-// runInVM runs tests in a virtual machine. How slow emulation is nobody knows, so
-// they may take long while they get on.
+// runInVM runs tests in a virtual machine. Emulation may be very slow, so they may take
+// long as long as they make progress.
 func runInVM(t *testing.T, o vm.Spec, command ...string) {
 	t.Helper()
 	o.Env = append(o.Env, inVM+"=1", "APPLIANCE_TEST_BINARY="+binary)
@@ -49,8 +48,8 @@ func runInVM(t *testing.T, o vm.Spec, command ...string) {
 	}
 }
 
-// TestGuest is every position of a client and every damage in data plane ipvs.
-// A world takes long to begin there, so there is one for each family.
+// TestGuest tests data plane ipvs with a client in every position, and every damage. A
+// world takes long to start in the virtual machine, so each family has only one.
 func TestGuest(t *testing.T) {
 	if os.Getenv(inVM) == "" {
 		t.Skip("takes a kernel with ip_vs; TestVM runs it in a virtual machine")

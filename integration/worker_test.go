@@ -36,8 +36,8 @@ func (tr *trial) joinWorker(t *testing.T) (w int, start func()) {
 	}
 }
 
-// TestWorkerLeavesVanishedHosts: the host of the peer that a worker follows is
-// gone without a word; what the others are told next reaches the worker.
+// TestWorkerLeavesVanishedHosts: the host of the peer that a worker follows vanishes. The
+// next change that the other peers learn of reaches the worker.
 func TestWorkerLeavesVanishedHosts(t *testing.T) {
 	tr := gather(t)
 	tr.begin(t)

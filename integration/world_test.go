@@ -21,7 +21,7 @@ import (
 	"appliance/status/client"
 )
 
-// A world is what data planes are tried in, of one family:
+// A world is the network for tests of data planes, of one family:
 //
 //	n1 n2 n3   peers, each with a server on *:6443 and *:6444
 //	w1         a worker, with a server of its own there, too
@@ -184,7 +184,7 @@ func (w *world) config(plane, keyFile string, balances []balance) string {
 		fmt.Fprintf(&b, "- id: %s\n  address: %q\n", n.Name, w.addr(n.Name))
 	}
 	fmt.Fprintf(&b, "group:\n  keyFile: %s\n", keyFile)
-	// Many machines share this one: what is slow is not dead.
+	// Many machines share this one, and a slow peer is not a dead one.
 	heartbeat, inter := "500ms", "1s"
 	if os.Getenv(inVM) != "" {
 		heartbeat, inter = "10s", "10s"
@@ -252,7 +252,7 @@ func (w *world) begin(t *testing.T, config func(i int) string) {
 	}
 }
 
-// ofWorker is the plane that a worker is asked for: nobody hands packets to it.
+// ofWorker is the plane in a worker's configuration: no holder hands packets to a worker.
 func (w *world) ofWorker(plane string) string {
 	if plane == string(balancer.Direct) {
 		return string(balancer.Auto)
@@ -356,8 +356,7 @@ func (w *world) ready(t *testing.T, i int) status.Snapshot {
 	return s
 }
 
-// await waits until what the appliance on a node says of a load balancer is as
-// wanted.
+// await waits until the status of a load balancer on a node is as wanted.
 func (w *world) await(t *testing.T, i int, name string,
 	wanted func(balancer.LoadBalancerStatus) bool) balancer.LoadBalancerStatus {
 	t.Helper()
@@ -382,7 +381,7 @@ func (w *world) await(t *testing.T, i int, name string,
 	return found
 }
 
-// served is a node's word that a plane serves, and with that many backends.
+// served tells whether a plane serves with that many backends.
 func served(plane balancer.PlaneName, up int) func(balancer.LoadBalancerStatus) bool {
 	return func(lb balancer.LoadBalancerStatus) bool {
 		n := 0
@@ -407,7 +406,7 @@ func eventually(t *testing.T, try func() error) {
 	t.Fatalf("%v later: %v", patience, err)
 }
 
-// holder is the index of the peer that holds by its own word.
+// holder is the index of the peer whose status says that it holds.
 func (w *world) holder(t *testing.T) int {
 	t.Helper()
 	found := -1
@@ -440,8 +439,8 @@ func (w *world) watch(t *testing.T) {
 	w.wire = wire
 }
 
-// oneAnswer checks that at no moment since the watch began two machines
-// answered for the VIP, or anybody but the peers.
+// oneAnswer checks that since the start of watch two machines never answered for the VIP
+// at once, and nobody but the peers answered.
 func (w *world) oneAnswer(t *testing.T) {
 	t.Helper()
 	macs := map[string]bool{}

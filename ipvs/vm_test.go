@@ -24,7 +24,7 @@ func TestVM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// How slow emulation is nobody knows, so it may take long while it gets on.
+	// Emulation may be very slow, so the tests may take long as long as they make progress.
 	out := t.Output()
 	code, err := vm.Run(t.Context(), vm.Spec{
 		Env:     []string{guest + "=1"},

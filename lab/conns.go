@@ -157,10 +157,10 @@ func (c *longConn) state() (blocks uint64, err error) {
 	return c.blocks, c.err
 }
 
-// Await watches the connections for at least the given time, and until something
-// came back in each or ctx ends: one in which nothing did hangs. TCP sends lost data
-// again after 200 ms, then 400 ms and so on, so be patient for longer than the
-// outage that was.
+// Await counts the connections once data has come back on each that is not broken,
+// and the given time has passed. When ctx ends first, those without data count as
+// hung. TCP resends lost data after 200 ms, then 400 ms and so on, so give ctx longer
+// than the outage lasted.
 func (cs *Conns) Await(ctx context.Context, least time.Duration) ConnCount {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

@@ -8,7 +8,8 @@ import (
 	"sync"
 )
 
-// Layout of a lab. The zero value is a quiet lab.
+// A Layout says how a lab is built. The zero value is a lab of plain cards that
+// logs nothing.
 type Layout struct {
 	// Log hears about faults that are made and healed. Nil is silence.
 	Log *slog.Logger
@@ -16,7 +17,7 @@ type Layout struct {
 	Stack Stack
 }
 
-// A Lab is a set of machines on two bridges: the near one that Node joins,
+// A Lab is a set of machines on two bridges: the near one that Machine joins,
 // and the far one behind a router, for clients of another subnet.
 type Lab struct {
 	log   *slog.Logger
@@ -51,7 +52,7 @@ func (l *Lab) Machine(name string, addrs ...netip.Prefix) (*Machine, error) {
 
 // Router adds a machine that forwards between the near bridge (eth0) and the
 // far one (eth1). It rewrites nothing, so machines need a route back to the
-// far subnet: see Node.Route.
+// far subnet: see Machine.Route.
 func (l *Lab) Router(name string, nearAddrs, farAddrs []netip.Prefix) (*Machine, error) {
 	n, err := l.add(name, port{bridge: near, addrs: nearAddrs}, port{bridge: far, addrs: farAddrs})
 	if err != nil {
@@ -131,7 +132,7 @@ func (l *Lab) Close() error {
 }
 
 // Range is n addresses with p's length, counted up from p's address: the many
-// source addresses that a Resolver likes to have.
+// source addresses that a Resolver needs.
 func Range(p netip.Prefix, n int) []netip.Prefix {
 	out := make([]netip.Prefix, 0, n)
 	for a := p.Addr(); len(out) < n; a = a.Next() {

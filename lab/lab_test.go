@@ -464,8 +464,8 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestNodeFails builds a machine that cannot be, and closes what was built.
-func TestNodeFails(t *testing.T) {
+// TestMachineFails builds a machine that cannot be, and closes what was built.
+func TestMachineFails(t *testing.T) {
 	l := newLab(t)
 	if _, err := l.Machine("bad", prefixes("10.77.0.11/24", "ff02::1/64")...); err == nil {
 		t.Error("a machine with a multicast address was made")

@@ -146,8 +146,8 @@ func TestResolverNeedsFamily(t *testing.T) {
 	}
 }
 
-// TestProber takes a service away and brings it back.
-func TestProber(t *testing.T) {
+// TestProbe takes a service away and brings it back.
+func TestProbe(t *testing.T) {
 	ca, err := NewAuthority()
 	if err != nil {
 		t.Fatal(err)
@@ -206,8 +206,8 @@ func TestProber(t *testing.T) {
 	}
 }
 
-// TestProberDistrusts lets a client of another authority try.
-func TestProberDistrusts(t *testing.T) {
+// TestProbeDistrusts lets a client of another authority try.
+func TestProbeDistrusts(t *testing.T) {
 	s := newSite(t, true)
 	ca, err := NewAuthority()
 	if err != nil {

@@ -88,7 +88,7 @@ func (n *Machine) Probe(ctx context.Context, p Probe) *RunningProbe {
 }
 
 // Pace is how long a connection to a service of Servers takes with its answer,
-// on the average of twenty, one after the other. A slow machine is asked in
+// averaged over twenty, one after the other. Tests send a slow machine requests in
 // proportion to it.
 func (n *Machine) Pace(ctx context.Context, target netip.AddrPort) (time.Duration, error) {
 	const times = 20

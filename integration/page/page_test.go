@@ -18,8 +18,8 @@ func pictures() string {
 	return "../../.cache/screenshots"
 }
 
-// TestPage watches the page of a node while the holder is killed and a backend
-// dies, and holds what it says against the wire.
+// TestPage kills the holder and a backend, and compares a node's page with what is on
+// the wire.
 func TestPage(t *testing.T) {
 	b := openBrowser(t)
 	g := serve(t, "")
@@ -34,7 +34,7 @@ func TestPage(t *testing.T) {
 	b.await(t, "that it is live", `return document.getElementById("live-text").textContent === "live"`)
 	b.await(t, "that all is well", `return document.querySelector(".verdict.good") !== null`)
 
-	// What it says is what is on the wire.
+	// The page says what is on the wire.
 	addresses := b.text(t, "addresses")
 	for i, vip := range g.VIPs {
 		c, ok := g.Wires[i].Last()
@@ -98,8 +98,8 @@ func TestPage(t *testing.T) {
 	quiet(t, b, g.sites[viewer])
 }
 
-// quiet checks that the page asked nobody else for anything, and broke no rule
-// that it has given itself.
+// quiet checks that the page requested nothing from other sites and broke none of its own
+// security policy.
 func quiet(t *testing.T, b *browser, site string) {
 	t.Helper()
 	for _, line := range b.complaints(t) {
@@ -156,7 +156,7 @@ func TestPageLooks(t *testing.T) {
 	quiet(t, b, g.sites[0])
 }
 
-// TestPageWithoutScript reads the page as those do who allow no scripts.
+// TestPageWithoutScript reads the page with scripts disabled.
 func TestPageWithoutScript(t *testing.T) {
 	b := openBrowser(t)
 	g := serve(t, "")

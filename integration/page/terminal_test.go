@@ -16,8 +16,8 @@ import (
 	"appliance/status"
 )
 
-// TestTerminal kills a holder and asks what led to it: the dead one's disk, the
-// new holder's socket, and what it tells Prometheus.
+// TestTerminal kills a holder and looks for the cause of the failover: on the disk of the
+// dead node, through the new holder's socket, and in its metrics.
 func TestTerminal(t *testing.T) {
 	g := serve(t, "")
 	g.Ask(t.Context())
@@ -62,7 +62,7 @@ func TestTerminal(t *testing.T) {
 			t.Errorf("%v: %s", err, line)
 		}
 	}
-	// Started anew, the dead one knows that it was cut off.
+	// After its restart, the dead one knows that it was cut off.
 	if err := g.app.Start(holder); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("the last event after an orderly end:\n%s", out)
 	}
 
-	// What the kernel says is what the metrics say.
+	// The metrics agree with the kernel.
 	metrics := get(t, g.sites[next]+"/metrics")
 	err = g.Nodes[next].Do(func() error {
 		lo, err := netlink.LinkByName("lo")

@@ -13,8 +13,8 @@ import (
 	"appliance/lab"
 )
 
-// TestPageTruth holds what the page says of connections against those that there
-// are: counted by three nodes, of which each sees its own, and waiting in a queue.
+// TestPageTruth compares the page with the connections that exist: those that three nodes
+// count, each its own, and those that wait in a queue.
 func TestPageTruth(t *testing.T) {
 	if p := os.Getenv("APPLIANCE_TEST_PLANE"); p != "" && p != string(balancer.Direct) {
 		t.Skip("another data plane is tested")
@@ -60,7 +60,7 @@ func TestPageTruth(t *testing.T) {
 	}
 	dial(6500, all)
 	dial(7000, served+queued)
-	// A handshake's packet that was sent again counts again.
+	// A resent packet of a handshake counts again.
 	b.await(t, "what all nodes counted", card+fmt.Sprintf(`
 		const sum = [...card("same").querySelectorAll("td[data-label=Total]")].reduce((n, td) => n + +td.innerText, 0);
 		return sum >= %d && sum <= %d`, all, all+10))
@@ -79,7 +79,7 @@ func TestPageTruth(t *testing.T) {
 	quiet(t, b, g.sites[holder])
 }
 
-// sink is a server on a node that takes everything and says nothing.
+// sink is a server on a node that reads everything and answers nothing.
 func sink(t *testing.T, n *lab.Machine) {
 	t.Helper()
 	l, err := n.Listen(t.Context(), netip.MustParseAddrPort("0.0.0.0:6500"))

@@ -119,7 +119,7 @@ func (a *Appliance) Process(i int) *lab.Process { return a.processes[i] }
 // Kill kills the appliance on node i with SIGKILL, and waits for its end.
 func (a *Appliance) Kill(i int) { a.processes[i].Kill() }
 
-// Freeze stops the process on node i without its knowing.
+// Freeze suspends the process on node i (SIGSTOP).
 func (a *Appliance) Freeze(i int) error { return a.processes[i].Signal(syscall.SIGSTOP) }
 
 // Thaw undoes Freeze.
@@ -150,8 +150,8 @@ func (a *Appliance) Status(ctx context.Context, i int) (status.Snapshot, error) 
 	return client.New(a.socket(i)).Snapshot(ctx)
 }
 
-// AwaitReady waits until the appliance on each of the nodes would serve the
-// VIPs, and all agree on the holder.
+// AwaitReady waits until the appliance on each of the nodes is ready to serve the
+// VIPs and all agree on the holder.
 func (a *Appliance) AwaitReady(ctx context.Context, nodes ...int) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

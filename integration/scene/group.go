@@ -31,8 +31,8 @@ func (s *Scene) AddNode() (int, error) {
 	return i, err
 }
 
-// PeersAsBackends writes the configuration anew: the peers, whoever they are,
-// are the backends. A second file is for nodes that join.
+// PeersAsBackends rewrites the configuration: all peers are the backends. Nodes that
+// join get a second file.
 func (a *Appliance) PeersAsBackends(o Settings) error {
 	var b strings.Builder
 	b.WriteString("vips:\n")
@@ -94,7 +94,7 @@ func (a *Appliance) launch(i int, args []string) error {
 	return err
 }
 
-// Say runs a command of the appliance's that talks to node i.
+// Say runs a command of the appliance against node i.
 func (a *Appliance) Say(ctx context.Context, i int, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, a.binary, args...)
 	cmd.Env = append(os.Environ(), "APPLIANCE_SOCKET="+a.socket(i))

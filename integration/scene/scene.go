@@ -26,7 +26,7 @@ const (
 	Dual Family = "dual" // a VIP of each
 )
 
-// Setup of a scene.
+// A Setup says what a scene has.
 type Setup struct {
 	Family Family
 	// Stacked servers run on the nodes themselves, as apiservers do, on
@@ -36,8 +36,8 @@ type Setup struct {
 	NoServers bool
 	// Stack is what every machine's interface is made of. Nil is a card.
 	Stack lab.Stack
-	// Emulated machines are slow. Their pace is measured, and they are asked in
-	// proportion to it.
+	// Emulated machines are slow. Build measures their pace, and the scene sends
+	// requests in proportion to it.
 	Emulated bool
 	// ClientPort is the port of the VIPs that clients connect to. Zero means
 	// Port.
@@ -62,8 +62,8 @@ type Scene struct {
 	Backends [][]netip.AddrPort
 	Client   *lab.Machine
 	Watcher  *lab.Machine
-	// Pace is how long a connection takes that is alone in an emulated machine.
-	// Zero means that the machine is as fast as any.
+	// Pace is how long one connection takes while an emulated machine does nothing
+	// else. Zero means that the machine is not emulated.
 	Pace time.Duration
 	// Wires and Probers are one for each VIP, from Watch and Ask on.
 	Wires   []*lab.Resolver
@@ -73,17 +73,18 @@ type Scene struct {
 	running []*lab.Server // by node, nil where none runs
 }
 
-// share is the part of a slow machine's pace that is asked of it by each asker.
+// share is how many connections a slow machine could open between two requests of
+// one client.
 const share = 20
 
-// InPace is a time between two requests: fast, or more where the machine is
-// slow, and a quarter of a second at most, so that every second sees some.
+// InPace is the time between two requests: fast, or longer on a slow machine. It is
+// at most a quarter of a second, so that every second has several.
 func (s *Scene) InPace(fast time.Duration) time.Duration {
 	return max(fast, min(share*s.Pace, 250*time.Millisecond))
 }
 
-// late is how late a peer or a backend may be before it counts as lost. Zero is
-// the program's own default.
+// late is how long a peer or a backend may stay silent before it counts as lost. Zero
+// means the program's default.
 func (s *Scene) late() time.Duration {
 	if s.Pace == 0 {
 		return 0
@@ -232,7 +233,7 @@ func (s *Scene) Rest() error {
 	return errors.Join(errs...)
 }
 
-// fresh is how old the last claim of a holder may be.
+// fresh is how old the last reply of a holder may be.
 func (s *Scene) fresh() time.Duration { return 5 * s.InPace(50*time.Millisecond) }
 
 // Holder is the index of the node that answers for all VIPs now, or -1.
@@ -312,7 +313,7 @@ func (s *Scene) Overlap(t time.Time) (total time.Duration, frames string) {
 	return total, frames
 }
 
-// Strangers are hardware addresses other than the nodes' that claimed a VIP.
+// Strangers are hardware addresses other than the nodes' that answered for a VIP.
 func (s *Scene) Strangers() []string {
 	var out []string
 	for _, w := range s.Wires {

@@ -11,7 +11,7 @@ const events = `{"Action":"start","Package":"appliance/a"}
 {"Action":"run","Package":"appliance/a","Test":"TestSlow"}
 {"Action":"output","Package":"appliance/a","Test":"TestSlow","Output":"=== RUN   TestSlow\n"}
 {"Action":"pass","Package":"appliance/a","Test":"TestSlow","Elapsed":61.2}
-{"Action":"output","Package":"appliance/a","Test":"TestNAT/iptables","Output":"    nat_test.go:9: iptables is missing\n"}
+{"Action":"output","Package":"appliance/a","Test":"TestNAT/iptables","Output":"    nat_test.go:9: no iptables\n"}
 {"Action":"skip","Package":"appliance/a","Test":"TestNAT/iptables","Elapsed":0}
 {"Action":"output","Package":"appliance/a","Test":"TestKernel","Output":"    kernel_test.go:7: this kernel has ip_vs\n"}
 {"Action":"skip","Package":"appliance/a","Test":"TestKernel","Elapsed":0}
@@ -32,7 +32,7 @@ func TestRead(t *testing.T) {
 		want    string
 	}{
 		{"verbose", true, "=== RUN   TestSlow\n" +
-			"    nat_test.go:9: iptables is missing\n" +
+			"    nat_test.go:9: no iptables\n" +
 			"    kernel_test.go:7: this kernel has ip_vs\n" +
 			"PASS\nok  \tappliance/a\t61.3s\n" +
 			"    bad_test.go:7: it is bad\nFAIL\nFAIL\tappliance/b\t0.1s\n"},
@@ -55,7 +55,7 @@ func TestWrite(t *testing.T) {
 	const skipped = `
 == skipped, with the reasons
 a.TestNAT/iptables
-    iptables is missing
+    no iptables
     (the set-up (integration/setup.sh) has to bring it, or skips.go to say why not)
 a.TestKernel
     this kernel has ip_vs

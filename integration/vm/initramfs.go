@@ -20,9 +20,9 @@ var (
 	stage2 string
 )
 
-// bootModules are what reaching the host's root and the channels takes, where
-// they are not built in. Everything else is loaded by the kernel's own
-// requests from the modules in the cache.
+// bootModules are needed to reach the host's root and the channels, unless the kernel
+// has them built in. The kernel loads everything else on demand from the modules in
+// the cache.
 var bootModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
 
 // A kernel is what findKernel found on this host.

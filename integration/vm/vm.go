@@ -37,8 +37,8 @@ type Spec struct {
 	// Timeout is a hard limit on the whole run with its boot; 0 means 10
 	// minutes.
 	Timeout time.Duration
-	// Silence ends a run whose command writes nothing for that long; 0 means
-	// never.
+	// Silence is how long the command may write nothing before the run ends with an
+	// error; 0 means for ever.
 	Silence time.Duration
 	// Env is added to the guest's small environment, as KEY=value.
 	Env []string
@@ -229,7 +229,7 @@ func (o Spec) boot(ctx context.Context, k kernel, dir, initramfs string) (int, e
 	return code, nil
 }
 
-// A listener notices what is written.
+// A listener calls heard before each write.
 type listener struct {
 	io.Writer
 	heard func()

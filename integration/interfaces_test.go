@@ -65,28 +65,32 @@ func TestOtherInterfacesInVM(t *testing.T) {
 	dir := t.TempDir()
 	var script strings.Builder
 	script.WriteString("set -e\n")
-	want := map[string][]string{
-		"arp":         {"TestVLANAndBondAsInterface/VLAN", "TestVLANAndBondAsInterface/bond", "TestVLANBesideTheInterface"},
-		"integration": {"TestGroupOnOtherInterfaces/VLAN_on_bond"},
-		"nft": {"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond",
-			"TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"},
+	want := []struct {
+		pkg   string
+		tests []string
+	}{
+		{"arp", []string{"TestVLANAndBondAsInterface/VLAN", "TestVLANAndBondAsInterface/bond", "TestVLANBesideTheInterface"}},
+		{"nft", []string{"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond",
+			"TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"}},
+		{"integration", []string{"TestGroupOnOtherInterfaces/VLAN_on_bond"}},
 	}
-	for room, names := range want {
+	for _, of := range want {
 		// Without the race detector, which takes too long there.
-		out, err := exec.Command("go", "test", "-c", "-o", filepath.Join(dir, room), "appliance/"+room).CombinedOutput()
+		file := strings.ReplaceAll(of.pkg, "/", "-")
+		out, err := exec.Command("go", "test", "-c", "-o", filepath.Join(dir, file), "appliance/"+of.pkg).CombinedOutput()
 		if err != nil {
-			t.Fatalf("build the tests of %s: %v\n%s", room, err, out)
+			t.Fatalf("build the tests of %s: %v\n%s", of.pkg, err, out)
 		}
-		for _, name := range names {
+		for _, name := range of.tests {
 			run := "^" + strings.ReplaceAll(name, "/", "$/^") + "$"
-			script.WriteString("./" + room + " -test.v -test.timeout=1h -test.run='" + run + "'\n")
+			script.WriteString("./" + file + " -test.v -test.timeout=1h -test.run='" + run + "'\n")
 		}
 	}
 	var said bytes.Buffer
 	runInVM(t, vm.Spec{Dir: dir, Stdout: io.MultiWriter(t.Output(), &said)}, "/bin/sh", "-c", script.String())
 	// A test that is skipped there runs nowhere.
-	for _, names := range want {
-		for _, name := range names {
+	for _, of := range want {
+		for _, name := range of.tests {
 			if !regexp.MustCompile(`(?m)^ *--- PASS: ` + regexp.QuoteMeta(name) + ` \(`).Match(said.Bytes()) {
 				t.Errorf("%s has not passed in the machine", name)
 			}

@@ -210,7 +210,7 @@ tracks:
 // that has one. If no peer has any, nothing moves.
 func TestUnservedHolderGivesWay(t *testing.T) {
 	tr := serve(t, scene.Setup{Family: scene.IPv4})
-	blindfold := func(i int) {
+	cutBackends := func(i int) {
 		t.Helper()
 		for k := range tr.Backends {
 			p, err := tr.Nodes[i].Start(exec.Command("ip", "route", "add", "blackhole", tr.Backends[k][0].Addr().String()))
@@ -224,27 +224,27 @@ func TestUnservedHolderGivesWay(t *testing.T) {
 	}
 	first := tr.holder(t, 0, 1, 2)
 	fault := time.Now()
-	blindfold(first)
+	cutBackends(first)
 	tr.holder(t, others(first)...)
 	tr.steady(t, fault)
 	for _, i := range others(first) {
-		blindfold(i)
+		cutBackends(i)
 	}
 	await(t, func() string {
 		for i := range 3 {
 			s, err := tr.app.Status(patient(t), i)
 			if err != nil || !strings.Contains(strings.Join(s.NotReadyTexts(), ";"), "has no healthy backend") {
-				return fmt.Sprintf("node %d still sees a server: %v %v", i+1, s.NotReady, err)
+				return fmt.Sprintf("node %d still has a healthy backend: %v %v", i+1, s.NotReady, err)
 			}
 		}
 		return ""
 	})
-	time.Sleep(5 * time.Second) // the last one's claim is known by now
+	time.Sleep(5 * time.Second) // all know by now what the last one reported
 	const moves = "gives way to a peer that is preferred"
 	before := strings.Count(tr.app.Log(), moves)
 	time.Sleep(5 * time.Second)
 	if n := strings.Count(tr.app.Log(), moves) - before; n > 0 {
-		t.Errorf("the VIP moved %d times although nobody sees a server", n)
+		t.Errorf("the VIP moved %d times although nobody has a healthy backend", n)
 	}
 	tr.oneAnswer(t)
 }

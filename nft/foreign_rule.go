@@ -256,7 +256,15 @@ type span struct{ low, high []byte }
 // spans are what a set holds. The kernel lists a set of intervals as the
 // beginning of each and the first value behind it.
 func spans(elements []nftables.SetElement) []span {
-	slices.SortStableFunc(elements, func(a, b nftables.SetElement) int { return bytes.Compare(a.Key, b.Key) })
+	slices.SortFunc(elements, func(a, b nftables.SetElement) int {
+		if c := bytes.Compare(a.Key, b.Key); c != 0 || a.IntervalEnd == b.IntervalEnd {
+			return c
+		}
+		if a.IntervalEnd { // another interval begins behind it
+			return -1
+		}
+		return 1
+	})
 	intervals := slices.ContainsFunc(elements, func(e nftables.SetElement) bool { return e.IntervalEnd })
 	var out []span
 	for i, e := range elements {

@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"os/exec"
+	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -226,6 +228,30 @@ func TestForeignRuleWithExtension(t *testing.T) {
 			}}
 			if got := r.translates(frontend, nil); got != tt.want {
 				t.Errorf("got %t, want %t", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestSpans(t *testing.T) {
+	begin := func(key byte) nftables.SetElement { return nftables.SetElement{Key: []byte{0, key}} }
+	end := func(key byte) nftables.SetElement { return nftables.SetElement{Key: []byte{0, key}, IntervalEnd: true} }
+	for _, tt := range []struct {
+		name     string
+		elements []nftables.SetElement
+		want     []span
+	}{
+		{"values", []nftables.SetElement{begin(2), begin(1)},
+			[]span{{[]byte{0, 1}, []byte{0, 1}}, {[]byte{0, 2}, []byte{0, 2}}}},
+		{"an interval", []nftables.SetElement{end(0), begin(1), end(3)}, []span{{[]byte{0, 1}, []byte{0, 2}}}},
+		{"one behind the other", []nftables.SetElement{begin(3), end(3), begin(1), end(5)},
+			[]span{{[]byte{0, 1}, []byte{0, 2}}, {[]byte{0, 3}, []byte{0, 4}}}},
+		{"up to the highest", []nftables.SetElement{end(0), begin(7)}, []span{{[]byte{0, 7}, []byte{0xff, 0xff}}}},
+		{"fields", []nftables.SetElement{{Key: []byte{1, 2}, KeyEnd: []byte{3, 4}}}, []span{{[]byte{1, 2}, []byte{3, 4}}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := spans(tt.elements); !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})
 	}

@@ -29,12 +29,12 @@ type cast struct {
 	vip    netip.Addr
 	trust  *tls.Config // the client's
 
-	lab     *lab.Lab
-	servers lab.Servers
-	peers   []*peer
-	client  *lab.Machine
-	prober  atomic.Pointer[lab.RunningProbe] // once there is something to ask
-	wire    *lab.Resolver
+	lab      *lab.Lab
+	servers  lab.Servers
+	peers    []*peer
+	client   *lab.Machine
+	probe    atomic.Pointer[lab.RunningProbe] // once there is something to ask
+	resolver *lab.Resolver
 }
 
 // peer is one machine with an appliance and a server.
@@ -113,13 +113,13 @@ func assemble(ctx context.Context, o RunOptions) (*cast, error) {
 	if err != nil {
 		return c, err
 	}
-	c.wire, err = watcher.Watch(ctx, lab.Watch{VIP: c.vip})
+	c.resolver, err = watcher.Resolve(ctx, lab.Resolve{VIP: c.vip})
 	return c, err
 }
 
 // ask lets the client begin: a TLS request each 5 ms.
 func (c *cast) ask(ctx context.Context) {
-	c.prober.Store(c.client.Probe(ctx, lab.Probe{Target: netip.AddrPortFrom(c.vip, port), TLS: c.trust}))
+	c.probe.Store(c.client.Probe(ctx, lab.Probe{Target: netip.AddrPortFrom(c.vip, port), TLS: c.trust}))
 }
 
 func (c *cast) keyFile() string { return filepath.Join(c.dir, "group.key") }
@@ -173,7 +173,7 @@ func (p *peer) alive() bool {
 // holder is the peer that answered last on the wire, or nil if nobody has
 // for a while.
 func (c *cast) holder() *peer {
-	claim, ok := c.wire.Last()
+	claim, ok := c.resolver.Last()
 	if !ok || time.Since(claim.At) > 250*time.Millisecond {
 		return nil
 	}
@@ -211,11 +211,11 @@ func (c *cast) logs() string {
 // dismiss ends everything and removes every trace.
 func (c *cast) dismiss() error {
 	var errs []error
-	if prober := c.prober.Load(); prober != nil {
-		prober.Stop()
+	if probe := c.probe.Load(); probe != nil {
+		probe.Stop()
 	}
-	if c.wire != nil {
-		errs = append(errs, c.wire.Stop())
+	if c.resolver != nil {
+		errs = append(errs, c.resolver.Stop())
 	}
 	c.servers.Close()
 	if c.lab != nil {

@@ -128,7 +128,7 @@ func (s *show) play(ctx context.Context, keep bool) error {
 	}
 	s.say("%s is back: %s", first.id, back)
 
-	claims := c.wire.Replies()
+	claims := c.resolver.Replies()
 	two := claims.Overlap()
 	s.say("on the wire: %d answers for %s, two machines at once for %d ms", len(claims), c.vip, two.Milliseconds())
 	if two > 0 {
@@ -146,7 +146,7 @@ func (s *show) play(ctx context.Context, keep bool) error {
 func (s *show) steady(ctx context.Context, fault time.Time) (fmt.Stringer, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return s.cast.prober.Load().WaitSteady(ctx, fault)
+	return s.cast.probe.Load().WaitSteady(ctx, fault)
 }
 
 // until waits for cond.
@@ -204,8 +204,8 @@ func (s *show) draw() {
 	s.mu.Lock()
 	p := picture{vip: netip.AddrPortFrom(s.cast.vip, port), peers: s.views, events: s.events}
 	s.mu.Unlock()
-	if prober := s.cast.prober.Load(); prober != nil {
-		p.tries = prober.Tries()
+	if probe := s.cast.probe.Load(); probe != nil {
+		p.tries = probe.Tries()
 	}
 	s.screen.show(p)
 }

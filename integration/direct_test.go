@@ -35,7 +35,7 @@ func TestDirectKeepsConnections(t *testing.T) {
 			lb := balance{name: "same", port: scene.Port, backend: scene.Port, scheduler: "rr",
 				nodes: []string{"n1", "n2", "n3"}, check: asked}
 			w.start(t, string(balancer.Direct), []balance{lb})
-			w.watch(t)
+			w.resolve(t)
 			for _, tt := range []struct {
 				name string
 				// run lets something happen, to the holder if to anybody, and

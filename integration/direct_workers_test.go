@@ -43,7 +43,7 @@ func TestDirectWorkers(t *testing.T) {
 			three := four
 			three.nodes = four.nodes[:3]
 			w.start(t, "", []balance{three, one, foreign})
-			w.watch(t)
+			w.resolve(t)
 			direct := func(lb balance, nodes ...int) {
 				t.Helper()
 				for _, i := range nodes {

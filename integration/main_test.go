@@ -149,7 +149,7 @@ func prepare(t *testing.T, o scene.Setup, settings scene.Settings) *trial {
 			t.Logf("the appliances said:\n%s", app.Log())
 		}
 	})
-	if err := s.Watch(t.Context()); err != nil {
+	if err := s.Resolve(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return &trial{Scene: s, app: app}
@@ -262,7 +262,7 @@ func others(i int) []int {
 // silent checks that node i has not answered for a VIP since t0.
 func (tr *trial) silent(t *testing.T, i int, t0 time.Time) {
 	t.Helper()
-	for k, w := range tr.Wires {
+	for k, w := range tr.Resolvers {
 		n := 0
 		for _, c := range w.Replies().Since(t0) {
 			if tr.Index(c.MAC) == i {

@@ -275,7 +275,7 @@ func TestRollingRestart(t *testing.T) {
 		tr.ready(t, 0, 1, 2)
 		tr.steady(t, began)
 		moves := 0
-		for _, w := range tr.Wires {
+		for _, w := range tr.Resolvers {
 			at := before
 			for _, c := range w.Replies().Since(began) {
 				if j := tr.Index(c.MAC); j != at {

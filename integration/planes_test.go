@@ -52,7 +52,7 @@ func TestPlanes(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", plane, family), func(t *testing.T) {
 				w := newWorld(t, family)
 				w.start(t, string(plane), balances(plane))
-				w.watch(t)
+				w.resolve(t)
 				w.positions(t, plane, balances(plane))
 				w.oneAnswer(t)
 			})

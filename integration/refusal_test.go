@@ -22,7 +22,7 @@ func TestRefusalIsSeen(t *testing.T) {
 			}
 			w := newWorld(t, scene.IPv4)
 			w.start(t, string(plane), []balance{lb})
-			w.watch(t)
+			w.resolve(t)
 			for i := range w.apps {
 				w.await(t, i, lb.name, served(plane, 2))
 			}

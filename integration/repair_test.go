@@ -29,7 +29,7 @@ func TestRepairs(t *testing.T) {
 				w := newWorld(t, family)
 				doctors := w.doctors(t, lb.nodes...)
 				w.start(t, string(plane), []balance{lb})
-				w.watch(t)
+				w.resolve(t)
 				for i := range w.apps {
 					if i != worker || plane != balancer.Direct {
 						w.await(t, i, lb.name, served(plane, len(lb.nodes)))

@@ -39,11 +39,11 @@ type world struct {
 	client *lab.Machine
 	far    *lab.Machine
 	// watcher has many addresses to ask from.
-	watcher *lab.Machine
-	wire    *lab.Resolver
-	servers lab.Servers
-	byName  map[string]*lab.Server
-	apps    []*program
+	watcher  *lab.Machine
+	resolver *lab.Resolver
+	servers  lab.Servers
+	byName   map[string]*lab.Server
+	apps     []*program
 }
 
 // worker is the index of the worker among nodes and programs.
@@ -150,8 +150,8 @@ func (w *world) serve(t *testing.T, n *lab.Machine, port uint16) {
 
 func (w *world) close(t *testing.T) func() {
 	return func() {
-		if w.wire != nil {
-			if err := w.wire.Stop(); err != nil {
+		if w.resolver != nil {
+			if err := w.resolver.Stop(); err != nil {
 				t.Error(err)
 			}
 		}
@@ -429,17 +429,17 @@ func (w *world) holder(t *testing.T) int {
 	return found
 }
 
-// watch starts to watch who answers for the VIPs.
-func (w *world) watch(t *testing.T) {
+// resolve starts to ask the link who answers for the VIP.
+func (w *world) resolve(t *testing.T) {
 	t.Helper()
-	wire, err := w.watcher.Watch(t.Context(), lab.Watch{VIP: w.vip(), Every: 5 * patience / (30 * 1000)})
+	resolver, err := w.watcher.Resolve(t.Context(), lab.Resolve{VIP: w.vip(), Every: 5 * patience / (30 * 1000)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.wire = wire
+	w.resolver = resolver
 }
 
-// oneAnswer checks that since the start of watch two machines never answered for the VIP
+// oneAnswer checks that since resolve two machines never answered for the VIP
 // at once, and nobody but the peers answered.
 func (w *world) oneAnswer(t *testing.T) {
 	t.Helper()
@@ -447,7 +447,7 @@ func (w *world) oneAnswer(t *testing.T) {
 	for _, n := range w.nodes[:worker] {
 		macs[n.MAC().String()] = true
 	}
-	claims := w.wire.Replies()
+	claims := w.resolver.Replies()
 	if two := claims.Overlap(); two > 0 {
 		t.Errorf("two machines answered for %s at the same time:\n%s", w.vip(), claims.Around())
 	}

@@ -74,7 +74,7 @@ func TestResolver(t *testing.T) {
 	for _, is4 := range []bool{true, false} {
 		t.Run(fmt.Sprintf("IPv4 %v", is4), func(t *testing.T) {
 			s := newSite(t, is4)
-			w, err := s.watcher.Watch(t.Context(), Watch{VIP: s.vip.Addr()})
+			w, err := s.watcher.Resolve(t.Context(), Resolve{VIP: s.vip.Addr()})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -141,7 +141,7 @@ func TestResolver(t *testing.T) {
 
 func TestResolverNeedsFamily(t *testing.T) {
 	s := newSite(t, true)
-	if _, err := s.watcher.Watch(t.Context(), Watch{VIP: netip.MustParseAddr("fd77::10")}); err == nil {
+	if _, err := s.watcher.Resolve(t.Context(), Resolve{VIP: netip.MustParseAddr("fd77::10")}); err == nil {
 		t.Error("an IPv6 address is watched from a machine without IPv6")
 	}
 }

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch says how a Resolver asks for an address.
-type Watch struct {
+// Resolve says how a Resolver asks for an address.
+type Resolve struct {
 	// VIP is the address in question.
 	VIP netip.Addr
 	// Every is the time between two requests. Zero means 5 ms.
@@ -41,7 +41,7 @@ type Watch struct {
 // Give a Resolver a machine of its own: its answers also refresh the machine's
 // neighbour cache, so a client beside it would never see a stale entry.
 type Resolver struct {
-	watch   Watch
+	asks    Resolve
 	conn    *packet.Conn
 	mac     net.HardwareAddr
 	sources []netip.Addr
@@ -54,12 +54,12 @@ type Resolver struct {
 	err     error
 }
 
-// Watch starts to watch w.VIP from the machine until Stop or the end of ctx.
-func (n *Machine) Watch(ctx context.Context, w Watch) (*Resolver, error) {
+// Resolve starts to ask for w.VIP from the machine until Stop or the end of ctx.
+func (n *Machine) Resolve(ctx context.Context, w Resolve) (*Resolver, error) {
 	if w.Every == 0 {
 		w.Every = 5 * time.Millisecond
 	}
-	r := &Resolver{watch: w, mac: n.MAC(), asked: map[netip.Addr][]time.Time{}}
+	r := &Resolver{asks: w, mac: n.MAC(), asked: map[netip.Addr][]time.Time{}}
 	for _, a := range n.ports[0].addrs {
 		if a.Addr().Is4() == w.VIP.Is4() {
 			r.sources = append(r.sources, a.Addr())
@@ -69,7 +69,7 @@ func (n *Machine) Watch(ctx context.Context, w Watch) (*Resolver, error) {
 		return nil, fmt.Errorf("lab: %s has no address of the family of %s: give it some (see Range)", n.Name, w.VIP)
 	}
 	if err := n.Do(r.listen); err != nil {
-		return nil, fmt.Errorf("lab: watch %s from %s: %w", w.VIP, n.Name, err)
+		return nil, fmt.Errorf("lab: ask for %s from %s: %w", w.VIP, n.Name, err)
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
 	r.wg.Go(func() { r.ask(ctx) })
@@ -83,7 +83,7 @@ func (r *Resolver) listen() error {
 		return err
 	}
 	protocol, filter := ethernet.EtherTypeARP, []bpf.Instruction{bpf.RetConstant{Val: 1 << 16}}
-	if r.watch.VIP.Is6() {
+	if r.asks.VIP.Is6() {
 		// Only neighbour solicitations (135) and advertisements (136)
 		// without extension headers, RFC 4861 section 4.3 and 4.4.
 		protocol, filter = ethernet.EtherTypeIPv6, []bpf.Instruction{
@@ -118,7 +118,7 @@ func (r *Resolver) listen() error {
 // ask sends a request each tick, from the next source each time.
 func (r *Resolver) ask(ctx context.Context) {
 	defer r.conn.Close() // ends receive
-	tick := time.NewTicker(r.watch.Every)
+	tick := time.NewTicker(r.asks.Every)
 	defer tick.Stop()
 	for i := 0; ; i++ {
 		src := r.sources[i%len(r.sources)]
@@ -150,8 +150,8 @@ func (r *Resolver) ask(ctx context.Context) {
 // section 4.3) for the VIP, and the address that its frame goes to.
 func (r *Resolver) request(src netip.Addr) ([]byte, net.HardwareAddr, error) {
 	f := &ethernet.Frame{Source: r.mac}
-	if r.watch.VIP.Is4() {
-		p, err := arp.NewPacket(arp.OperationRequest, r.mac, src, make(net.HardwareAddr, 6), r.watch.VIP)
+	if r.asks.VIP.Is4() {
+		p, err := arp.NewPacket(arp.OperationRequest, r.mac, src, make(net.HardwareAddr, 6), r.asks.VIP)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -160,12 +160,12 @@ func (r *Resolver) request(src netip.Addr) ([]byte, net.HardwareAddr, error) {
 			return nil, nil, err
 		}
 	} else {
-		group, err := ndp.SolicitedNodeMulticast(r.watch.VIP)
+		group, err := ndp.SolicitedNodeMulticast(r.asks.VIP)
 		if err != nil {
 			return nil, nil, err
 		}
 		msg, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{
-			TargetAddress: r.watch.VIP,
+			TargetAddress: r.asks.VIP,
 			Options:       []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: r.mac}},
 		}, src, group)
 		if err != nil {
@@ -235,7 +235,7 @@ func (r *Resolver) parse(f *ethernet.Frame) (c Reply, ok bool) {
 	case ethernet.EtherTypeARP:
 		var p arp.Packet
 		// Every ARP packet tells its receivers who its sender is.
-		if p.UnmarshalBinary(f.Payload) != nil || p.SenderIP != r.watch.VIP {
+		if p.UnmarshalBinary(f.Payload) != nil || p.SenderIP != r.asks.VIP {
 			return c, false
 		}
 		c.MAC = p.SenderHardwareAddr.String()
@@ -258,7 +258,7 @@ func (r *Resolver) parse(f *ethernet.Frame) (c Reply, ok bool) {
 		}
 		switch m := m.(type) {
 		case *ndp.NeighborAdvertisement:
-			if m.TargetAddress != r.watch.VIP {
+			if m.TargetAddress != r.asks.VIP {
 				return c, false
 			}
 			c.MAC = linkLayer(m.Options, ndp.Target, f.Source)
@@ -268,7 +268,7 @@ func (r *Resolver) parse(f *ethernet.Frame) (c Reply, ok bool) {
 			return c, true
 		case *ndp.NeighborSolicitation:
 			c.MAC = linkLayer(m.Options, ndp.Source, f.Source)
-			return c, src == r.watch.VIP
+			return c, src == r.asks.VIP
 		}
 	}
 	return c, false
@@ -335,7 +335,7 @@ func (r *Resolver) Last() (Reply, bool) {
 	return r.replies[len(r.replies)-1], true
 }
 
-// Stop ends the watch and returns what went wrong with it, if anything: a
+// Stop ends the questions and returns what went wrong, if anything: a
 // Resolver that failed has seen too little.
 func (r *Resolver) Stop() error {
 	r.cancel()
@@ -343,7 +343,7 @@ func (r *Resolver) Stop() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
-		return fmt.Errorf("lab: the watch of %s ended early: %w", r.watch.VIP, r.err)
+		return fmt.Errorf("lab: the questions for %s ended early: %w", r.asks.VIP, r.err)
 	}
 	return nil
 }

@@ -118,7 +118,7 @@ func measure(ctx context.Context, d *driver, f fault) (r result, err error) {
 	if err := d.AwaitReady(wait, 0, 1, 2); err != nil {
 		return r, err
 	}
-	if err := d.scene.Watch(ctx); err != nil {
+	if err := d.scene.Resolve(ctx); err != nil {
 		return r, err
 	}
 	d.scene.Ask(ctx)

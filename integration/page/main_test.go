@@ -91,7 +91,7 @@ func serveAs(t *testing.T, family scene.Family, edit func(g *group, config strin
 	if err := os.WriteFile(path, []byte(edit(g, string(config))), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Watch(t.Context()); err != nil {
+	if err := s.Resolve(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.app.StartAll(); err != nil {

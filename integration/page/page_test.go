@@ -37,7 +37,7 @@ func TestPage(t *testing.T) {
 	// The page says what is on the wire.
 	addresses := b.text(t, "addresses")
 	for i, vip := range g.VIPs {
-		c, ok := g.Wires[i].Last()
+		c, ok := g.Resolvers[i].Last()
 		if !ok || !strings.Contains(addresses, vip.String()) || !strings.Contains(addresses, c.MAC) {
 			t.Errorf("%s is answered for by %s, and the page says:\n%s", vip, c.MAC, addresses)
 		}

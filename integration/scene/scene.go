@@ -65,9 +65,9 @@ type Scene struct {
 	// Pace is how long one connection takes while an emulated machine does nothing
 	// else. Zero means that the machine is not emulated.
 	Pace time.Duration
-	// Wires and Probers are one for each VIP, from Watch and Ask on.
-	Wires   []*lab.Resolver
-	Probers []*lab.RunningProbe
+	// Resolvers and Probes are one for each VIP, from Resolve and Ask on.
+	Resolvers []*lab.Resolver
+	Probes    []*lab.RunningProbe
 
 	servers lab.Servers
 	running []*lab.Server // by node, nil where none runs
@@ -197,14 +197,14 @@ func (s *Scene) Target(vip netip.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(vip, Port)
 }
 
-// Watch starts to watch who answers for each VIP.
-func (s *Scene) Watch(ctx context.Context) error {
+// Resolve starts to ask the link who answers for each VIP.
+func (s *Scene) Resolve(ctx context.Context) error {
 	for _, vip := range s.VIPs {
-		w, err := s.Watcher.Watch(ctx, lab.Watch{VIP: vip, Every: s.InPace(0)})
+		w, err := s.Watcher.Resolve(ctx, lab.Resolve{VIP: vip, Every: s.InPace(0)})
 		if err != nil {
 			return err
 		}
-		s.Wires = append(s.Wires, w)
+		s.Resolvers = append(s.Resolvers, w)
 	}
 	return nil
 }
@@ -216,20 +216,20 @@ func (s *Scene) Ask(ctx context.Context) {
 		if s.Emulated {
 			p.Patience = max(5*time.Second, 50*share*s.Pace)
 		}
-		s.Probers = append(s.Probers, s.Client.Probe(ctx, p))
+		s.Probes = append(s.Probes, s.Client.Probe(ctx, p))
 	}
 }
 
-// Rest ends what Watch and Ask have started, so that both can begin anew.
+// Rest ends what Resolve and Ask have started, so that both can begin anew.
 func (s *Scene) Rest() error {
 	var errs []error
-	for _, p := range s.Probers {
+	for _, p := range s.Probes {
 		p.Stop()
 	}
-	for _, w := range s.Wires {
+	for _, w := range s.Resolvers {
 		errs = append(errs, w.Stop())
 	}
-	s.Probers, s.Wires = nil, nil
+	s.Probes, s.Resolvers = nil, nil
 	return errors.Join(errs...)
 }
 
@@ -239,7 +239,7 @@ func (s *Scene) fresh() time.Duration { return 5 * s.InPace(50*time.Millisecond)
 // Holder is the index of the node that answers for all VIPs now, or -1.
 func (s *Scene) Holder() int {
 	holder := -1
-	for k, w := range s.Wires {
+	for k, w := range s.Resolvers {
 		c, ok := w.Last()
 		if !ok || time.Since(c.At) > s.fresh() {
 			return -1
@@ -276,7 +276,7 @@ func (s *Scene) AwaitHolder(ctx context.Context, ok func(i int) bool) (int, erro
 
 func (s *Scene) last() string {
 	var b strings.Builder
-	for i, w := range s.Wires {
+	for i, w := range s.Resolvers {
 		c, ok := w.Last()
 		if !ok {
 			fmt.Fprintf(&b, "nothing for %s; ", s.VIPs[i])
@@ -290,7 +290,7 @@ func (s *Scene) last() string {
 // Steady waits until requests to every VIP have worked for a second since the
 // fault, and returns the longest outage.
 func (s *Scene) Steady(ctx context.Context, fault time.Time) (worst lab.Outage, err error) {
-	for i, p := range s.Probers {
+	for i, p := range s.Probes {
 		o, err := p.WaitSteady(ctx, fault)
 		if err != nil {
 			return o, fmt.Errorf("%s: %w", s.VIPs[i], err)
@@ -305,7 +305,7 @@ func (s *Scene) Steady(ctx context.Context, fault time.Time) (worst lab.Outage, 
 // Overlap is how long two nodes answered for a VIP at the same time since t,
 // and the frames that say so.
 func (s *Scene) Overlap(t time.Time) (total time.Duration, frames string) {
-	for _, w := range s.Wires {
+	for _, w := range s.Resolvers {
 		cs := w.Replies().Since(t)
 		total += cs.Overlap()
 		frames += cs.Around()
@@ -316,7 +316,7 @@ func (s *Scene) Overlap(t time.Time) (total time.Duration, frames string) {
 // Strangers are hardware addresses other than the nodes' that answered for a VIP.
 func (s *Scene) Strangers() []string {
 	var out []string
-	for _, w := range s.Wires {
+	for _, w := range s.Resolvers {
 		for _, mac := range w.Replies().MACs() {
 			if s.Index(mac) < 0 {
 				out = append(out, mac)

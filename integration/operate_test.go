@@ -93,7 +93,8 @@ func TestOrders(t *testing.T) {
 		await(t, func() string {
 			for i := range 3 {
 				if b := tr.backend(t, i, k); b.State != state || b.Override != order {
-					return fmt.Sprintf("node %d shows backend %d as %s (%q), want %s (%q)", i+1, k+1, b.State, b.Override, state, order)
+					return fmt.Sprintf("node %d shows backend %d as %s (%q), want %s (%q)", i+1, k+1, b.State, b.Override,
+						state, order)
 				}
 			}
 			return ""

@@ -20,7 +20,27 @@ var arrows = map[string]struct {
 	"appliance/raft":             {nil, "who holds is decided without knowing what for"},
 	"appliance/sysctl":           {nil, "a kernel parameter is set without knowing for whom"},
 	"appliance/arp":              {[]string{"appliance/sysctl"}, "the wire is told when it may answer, and never asks why"},
-	"appliance/nft":              {[]string{"appliance/balancer", "appliance/sysctl"}, "a data plane does not know who chose it"},
+	"appliance/segment":          {nil, "a segment is bytes; who sends it is unknown here"},
+	"appliance/neighbours":       {nil, "links and neighbours are read from the kernel, whoever asks"},
+	"appliance/pathprobe": {[]string{"appliance/neighbours", "appliance/segment"},
+		"a path is proved without knowing which rules wait for the proof"},
+	"appliance/nft": {
+		[]string{
+			"appliance/balancer", "appliance/neighbours", "appliance/nft/conntrack", "appliance/nft/ruleset",
+			"appliance/segment", "appliance/sysctl",
+		},
+		"a data plane does not know who chose it",
+	},
+	"appliance/nft/conntrack": {[]string{"appliance/balancer", "appliance/segment"},
+		"connections are cut whichever rules made them"},
+	"appliance/nft/direct": {
+		[]string{
+			"appliance/balancer", "appliance/neighbours", "appliance/nft/conntrack", "appliance/nft/ruleset",
+			"appliance/pathprobe", "appliance/segment",
+		},
+		"a data plane does not know who chose it, nor the other planes",
+	},
+	"appliance/nft/ruleset": {[]string{"appliance/balancer"}, "rules go into the kernel, whatever they are for"},
 	"appliance/ipvs": {[]string{"appliance/balancer", "appliance/sysctl"},
 		"a data plane does not know who chose it; its masquerade rules come through an interface"},
 
@@ -122,19 +142,20 @@ var arrows = map[string]struct {
 	"appliance/node": {
 		[]string{
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/hook", "appliance/host", "appliance/ipvs",
-			"appliance/nft", "appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
+			"appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
+			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
 			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
 		},
 		"one node wires the rooms; nobody below knows it",
 	},
 	"appliance/node/desired": {
-		[]string{"appliance/balancer", "appliance/configs", "appliance/nft", "appliance/raft"},
+		[]string{"appliance/balancer", "appliance/configs", "appliance/pathprobe", "appliance/raft"},
 		"what a node should serve follows from values; it touches no host and no group",
 	},
 	"appliance/node/planes": {
 		[]string{
 			"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/ipvs", "appliance/manifest",
-			"appliance/nft",
+			"appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
 		},
 		"the planes know nothing of the group and of the configuration",
 	},
@@ -161,7 +182,7 @@ var doors = map[string][]string{
 	"github.com/mdlayher/arp":        {"appliance/arp", "appliance/lab"},
 	"github.com/mdlayher/ndp":        {"appliance/arp", "appliance/lab"},
 	"github.com/cloudflare/ipvs":     {"appliance/ipvs"},
-	"github.com/google/nftables":     {"appliance/nft", "appliance/lab"},
+	"github.com/google/nftables":     {"appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/lab"},
 	"github.com/urfave/cli/v2":       {"appliance/cli"},
 	"github.com/prometheus":          {"appliance/status/metrics"},
 	"k8s.io/api":                     {"appliance/manifest"},

@@ -27,11 +27,11 @@ func testAccessWith(t *testing.T, ip6 bool, persistence time.Duration) {
 	clients := map[string]netip.Addr{"client": address(ip6, "10"), "far": farAddress(ip6), "node": vip(ip6)}
 	// The port of a local server, and another.
 	ports := []uint16{serverPort, 446}
-	virtual, err := ipvs.New(ipvs.Config{Masquerader: &nft.Masquerader{}, Refuser: &nft.Refuser{}})
+	virtual, err := ipvs.New(ipvs.Config{Masquerader: &nft.IPVSMasquerade{}, Refuser: &nft.Rejecter{}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var access nft.Access
+	var access nft.ACL
 	p := access.Guard(virtual)
 	t.Cleanup(func() {
 		in("node", func() {

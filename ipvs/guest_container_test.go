@@ -55,7 +55,7 @@ func TestContained(t *testing.T) {
 		return strings.TrimSpace(string(b))
 	}
 	before := forward()
-	without, err := ipvs.New(ipvs.Config{Masquerader: &nft.Masquerader{}})
+	without, err := ipvs.New(ipvs.Config{Masquerader: &nft.IPVSMasquerade{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func TestContained(t *testing.T) {
 	}
 
 	p, err := ipvs.New(ipvs.Config{
-		Masquerader: &nft.Masquerader{}, Refuser: &nft.Refuser{}, Sysctls: "/run/host/proc/sys",
+		Masquerader: &nft.IPVSMasquerade{}, Refuser: &nft.Rejecter{}, Sysctls: "/run/host/proc/sys",
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -221,7 +221,7 @@ type plane struct {
 
 func newPlane(t *testing.T, host string, change ...func(*ipvs.Config)) *plane {
 	t.Helper()
-	c := ipvs.Config{Masquerader: &nft.Masquerader{}, Refuser: &nft.Refuser{}}
+	c := ipvs.Config{Masquerader: &nft.IPVSMasquerade{}, Refuser: &nft.Rejecter{}}
 	for _, f := range change {
 		f(&c)
 	}

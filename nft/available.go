@@ -5,20 +5,23 @@ import (
 	"net/netip"
 
 	"appliance/balancer"
+	"appliance/nft/ruleset"
 )
 
-// Available tries whether the kernel takes the rules that silence it, redirect
-// ports, and masquerade. Every table is made and removed in one transaction:
-// nobody sees it. The error says what is missing and what to do.
+// Available tries whether the kernel takes our rules. Every table is made and
+// removed in one transaction, so nobody sees it. The error says what is missing and
+// what to do.
 func Available() error {
 	// Documentation addresses, RFC 5737 and RFC 3849.
 	v4, v6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
-	s, err := silence([]Silenced{{VIP: v4}})
+	s, err := arpTable([]FilteredVIP{{VIP: v4}})
 	if err != nil {
 		return err
 	}
 	from4, from6 := netip.AddrPortFrom(v4, 1), netip.AddrPortFrom(v6, 1)
-	r, err := redirect(map[netip.AddrPort]netip.AddrPort{from4: netip.AddrPortFrom(v4, 2), from6: netip.AddrPortFrom(v6, 2)})
+	r, err := redirect(map[netip.AddrPort]netip.AddrPort{
+		from4: netip.AddrPortFrom(v4, 2), from6: netip.AddrPortFrom(v6, 2),
+	})
 	if err != nil {
 		return err
 	}
@@ -31,19 +34,19 @@ func Available() error {
 		return err
 	}
 	for _, t := range append(n, s, r, m) {
-		if err := try(t); err != nil {
+		if err := ruleset.Try(t); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Cleanup removes every table of ours, whichever life made it, and says which
+// Cleanup removes every table of ours, whichever process made it, and says which
 // there were.
 func Cleanup() (removed []string, err error) {
 	var errs []error
-	for _, t := range ourTables() {
-		was, err := remove(t)
+	for _, t := range ruleset.Ours() {
+		was, err := ruleset.Remove(t)
 		if err != nil {
 			errs = append(errs, err)
 			continue

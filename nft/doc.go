@@ -1,2 +1,2 @@
-// Package nft holds everything that the appliance puts into the kernel's nf_tables.
+// Package nft holds the rules that the appliance puts into nf_tables, but for those of the data plane direct.
 package nft

@@ -89,8 +89,8 @@ func (r *foreignRule) parseExpression(ad *netlink.AttributeDecoder) error {
 // go. It runs the rule on the first packet of such a connection. Whatever the
 // rule asks about the rest of the packet is true for some client.
 //
-// The rule has to name the address, or a subnet, range or set that has it. One
-// for every address, or for all but some, does not count.
+// The rule has to name the address, alone or in a set. One for a subnet, a range, every address, or all but some does
+// not count: our rules come before it.
 func (r foreignRule) translates(frontend netip.AddrPort, set func(name string) []nftables.SetElement) bool {
 	p := firstPacket{frontend: frontend}
 	for _, e := range r.expressions {
@@ -245,7 +245,7 @@ func (p *firstPacket) mask(e expression) {
 	}
 	for i := range value {
 		value[i].value = value[i].value&mask[i] ^ xor[i]
-		value[i].address = value[i].address && mask[i] != 0
+		value[i].address = value[i].address && mask[i] == 0xff
 	}
 	p.load(e.number(unix.NFTA_BITWISE_DREG), value)
 }
@@ -308,9 +308,19 @@ func (p *firstPacket) require(register uint32, not bool, wanted ...span) {
 		}
 		c, m := s.has(key[:len(s.low)])
 		could, must = could || c, must || m
-		p.named = p.named || c && !not && slices.ContainsFunc(key[:len(s.low)], func(o octet) bool { return o.address })
+		p.named = p.named || c && !not && s.names(key[:len(s.low)]) == p.frontend.Addr().BitLen()/8
 	}
 	p.passed = p.passed || !not && !could || not && must
+}
+
+// names returns how many bytes of the destination address the span leaves no choice for.
+func (s span) names(key []octet) (count int) {
+	for i, o := range key {
+		if o.address && s.low[i] == s.high[i] {
+			count++
+		}
+	}
+	return count
 }
 
 // has tells whether the key may be in the span, and whether it is.
@@ -366,8 +376,9 @@ func (p *firstPacket) match(name string, info []byte) {
 			return
 		}
 		addr := p.frontend.Addr().AsSlice()
-		in := bytes.Compare(info[32:][:len(addr)], addr) <= 0 && bytes.Compare(addr, info[48:][:len(addr)]) <= 0
-		p.named = p.named || in && info[64]&not == 0
+		low, high := info[32:][:len(addr)], info[48:][:len(addr)]
+		in := bytes.Compare(low, addr) <= 0 && bytes.Compare(addr, high) <= 0
+		p.named = p.named || in && info[64]&not == 0 && bytes.Equal(low, high)
 		p.passed = p.passed || in == (info[64]&not != 0)
 	case name == "set" && len(info) >= 4: // struct xt_set_info
 		// Bit i says that the set's dimension i is of the source.

@@ -7,12 +7,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"appliance/nft/ruleset"
 )
 
 func TestMasquerade(t *testing.T) {
 	needRoot(t)
 	n := newMachine(t, "node")
-	var m Masquerader
+	var m IPVSMasquerade
 	masquerade := func(frontends ...netip.AddrPort) int {
 		t.Helper()
 		var repaired int
@@ -24,7 +26,8 @@ func TestMasquerade(t *testing.T) {
 		})
 		return repaired
 	}
-	all := []netip.AddrPort{vip(ipv4(), 6443), vip(ipv6(), 6443), vip(ipv4(), 80), vip(ipv4(), 80)}
+	all := []netip.AddrPort{vip(ruleset.IPv4(), 6443), vip(ruleset.IPv6(), 6443), vip(ruleset.IPv4(), 80),
+		vip(ruleset.IPv4(), 80)}
 	masquerade(all...)
 	rules := n.ruleset()
 	for _, want := range []string{
@@ -33,11 +36,12 @@ func TestMasquerade(t *testing.T) {
 		"elements = { fd00::200 . 6443 }",
 		"type filter hook prerouting priority mangle",
 		"type filter hook output priority mangle",
-		fmt.Sprintf("type nat hook postrouting priority %d", snatPriority),
+		fmt.Sprintf("type nat hook postrouting priority %d", ruleset.PrioritySNAT),
 		"ip daddr . tcp dport @frontends4 meta mark set mark or 0x1000",
 		"meta mark & 0x00001000 != 0x00000000 masquerade",
 	} {
-		if !strings.Contains(strings.ReplaceAll(rules, "meta mark set meta mark | 0x00001000", "meta mark set mark or 0x1000"), want) {
+		if !strings.Contains(strings.ReplaceAll(rules, "meta mark set meta mark | 0x00001000",
+			"meta mark set mark or 0x1000"), want) {
 			t.Errorf("no %q in\n%s", want, rules)
 		}
 	}
@@ -49,7 +53,7 @@ func TestMasquerade(t *testing.T) {
 	if r := masquerade(all...); r != 1 {
 		t.Errorf("after a flush: %d repaired, want 1", r)
 	}
-	// The kernel lists elements in an order of its own.
+	// The kernel lists elements in its own order.
 	words := func(s string) []string {
 		return slices.Sorted(strings.FieldsFuncSeq(s, func(r rune) bool { return strings.ContainsRune(" ,\t\n", r) }))
 	}

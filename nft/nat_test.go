@@ -6,10 +6,11 @@ import (
 	"testing"
 
 	"appliance/balancer"
+	"appliance/nft/ruleset"
 )
 
-func vip(f ipFamily, port uint16) netip.AddrPort {
-	if f.has(vip4) {
+func vip(f ruleset.IPFamily, port uint16) netip.AddrPort {
+	if f.Has(vip4) {
 		return netip.AddrPortFrom(vip4, port)
 	}
 	return netip.AddrPortFrom(vip6, port)
@@ -40,7 +41,7 @@ func (w *world) newNAT() *NAT {
 	return n
 }
 
-func TestNATPositions(t *testing.T) {
+func TestNATServesClientsAnywhere(t *testing.T) {
 	w := newWorld(t)
 	n := w.newNAT()
 	for _, b := range w.backends {
@@ -50,7 +51,7 @@ func TestNATPositions(t *testing.T) {
 	w.node.serve("node", ":6443")
 
 	var services []balancer.Service
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		var remote, local []balancer.Backend
 		for _, b := range w.backends {
 			remote = append(remote, balancer.Backend{Name: b.name, Addr: netip.AddrPortFrom(b.addr(f), 6443), Weight: 1})
@@ -61,9 +62,10 @@ func TestNATPositions(t *testing.T) {
 		}
 	}
 	w.apply(n, services...)
-	clients := map[string]*machine{"same subnet": w.client, "routed": w.far, "on the node": w.node, "on a backend": w.backends[0]}
+	clients := map[string]*machine{"same subnet": w.client, "routed": w.far, "on the node": w.node,
+		"on a backend": w.backends[0]}
 	for where, client := range clients {
-		for _, f := range families() {
+		for _, f := range ruleset.Families() {
 			for _, c := range []struct {
 				what string
 				port uint16
@@ -73,7 +75,7 @@ func TestNATPositions(t *testing.T) {
 				{"another port", 7443, []string{"b1", "b2", "b3"}},
 				{"backend on the node itself", 6444, []string{"node"}},
 			} {
-				t.Run(where+"/IPv"+f.name+"/"+c.what, func(t *testing.T) {
+				t.Run(where+"/IPv"+f.Name+"/"+c.what, func(t *testing.T) {
 					got := make(map[string]int)
 					for range 6 {
 						got[client.ask(vip(f, c.port))]++

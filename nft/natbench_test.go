@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"appliance/nft/ruleset"
 )
 
 // BenchmarkNATConnections compares new connections per second through the
@@ -30,7 +32,7 @@ func BenchmarkNATConnections(b *testing.B) {
 	}
 	n := w.newNAT()
 	b.Run("ours", func(b *testing.B) {
-		w.apply(n, w.service(ipv4(), w.backends...))
+		w.apply(n, w.service(ruleset.IPv4(), w.backends...))
 		w.connect(b)
 	})
 	w.node.in(func() {
@@ -39,11 +41,13 @@ func BenchmarkNATConnections(b *testing.B) {
 		}
 	})
 	b.Run("by hand", func(b *testing.B) {
-		to := fmt.Sprintf("ip daddr %v tcp dport 6443 dnat ip to numgen inc mod 3 map { %s }\n", vip4, strings.Join(hand, ", "))
+		to := fmt.Sprintf("ip daddr %v tcp dport 6443 dnat ip to numgen inc mod 3 map { %s }\n", vip4,
+			strings.Join(hand, ", "))
 		w.node.run("nft", "flush ruleset; add table ip hand"+
 			"; add chain ip hand pre { type nat hook prerouting priority -100; }; add rule ip hand pre "+to+
 			"; add chain ip hand out { type nat hook output priority -100; }; add rule ip hand out "+to+
-			"; add chain ip hand post { type nat hook postrouting priority 100; }; add rule ip hand post ct status dnat masquerade")
+			"; add chain ip hand post { type nat hook postrouting priority 100; }; add rule ip hand post ct status dnat "+
+			"masquerade")
 		w.connect(b)
 		w.node.run("nft", "flush", "ruleset")
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/netip"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,10 +12,11 @@ import (
 	"github.com/vishvananda/netns"
 
 	"appliance/balancer"
+	"appliance/nft/ruleset"
 )
 
-// Hundreds of changes under load cost no connection, and no SYN: one that is
-// lost is sent again after 1 s (RFC 6298 section 2.1).
+// Hundreds of changes under load cost no connection, and no SYN: a lost SYN is sent
+// again after 1 s (RFC 6298 section 2.1).
 func TestNATChangesLoseNothing(t *testing.T) {
 	const changes = 300
 	w := newWorld(t)
@@ -27,10 +27,10 @@ func TestNATChangesLoseNothing(t *testing.T) {
 	for _, b := range w.backends {
 		b.discard(":6443")
 	}
-	all := w.service(ipv4(), w.backends...)
-	drained := w.service(ipv4(), w.backends...)
+	all := w.service(ruleset.IPv4(), w.backends...)
+	drained := w.service(ruleset.IPv4(), w.backends...)
 	drained.Draining, drained.Backends = drained.Backends[2:], drained.Backends[:2]
-	heavy := w.service(ipv4(), w.backends...)
+	heavy := w.service(ruleset.IPv4(), w.backends...)
 	heavy.Scheduler = balancer.WeightedRoundRobin
 	heavy.Backends[0].Weight = 3
 	w.apply(n, all)
@@ -65,54 +65,17 @@ func (w *world) load(ctx context.Context, from *machine, to netip.AddrPort) {
 	w.t.Logf("%s: %d connections", from.name, done)
 }
 
-// At every step the chain that replaces another comes after it, in one of the
-// two places that it may have.
-func TestStaggerNeverPutsTheNewChainFirst(t *testing.T) {
-	want := nat(ipv4(), []balancer.Service{{Frontend: netip.AddrPortFrom(vip4, 6443)}})
-	have := found{}
-	for step := range 3 * int(natSteps) {
-		next := found{chains: map[string]foundChain{}}
-		for _, c := range want.stagger(have).chains {
-			if c.hook != nil {
-				next.chains[c.name] = foundChain{hook: true, num: c.hook.num, priority: c.hook.priority}
-			}
-		}
-		for name, old := range have.chains {
-			again, twice := next.chains[twicePrefix+name]
-			if _, is := next.chains[name]; !is || twice && again.num != old.num {
-				t.Fatalf("step %d: %s is gone, or hooked elsewhere", step, name)
-			}
-			wanted := want.chains[slices.IndexFunc(want.chains, func(c chain) bool { return c.name == name })].hook
-			if wanted.steps == 0 {
-				continue
-			}
-			if next.chains[name].priority <= old.priority && (!twice || again.priority <= old.priority) {
-				t.Errorf("step %d: %s at %d replaces one at %d", step, name, next.chains[name].priority, old.priority)
-			}
-			if most := wanted.priority + wanted.steps; next.chains[name].priority >= most || twice && again.priority > most {
-				t.Errorf("step %d: %s leaves its range", step, name)
-			}
-		}
-		for name := range next.chains {
-			if strings.HasPrefix(name, twicePrefix) {
-				delete(next.chains, name)
-			}
-		}
-		have = next
-	}
-}
-
-// Chains that are hooked for the second time are no damage, and go with the next change.
+// Chains that are hooked twice are no damage, and go with the next change.
 func TestHookedTwice(t *testing.T) {
 	w := newWorld(t)
 	n := w.newNAT()
-	one, two := w.service(ipv4(), w.backends...), w.service(ipv4(), w.backends[:2]...)
+	one, two := w.service(ruleset.IPv4(), w.backends...), w.service(ruleset.IPv4(), w.backends[:2]...)
 	seen := false
-	for i := range 2*natSteps + 2 {
+	for i := range 2*ruleset.NATSteps + 2 {
 		if r := w.apply(n, []balancer.Service{one, two}[i%2]); r != 0 {
 			t.Errorf("change %d counted as a repair", i)
 		}
-		if rules := w.node.ruleset(); !strings.Contains(rules, "chain "+twicePrefix) {
+		if rules := w.node.ruleset(); !strings.Contains(rules, "chain again_") {
 			continue
 		}
 		seen = true

@@ -15,10 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/nft/ruleset"
 )
 
 // service balances port 6443 of the VIP over the world's backends.
-func (w *world) service(f ipFamily, backends ...*machine) balancer.Service {
+func (w *world) service(f ruleset.IPFamily, backends ...*machine) balancer.Service {
 	s := balancer.Service{LoadBalancer: "api", Frontend: vip(f, 6443), Scheduler: balancer.RoundRobin}
 	for _, b := range backends {
 		s.Backends = append(s.Backends, balancer.Backend{Name: b.name, Addr: netip.AddrPortFrom(b.addr(f), 6443), Weight: 1})
@@ -33,8 +34,8 @@ func TestNATWithoutBackendsRefuses(t *testing.T) {
 	n := w.newNAT()
 	// It must not reach the listener of the node either.
 	w.node.serve("node", ":6443")
-	w.apply(n, w.service(ipv4()), w.service(ipv6()))
-	for _, f := range families() {
+	w.apply(n, w.service(ruleset.IPv4()), w.service(ruleset.IPv6()))
+	for _, f := range ruleset.Families() {
 		for _, c := range w.clients() {
 			best := patience
 			for range 3 {
@@ -69,14 +70,14 @@ func TestNATBackendLeaves(t *testing.T) {
 	for _, b := range w.backends {
 		b.serve(b.name, ":6443")
 	}
-	other := func(f ipFamily) balancer.Service {
+	other := func(f ruleset.IPFamily) balancer.Service {
 		s := w.service(f, w.backends[2])
 		s.Frontend = vip(f, 7443)
 		return s
 	}
-	w.apply(n, w.service(ipv4(), w.backends...), w.service(ipv6(), w.backends...))
+	w.apply(n, w.service(ruleset.IPv4(), w.backends...), w.service(ruleset.IPv6(), w.backends...))
 	open := make(map[string][]*session) // by server
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		for _, c := range w.clients() {
 			for range w.backends {
 				s, err := c.dial(vip(f, 6443))
@@ -95,15 +96,15 @@ func TestNATBackendLeaves(t *testing.T) {
 	}
 
 	// b1 leaves, b2 drains, b3 stays.
-	drain := func(f ipFamily) balancer.Service {
+	drain := func(f ruleset.IPFamily) balancer.Service {
 		s := w.service(f, w.backends[1:]...)
 		s.Draining, s.Backends = s.Backends[:1], s.Backends[1:]
 		return s
 	}
 	start := time.Now()
-	w.apply(n, drain(ipv4()), drain(ipv6()))
+	w.apply(n, drain(ruleset.IPv4()), drain(ruleset.IPv6()))
 
-	// Nobody says a word: the clients of b1 are reset none the less.
+	// Nobody sends anything; still the clients of b1 are reset.
 	for _, s := range open["b1"] {
 		s.SetDeadline(time.Now().Add(patience))
 		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -118,7 +119,7 @@ func TestNATBackendLeaves(t *testing.T) {
 			}
 		}
 	}
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		for range 4 {
 			if got := w.client.ask(vip(f, 6443)); got != "b3" {
 				t.Errorf("new connection went to %s, want b3 alone", got)
@@ -126,17 +127,17 @@ func TestNATBackendLeaves(t *testing.T) {
 		}
 	}
 
-	// The last drained one goes, too.
-	w.apply(n, w.service(ipv4(), w.backends[2]), w.service(ipv6(), w.backends[2]))
+	// The last draining backend goes, too.
+	w.apply(n, w.service(ruleset.IPv4(), w.backends[2]), w.service(ruleset.IPv6(), w.backends[2]))
 	for _, s := range open["b2"] {
 		s.SetDeadline(time.Now().Add(patience))
 		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("client %v of the backend that was drained: got %v, want a reset", s.LocalAddr(), err)
 		}
 	}
-	// A service that is dropped leaves its open connections alone: another
-	// plane or life of ours may go on with it.
-	w.apply(n, other(ipv4()), other(ipv6()))
+	// Open connections of a service that is dropped stay: another plane or process of
+	// ours may go on with it.
+	w.apply(n, other(ruleset.IPv4()), other(ruleset.IPv6()))
 	for _, s := range open["b3"] {
 		if err := s.echo(); err != nil {
 			t.Errorf("client %v after its service was dropped: %v", s.LocalAddr(), err)
@@ -144,21 +145,23 @@ func TestNATBackendLeaves(t *testing.T) {
 	}
 }
 
-// A client that speaks is reset by the answer to what it says, poke or not.
-func TestNATClientOfGoneBackendIsResetWhenItSpeaks(t *testing.T) {
+// A client that sends is reset by the answer, even if no acknowledgement has reached
+// it.
+func TestNATClientOfGoneBackendIsResetWhenItSends(t *testing.T) {
 	w := newWorld(t)
 	n := w.newNAT()
 	w.backends[0].serve("b1", ":6443")
 	w.backends[1].serve("b2", ":6443")
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		w.apply(n, w.service(f, w.backends[0]))
 		s, err := w.client.dial(vip(f, 6443))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		// Nothing gets out to the client while the backend goes.
-		w.client.run("nft", "add table inet deaf; add chain inet deaf in { type filter hook prerouting priority -300; }; add rule inet deaf in iif eth0 meta l4proto tcp drop")
+		// Nothing reaches the client while the backend goes.
+		w.client.run("nft", "add table inet deaf; add chain inet deaf in { type filter hook prerouting priority -300; }; "+
+			"add rule inet deaf in iif eth0 meta l4proto tcp drop")
 		w.apply(n, w.service(f, w.backends[1]))
 		w.node.in(func() {
 			for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
@@ -167,8 +170,10 @@ func TestNATClientOfGoneBackendIsResetWhenItSpeaks(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, f := range flows {
-					if addrPort(f.Forward.SrcIP, f.Forward.SrcPort) == vip(ipv4(), 6443) || addrPort(f.Forward.SrcIP, f.Forward.SrcPort) == vip(ipv6(), 6443) {
-						t.Errorf("conntrack takes the poke for a connection: %v", f)
+					src, _ := netip.AddrFromSlice(f.Forward.SrcIP)
+					if from := netip.AddrPortFrom(src.Unmap(), f.Forward.SrcPort); from == vip(ruleset.IPv4(), 6443) ||
+						from == vip(ruleset.IPv6(), 6443) {
+						t.Errorf("conntrack takes the acknowledgement for a connection: %v", f)
 					}
 				}
 			}
@@ -179,18 +184,19 @@ func TestNATClientOfGoneBackendIsResetWhenItSpeaks(t *testing.T) {
 		}
 		s.SetDeadline(time.Now().Add(patience))
 		if _, err := io.ReadAll(s); !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("IPv%s: got %v, want a reset", f.name, err)
+			t.Errorf("IPv%s: got %v, want a reset", f.Name, err)
 		}
 	}
 }
 
-// A client that is still waiting for a backend that vanished gets to another.
+// A client that still waits for a backend that vanished gets to another.
 func TestNATClientOfVanishedBackendConnectsToAnother(t *testing.T) {
 	w := newWorld(t)
 	n := w.newNAT()
 	w.backends[1].serve("b2", ":6443")
-	w.backends[0].run("nft", "add table inet gone; add chain inet gone in { type filter hook prerouting priority -300; }; add rule inet gone in meta l4proto tcp counter drop")
-	for _, f := range families() {
+	w.backends[0].run("nft", "add table inet gone; add chain inet gone in { type filter hook prerouting priority -300; "+
+		"}; add rule inet gone in meta l4proto tcp counter drop")
+	for _, f := range ruleset.Families() {
 		w.apply(n, w.service(f, w.backends[0]))
 		type result struct {
 			s   *session
@@ -201,7 +207,8 @@ func TestNATClientOfVanishedBackendConnectsToAnother(t *testing.T) {
 			s, err := w.client.dial(vip(f, 6443))
 			done <- result{s, err}
 		}()
-		for end := time.Now().Add(patience); strings.Contains(w.backends[0].ruleset(), "packets 0"); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(patience); strings.Contains(w.backends[0].ruleset(),
+			"packets 0"); time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("no SYN reaches the backend")
 			}
@@ -210,11 +217,11 @@ func TestNATClientOfVanishedBackendConnectsToAnother(t *testing.T) {
 		w.apply(n, w.service(f, w.backends[1]))
 		r := <-done
 		if r.err != nil {
-			t.Fatalf("IPv%s: %v", f.name, r.err)
+			t.Fatalf("IPv%s: %v", f.Name, r.err)
 		}
-		t.Logf("IPv%s: connected %v after the backend had left", f.name, time.Since(start))
+		t.Logf("IPv%s: connected %v after the backend had left", f.Name, time.Since(start))
 		if r.s.server != "b2" {
-			t.Errorf("IPv%s: connected to %s, want b2", f.name, r.s.server)
+			t.Errorf("IPv%s: connected to %s, want b2", f.Name, r.s.server)
 		}
 		r.s.Close()
 		w.backends[0].run("nft", "flush chain inet gone in; add rule inet gone in meta l4proto tcp counter drop")
@@ -227,7 +234,7 @@ func TestNATSchedulers(t *testing.T) {
 	for _, b := range w.backends {
 		b.serve(b.name, ":6443")
 	}
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		s := w.service(f, w.backends...)
 		s.Backends[0].Weight, s.Backends[1].Weight, s.Backends[2].Weight = 3, 1, 0
 		count := func(scheduler balancer.Scheduler, from *machine, times int) map[string]int {
@@ -278,12 +285,12 @@ func TestNATRepair(t *testing.T) {
 	w := newWorld(t)
 	n := w.newNAT()
 	w.backends[0].serve("b1", ":6443")
-	services := []balancer.Service{w.service(ipv4(), w.backends[0]), w.service(ipv6(), w.backends[0])}
+	services := []balancer.Service{w.service(ruleset.IPv4(), w.backends[0]), w.service(ruleset.IPv6(), w.backends[0])}
 	if r := w.apply(n, services...); r != 0 {
 		t.Errorf("first Apply repaired %d", r)
 	}
 	var open []*session
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		for _, c := range w.clients() {
 			s, err := c.dial(vip(f, 6443))
 			if err != nil {
@@ -303,14 +310,14 @@ func TestNATRepair(t *testing.T) {
 		{"sysctl", "-qw", "net.ipv4.ip_forward=0"},
 	} {
 		what := strings.Join(damage, " ")
-		// A delayed acknowledgement (at most 200 ms on Linux, TCP_DELACK_MAX) that
-		// comes while there is no NAT meets the node itself, which resets it.
+		// A delayed acknowledgement (at most 200 ms on Linux, TCP_DELACK_MAX) that comes
+		// while there is no NAT reaches the node itself, which resets it.
 		time.Sleep(250 * time.Millisecond)
 		w.node.run(damage...)
 		if r := w.apply(n, services...); r == 0 {
 			t.Errorf("%s: no repair counted", what)
 		}
-		for _, f := range families() {
+		for _, f := range ruleset.Families() {
 			if got := w.client.ask(vip(f, 6443)); got != "b1" {
 				t.Errorf("%s: then %s answers", what, got)
 			}
@@ -325,17 +332,18 @@ func TestNATRepair(t *testing.T) {
 			t.Errorf("%s: repaired twice", what)
 		}
 	}
-	// A change of mind is no repair.
+	// A change of what is wanted is no repair.
 	if r := w.apply(n, services[0]); r != 0 {
 		t.Errorf("change counted as %d repairs", r)
 	}
 }
 
-// Nothing is sent when all is well, also by a new life that finds the rules of the last.
+// Nothing is sent when the rules are right, even by a new process that finds the rules
+// of the last.
 func TestApplyTwiceSendsNothing(t *testing.T) {
 	w := newWorld(t)
 	n := w.newNAT()
-	services := []balancer.Service{w.service(ipv4(), w.backends...), w.service(ipv6())}
+	services := []balancer.Service{w.service(ruleset.IPv4(), w.backends...), w.service(ruleset.IPv6())}
 	w.apply(n, services...)
 	generation := w.node.generation()
 	slices.Reverse(services)
@@ -360,13 +368,13 @@ func TestNATForwardingIsPutBack(t *testing.T) {
 	}
 	const ra = "net/ipv6/conf/eth0/accept_ra"
 	n := NewNAT("")
-	node := w.service(ipv4(), w.node)
+	node := w.service(ruleset.IPv4(), w.node)
 	w.apply(n, node)
 	if v := setting(ipv4Forward); v != "0" {
 		t.Errorf("ip_forward is %s for a backend on the node itself, want 0", v)
 	}
 	before := setting(ra)
-	w.apply(n, w.service(ipv4(), w.backends...), w.service(ipv6(), w.backends...))
+	w.apply(n, w.service(ruleset.IPv4(), w.backends...), w.service(ruleset.IPv6(), w.backends...))
 	if v4, v6, r := setting(ipv4Forward), setting(ipv6Forward), setting(ra); v4 != "1" || v6 != "1" || r != "2" {
 		t.Errorf("ip_forward %s, forwarding %s, accept_ra %s; want 1, 1, 2", v4, v6, r)
 	}
@@ -386,24 +394,37 @@ func TestNATForwardingIsPutBack(t *testing.T) {
 func TestNATUsable(t *testing.T) {
 	w := newWorld(t)
 	good := func() balancer.LoadBalancer {
-		s := w.service(ipv4(), w.backends...)
-		return balancer.LoadBalancer{Name: "api", Frontends: []netip.AddrPort{s.Frontend}, Scheduler: s.Scheduler, Backends: s.Backends}
+		s := w.service(ruleset.IPv4(), w.backends...)
+		return balancer.LoadBalancer{Name: "api", Frontends: []netip.AddrPort{s.Frontend}, Scheduler: s.Scheduler,
+			Backends: s.Backends}
 	}
 	ap := netip.MustParseAddrPort
 	for what, c := range map[string]struct {
 		change func(*balancer.LoadBalancer)
 		want   string // part of the error
 	}{
-		"good":                {func(*balancer.LoadBalancer) {}, ""},
-		"no backends":         {func(lb *balancer.LoadBalancer) { lb.Backends = nil }, ""},
-		"least connections":   {func(lb *balancer.LoadBalancer) { lb.Scheduler = balancer.LeastConn }, "rr, wrr, sh or random"},
-		"cross family":        {func(lb *balancer.LoadBalancer) { lb.Frontends = []netip.AddrPort{vip(ipv6(), 6443)} }, "translate between families"},
-		"second family":       {func(lb *balancer.LoadBalancer) { lb.Frontends = append(lb.Frontends, vip(ipv6(), 6443)) }, "no backend has the address family"},
-		"loopback frontend":   {func(lb *balancer.LoadBalancer) { lb.Frontends[0] = ap("127.0.0.1:6443") }, "dataPlane: userspace"},
-		"unspecified":         {func(lb *balancer.LoadBalancer) { lb.Frontends[0] = ap("0.0.0.0:6443") }, "name the addresses"},
-		"loopback backend":    {func(lb *balancer.LoadBalancer) { lb.Backends[0].Addr = ap("127.0.0.1:6443") }, "address of the node"},
-		"backend is frontend": {func(lb *balancer.LoadBalancer) { lb.Backends[0].Addr = lb.Frontends[0] }, "server's own address"},
-		"listed twice":        {func(lb *balancer.LoadBalancer) { lb.Frontends = append(lb.Frontends, lb.Frontends[0]) }, "two load balancers"},
+		"good":        {func(*balancer.LoadBalancer) {}, ""},
+		"no backends": {func(lb *balancer.LoadBalancer) { lb.Backends = nil }, ""},
+		"least connections": {func(lb *balancer.LoadBalancer) { lb.Scheduler = balancer.LeastConn },
+			"rr, wrr, sh or random"},
+		"cross family": {func(lb *balancer.LoadBalancer) {
+			lb.Frontends = []netip.AddrPort{vip(ruleset.IPv6(),
+				6443)}
+		}, "translate between families"},
+		"second family": {func(lb *balancer.LoadBalancer) {
+			lb.Frontends = append(lb.Frontends,
+				vip(ruleset.IPv6(), 6443))
+		}, "no backend has the address family"},
+		"loopback frontend": {func(lb *balancer.LoadBalancer) { lb.Frontends[0] = ap("127.0.0.1:6443") },
+			"dataPlane: userspace"},
+		"unspecified": {func(lb *balancer.LoadBalancer) { lb.Frontends[0] = ap("0.0.0.0:6443") },
+			"name the addresses"},
+		"loopback backend": {func(lb *balancer.LoadBalancer) { lb.Backends[0].Addr = ap("127.0.0.1:6443") },
+			"address of the node"},
+		"backend is frontend": {func(lb *balancer.LoadBalancer) { lb.Backends[0].Addr = lb.Frontends[0] },
+			"server's own address"},
+		"listed twice": {func(lb *balancer.LoadBalancer) { lb.Frontends = append(lb.Frontends, lb.Frontends[0]) },
+			"two load balancers"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			lb := good()

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
+
+	"appliance/nft/ruleset"
 )
 
 func TestRedirect(t *testing.T) {
@@ -16,7 +18,7 @@ func TestRedirect(t *testing.T) {
 	// listens on another port of the VIPs.
 	w.node.serve("apiserver", ":6443")
 	ports := make(map[netip.AddrPort]netip.AddrPort)
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		w.node.serve("forwarder", vip(f, 16443).String())
 		ports[vip(f, 6443)] = vip(f, 16443)
 	}
@@ -34,7 +36,7 @@ func TestRedirect(t *testing.T) {
 	}
 	redirect(ports)
 	rules := w.node.ruleset()
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		for _, c := range w.clients() {
 			s, err := c.dial(vip(f, 6443))
 			if err != nil {
@@ -52,7 +54,7 @@ func TestRedirect(t *testing.T) {
 			}
 			s.Close()
 
-			// The other addresses of the node are as they were.
+			// The other addresses of the node are unaffected.
 			if got := c.ask(netip.AddrPortFrom(w.node.addr(f), 6443)); got != "apiserver" {
 				t.Errorf("%s: %s answers the node's own address, want apiserver", c.name, got)
 			}
@@ -71,11 +73,11 @@ func TestRedirect(t *testing.T) {
 	if n := redirect(ports); n != 1 {
 		t.Errorf("after a flush: %d repaired, want 1", n)
 	}
-	if got := w.client.ask(vip(ipv4(), 6443)); got != "forwarder" {
+	if got := w.client.ask(vip(ruleset.IPv4(), 6443)); got != "forwarder" {
 		t.Errorf("after a flush: %s answers, want forwarder", got)
 	}
 	redirect(nil)
-	if got := w.client.ask(vip(ipv4(), 6443)); got != "apiserver" {
+	if got := w.client.ask(vip(ruleset.IPv4(), 6443)); got != "apiserver" {
 		t.Errorf("without redirects: %s answers, want apiserver", got)
 	}
 	if rules := w.node.ruleset(); rules != "" {
@@ -83,7 +85,7 @@ func TestRedirect(t *testing.T) {
 	}
 }
 
-func TestRedirectRefusals(t *testing.T) {
+func TestRedirectErrors(t *testing.T) {
 	ap := netip.MustParseAddrPort
 	for _, c := range []struct{ from, to string }{
 		{"192.0.2.1:6443", "[2001:db8::1]:16443"},
@@ -97,11 +99,11 @@ func TestRedirectRefusals(t *testing.T) {
 	}
 }
 
-// A client whose connection to an earlier life was never ended, because the
-// address had moved, gets to the new one from the same port.
-func TestRedirectAfterAnEarlierLife(t *testing.T) {
+// A client whose connection to an earlier process was never closed, because the
+// address had moved, gets to the new process from the same port.
+func TestRedirectAfterRestart(t *testing.T) {
 	w := newWorld(t)
-	for _, f := range families() {
+	for _, f := range ruleset.Families() {
 		var l net.Listener
 		w.node.in(func() {
 			var err error
@@ -134,7 +136,7 @@ func TestRedirectAfterAnEarlierLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// This one is nobody's business.
+		// This entry must stay.
 		straight, err := w.client.dial(vip(f, 6444))
 		if err != nil {
 			t.Fatal(err)
@@ -142,7 +144,8 @@ func TestRedirectAfterAnEarlierLife(t *testing.T) {
 		defer straight.Close()
 		from := old.LocalAddr().(*net.TCPAddr)
 		l.Close()
-		mute := "add table inet mute; add chain inet mute out { type filter hook output priority -400; }; add rule inet mute out meta l4proto tcp drop"
+		mute := "add table inet mute; add chain inet mute out { type filter hook output priority -400; }; add rule inet " +
+			"mute out meta l4proto tcp drop"
 		w.client.run("nft", mute)
 		w.node.run("nft", mute)
 		for _, c := range []net.Conn{old.Conn, <-accepted} {
@@ -165,7 +168,7 @@ func TestRedirectAfterAnEarlierLife(t *testing.T) {
 				t.Errorf("%q answers (%v), want second", line, err)
 			}
 		})
-		// In this life, what is open goes on.
+		// Open connections of this process go on.
 		s, err := w.client.dial(vip(f, 6443))
 		if err != nil {
 			t.Fatal(err)

@@ -6,18 +6,19 @@ import (
 	"math"
 
 	"appliance/balancer"
+	"appliance/nft/ruleset"
 )
 
 const (
-	// mostSlots bounds the map of one service. Weights up to 256 of a hundred
-	// backends would otherwise make 25,600 slots of it.
+	// mostSlots bounds the map of one service. A hundred backends with weights up to
+	// 256 would otherwise need 25,600 slots.
 	mostSlots = 2048
-	// hashSlots is the number of slots for the source hash: large against
-	// the number of backends, so that shares are even.
+	// hashSlots is the number of slots for the source hash: many more than backends,
+	// so that shares are even.
 	hashSlots = 1021
 )
 
-// slots says which backend each slot leads to. All backends have a weight.
+// slots says to which backend each slot leads. All backends have a weight.
 func slots(s balancer.Scheduler, backends []balancer.Backend) []int {
 	weights := make([]int, len(backends))
 	for i, b := range backends {
@@ -35,8 +36,8 @@ func slots(s balancer.Scheduler, backends []balancer.Backend) []int {
 	return interleave(weights)
 }
 
-// reduce makes weights as small as their relation allows, and smaller, with
-// rounding, if their sum is more than most.
+// reduce makes weights as small as their ratios allow, and smaller, with rounding, if
+// their sum is more than most.
 func reduce(weights []int, most int) []int {
 	divisor, sum := 0, 0
 	for _, w := range weights {
@@ -59,9 +60,9 @@ func gcd(a, b int) int {
 	return a
 }
 
-// interleave gives each i weights[i] slots, spread evenly, so that a heavy
-// backend does not get its connections in one go: at every slot the one that
-// is furthest behind its share gets it.
+// interleave gives each i weights[i] slots, spread evenly, so that a heavy backend
+// does not get its connections in one go: each slot goes to the backend that is
+// furthest behind its share.
 func interleave(weights []int) []int {
 	sum := 0
 	for _, w := range weights {
@@ -83,10 +84,10 @@ func interleave(weights []int) []int {
 	return slots
 }
 
-// rendezvous gives each slot to the backend that draws the highest number for
-// it (Thaler and Ravishankar, "Using name-based mappings to increase hit
-// rates", 1998): a backend that leaves or comes moves only its own slots, and
-// every node computes the same. Weights are shares, by the draw -w/ln(h).
+// rendezvous gives each slot to the backend that draws the highest number for it
+// (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998): a
+// backend that leaves or comes moves only its own slots, and every node computes the
+// same. Weights are shares, by the draw -w/ln(h).
 func rendezvous(backends []balancer.Backend, n int) []int {
 	slots := make([]int, n)
 	for slot := range slots {
@@ -102,9 +103,9 @@ func rendezvous(backends []balancer.Backend, n int) []int {
 
 func draw(b balancer.Backend, slot int) float64 {
 	h := fnv.New64a()
-	h.Write(addrPortKey(b.Addr))
+	h.Write(ruleset.AddrPortKey(b.Addr))
 	h.Write(binary.BigEndian.AppendUint32(nil, uint32(slot)))
-	// FNV's last bytes hardly reach the upper bits, which count here.
+	// FNV's last bytes hardly change the upper bits, which matter here.
 	x := h.Sum64()
 	x ^= x >> 32
 	x *= 0xd6e8feb86659fd93

@@ -20,6 +20,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"appliance/nft/ruleset"
 )
 
 // patience bounds what should take no time: reaching it is a failure.
@@ -240,8 +242,8 @@ func (w *world) sysctl(path, value string) {
 	w.must(writeSetting(path, value))
 }
 
-func (m *machine) addr(f ipFamily) netip.Addr {
-	if f.has(m.addr4) {
+func (m *machine) addr(f ruleset.IPFamily) netip.Addr {
+	if f.Has(m.addr4) {
 		return m.addr4
 	}
 	return m.addr6

@@ -8,8 +8,8 @@ import (
 
 	"appliance/arp"
 	"appliance/configs"
-	"appliance/nft"
 	"appliance/node/desired"
+	"appliance/pathprobe"
 )
 
 // A request asks the apply loop to follow something new: a file that was read again, what the peers told a worker, or
@@ -178,7 +178,7 @@ func (n *node) publish(l desired.List, index uint64) {
 }
 
 // setNodes tells the direct data plane which nodes there are.
-func (n *node) setNodes(nodes []nft.Node) {
+func (n *node) setNodes(nodes []pathprobe.Node) {
 	if n.planes.Direct != nil {
 		n.planes.Direct.SetNodes(nodes)
 	}

@@ -15,7 +15,7 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/hook"
-	"appliance/nft"
+	"appliance/nft/ruleset"
 	"appliance/node/desired"
 	"appliance/node/lifecycle"
 	"appliance/node/observe"
@@ -278,7 +278,7 @@ func (n *node) followDirect(ctx context.Context, leave <-chan struct{}) error {
 // followRules puts back at once what somebody else takes out of our rules: without them, the kernel would answer for
 // the VIPs.
 func (n *node) followRules(ctx context.Context) error {
-	err := nft.Watch(ctx, func() {
+	err := ruleset.Monitor(ctx, func() {
 		if n.wire != nil {
 			n.wire.Recheck()
 		}

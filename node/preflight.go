@@ -19,6 +19,7 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/nft"
+	"appliance/pathprobe"
 	"appliance/raft"
 )
 
@@ -229,7 +230,7 @@ func (n *node) checkConflicts() error {
 			}
 		}
 	}
-	return nft.Occupied(frontends)
+	return nft.PortConflicts(frontends)
 }
 
 // check asks, before anything is touched, whether the load balancers can be served. If some must have the direct data
@@ -252,7 +253,7 @@ func (n *node) checkNow(ctx context.Context) error {
 	forced := slices.ContainsFunc(n.cfg.LoadBalancers, func(lb configs.LoadBalancerEntry) bool {
 		return lb.DataPlane == balancer.Direct
 	})
-	workers := slices.ContainsFunc(n.state.Load().Nodes, func(o nft.Node) bool { return o.Worker })
+	workers := slices.ContainsFunc(n.state.Load().Nodes, func(o pathprobe.Node) bool { return o.Worker })
 	if n.planes.Direct == nil || !forced || !workers {
 		return n.balancer.Check(ctx)
 	}

@@ -178,7 +178,7 @@ func (n *node) recallWorkers() (addrs []netip.Addr) {
 
 // rememberWorkers keeps which workers have proved themselves. Only followDirect calls it.
 func (n *node) rememberWorkers() {
-	now := n.planes.Prober.Reached()
+	now := n.planes.Prober.ProvedWorkers()
 	if slices.Equal(now, n.recalled) {
 		return
 	}

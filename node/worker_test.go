@@ -11,9 +11,9 @@ import (
 	"testing"
 
 	"appliance/configs"
-	"appliance/nft"
 	"appliance/node/desired"
 	"appliance/node/planes"
+	"appliance/pathprobe"
 	"appliance/raft"
 )
 
@@ -94,12 +94,12 @@ func TestWorkersAreRemembered(t *testing.T) {
 	cfg := loadPeer(t)
 	cfg.DataDir = filepath.Join(t.TempDir(), "new")
 	a := netip.MustParseAddr("192.0.2.7")
-	nodes := []nft.Node{{ID: "worker 192.0.2.7", Addrs: []netip.Addr{a}, Worker: true}}
+	nodes := []pathprobe.Node{{ID: "worker 192.0.2.7", Addrs: []netip.Addr{a}, Worker: true}}
 	n := &node{cfg: cfg, log: slog.New(slog.DiscardHandler)}
 	if got := n.recallWorkers(); got != nil {
 		t.Errorf("at first, %v", got)
 	}
-	n.planes = &planes.Planes{Prober: nft.NewProber(nft.ProberConfig{Nodes: nodes, Reached: []netip.Addr{a, netip.MustParseAddr("192.0.2.8")}})}
+	n.planes = &planes.Planes{Prober: pathprobe.New(pathprobe.Config{Nodes: nodes, ProvedWorkers: []netip.Addr{a, netip.MustParseAddr("192.0.2.8")}})}
 	n.rememberWorkers()
 	again := &node{cfg: cfg, log: n.log}
 	if got := again.recallWorkers(); !slices.Equal(got, []netip.Addr{a}) {

@@ -6,7 +6,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
-	"appliance/nft"
+	"appliance/pathprobe"
 	"appliance/raft"
 )
 
@@ -39,7 +39,7 @@ type State struct {
 	Overrides     map[balancer.Target]balancer.Override
 	// Nodes are the machines that the direct data plane hands packets to. Departed workers are among them until
 	// their time is over.
-	Nodes    []nft.Node
+	Nodes    []pathprobe.Node
 	Departed map[netip.Addr]time.Time
 	// List is what this peer tells its workers.
 	List List

@@ -9,7 +9,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
-	"appliance/nft"
+	"appliance/pathprobe"
 	"appliance/raft"
 )
 
@@ -82,16 +82,16 @@ func TestBackendsOfBothFamiliesFollowTheMembers(t *testing.T) {
 
 // A machine is a node before its server is a backend, and after it was one.
 func TestUnion(t *testing.T) {
-	node := func(id string, addrs ...string) nft.Node {
-		n := nft.Node{ID: id}
+	node := func(id string, addrs ...string) pathprobe.Node {
+		n := pathprobe.Node{ID: id}
 		for _, a := range addrs {
 			n.Addrs = append(n.Addrs, netip.MustParseAddr(a))
 		}
 		return n
 	}
-	before := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.2"), node("gone", "192.0.2.3")}
-	next := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22"), node("new", "192.0.2.4")}
-	want := []nft.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22", "192.0.2.2"), node("new", "192.0.2.4"), node("gone", "192.0.2.3")}
+	before := []pathprobe.Node{node("a", "192.0.2.1"), node("b", "192.0.2.2"), node("gone", "192.0.2.3")}
+	next := []pathprobe.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22"), node("new", "192.0.2.4")}
+	want := []pathprobe.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22", "192.0.2.2"), node("new", "192.0.2.4"), node("gone", "192.0.2.3")}
 	if diff := cmp.Diff(want, Union(before, next), sameAddrs); diff != "" {
 		t.Error(diff)
 	}

@@ -8,17 +8,17 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
-	"appliance/nft"
+	"appliance/pathprobe"
 )
 
 // nodes returns the machines that the direct data plane of cfg hands packets to: the peers as the group has them now,
 // or else as the peers' list or the file has them; and, as workers that have yet to prove themselves, the machines of
 // all other backends that the plane could serve.
-func nodes(k Known, cfg *configs.Config) (list []nft.Node, departed map[netip.Addr]time.Time) {
+func nodes(k Known, cfg *configs.Config) (list []pathprobe.Node, departed map[netip.Addr]time.Time) {
 	list = peerNodes(k)
 	servers := directServers(cfg)
 	if cfg.Worker() {
-		self := nft.Node{ID: k.Self}
+		self := pathprobe.Node{ID: k.Self}
 		for _, a := range servers {
 			if slices.Contains(k.Local, a) {
 				self.Addrs = append(self.Addrs, a)
@@ -28,7 +28,7 @@ func nodes(k Known, cfg *configs.Config) (list []nft.Node, departed map[netip.Ad
 	}
 	for _, a := range servers {
 		if !has(list, a) {
-			list = append(list, nft.Node{ID: "worker " + a.String(), Addrs: []netip.Addr{a}, Worker: true})
+			list = append(list, pathprobe.Node{ID: "worker " + a.String(), Addrs: []netip.Addr{a}, Worker: true})
 		}
 	}
 	list, departed = withDeparted(k, list)
@@ -36,27 +36,27 @@ func nodes(k Known, cfg *configs.Config) (list []nft.Node, departed map[netip.Ad
 }
 
 // has says whether one of the nodes has the address.
-func has(nodes []nft.Node, a netip.Addr) bool {
-	return slices.ContainsFunc(nodes, func(o nft.Node) bool { return slices.Contains(o.Addrs, a) })
+func has(nodes []pathprobe.Node, a netip.Addr) bool {
+	return slices.ContainsFunc(nodes, func(o pathprobe.Node) bool { return slices.Contains(o.Addrs, a) })
 }
 
 // peerNodes returns the peers that have the VIPs bound.
-func peerNodes(k Known) (list []nft.Node) {
+func peerNodes(k Known) (list []pathprobe.Node) {
 	switch {
 	case k.Group != nil:
 		for _, p := range k.Group.Peers {
 			if !p.Witness {
-				list = append(list, nft.Node{ID: p.ID, Addrs: p.Addrs()})
+				list = append(list, pathprobe.Node{ID: p.ID, Addrs: p.Addrs()})
 			}
 		}
 	case k.List != nil && len(k.List.Nodes) > 0:
 		for _, p := range k.List.Nodes {
-			list = append(list, nft.Node{ID: p.ID, Addrs: p.Addrs})
+			list = append(list, pathprobe.Node{ID: p.ID, Addrs: p.Addrs})
 		}
 	default:
 		for _, p := range k.Config.Peers {
 			if p.Role != configs.RoleWitness {
-				list = append(list, nft.Node{ID: p.ID, Addrs: p.Addrs()})
+				list = append(list, pathprobe.Node{ID: p.ID, Addrs: p.Addrs()})
 			}
 		}
 	}
@@ -74,7 +74,7 @@ func directServers(cfg *configs.Config) (addrs []netip.Addr) {
 }
 
 // withFrontends returns nodes with the frontends of cfg that the direct data plane could serve by each.
-func withFrontends(nodes []nft.Node, cfg *configs.Config) []nft.Node {
+func withFrontends(nodes []pathprobe.Node, cfg *configs.Config) []pathprobe.Node {
 	for i, n := range nodes {
 		nodes[i].Serves = nil
 		for a, frontend := range directPaths(cfg) {
@@ -112,9 +112,9 @@ func directPaths(cfg *configs.Config) iter.Seq2[netip.Addr, netip.AddrPort] {
 const departedFor = balancer.ConnLifetime
 
 // withDeparted returns next with the workers that have departed, this one too.
-func withDeparted(k Known, next []nft.Node) ([]nft.Node, map[netip.Addr]time.Time) {
+func withDeparted(k Known, next []pathprobe.Node) ([]pathprobe.Node, map[netip.Addr]time.Time) {
 	departed := make(map[netip.Addr]time.Time)
-	self := slices.IndexFunc(next, func(o nft.Node) bool { return o.ID == k.Self })
+	self := slices.IndexFunc(next, func(o pathprobe.Node) bool { return o.ID == k.Self })
 	for _, o := range k.Before.Nodes {
 		us := k.Config.Worker() && self >= 0 && o.ID == k.Self
 		for _, a := range o.Addrs {
@@ -143,10 +143,10 @@ func withDeparted(k Known, next []nft.Node) ([]nft.Node, map[netip.Addr]time.Tim
 // Union returns the nodes of before and next, with all their addresses. They are in force while the balancer changes:
 // a machine is a node before its server is a backend, and after it was one, so that no load balancer leaves the direct
 // data plane in between.
-func Union(before, next []nft.Node) []nft.Node {
-	var all []nft.Node
+func Union(before, next []pathprobe.Node) []pathprobe.Node {
+	var all []pathprobe.Node
 	for _, node := range slices.Concat(next, before) {
-		at := slices.IndexFunc(all, func(o nft.Node) bool { return o.ID == node.ID })
+		at := slices.IndexFunc(all, func(o pathprobe.Node) bool { return o.ID == node.ID })
 		if at < 0 {
 			node.Addrs = slices.Clone(node.Addrs)
 			all = append(all, node)

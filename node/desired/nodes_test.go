@@ -12,7 +12,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
-	"appliance/nft"
+	"appliance/pathprobe"
 )
 
 // loadWorker is the configuration of a worker with these backends of its own.
@@ -32,7 +32,7 @@ func loadWorker(t *testing.T, backends ...netip.AddrPort) *configs.Config {
 }
 
 // whereTheyAre compares nodes without what they serve.
-var whereTheyAre = cmpopts.IgnoreFields(nft.Node{}, "Serves")
+var whereTheyAre = cmpopts.IgnoreFields(pathprobe.Node{}, "Serves")
 
 // A worker with a backend knows the peers, and takes every other machine with a backend for a worker. A worker
 // without a backend knows nobody.
@@ -40,11 +40,11 @@ func TestNodesOfWorkers(t *testing.T) {
 	own := netip.MustParseAddr("192.0.2.99")
 	at := func(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 6443) }
 	host := netip.MustParseAddr
-	peer := func(id string, addrs ...netip.Addr) nft.Node { return nft.Node{ID: id, Addrs: addrs} }
-	worker := func(a string) nft.Node {
-		return nft.Node{ID: "worker " + a, Addrs: []netip.Addr{host(a)}, Worker: true}
+	peer := func(id string, addrs ...netip.Addr) pathprobe.Node { return pathprobe.Node{ID: id, Addrs: addrs} }
+	worker := func(a string) pathprobe.Node {
+		return pathprobe.Node{ID: "worker " + a, Addrs: []netip.Addr{host(a)}, Worker: true}
 	}
-	peers := []nft.Node{peer("192.0.2.1", host("192.0.2.1"), host("2001:db8::1")), peer("192.0.2.2", host("192.0.2.2"))}
+	peers := []pathprobe.Node{peer("192.0.2.1", host("192.0.2.1"), host("2001:db8::1")), peer("192.0.2.2", host("192.0.2.2"))}
 	cfg := loadWorker(t, at(host("192.0.2.1")), at(own), at(host("192.0.2.7")), netip.MustParseAddrPort("192.0.2.8:7443"), netip.MustParseAddrPort("[2001:db8::7]:6443"))
 	k := Known{Self: "w", Local: []netip.Addr{own}, Now: time.Unix(1000, 0)}
 	compute := func(cfg *configs.Config) State {
@@ -65,7 +65,7 @@ func TestNodesOfWorkers(t *testing.T) {
 		}
 	}
 	without := loadWorker(t, at(host("192.0.2.1")), at(host("192.0.2.7")))
-	if d := cmp.Diff([]nft.Node{peer("w")}, compute(without).Nodes, sameAddrs, whereTheyAre); d != "" {
+	if d := cmp.Diff([]pathprobe.Node{peer("w")}, compute(without).Nodes, sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	// It has lost its backend, and another worker, too. Both stay for a while.
@@ -80,18 +80,18 @@ func TestNodesOfWorkers(t *testing.T) {
 		t.Error(d)
 	}
 	k.Now = k.Now.Add(time.Second)
-	if d := cmp.Diff([]nft.Node{peer("w")}, compute(alone).Nodes, sameAddrs, whereTheyAre); d != "" {
+	if d := cmp.Diff([]pathprobe.Node{peer("w")}, compute(alone).Nodes, sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	// What the peers say of themselves goes before the file.
 	k.Before = State{}
 	k.List = &List{Nodes: []ListedNode{{"three", []netip.Addr{host("192.0.2.3")}}}}
-	if d := cmp.Diff([]nft.Node{peer("three", host("192.0.2.3")), peer("w", own), worker("192.0.2.1"), worker("192.0.2.7")}, compute(cfg).Nodes, sameAddrs, whereTheyAre); d != "" {
+	if d := cmp.Diff([]pathprobe.Node{peer("three", host("192.0.2.3")), peer("w", own), worker("192.0.2.1"), worker("192.0.2.7")}, compute(cfg).Nodes, sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	// Another data plane was asked for.
 	cfg.LoadBalancers[0].DataPlane = balancer.NFTables
-	if d := cmp.Diff([]nft.Node{peer("w")}, compute(cfg).Nodes, sameAddrs, whereTheyAre); d != "" {
+	if d := cmp.Diff([]pathprobe.Node{peer("w")}, compute(cfg).Nodes, sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 }

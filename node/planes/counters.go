@@ -10,6 +10,8 @@ import (
 	"appliance/balancer"
 	"appliance/ipvs"
 	"appliance/nft"
+	"appliance/nft/direct"
+	"appliance/nft/ruleset"
 )
 
 // readEvery is how old a kernel plane's counters may be. Everybody who looks
@@ -99,11 +101,11 @@ func countNAT(p balancer.Plane, k *nft.NAT) balancer.Plane {
 
 // countDirect counts what arrives at this node's own backends, and what clients
 // on this node send to others: connections only.
-func countDirect(p balancer.Plane, k *nft.Direct) balancer.Plane {
+func countDirect(p balancer.Plane, k *direct.DataPlane) balancer.Plane {
 	return &counted{Plane: p, read: counts(k.Stats), passed: k.PassedOver}
 }
 
-func counts(stats func() (nft.Stats, error)) func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+func counts(stats func() (ruleset.Stats, error)) func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
 	return func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
 		all, err := stats()
 		if err != nil {

@@ -20,6 +20,8 @@ import (
 	"appliance/ipvs"
 	"appliance/manifest"
 	"appliance/nft"
+	"appliance/nft/direct"
+	"appliance/pathprobe"
 )
 
 // Config is what the data planes of a node depend on.
@@ -27,10 +29,10 @@ type Config struct {
 	// Interfaces are those of the VIPs. Without VIPs, as on a worker that listens on addresses of its own, nothing is
 	// needed of the kernel.
 	Interfaces map[netip.Addr]string
-	// Self, Worker, Nodes, Secrets and Reached are for the direct data plane, see nft.ProberConfig.
+	// Self, Worker, Nodes, Secrets and Reached are for the direct data plane, see pathprobe.Config.
 	Self                   string
 	Worker                 bool
-	Nodes                  []nft.Node
+	Nodes                  []pathprobe.Node
 	Secrets, WorkerSecrets [][]byte
 	Reached                []netip.Addr
 	// Grouped nodes give connections back to the previous holder.
@@ -46,10 +48,10 @@ type Planes struct {
 	Silencer arp.Silencer     // nil without VIPs
 	// NFTables says that rules of ours are in nf_tables. Without it, the fields below are nil.
 	NFTables bool
-	Direct   *nft.Direct
-	Prober   *nft.EthernetProber
-	Refusals *nft.Refusals // of the kernel's planes that translate addresses
-	Handback *nft.Handback // nil unless Grouped
+	Direct   *direct.DataPlane
+	Prober   *pathprobe.EthernetProber
+	Refusals *nft.ResetMonitor   // of the kernel's planes that translate addresses
+	Handback *nft.PreviousHolder // nil unless Grouped
 
 	// process and kernel are what Close closes, in this order.
 	process, kernel []io.Closer
@@ -71,8 +73,8 @@ func Open(c Config) (*Planes, error) {
 		return userSpaceOnly(user, arp.NewSysctls(sysctls)), nil
 	}
 
-	silencer, redirector, masquerader := &nft.Silencer{}, &nft.Redirector{}, &nft.Masquerader{}
-	refuser, access := &nft.Refuser{}, &nft.Access{}
+	silencer, redirector, masquerader := &nft.ARPFilter{}, &nft.Redirector{}, &nft.IPVSMasquerade{}
+	refuser, access := &nft.Rejecter{}, &nft.ACL{}
 	virtual, err := ipvs.New(ipvs.Config{Masquerader: masquerader, Refuser: refuser, Sysctls: sysctls, Log: c.Log})
 	if err != nil {
 		return nil, err
@@ -80,18 +82,18 @@ func Open(c Config) (*Planes, error) {
 	nat := nft.NewNAT(sysctls)
 	user.Redirector = redirector
 	forwarder := forward.New(user)
-	refusals := nft.NewRefusals(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log)
-	prober := nft.NewProber(nft.ProberConfig{
-		Interfaces: c.Interfaces,
-		Nodes:      c.Nodes,
-		Self:       c.Self,
-		Worker:     c.Worker,
-		Keys:       c.Secrets,
-		WorkerKeys: c.WorkerSecrets,
-		Reached:    c.Reached,
-		Log:        c.Log,
+	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log)
+	prober := pathprobe.New(pathprobe.Config{
+		Interfaces:    c.Interfaces,
+		Nodes:         c.Nodes,
+		Self:          c.Self,
+		Worker:        c.Worker,
+		Keys:          c.Secrets,
+		WorkerKeys:    c.WorkerSecrets,
+		ProvedWorkers: c.Reached,
+		Log:           c.Log,
 	})
-	direct := nft.NewDirect(nft.DirectConfig{
+	direct := direct.New(direct.Config{
 		Interfaces: c.Interfaces,
 		Nodes:      c.Nodes,
 		Self:       c.Self,
@@ -102,8 +104,8 @@ func Open(c Config) (*Planes, error) {
 	p := &Planes{
 		List: []balancer.Plane{
 			countDirect(access.Guard(direct), direct),
-			countIPVS(access.Guard(refusals.Watch(virtual, nft.AgainByIPVS)), virtual),
-			countNAT(access.Guard(refusals.Watch(nat, nft.AgainByNAT)), nat),
+			countIPVS(access.Guard(refusals.Monitor(virtual, nft.RetryByIPVS)), virtual),
+			countNAT(access.Guard(refusals.Monitor(nat, nft.RetryByNAT)), nat),
 			forwarder,
 		},
 		Silencer: silence{silencer, arp.NewIgnoreOnly(sysctls), c.Log, new(sync.Once)},
@@ -113,7 +115,7 @@ func Open(c Config) (*Planes, error) {
 		kernel:  []io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer},
 	}
 	if c.Grouped {
-		p.Handback = &nft.Handback{}
+		p.Handback = &nft.PreviousHolder{}
 	}
 	return p, nil
 }
@@ -151,7 +153,7 @@ func sysctlRoot() string {
 // silence passes the wire's wishes on to nf_tables; the two rooms do not know each other. The belt keeps the kernel
 // from answering for the VIPs between somebody's `nft flush ruleset` and the repair.
 type silence struct {
-	*nft.Silencer
+	*nft.ARPFilter
 	belt *arp.Sysctls
 	log  *slog.Logger
 	said *sync.Once
@@ -161,11 +163,11 @@ func (s silence) Silence(ctx context.Context, set []arp.Silenced) (repaired int,
 	if _, err := s.belt.Silence(ctx, set); err != nil {
 		s.said.Do(func() { s.log.Debug("the rules alone keep the kernel silent", "reason", err) })
 	}
-	wanted := make([]nft.Silenced, len(set))
+	wanted := make([]nft.FilteredVIP, len(set))
 	for i, one := range set {
-		wanted[i] = nft.Silenced(one)
+		wanted[i] = nft.FilteredVIP(one)
 	}
-	return s.Silencer.Silence(ctx, wanted)
+	return s.ARPFilter.Apply(ctx, wanted)
 }
 
 // maxLoops bounds the threads that move connections in user space: one moves more than most networks carry.

@@ -1,0 +1,94 @@
+package direct
+
+import (
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"appliance/nft/ruleset"
+)
+
+// A family adds to an IPFamily what only this data plane looks at.
+type family struct{ ruleset.IPFamily }
+
+func (s service) family() family {
+	if s.frontend.Addr().Is4() {
+		return family{ruleset.IPv4()}
+	}
+	return family{ruleset.IPv6()}
+}
+
+// dscp is where a packet says how often it was handed on: in its DSCP, in code points
+// for local use, pool 2, xxxx11 (RFC 2474 section 6). Packets of a client that sends
+// these itself are handed on less often. The DSCP is in bits 8 to 13 of IPv4
+// (RFC 2474 section 3), and in bits 4 to 9 of IPv6 (RFC 8200 section 7).
+func (f family) dscp(n int) (mask, value []byte) {
+	shift := 2
+	if f.Proto == unix.NFPROTO_IPV6 {
+		shift = 6
+	}
+	return binaryutil.BigEndian.PutUint16(0x3f << shift), binaryutil.BigEndian.PutUint16(uint16(n<<2|3) << shift)
+}
+
+// handedOn matches packets that were handed on n times.
+func (f family) handedOn(n int) []expr.Any {
+	mask, value := f.dscp(n)
+	return []expr.Any{
+		ruleset.LoadNetwork(reg1, 0, 2),
+		ruleset.Mask(mask, []byte{0, 0}),
+		ruleset.Equal(reg1, value...),
+	}
+}
+
+func (f family) markHandedOn(n int) []expr.Any {
+	mask, value := f.dscp(n)
+	for i := range mask {
+		mask[i] = ^mask[i]
+	}
+	return []expr.Any{
+		ruleset.LoadNetwork(reg1, 0, 2),
+		ruleset.Mask(mask, value),
+		f.writeHeader(0),
+	}
+}
+
+// A sealValue marks packets that were handed on: their sender is a node, even if
+// nobody knows its new MAC address yet. Taken for a client's, such a packet would
+// begin its round again, with a count that is used up, and end at a node that does
+// not know the connection. The seal is in a field that receivers ignore: the ID of
+// an IPv4 packet that must not be fragmented, as those handed on are (RFC 6864
+// section 4.1), and the second half of IPv6's flow label (RFC 8200 section 3). One
+// client's packet in 65,536 has it by chance, and begins its round at the holder.
+const sealValue = 0x6170
+
+func (f family) sealOffset() uint32 {
+	if f.Proto == unix.NFPROTO_IPV6 {
+		return 2
+	}
+	return 4
+}
+
+// sealed compares the field of the seal with it.
+func (f family) sealed(op expr.CmpOp) []expr.Any {
+	return []expr.Any{
+		ruleset.LoadNetwork(reg1, f.sealOffset(), 2),
+		&expr.Cmp{Op: op, Register: reg1, Data: binaryutil.BigEndian.PutUint16(sealValue)},
+	}
+}
+
+func (f family) seal() []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: reg1, Data: binaryutil.BigEndian.PutUint16(sealValue)},
+		f.writeHeader(f.sealOffset()),
+	}
+}
+
+// writeHeader writes two bytes of reg1 into the IP header.
+func (f family) writeHeader(offset uint32) *expr.Payload {
+	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1,
+		Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 2}
+	if f.Proto == unix.NFPROTO_IPV4 {
+		write.CsumType, write.CsumOffset = expr.CsumTypeInet, 10 // RFC 791 section 3.1
+	}
+	return write
+}

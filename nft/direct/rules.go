@@ -1,0 +1,223 @@
+package direct
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
+	"appliance/balancer"
+	"appliance/neighbours"
+	"appliance/nft/ruleset"
+)
+
+const (
+	// ingressPriority is before the filters that others have on an interface (0):
+	// these drop or change packets at the chosen server.
+	ingressPriority nftables.ChainPriority = -300
+	// arrivalPriority is raw: before conntrack (-200), which must not see
+	// connections of other nodes.
+	arrivalPriority nftables.ChainPriority = -300
+
+	// prioritySteps is how many priorities the chains go through when they are
+	// replaced. The last one is still before conntrack.
+	prioritySteps nftables.ChainPriority = 64
+
+	// slotSeed is part of the hash that all nodes agree on.
+	slotSeed = 0x61706c31
+
+	// nodesSet is the set of the MAC addresses of the nodes.
+	nodesSet = "fellows"
+)
+
+// A hop is a backend as this node reaches it.
+type hop struct {
+	addr netip.AddrPort
+	mac  [6]byte
+	self bool
+}
+
+// A service is one service with everything that its rules need.
+type service struct {
+	frontend netip.AddrPort
+	link     neighbours.Link
+	slots    []slot
+	// preference is what the slots were made from.
+	preference preference
+	// reject says that nobody gets new connections.
+	reject bool
+	hops   map[netip.AddrPort]hop
+	// position is where this node is in the order of addresses, even without a
+	// backend.
+	position netip.AddrPort
+}
+
+// A rulePlan is all that the plane puts into the kernel.
+type rulePlan struct {
+	links    []neighbours.Link
+	nodeMACs [][6]byte
+	services []service
+	// passedOver says why backends in rotation get no new connections.
+	passedOver map[balancer.Target]string
+	// handsTo are the nodes to which packets for a frontend are handed on.
+	handsTo map[netip.AddrPort]map[string]bool
+	// nat says that clients on this node may be translated to other nodes.
+	nat bool
+}
+
+// self is the service's backend on this node, if there is one.
+func (s service) self() (hop, bool) {
+	for _, h := range s.hops {
+		if h.self {
+			return h, true
+		}
+	}
+	return hop{}, false
+}
+
+// others are the backends on other nodes, sorted by address.
+func (s service) others() []hop {
+	var hs []hop
+	for _, h := range s.hops {
+		if !h.self {
+			hs = append(hs, h)
+		}
+	}
+	slices.SortFunc(hs, func(a, b hop) int { return a.addr.Compare(b.addr) })
+	return hs
+}
+
+// ingress is the table of the netdev family. It moves a client's packet to the node
+// that owns its slot, without a look at any state.
+func (p rulePlan) ingress() ruleset.Table {
+	t := ruleset.Table{Family: nftables.TableFamilyNetdev, Name: ruleset.DirectTable}
+	t.Sets = append(t.Sets, p.nodeSet())
+	for _, l := range p.links {
+		c := ruleset.Chain{Name: "ingress_" + ruleset.LinkName(l.Name), Hook: &ruleset.BaseHook{
+			Kind:     nftables.ChainTypeFilter,
+			Num:      *nftables.ChainHookIngress,
+			Priority: ingressPriority, Steps: prioritySteps,
+			Device: l.Name,
+		}}
+		c.Rules = append(c.Rules,
+			ruleset.NewRule("flooded or tapped, for another host", notToThisHost(), accept()),
+			ruleset.NewRule("a path probe has been seen by its socket", pathProbe(), ruleset.Verdict(expr.VerdictDrop)),
+			ruleset.NewRule("forwarded by another node already", fromNode(false), accept()),
+		)
+		for _, s := range p.services {
+			if s.link.Name != l.Name {
+				continue
+			}
+			c.Rules = append(c.Rules,
+				ruleset.NewRule("clients of "+s.frontend.String(), s.unfragmented(), s.toFrontend(),
+					ruleset.Goto("slot_"+ruleset.NameOf(s.frontend))),
+				ruleset.NewRule("path MTU of clients of "+s.frontend.String(), s.errorAbout(),
+					ruleset.Goto("error_"+ruleset.NameOf(s.frontend))),
+			)
+		}
+		t.Chains = append(t.Chains, c)
+	}
+	for _, s := range p.services {
+		s.addIngress(&t)
+	}
+	return t
+}
+
+func (s service) addIngress(t *ruleset.Table) {
+	f, n := s.family(), ruleset.NameOf(s.frontend)
+	slots := ruleset.Chain{Name: "slot_" + n}
+	if s.reject {
+		slots.Add("no backend takes new connections", ruleset.SYN(),
+			[]expr.Any{ruleset.Reset()})
+	}
+	if len(s.hops) == 0 {
+		slots.Add("no backend has open connections", []expr.Any{ruleset.Reset()})
+	}
+	errs := ruleset.Chain{Name: "error_" + n}
+	if len(s.hops) > 0 {
+		slots.Rules = append(slots.Rules,
+			ruleset.NewRule("handed on by a node that has a new card", f.sealed(expr.CmpOpEq),
+				accept()),
+			ruleset.NewRule("to the owner of the slot", f.SrcAddrPort(), s.lookup("slots_"+n)),
+		)
+		errs.Add("to the owner of the slot", f.quotedClient(), s.lookup("slots_"+n))
+		s.addSlots(t, "slots_"+n, func(slot slot) (expr.Verdict, bool) {
+			h := s.hops[slot.target()]
+			if h.self {
+				return expr.Verdict{Kind: expr.VerdictAccept}, true
+			}
+			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "to_" + n + "_" + ruleset.NameOf(h.addr)}, true
+		})
+	}
+	// A packet that gets here was in a table while that was replaced. A lost packet
+	// is sent again; a packet that reaches the wrong server is answered by a reset.
+	slots.Add("never to the wrong server", ruleset.Verdict(expr.VerdictDrop))
+	t.Chains = append(t.Chains, slots, errs)
+	for _, h := range s.others() {
+		// The source becomes this node's: switches keep seeing the client where it
+		// is, and the receiver sees that the packet has been forwarded.
+		t.Chains = append(t.Chains, ruleset.Chain{Name: "to_" + n + "_" + ruleset.NameOf(h.addr),
+			Rules: []ruleset.Rule{ruleset.NewRule("out again, to "+net.HardwareAddr(h.mac[:]).String(), []expr.Any{
+				&expr.Immediate{Register: reg1, Data: append(slices.Clone(h.mac[:]), s.link.MAC[:]...)},
+				&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseLLHeader,
+					Offset: 0, Len: 12},
+				&expr.Immediate{Register: reg1, Data: ruleset.Native(s.link.Index)},
+				&expr.Dup{RegDev: reg1, IsRegDevSet: true},
+				&expr.Verdict{Kind: expr.VerdictDrop},
+			})}})
+	}
+}
+
+// arrival is the table of one IP family. A packet that arrives here and belongs to
+// another node goes on from here; see next. The table also serves clients on this
+// node itself; while the node's own backends are in rotation, the kernel does this
+// without a rule.
+func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
+	t := ruleset.Table{Family: nftables.TableFamily(f.Proto), Name: ruleset.DirectTable}
+	t.Sets = append(t.Sets, p.nodeSet())
+	arrive := ruleset.Chain{Name: "arrive", Hook: &ruleset.BaseHook{
+		Kind: nftables.ChainTypeFilter, Num: *nftables.ChainHookPrerouting, Priority: arrivalPriority, Steps: prioritySteps,
+	}}
+	var services []service
+	for _, s := range p.services {
+		if f.Has(s.frontend.Addr()) {
+			services = append(services, s)
+		}
+	}
+	for _, s := range services {
+		arrive.Add("arrived for "+s.frontend.String(), s.fromLink(expr.CmpOpEq),
+			s.toFrontend(), ruleset.Goto("have_"+ruleset.NameOf(s.frontend)))
+	}
+	for _, s := range services {
+		if self, ok := s.localBackend(); ok && !p.nat {
+			arrive.Add("clients here of "+s.frontend.String(),
+				s.fromLink(expr.CmpOpNeq), s.toFrontend(), ruleset.SYN(), s.count(&t, self))
+		}
+	}
+	t.Chains = append(t.Chains, arrive)
+	for _, s := range services {
+		s.addArrival(&t)
+	}
+	if p.nat {
+		addLocalClients(&t, f, services)
+	}
+	return t
+}
+
+// target is where a packet of the slot goes first.
+func (s slot) target() netip.AddrPort {
+	if !s.owner.IsValid() && len(s.ring) > 0 {
+		return s.ring[0]
+	}
+	return s.owner
+}
+
+func (p rulePlan) nodeSet() ruleset.Set {
+	s := ruleset.Set{Name: nodesSet, Key: nftables.TypeEtherAddr}
+	for _, mac := range p.nodeMACs {
+		s.Elements = append(s.Elements, nftables.SetElement{Key: slices.Clone(mac[:])})
+	}
+	return s
+}

@@ -1,0 +1,151 @@
+package pathprobe
+
+import (
+	"crypto/rand"
+	"log/slog"
+	"net/netip"
+)
+
+// maxLost is how many probes in a row must be lost to end a proof. One alone may
+// get lost.
+const maxLost = 3
+
+type pathID struct {
+	frontend netip.AddrPort
+	node     string
+}
+
+// A pathState is what is known of one path. Its states and transitions:
+//
+//	state         ready answer  other answer  control answer only  nothing        leave notice
+//	PathNoAnswer  PathProved    PathUnready   PathFiltered (2nd)   –              –
+//	PathProved    PathProved    PathUnready   PathFiltered (3rd)   NoAnswer (3rd) PathNoAnswer
+//	PathUnready   PathProved    PathUnready   PathFiltered (3rd)   NoAnswer (3rd) PathNoAnswer
+//	PathFiltered  PathProved    PathUnready   –                    –              –
+//
+// An answer to the path probe counts at once, the last columns at the end of a
+// round; (2nd) and (3rd) are rounds in a row. A filtered path stays filtered while
+// the node is away.
+type pathState struct {
+	path    Path
+	nonces  [2]nonce // of the last round, by kindControl and kindPath
+	heard   [2]bool  // which of them came back
+	sent    bool     // the round is not closed
+	knowsUs bool     // by the node's last word, its rules know this node
+	lost    int      // rounds in a row with an answer to the control probe only
+	silent  int      // rounds in a row without any answer
+}
+
+// begin starts a round.
+func (s *pathState) begin() [2]nonce {
+	for i := range s.nonces {
+		rand.Read(s.nonces[i][:])
+	}
+	s.heard, s.sent = [2]bool{}, true
+	return s.nonces
+}
+
+// answer takes an answer to a probe of this kind, and returns false if it is none
+// of the last round.
+func (s *pathState) answer(kind, word probeKind, n nonce) bool {
+	if n != s.nonces[kind] {
+		return false
+	}
+	s.heard[kind] = true
+	s.knowsUs = word != kindUnknown
+	if kind == kindPath {
+		s.path = PathUnready
+		if word == kindReady {
+			s.path = PathProved
+		}
+	}
+	return true
+}
+
+// leave takes a leave notice.
+func (s *pathState) leave() {
+	if s.path == PathProved || s.path == PathUnready {
+		s.path, s.sent = PathNoAnswer, false
+	}
+	s.knowsUs = false
+}
+
+// end closes the round.
+func (s *pathState) end() {
+	if !s.sent {
+		return
+	}
+	s.sent = false
+	switch {
+	case s.heard[kindPath]:
+		s.lost, s.silent = 0, 0
+	case s.heard[kindControl]:
+		s.silent = 0
+		if s.lost++; s.lost >= maxLost || s.path == PathNoAnswer && s.lost > 1 {
+			s.path = PathFiltered
+		}
+	default:
+		if s.silent++; s.silent >= maxLost {
+			if s.path != PathFiltered {
+				s.path = PathNoAnswer
+			}
+			s.lost, s.knowsUs = 0, false
+		}
+	}
+}
+
+// A pathTable holds all paths. It is not safe for concurrent use.
+type pathTable struct {
+	states map[pathID]*pathState
+	logged map[string]Path // what the log says of each node
+	log    *slog.Logger
+}
+
+// of is the state of a path; a path that was never probed has the first one.
+func (t *pathTable) of(id pathID) *pathState {
+	s := t.states[id]
+	if s == nil {
+		s = &pathState{}
+		t.states[id] = s
+	}
+	return s
+}
+
+// change lets f change a state, logs what has become of the path, and says whether
+// it is another.
+func (t *pathTable) change(id pathID, s *pathState, f func()) bool {
+	was := s.path
+	f()
+	if s.path != was {
+		t.report(id, s.path)
+	}
+	return s.path != was
+}
+
+// end closes the round of all paths, and says whether any has changed.
+func (t *pathTable) end() (changed bool) {
+	for id, s := range t.states {
+		changed = t.change(id, s, s.end) || changed
+	}
+	return changed
+}
+
+// report logs what has become of a node, once for all its frontends.
+func (t *pathTable) report(id pathID, path Path) {
+	if t.logged[id.node] == path {
+		return
+	}
+	t.logged[id.node] = path
+	log, text := t.log.Info, ""
+	switch path {
+	case PathProved:
+		text = "the network carries clients' packets"
+	case PathFiltered:
+		log, text = t.log.Warn, "the network filters clients' packets"
+	case PathUnready:
+		text = "a node does not take clients' packets yet"
+	case PathNoAnswer:
+		log, text = t.log.Warn, "a node does not answer path probes"
+	}
+	log(text, "frontend", id.frontend, "node", id.node)
+}

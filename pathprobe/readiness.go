@@ -1,0 +1,63 @@
+package pathprobe
+
+import (
+	"maps"
+	"net/netip"
+	"time"
+)
+
+// meetingRounds is how many rounds a node that has just got the VIPs waits until
+// the others know it, and it knows them. A node that is not known by then is down,
+// or has no contact with the group.
+const meetingRounds = 3
+
+// A readiness is what this node tells others of itself. It is not safe for
+// concurrent use.
+//
+//	state    begins with               its answer to a node that the rules know
+//	closed   New                       not ready; unknown while there are no rules
+//	meeting  Open                      not ready, if there are rules
+//	open     all met, or three rounds  ready; a worker only for what its rules serve
+//
+// A node that is not in the rules is told that it is unknown. A peer that serves
+// with another data plane has no rules, and its answer is ready as soon as it has
+// the VIPs: there are no rules that could harm.
+type readiness struct {
+	opened    time.Time // zero: closed
+	met       bool      // open; it never becomes false again
+	announced bool      // the others know what this node says now
+	known     map[string]bool
+	handsTo   map[netip.AddrPort]map[string]bool
+}
+
+// inForce sets what the rules have, and says whether that is new.
+func (r *readiness) inForce(known map[string]bool, handsTo map[netip.AddrPort]map[string]bool) bool {
+	if (r.known == nil) == (known == nil) && maps.Equal(r.known, known) && maps.EqualFunc(r.handsTo, handsTo, maps.Equal) {
+		return false
+	}
+	r.known, r.handsTo = known, handsTo
+	return true
+}
+
+// answer is the word for a node that asks about a frontend. isWorker says that
+// this node is a worker; hasMet is asked only while the node is meeting others.
+func (r *readiness) answer(node string, frontend netip.AddrPort, isWorker bool, patience time.Duration,
+	hasMet func() bool) probeKind {
+	rules, closed := r.known != nil, r.opened.IsZero()
+	switch {
+	case rules && !r.known[node], !rules && closed:
+		return kindUnknown
+	case closed:
+		return kindNotReady
+	}
+	if rules && !r.met {
+		r.met = time.Since(r.opened) > patience || hasMet()
+		if !r.met {
+			return kindNotReady
+		}
+	}
+	if isWorker && r.handsTo[frontend] == nil {
+		return kindNotReady
+	}
+	return kindReady
+}

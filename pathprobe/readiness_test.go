@@ -1,0 +1,40 @@
+package pathprobe
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// The table at readiness.
+func TestReadiness(t *testing.T) {
+	f := netip.MustParseAddrPort("10.77.0.10:6443")
+	known := map[string]bool{"a": true}
+	now, long := time.Now(), time.Now().Add(-time.Hour)
+	for _, tt := range []struct {
+		what   string
+		r      readiness
+		node   string
+		worker bool
+		met    bool
+		want   probeKind
+	}{
+		{"neither VIPs nor rules", readiness{}, "a", false, true, kindUnknown},
+		{"VIPs without rules", readiness{opened: now}, "a", false, false, kindReady},
+		{"rules without VIPs", readiness{known: known}, "a", false, true, kindNotReady},
+		{"the asker is not in the rules", readiness{opened: now, known: known}, "b", false, true, kindUnknown},
+		{"the asker is no node", readiness{opened: now, known: known}, "", false, true, kindUnknown},
+		{"others are not met", readiness{opened: now, known: known}, "a", false, false, kindNotReady},
+		{"all are met", readiness{opened: now, known: known}, "a", false, true, kindReady},
+		{"others were not met in time", readiness{opened: long, known: known}, "a", false, false, kindReady},
+		{"all were met once", readiness{opened: now, known: known, met: true}, "a", false, false, kindReady},
+		{"a worker that does not serve it", readiness{opened: now, known: known}, "a", true, true, kindNotReady},
+		{"a worker with another plane", readiness{opened: now}, "a", true, true, kindNotReady},
+		{"a worker that serves it", readiness{opened: now, known: known, handsTo: map[netip.AddrPort]map[string]bool{f: {}}},
+			"a", true, true, kindReady},
+	} {
+		if got := tt.r.answer(tt.node, f, tt.worker, time.Minute, func() bool { return tt.met }); got != tt.want {
+			t.Errorf("%s: the answer is %d, want %d", tt.what, got, tt.want)
+		}
+	}
+}

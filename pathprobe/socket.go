@@ -1,0 +1,151 @@
+package pathprobe
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"appliance/neighbours"
+)
+
+// A probeSocket sees the probes on one interface, as long as that exists.
+type probeSocket struct {
+	link neighbours.Link
+	conn *packet.Conn
+}
+
+// listen opens a socket on every interface that has none, or that is another
+// interface now. A node that is alone listens on none.
+func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Group, changed func()) error {
+	p.mu.Lock()
+	alone := len(p.nodes) < 2
+	p.mu.Unlock()
+	var errs []error
+	for _, name := range slices.Compact(slices.Sorted(maps.Values(p.cfg.Interfaces))) {
+		l, err := neighbours.ReadLink(name)
+		have, open := sockets[name]
+		if open && (alone || err != nil || have.link != l) {
+			have.conn.Close()
+			delete(sockets, name)
+			open = false
+		}
+		if err != nil && !alone {
+			errs = append(errs, err)
+		}
+		if err != nil || open || alone {
+			continue
+		}
+		filter, err := probeFilter()
+		if err != nil {
+			return err
+		}
+		conn, err := packet.Listen(&net.Interface{Index: int(l.Index), Name: name, MTU: 1500, HardwareAddr: l.MAC[:]},
+			packet.Raw, unix.ETH_P_ALL, &packet.Config{Filter: filter})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("packet socket on %s: %w; give the container the capability NET_RAW", name, err))
+			continue
+		}
+		ignoreOutgoing(conn)
+		s := probeSocket{l, conn}
+		sockets[name] = s
+		g.Go(func() error {
+			p.receive(s, changed)
+			return nil
+		})
+	}
+	return errors.Join(errs...)
+}
+
+// ignoreOutgoing spares the kernel a copy of each packet that it sends, which the
+// filter would drop. Linux before 4.20 makes the copies.
+func ignoreOutgoing(conn *packet.Conn) {
+	if raw, err := conn.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+		})
+	}
+}
+
+// write signs a probe and sends it to a MAC address, if there is a key for the
+// node. A probe that is lost here is like one that is lost on the way.
+func (p *EthernetProber) write(s probeSocket, m probe, mac [6]byte, isWorker bool) {
+	if key, ok := p.keys.to(m.to, isWorker); ok {
+		_, _ = s.conn.WriteTo(m.frame(s.link.MAC, mac, key[:]), &packet.Addr{HardwareAddr: mac[:]})
+	}
+}
+
+// send sends a probe.
+func (p *EthernetProber) send(o outgoing) {
+	m := probe{
+		kind: o.kind, nonce: o.nonce, from: o.own, to: o.its, frontend: o.frontend,
+		src: netip.AddrPortFrom(o.own, probePort), dst: netip.AddrPortFrom(o.its, probePort),
+	}
+	if o.kind == kindPath {
+		m.src, m.dst = madeUpClient(o.frontend.Addr(), o.nonce), o.frontend
+	}
+	p.write(o.sock, m, o.mac, o.isWorker)
+}
+
+// receive takes probes until the socket is closed or its interface is gone.
+func (p *EthernetProber) receive(s probeSocket, changed func()) {
+	buf := make([]byte, 2048)
+	cards := make(map[netip.Addr][6]byte)
+	isWorker := func(addr netip.Addr) bool {
+		n, _ := p.nodeAt(addr)
+		return n.Worker
+	}
+	for {
+		n, _, err := s.conn.ReadFrom(buf)
+		if errors.Is(err, unix.ENETDOWN) {
+			continue // once, when the link goes down; it may come up again
+		}
+		if err != nil {
+			return
+		}
+		m, mac, ok := p.keys.verify(buf[:n], isWorker)
+		if !ok {
+			continue
+		}
+		if self, _ := p.nodeAt(m.to); self.ID != p.cfg.Self || p.cfg.Interfaces[m.frontend.Addr()] != s.link.Name {
+			continue // our own on its way out, handed on, or for a VIP of another interface
+		}
+		if m.kind == kindControl && cards[m.from] != mac {
+			select {
+			case p.moved <- sender{s.link, m.from, mac}:
+				cards[m.from] = mac
+			default: // the next probe will do
+			}
+		}
+		p.noteSender(m.from)
+		switch m.kind {
+		case kindControl, kindPath:
+			p.write(s, probe{
+				kind: p.answerTo(m), nonce: m.nonce, from: m.to, to: m.from, frontend: m.frontend,
+				src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
+			}, mac, isWorker(m.from))
+		case kindAskAgain:
+			p.Hurry()
+		default:
+			if p.hear(m) {
+				changed()
+			}
+		}
+	}
+}
+
+// noteSender has a machine called at once that has sent something and has no
+// proof.
+func (p *EthernetProber) noteSender(addr netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n, ok := NodeAt(p.nodes, addr); ok && p.workers.heard(n) {
+		p.Hurry()
+	}
+}

@@ -122,8 +122,7 @@ func aclTable(services []balancer.Service) ruleset.Table {
 			}
 			for _, p := range h.Allow {
 				if f.Has(p.Addr()) {
-					c.Add(p.String()+" is allowed", fromPrefix(f, p),
-						ruleset.Verdict(expr.VerdictAccept))
+					c.Add(p.String()+" is allowed", fromPrefix(f, p), ruleset.Verdict(expr.VerdictAccept))
 				}
 			}
 			if len(h.Allow) > 0 {

@@ -111,7 +111,8 @@ func TestACL(t *testing.T) {
 func TestGuardRejectsWhatNeedsUserSpace(t *testing.T) {
 	needRoot(t)
 	var a ACL
-	lb := balancer.LoadBalancer{Name: "lb", ConnOptions: balancer.ConnOptions{RequireTLS: time.Second, Persistence: time.Minute}}
+	lb := balancer.LoadBalancer{Name: "lb"}
+	lb.ConnOptions = balancer.ConnOptions{RequireTLS: time.Second, Persistence: time.Minute}
 	err := a.Guard(&plain{}).Usable(context.Background(), lb)
 	if err == nil || !strings.Contains(err.Error(), "needs user space: persistence, requireTLS; set dataPlane") {
 		t.Errorf("error is %v", err)

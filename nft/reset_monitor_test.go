@@ -163,7 +163,8 @@ func TestRefusalsAreReportedAgain(t *testing.T) {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	if first, second := reported[1].Sub(reported[0]), reported[2].Sub(reported[1]); first < minWait/2 || second < minWait*3/2 {
+	first, second := reported[1].Sub(reported[0]), reported[2].Sub(reported[1])
+	if first < minWait/2 || second < minWait*3/2 {
 		t.Errorf("reported again after %v and after %v", first, second)
 	}
 }

@@ -89,8 +89,7 @@ func resetTable(f ruleset.IPFamily, services []monitoredService) ruleset.Table {
 		}
 		t.Sets = append(t.Sets, servers)
 		t.Chains = append(t.Chains, ruleset.Chain{Name: by, Rules: []ruleset.Rule{
-			ruleset.NewRule(s.LoadBalancer, f.SrcAddrPort(), []expr.Any{ruleset.InMap(by, ruleset.RegVerdict)}),
-		}})
+			ruleset.NewRule(s.LoadBalancer, f.SrcAddrPort(), []expr.Any{ruleset.InMap(by, ruleset.RegVerdict)})}})
 		if s.rewritesLate() {
 			q := s.retryQuota(netip.AddrPort{})
 			t.Quotas = append(t.Quotas, retryQuotaOf(f, q))

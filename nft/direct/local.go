@@ -77,8 +77,7 @@ func addLocalClients(t *ruleset.Table, f ruleset.IPFamily, services []service) {
 		n := ruleset.NameOf(s.frontend)
 		why := "clients here of " + s.frontend.String()
 		out.Add(why, s.toFrontend(), ruleset.SYN(), ruleset.Goto("local_"+n))
-		in.Add(why, s.fromLink(expr.CmpOpNeq), s.toFrontend(), ruleset.SYN(),
-			ruleset.Goto("local_"+n))
+		in.Add(why, s.fromLink(expr.CmpOpNeq), s.toFrontend(), ruleset.SYN(), ruleset.Goto("local_"+n))
 		// The client's source is the VIP itself, which the backend has, too.
 		post.Add("answers of "+s.frontend.String()+" come back this way",
 			f.OriginallyTo(), []expr.Any{
@@ -97,8 +96,7 @@ func addLocalClients(t *ruleset.Table, f ruleset.IPFamily, services []service) {
 		case s.reject:
 			local.Add("no backend takes new connections", []expr.Any{ruleset.Reset()})
 		case here:
-			local.Add("its own backend is here", s.count(t, self),
-				accept())
+			local.Add("its own backend is here", s.count(t, self), accept())
 		default:
 			local.Add("to another node's backend", []expr.Any{
 				&expr.Numgen{Register: reg1, Modulus: uint32(len(s.slots)), Type: unix.NFT_NG_RANDOM},

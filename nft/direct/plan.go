@@ -149,7 +149,7 @@ func (d *DataPlane) node(addr netip.Addr) (pathprobe.Node, bool) {
 	return pathprobe.NodeAt(*d.nodes.Load(), addr)
 }
 
-func (d *DataPlane) hasBackend(n pathprobe.Node, f netip.AddrPort, lb balancer.LoadBalancer) bool {
+func hasBackend(n pathprobe.Node, f netip.AddrPort, lb balancer.LoadBalancer) bool {
 	return slices.ContainsFunc(lb.Backends, func(b balancer.Backend) bool {
 		return b.Addr.Addr().Is4() == f.Addr().Is4() && slices.Contains(n.Addrs, b.Addr.Addr())
 	})

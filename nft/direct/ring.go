@@ -81,13 +81,11 @@ func (s service) addArrival(t *ruleset.Table) {
 	have := ruleset.Chain{Name: "have_" + n, Rules: []ruleset.Rule{
 		// A listener on this address only hides whether the connection exists. Then
 		// this node keeps what it gets.
-		ruleset.NewRule("the connection is open here", socket(expr.SocketKeyWildcard), equals(0),
-			accept()),
+		ruleset.NewRule("the connection is open here", socket(expr.SocketKeyWildcard), equals(0), accept()),
 		ruleset.NewRule("only the listener is here", socket(expr.SocketKeyWildcard), equals(1), ruleset.Goto("lack_"+n)),
 		// Neither rule matches a handshake, or a closed connection in TIME-WAIT
 		// (RFC 9293).
-		ruleset.NewRule("the connection begins or ends here", socket(expr.SocketKeyTransparent),
-			accept()),
+		ruleset.NewRule("the connection begins or ends here", socket(expr.SocketKeyTransparent), accept()),
 		// There is no listener either: the server has ended, or is about to start, and
 		// the checks do not know it yet.
 		ruleset.NewRule("nobody is here", ruleset.Goto("absent_"+n)),
@@ -120,25 +118,19 @@ func (s service) addArrival(t *ruleset.Table) {
 	if isBackend {
 		count = s.count(t, self)
 	}
-	lack.Rules = append(lack.Rules,
-		ruleset.NewRule("a new connection is for this node", ruleset.SYN(), count, accept()),
-		ruleset.NewRule("an open one is not", ruleset.Goto(onward.Name)),
-	)
+	lack.Add("a new connection is for this node", ruleset.SYN(), count, accept())
+	lack.Add("an open one is not", ruleset.Goto(onward.Name))
 	absent.Add("new or open, for somebody else", ruleset.Goto(onward.Name))
 	// A node that knows more backends may have counted further.
 	for n := s.handOns() + 1; n <= maxHandOns; n++ {
-		onward.Add("everybody has been asked", f.handedOn(n),
-			accept())
+		onward.Add("everybody has been asked", f.handedOn(n), accept())
 	}
 	if owners {
-		onward.Add("at last to the owner of the slot", f.handedOn(s.handOns()),
-			f.SrcAddrPort(), s.lookup("owner_"+n))
+		onward.Add("at last to the owner of the slot", f.handedOn(s.handOns()), f.SrcAddrPort(), s.lookup("owner_"+n))
 	}
-	onward.Add("who owns the slot is here", f.handedOn(s.handOns()),
-		accept())
+	onward.Add("who owns the slot is here", f.handedOn(s.handOns()), accept())
 	if h, ok := s.hops[s.following()]; ok && s.byAddress() {
-		onward.Add("on its round, by address", f.sealed(expr.CmpOpEq),
-			ruleset.Goto("hand_"+n+"_"+ruleset.NameOf(h.addr)))
+		onward.Add("on its round, by address", f.sealed(expr.CmpOpEq), ruleset.Goto("hand_"+n+"_"+ruleset.NameOf(h.addr)))
 	}
 	if first {
 		onward.Add("perhaps on the next", f.SrcAddrPort(), s.lookup("next_"+n))

@@ -101,21 +101,17 @@ func (p rulePlan) ingress() ruleset.Table {
 			Priority: ingressPriority, Steps: prioritySteps,
 			Device: l.Name,
 		}}
-		c.Rules = append(c.Rules,
-			ruleset.NewRule("flooded or tapped, for another host", notToThisHost(), accept()),
-			ruleset.NewRule("a path probe has been seen by its socket", pathProbe(), ruleset.Verdict(expr.VerdictDrop)),
-			ruleset.NewRule("forwarded by another node already", fromNode(false), accept()),
-		)
+		c.Add("flooded or tapped, for another host", notToThisHost(), accept())
+		c.Add("a path probe has been seen by its socket", pathProbe(), ruleset.Verdict(expr.VerdictDrop))
+		c.Add("forwarded by another node already", fromNode(false), accept())
 		for _, s := range p.services {
 			if s.link.Name != l.Name {
 				continue
 			}
-			c.Rules = append(c.Rules,
-				ruleset.NewRule("clients of "+s.frontend.String(), s.unfragmented(), s.toFrontend(),
-					ruleset.Goto("slot_"+ruleset.NameOf(s.frontend))),
-				ruleset.NewRule("path MTU of clients of "+s.frontend.String(), s.errorAbout(),
-					ruleset.Goto("error_"+ruleset.NameOf(s.frontend))),
-			)
+			c.Add("clients of "+s.frontend.String(), s.unfragmented(), s.toFrontend(),
+				ruleset.Goto("slot_"+ruleset.NameOf(s.frontend)))
+			c.Add("path MTU of clients of "+s.frontend.String(), s.errorAbout(),
+				ruleset.Goto("error_"+ruleset.NameOf(s.frontend)))
 		}
 		t.Chains = append(t.Chains, c)
 	}
@@ -129,19 +125,15 @@ func (s service) addIngress(t *ruleset.Table) {
 	f, n := s.family(), ruleset.NameOf(s.frontend)
 	slots := ruleset.Chain{Name: "slot_" + n}
 	if s.reject {
-		slots.Add("no backend takes new connections", ruleset.SYN(),
-			[]expr.Any{ruleset.Reset()})
+		slots.Add("no backend takes new connections", ruleset.SYN(), []expr.Any{ruleset.Reset()})
 	}
 	if len(s.hops) == 0 {
 		slots.Add("no backend has open connections", []expr.Any{ruleset.Reset()})
 	}
 	errs := ruleset.Chain{Name: "error_" + n}
 	if len(s.hops) > 0 {
-		slots.Rules = append(slots.Rules,
-			ruleset.NewRule("handed on by a node that has a new card", f.sealed(expr.CmpOpEq),
-				accept()),
-			ruleset.NewRule("to the owner of the slot", f.SrcAddrPort(), s.lookup("slots_"+n)),
-		)
+		slots.Add("handed on by a node that has a new card", f.sealed(expr.CmpOpEq), accept())
+		slots.Add("to the owner of the slot", f.SrcAddrPort(), s.lookup("slots_"+n))
 		errs.Add("to the owner of the slot", f.quotedClient(), s.lookup("slots_"+n))
 		s.addSlots(t, "slots_"+n, func(slot slot) (expr.Verdict, bool) {
 			h := s.hops[slot.target()]

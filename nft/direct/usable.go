@@ -3,6 +3,7 @@ package direct
 import (
 	"context"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -43,16 +44,27 @@ func (d *DataPlane) Usable(ctx context.Context, lb balancer.LoadBalancer) error 
 	if err := d.tryRules(now, lb); err != nil {
 		return err
 	}
-	for _, f := range lb.Frontends {
-		for _, n := range *d.nodes.Load() {
-			if n.ID != d.cfg.Self && d.hasBackend(n, f, lb) && d.path(f, n.ID) == pathprobe.PathFiltered {
-				return fmt.Errorf("the network does not carry packets of clients from this node to %s, though it carries ours: "+
-					"allow foreign source addresses on the port (address filter of the hypervisor or switch, port security, security "+
-					"group), or use another data plane", n)
-			}
+	for f, n := range d.others(lb) {
+		if d.path(f, n.ID) == pathprobe.PathFiltered {
+			return fmt.Errorf("the network does not carry packets of clients from this node to %s, though it carries ours: "+
+				"allow foreign source addresses on the port (address filter of the hypervisor or switch, "+
+				"port security, security group), or use another data plane", n)
 		}
 	}
 	return nil
+}
+
+// others are the other nodes that have a backend of lb, for each of its frontends.
+func (d *DataPlane) others(lb balancer.LoadBalancer) iter.Seq2[netip.AddrPort, pathprobe.Node] {
+	return func(yield func(netip.AddrPort, pathprobe.Node) bool) {
+		for _, f := range lb.Frontends {
+			for _, n := range *d.nodes.Load() {
+				if n.ID != d.cfg.Self && hasBackend(n, f, lb) && !yield(f, n) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // suitable checks what lb asks for, without a look at the host.
@@ -60,16 +72,16 @@ func (d *DataPlane) suitable(lb balancer.LoadBalancer) error {
 	switch lb.Scheduler {
 	case balancer.RoundRobin, balancer.WeightedRoundRobin, balancer.SourceHash, balancer.Random, "mh", "":
 	case balancer.LeastConn, balancer.WeightedLeastConn:
-		return fmt.Errorf("scheduler %s counts connections, and data plane direct knows none: use rr, wrr or sh, or another "+
-			"data plane", lb.Scheduler)
+		return fmt.Errorf("scheduler %s counts connections, and data plane direct knows none: "+
+			"use rr, wrr or sh, or another data plane", lb.Scheduler)
 	default:
-		return fmt.Errorf("data plane direct has no scheduler %s, it spreads by a hash: use rr, wrr or sh, or another data "+
-			"plane", lb.Scheduler)
+		return fmt.Errorf("data plane direct has no scheduler %s, it spreads by a hash: "+
+			"use rr, wrr or sh, or another data plane", lb.Scheduler)
 	}
 	for _, f := range lb.Frontends {
 		if _, ok := d.cfg.Interfaces[f.Addr()]; !ok {
-			return fmt.Errorf("frontend %v is not a VIP that is answered on an interface: data plane direct serves only those",
-				f)
+			return fmt.Errorf("frontend %v is not a VIP that is answered on an interface: "+
+				"data plane direct serves only those", f)
 		}
 		n, here := 0, false
 		for _, b := range lb.Backends {
@@ -78,23 +90,24 @@ func (d *DataPlane) suitable(lb balancer.LoadBalancer) error {
 			}
 			n++
 			if b.Addr.Port() != f.Port() {
-				return fmt.Errorf("backend %v has another port than %v, and data plane direct changes none: use the same, or "+
-					"another data plane", b, f)
+				return fmt.Errorf("backend %v has another port than %v, and data plane direct changes none: "+
+					"use the same, or another data plane", b, f)
 			}
 			node, ok := d.node(b.Addr.Addr())
 			here = here || ok && node.ID == d.cfg.Self
 			if !ok {
-				return fmt.Errorf("backend %v is at none of the peers' addresses, so data plane direct does not know that its "+
-					"node has the VIP: make the node a peer with that address among its addresses, or use another data plane", b)
+				return fmt.Errorf("backend %v is at none of the peers' addresses, so data plane direct does not know "+
+					"that its node has the VIP: "+
+					"make the node a peer with that address among its addresses, or use another data plane", b)
 			}
 		}
 		if n == 0 {
-			return fmt.Errorf("frontend %v has no backend of its own family, and data plane direct translates none: list "+
-				"backends by such addresses, or use another data plane", f)
+			return fmt.Errorf("frontend %v has no backend of its own family, and data plane direct translates none: "+
+				"list backends by such addresses, or use another data plane", f)
 		}
 		if d.cfg.Worker && !here && !d.hasLeaving(lb) {
-			return fmt.Errorf("this node is a worker and has none of the backends of %v, so no peer hands packets to it: use "+
-				"another data plane", f)
+			return fmt.Errorf("this node is a worker and has none of the backends of %v, so no peer hands packets to it: "+
+				"use another data plane", f)
 		}
 	}
 	return nil
@@ -110,8 +123,8 @@ func (d *DataPlane) onLink(now neighbours.View, f netip.AddrPort, lb balancer.Lo
 		return err
 	}
 	if why != "" {
-		return fmt.Errorf("nodes would not know each other's frames: %s; use a mode that keeps to one, such as "+
-			"active-backup or 802.3ad, or another data plane", why)
+		return fmt.Errorf("nodes would not know each other's frames: %s; "+
+			"use a mode that keeps to one, such as active-backup or 802.3ad, or another data plane", why)
 	}
 	for _, b := range lb.Backends {
 		if why := now.Off[neighbours.Location{Link: name, Addr: b.Addr.Addr()}]; why != "" {
@@ -140,14 +153,9 @@ func (d *DataPlane) awaitNetwork(ctx context.Context, lb balancer.LoadBalancer) 
 }
 
 func (d *DataPlane) isResolved(now neighbours.View, lb balancer.LoadBalancer) bool {
-	for _, f := range lb.Frontends {
-		for _, n := range *d.nodes.Load() {
-			if n.ID == d.cfg.Self || !d.hasBackend(n, f, lb) {
-				continue
-			}
-			if _, ok := now.MAC(d.cfg.Interfaces[f.Addr()], n.Addrs...); !ok || d.path(f, n.ID) == pathprobe.PathNoAnswer {
-				return false
-			}
+	for f, n := range d.others(lb) {
+		if _, ok := now.MAC(d.cfg.Interfaces[f.Addr()], n.Addrs...); !ok || d.path(f, n.ID) == pathprobe.PathNoAnswer {
+			return false
 		}
 	}
 	return true

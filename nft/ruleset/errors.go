@@ -43,4 +43,5 @@ var remedies = [...]struct {
 		"raise net.core.rmem_default, or use fewer load balancers"},
 }
 
-const notPermitted = "the kernel refuses changes of nf_tables: run as root, or give the container the capability NET_ADMIN"
+const notPermitted = "the kernel refuses changes of nf_tables: run as root, " +
+	"or give the container the capability NET_ADMIN"

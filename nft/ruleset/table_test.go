@@ -145,7 +145,7 @@ func TestDiff(t *testing.T) {
 		"other priority": {alter("base", func(c *kernelChain) { c.priority = 0 }), "hooked elsewhere"},
 		"rule gone":      {alter("base", func(c *kernelChain) { c.rules = c.rules[:1] }), "has 1 rules"},
 		"rule replaced":  {alter("base", func(c *kernelChain) { c.rules[1] = nil }), "rule 2"},
-		"rule of another process": {alter("other", func(c *kernelChain) { c.rules[0] = NewRule("c").comment("ba9876543210") }),
+		"another process' rule": {alter("other", func(c *kernelChain) { c.rules[0] = NewRule("c").comment("ba9876543210") }),
 			"rule 1"},
 		"set gone":     {func(h *kernelTable) { delete(h.sets, "s") }, "has 1 sets"},
 		"set renamed":  {func(h *kernelTable) { delete(h.sets, "s"); h.sets["x"] = 2 }, "set s"},

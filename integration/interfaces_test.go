@@ -70,7 +70,7 @@ func TestOtherInterfacesInVM(t *testing.T) {
 		tests []string
 	}{
 		{"arp", []string{"TestVLANAndBondAsInterface/VLAN", "TestVLANAndBondAsInterface/bond", "TestVLANBesideTheInterface"}},
-		{"nft", []string{"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond",
+		{"nft/direct", []string{"TestDirectOnOtherInterfaces/vlan", "TestDirectOnOtherInterfaces/bond",
 			"TestDirectOnOtherInterfaces/bridge_on_vlan_on_bond", "TestDirectRefusesBondsOfManyAddresses"}},
 		{"integration", []string{"TestGroupOnOtherInterfaces/VLAN_on_bond"}},
 	}

@@ -16,9 +16,9 @@ import (
 // PortConflicts returns an error that names the frontends which somebody else's rule translates already. Such a rule
 // names the address and the port. A rule for all addresses of the host is no conflict, since our rules come first.
 //
-// It understands rules as nft and iptables-nft make them, with subnets, ranges, negations, and the sets of nf_tables. It
-// sees neither rules of iptables-legacy, which the kernel keeps elsewhere, nor what is in an ipset, nor that a rule jumps
-// to a chain whose rules do not name the address.
+// It understands rules as nft and iptables-nft make them, with subnets, ranges, negations, and the sets of nf_tables.
+// It sees neither rules of iptables-legacy, which the kernel keeps elsewhere, nor what is in an ipset, nor that a
+// rule jumps to a chain whose rules do not name the address.
 func PortConflicts(frontends []netip.AddrPort) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {

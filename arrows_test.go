@@ -17,11 +17,18 @@ var arrows = map[string]struct {
 }{
 	"appliance/balancer":         {nil, "what is served imports none of our packages; it declares the small interfaces it needs"},
 	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
-	"appliance/raft":             {nil, "who holds is decided without knowing what for"},
-	"appliance/sysctl":           {nil, "a kernel parameter is set without knowing for whom"},
-	"appliance/arp":              {[]string{"appliance/sysctl"}, "the wire is told when it may answer, and never asks why"},
-	"appliance/segment":          {nil, "a segment is bytes; who sends it is unknown here"},
-	"appliance/neighbours":       {nil, "links and neighbours are read from the kernel, whoever asks"},
+	"appliance/raft": {
+		[]string{"appliance/raft/lease", "appliance/raft/notify"},
+		"who holds is decided without knowing what for",
+	},
+	"appliance/raft/lease": {
+		nil, "that no two peers answer at once is argued from what is in this package alone",
+	},
+	"appliance/raft/notify": {nil, "that something has changed is told without knowing what"},
+	"appliance/sysctl":      {nil, "a kernel parameter is set without knowing for whom"},
+	"appliance/arp":         {[]string{"appliance/sysctl"}, "the wire is told when it may answer, and never asks why"},
+	"appliance/segment":     {nil, "a segment is bytes; who sends it is unknown here"},
+	"appliance/neighbours":  {nil, "links and neighbours are read from the kernel, whoever asks"},
 	"appliance/pathprobe": {[]string{"appliance/neighbours", "appliance/segment"},
 		"a path is proved without knowing which rules wait for the proof"},
 	"appliance/nft": {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"appliance/raft/lease"
 )
 
 // childSpec is what a peer in a process of its own is told by its environment.
@@ -59,7 +61,7 @@ func child() int {
 		for ctx.Err() == nil {
 			// A frozen process proceeds here when it thaws; the time is taken before
 			// the question, so that an answer counts from the earliest moment that it may stand for.
-			at := boottime()
+			at := lease.Boottime()
 			if now := may(); now != said {
 				said = now
 				fmt.Println(map[bool]string{true: "may", false: "not"}[now], term, int64(at))
@@ -198,7 +200,7 @@ func TestFrozenHolderFallsSilent(t *testing.T) {
 		cmd.Process.Signal(syscall.SIGSTOP)
 		next := b.holder("b", "c")
 		term := b.nodes[next].Status().Term
-		took := int64(boottime())
+		took := int64(lease.Boottime())
 		cmd.Process.Signal(syscall.SIGCONT)
 		b.eventually("the thawed peer to follow", func() bool {
 			for _, p := range b.nodes[next].Status().Peers {

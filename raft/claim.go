@@ -35,7 +35,7 @@ func (g *Group) SetClaim(c Claim) {
 	g.claim = c
 	g.mu.Unlock()
 	if changed {
-		g.change.fire()
+		g.change.Fire()
 	}
 }
 

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/lease"
 )
 
 // testdata/v1 is what the first version says and stores. Later versions have
@@ -55,9 +57,9 @@ func goldenMessages() map[string]any {
 			},
 			Datagrams: []byte("0123456789abcdef0123456789abcdef"),
 		},
-		"reply/account": &reply{Account: &account{
+		"reply/account": &reply{Account: &lease.Account{
 			Term: 3, Lived: time.Minute, Lease: 45 * time.Millisecond, Dead: map[string]uint64{"w": 2},
-			Granted: []grantAge{{To: "b", Term: 3, Age: 20 * time.Millisecond}},
+			Granted: []lease.GrantAge{{To: "b", Term: 3, Age: 20 * time.Millisecond}},
 		}},
 		"reply/feed": &reply{Feed: &feed{
 			Version: "0011223344556677", Cluster: "CLUSTER", Index: 17, Data: json.RawMessage(`{"format":1}`),

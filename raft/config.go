@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"appliance/raft/lease"
 )
 
 // DefaultHeartbeat is the time without a word from the leader after which a
@@ -79,7 +81,7 @@ type Config struct {
 
 	dial    func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) // tests cut connections here,
 	packets func(bind netip.AddrPort) (packets, error)                       // and lose datagrams here
-	now     clock
+	now     lease.Clock
 }
 
 // span is the term of the lease. It is shorter than the silence after which the detector
@@ -114,7 +116,7 @@ func (c *Config) complete() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if c.now == nil {
-		c.now = boottime
+		c.now = lease.Boottime
 	}
 	if c.dial == nil {
 		d := &net.Dialer{KeepAliveConfig: keepAlive()}

@@ -11,6 +11,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"appliance/raft/lease"
 )
 
 // The control protocol: one JSON request per line, one JSON reply per line,
@@ -49,10 +51,10 @@ type request struct {
 }
 
 type reply struct {
-	Error   string   `json:"error,omitempty"`
-	Hello   *hello   `json:"hello,omitempty"`
-	Feed    *feed    `json:"feed,omitempty"`
-	Account *account `json:"account,omitempty"`
+	Error   string         `json:"error,omitempty"`
+	Hello   *hello         `json:"hello,omitempty"`
+	Feed    *feed          `json:"feed,omitempty"`
+	Account *lease.Account `json:"account,omitempty"`
 	// Datagrams is the key for datagrams to this process: datagram.go.
 	Datagrams []byte `json:"datagrams,omitempty"`
 	View      []byte `json:"view,omitempty"`

@@ -59,7 +59,7 @@ type datagram struct {
 	// has come from the receiver.
 	echo uint64
 	// term is in a probe the term that the sender leads, 0 for none, in a reply the term
-	// that the sender grants, 0 for none: lease.go, step 1.
+	// that the sender grants, 0 for none: package lease, step 1.
 	term uint64
 	// silence is how long the sender has not heard other peers.
 	silence []silenceOf

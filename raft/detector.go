@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"appliance/raft/lease"
 )
 
 // The detector of vanished hosts
@@ -18,7 +20,7 @@ import (
 //
 //	heartbeat / 30      tick      5 ms by default, of which who neither leads nor misses anybody sleeps through every other
 //	heartbeat / 15      probe    10 ms   to every peer; the holder's are answered at the next tick
-//	heartbeat * 3/10    lease    45 ms   the holder is silent after that: lease.go
+//	heartbeat * 3/10    lease    45 ms   the holder is silent after that: package lease
 //	heartbeat * 11/30   silence  55 ms   a peer that has said nothing for so long is suspected
 //
 // The order of the last two makes failovers quick, not safe: the new leader waits for
@@ -65,7 +67,7 @@ type detector struct {
 	life      incarnation
 	secret    datagramSecret
 	heartbeat time.Duration
-	now       clock
+	now       lease.Clock
 	log       *slog.Logger
 	world     world
 
@@ -128,7 +130,7 @@ type sentProbe struct {
 	t0        time.Duration
 }
 
-func newDetector(self Peer, life incarnation, heartbeat time.Duration, now clock, log *slog.Logger, w world) *detector {
+func newDetector(self Peer, life incarnation, heartbeat time.Duration, now lease.Clock, log *slog.Logger, w world) *detector {
 	d := &detector{
 		self: self.ID, witness: self.Witness, life: life, heartbeat: heartbeat, now: now, log: log, world: w,
 		fellows: make(map[string]*fellow), buf: make([]byte, 0, maxDatagram),
@@ -398,7 +400,7 @@ func (d *detector) receive(link packets, b []byte) {
 	}
 }
 
-// answer answers a probe. For a leader's it is a grant: step 1 in lease.go.
+// answer answers a probe. For a leader's it is a grant: step 1 in package lease.
 func (d *detector) answer(link packets, f *fellow, m datagram) {
 	var grant uint64
 	if m.term != 0 {

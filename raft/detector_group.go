@@ -60,13 +60,13 @@ func (w *groupWorld) electorate() (ids []string) {
 	return ids
 }
 
-func (w *groupWorld) heardFrom(peer string, term uint64) { w.ledger.heard(peer, term) }
+func (w *groupWorld) heardFrom(peer string, term uint64) { w.grants.Heard(peer, term) }
 
 func (w *groupWorld) granted(peer string, term uint64, t0 time.Duration) {
-	w.lease.grant(peer, term, t0)
+	w.lease.Grant(peer, term, t0)
 }
 
-func (w *groupWorld) reachChanged() { w.change.fire() }
+func (w *groupWorld) reachChanged() { w.change.Fire() }
 
 func (w *groupWorld) replace(leader string, term uint64) {
 	w.standing.Go(func() {

@@ -17,5 +17,5 @@
 //
 // [Group.Lead] runs hold in a goroutine of its own and waits for it.
 //
-// Why two peers never hold at once is written in lease.go, next to the code.
+// Why two peers never hold at once is written in package lease.
 package raft

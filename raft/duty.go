@@ -34,10 +34,10 @@ func (g *Group) answer(ctx context.Context, from identity, r request) reply {
 		h.Removed = g.removalOf(r.From)
 		rep.Hello = &h
 		if r.From != "" && from.role == rolePeer {
-			g.heartbeats.learn(r.From, r.Heartbeat)
+			g.heartbeats.Learn(r.From, r.Heartbeat)
 		}
 		// Who has the key gets grants: lease.go.
-		if from.role == rolePeer && g.heartbeats.fits(r.Heartbeat) {
+		if from.role == rolePeer && g.heartbeats.Fits(r.Heartbeat) {
 			rep.Datagrams = g.detector.secret.keyOf(r.From)
 		}
 	case opAccount:
@@ -46,7 +46,7 @@ func (g *Group) answer(ctx context.Context, from identity, r request) reply {
 			err = errors.New("this peer has not started yet")
 			break
 		}
-		a := g.ledger.account(raft.CurrentTerm())
+		a := g.grants.Account(raft.CurrentTerm())
 		a.Lease = g.cfg.span()
 		rep.Account = &a
 	case opView:
@@ -81,7 +81,7 @@ func (g *Group) atLeader(ctx context.Context, r request) (reply, error) {
 	// An election takes a moment; a request that comes during one waits for it.
 	election := time.After(10 * g.cfg.Heartbeat)
 	for {
-		changed := g.change.next()
+		changed := g.change.Next()
 		if _, ok := g.leads(); ok && (r.Op == opRemove || r.Op == opDemote) && r.To == g.cfg.ID && g.others() > 0 {
 			if err := g.stepAside(ctx, r); err != nil {
 				return reply{}, err
@@ -140,7 +140,7 @@ func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
 	}
 	g.admitMu.Lock()
 	defer g.admitMu.Unlock()
-	if err := g.waitCleared(ctx); err != nil {
+	if err := g.awaitLease(ctx); err != nil {
 		return err
 	}
 	if why := g.taken(ctx, p); why != "" {
@@ -175,7 +175,7 @@ func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
 		return fmt.Errorf("admitting %s: %w", p.ID, err)
 	}
 	g.log.Info("admitted, it votes when it has caught up", "peer", p.ID, "address", addr)
-	g.change.fire()
+	g.change.Fire()
 	return nil
 }
 
@@ -192,7 +192,7 @@ func (g *Group) meet(ctx context.Context, p Peer) error {
 	case rep.Hello == nil || rep.Hello.ID != p.ID:
 		return errors.New("somebody else answers there")
 	}
-	g.heartbeats.learn(p.ID, rep.Hello.Heartbeat)
+	g.heartbeats.Learn(p.ID, rep.Hello.Heartbeat)
 	if why := conflict(g.hello(), *rep.Hello); why != "" {
 		return errors.New(why)
 	}
@@ -204,18 +204,18 @@ func (g *Group) refuse(p Peer, why string) error {
 	return errors.New(why)
 }
 
-// waitCleared waits until this leader's predecessors are silent: before that it must
-// not change who votes, see step 6 in lease.go.
-func (g *Group) waitCleared(ctx context.Context) error {
+// awaitLease waits until this leader's predecessors are silent: before that it must
+// not change who votes, step 6 in package lease.
+func (g *Group) awaitLease(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
-		changed := g.change.next()
+		changed := g.change.Next()
 		term, ok := g.leads()
 		if !ok {
 			return errors.New("this peer does not lead any more; ask again")
 		}
-		if g.lease.isCleared(term) {
+		if g.lease.Begun(term) {
 			return nil
 		}
 		select {
@@ -236,10 +236,10 @@ func (g *Group) duty(ctx context.Context) error {
 			g.fail(err)
 		}
 		g.rememberCluster()
-		if term, ok := g.leads(); ok && !g.leading.Load() && !g.lease.isCleared(term) {
-			g.clearOlder(ctx, term) // nobody runs Lead, which does it otherwise
+		if term, ok := g.leads(); ok && !g.leading.Load() && !g.lease.Begun(term) {
+			g.waitOutLeases(ctx, term) // nobody runs Lead, which does it otherwise
 		}
-		if term, ok := g.leads(); ok && g.lease.isCleared(term) {
+		if term, ok := g.leads(); ok && g.lease.Begun(term) {
 			if g.settings.get(clusterKey) == "" {
 				err := g.apply(change{Set: map[string]string{clusterKey: rand.Text()}, Once: true})
 				if err != nil {
@@ -343,8 +343,8 @@ func (g *Group) probe(ctx context.Context, p Peer) {
 	defer tick.Stop()
 	defer g.stream.cool(p.Addr)
 	for woken := false; ; {
-		unmet := g.heartbeats.unmet.next()
-		_, known := g.heartbeats.of(p.ID)
+		unmet := g.unmet.Next()
+		_, known := g.heartbeats.Of(p.ID)
 		if l := g.link(p.ID); l != nil && !(woken && known) {
 			once, cancel := context.WithTimeout(ctx, askTimeout)
 			h, err := g.greet(once, l)
@@ -381,13 +381,13 @@ func (g *Group) checkSplit(o hello) {
 
 // onSilence makes use of a leaving process's word.
 func (g *Group) onSilence(d death) {
-	g.ledger.proved(d.peer, d.term)
+	g.grants.Silenced(d.peer, d.term)
 	if d.told {
 		g.mu.Lock()
 		g.left[d.peer] = time.Now()
 		g.mu.Unlock()
 	}
-	g.change.fire()
+	g.change.Fire()
 }
 
 // onDeath makes use of the proof that a process is dead, or of its goodbye, which

@@ -15,6 +15,8 @@ import (
 	"go.uber.org/goleak"
 )
 
+const ms = time.Millisecond
+
 func TestMain(m *testing.M) {
 	if os.Getenv("RAFT_TEST_CHILD") != "" {
 		os.Exit(child())

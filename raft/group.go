@@ -16,6 +16,9 @@ import (
 	hraft "github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"appliance/raft/lease"
+	"appliance/raft/notify"
 )
 
 // A Group is this peer's part in the group.
@@ -28,10 +31,11 @@ type Group struct {
 	stream   *stream
 	store    *store
 	settings *settings
-	lease    *lease
-	ledger   *ledger
+	lease    *lease.Lease
+	grants   *lease.Grants
 	// heartbeats of the others, as they have told this process
-	heartbeats *heartbeats
+	heartbeats *lease.Heartbeats
+	unmet      notify.Change // somebody who has told no heartbeat yet wants something
 	watched    *watched
 	detector   *detector
 	packets    packets // the detector's; nil without UDP
@@ -40,8 +44,8 @@ type Group struct {
 	linksMu sync.Mutex
 	links   map[string]*link // by id, the roster but for this peer
 
-	change   beacon
-	fed      beacon        // the feed is another
+	change   notify.Change
+	fed      notify.Change // the feed is another
 	started  chan struct{} // closed when raft and trans are set
 	raft     *hraft.Raft
 	trans    *transport
@@ -85,19 +89,19 @@ func Open(cfg Config) (*Group, error) {
 	}
 	g := &Group{
 		cfg: cfg, log: cfg.Log, hlog: newHclog(cfg.Log),
-		lease: newLease(cfg.ID, cfg.span(), cfg.now), ledger: newLedger(cfg.now),
-		heartbeats: newHeartbeats(cfg.Heartbeat),
-		watched:    &watched{conns: make(map[net.Conn]struct{})},
-		links:      make(map[string]*link), hellos: make(map[string]hello), left: make(map[string]time.Time), causes: make(map[string]uint64),
+		grants:  lease.NewGrants(cfg.now),
+		watched: &watched{conns: make(map[net.Conn]struct{})},
+		links:   make(map[string]*link), hellos: make(map[string]hello), left: make(map[string]time.Time), causes: make(map[string]uint64),
 		started: make(chan struct{}), stopping: make(chan struct{}), failed: make(chan error, 1),
 		handover: make(chan handover),
 		phase:    "starting",
 	}
-	g.lease.same = g.heartbeats.same
+	g.heartbeats = lease.NewHeartbeats(cfg.Heartbeat, g.unmet.Fire)
+	g.lease = lease.New(cfg.ID, cfg.span(), cfg.now, g.heartbeats.Same)
 	rand.Read(g.watched.self[:])
 	g.detector = newDetector(cfg.self(), g.watched.self, cfg.Heartbeat, cfg.now, cfg.Log, nil)
 	g.detector.follow(cfg.Peers)
-	g.settings = newSettings(g.change.fire)
+	g.settings = newSettings(g.change.Fire)
 	if g.store, err = openStore(cfg.DataDir, g.hlog); err != nil {
 		return nil, err
 	}
@@ -264,9 +268,9 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 }
 
 func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
-	g.trans = newTransport(g.stream, g.cfg.Heartbeat, g.lease, g.ledger, g.cfg.now, g.hlog)
+	g.trans = newTransport(g.stream, g.cfg.Heartbeat, g.lease, g.grants, g.cfg.now, g.hlog)
 	g.trans.quiet = g.isRemoved
-	g.trans.refusal = g.heartbeats.refusal
+	g.trans.refusal = g.heartbeats.Refusal
 	notify := make(chan bool, 16)
 	r, err := hraft.NewRaft(g.raftConfig(notify), g.settings, g.store, g.store, g.store.snaps, g.trans)
 	if broken := g.settings.err(); err != nil && broken != nil {
@@ -285,7 +289,7 @@ func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	parts.Go(func() error { return g.signals(inner, notify, seen) })
 	parts.Go(func() error { return g.duty(inner) })
 	parts.Go(func() error { return g.detect(inner) })
-	g.change.fire()
+	g.change.Fire()
 	return nil
 }
 
@@ -317,7 +321,7 @@ func (g *Group) leave() {
 	if err := done.Error(); err != nil {
 		g.log.Warn("raft did not stop cleanly", "error", err)
 	}
-	g.change.fire()
+	g.change.Fire()
 }
 
 // signals turns raft's own into beacons. It never waits for anybody, because
@@ -342,7 +346,7 @@ func (g *Group) signals(ctx context.Context, notify <-chan bool, seen <-chan hra
 				}
 			}
 		}
-		g.change.fire()
+		g.change.Fire()
 	}
 }
 
@@ -353,7 +357,7 @@ func (g *Group) onDiskError(err error) {
 	} else {
 		g.log.Info("the data directory can be written again", "dir", g.cfg.DataDir)
 	}
-	g.change.fire()
+	g.change.Fire()
 }
 
 // Free is how much room is left below dir, in words for people.
@@ -382,7 +386,7 @@ func (g *Group) setPhase(phase string) {
 	g.mu.Unlock()
 	if changed {
 		g.log.Info("group", "phase", phase)
-		g.change.fire()
+		g.change.Fire()
 	}
 }
 

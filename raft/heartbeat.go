@@ -1,67 +1,10 @@
 package raft
 
 import (
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 )
-
-// heartbeats is what other peers have told this process of their heartbeat, from
-// which the term of their leases comes. Peers that differ in it grant each
-// other nothing: lease.go, "Why every lease has the same term".
-type heartbeats struct {
-	own   time.Duration
-	unmet beacon // somebody who has told nothing yet wants something
-
-	mu   sync.Mutex
-	told map[string]time.Duration // 0: of a version that does not tell
-}
-
-func newHeartbeats(own time.Duration) *heartbeats {
-	return &heartbeats{own: own, told: make(map[string]time.Duration)}
-}
-
-// learn notes what a living process of peer has told.
-func (h *heartbeats) learn(peer string, beat time.Duration) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	// In insecure mode anybody can call itself anything.
-	if _, known := h.told[peer]; known || len(h.told) < maxEntries {
-		h.told[peer] = beat
-	}
-}
-
-// of is what peer has told, 0 for a version that does not tell.
-func (h *heartbeats) of(peer string) (beat time.Duration, known bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	beat, known = h.told[peer]
-	return beat, known
-}
-
-func (h *heartbeats) fits(beat time.Duration) bool { return beat == 0 || beat == h.own }
-
-// same says that peer has told the heartbeat of this process.
-func (h *heartbeats) same(peer string) bool {
-	beat, known := h.of(peer)
-	return known && h.fits(beat)
-}
-
-var errNotMet = errors.New("this peer has not told its heartbeat yet")
-
-// refusal says why this process grants peer nothing and wants no vote of it, or nil.
-func (h *heartbeats) refusal(peer string) error {
-	switch beat, known := h.of(peer); {
-	case !known:
-		h.unmet.fire()
-		return errNotMet
-	case !h.fits(beat):
-		return fmt.Errorf("group.heartbeat is %v here and %v on peer %s", h.own, beat, peer)
-	}
-	return nil
-}
 
 // helloRequest asks another peer who it is. Every one tells the heartbeat: without
 // it, it would be that of a version that does not tell.
@@ -86,7 +29,7 @@ func (g *Group) oddHeartbeat() string {
 	var others []string
 	voters := g.voters(nil)
 	for _, id := range voters {
-		if beat, known := g.heartbeats.of(id); id != g.cfg.ID && known && !g.heartbeats.fits(beat) {
+		if beat, known := g.heartbeats.Of(id); id != g.cfg.ID && known && !g.heartbeats.Fits(beat) {
 			others = append(others, fmt.Sprintf("%v on peer %s", beat, id))
 		}
 	}

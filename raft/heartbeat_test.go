@@ -6,33 +6,6 @@ import (
 	"time"
 )
 
-func TestGrantsOnlyWithTheSameHeartbeat(t *testing.T) {
-	h := newHeartbeats(100 * time.Millisecond)
-	h.learn("same", 100*time.Millisecond)
-	h.learn("other", time.Second)
-	h.learn("old version", 0)
-	for peer, want := range map[string]bool{"same": true, "other": false, "old version": true, "unknown": false} {
-		now := time.Hour
-		l := newLease("a", 30*time.Millisecond, func() time.Duration { return now })
-		l.same = h.same
-		l.cleared(7)
-		l.grant(peer, 7, now)
-		if got := l.left(7, []string{"a", peer}) > 0; got != want {
-			t.Errorf("a grant of %s counts: %v, want %v", peer, got, want)
-		}
-		if got := h.refusal(peer) == nil; got != want {
-			t.Errorf("%s is granted: %v, want %v", peer, got, want)
-		}
-	}
-	unmet := h.unmet.next()
-	h.refusal("unknown")
-	select {
-	case <-unmet:
-	default:
-		t.Error("nobody is told that somebody unknown is there")
-	}
-}
-
 // rebeat is for nodes with other heartbeats.
 func (b *bench) rebeat(id string, beat time.Duration) {
 	b.t.Helper()

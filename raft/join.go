@@ -176,14 +176,14 @@ func (g *Group) greet(ctx context.Context, l *link) (hello, error) {
 	if rep.Hello.ID != l.id {
 		return hello{}, fmt.Errorf("peer %s at %s calls itself %q; correct the list of peers", l.id, l.addr, rep.Hello.ID)
 	}
-	g.heartbeats.learn(l.id, rep.Hello.Heartbeat)
+	g.heartbeats.Learn(l.id, rep.Hello.Heartbeat)
 	g.detector.accept(l.id, rep.Datagrams)
 	g.mu.Lock()
 	old, met := g.hellos[l.id]
 	g.hellos[l.id] = *rep.Hello
 	g.mu.Unlock()
 	if !slices.Equal(old.OnLink, rep.Hello.OnLink) {
-		g.change.fire()
+		g.change.Fire()
 	}
 	g.heardOfRemoval(*rep.Hello)
 	if why := conflict(g.hello(), *rep.Hello); why != "" && (!met || why != conflict(g.hello(), old)) {

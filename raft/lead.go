@@ -49,14 +49,14 @@ func (g *Group) Lead(ctx context.Context, hold func(ctx context.Context, may fun
 	}
 	defer g.leading.Store(false)
 	for {
-		changed := g.change.next()
+		changed := g.change.Next()
 		pause := (<-chan time.Time)(nil)
 		if term, ok := g.leads(); ok && ctx.Err() == nil {
 			if err := g.serveTerm(ctx, term, hold); err == nil {
 				continue
 			}
 			pause = time.After(holdPause)
-			changed = g.change.next()
+			changed = g.change.Next()
 		}
 		select {
 		case <-ctx.Done():
@@ -115,7 +115,7 @@ var errNeverHeld = errors.New("deposed before the tenure began")
 func (g *Group) holdTerm(ctx context.Context, term uint64, hold func(context.Context, func() bool) error) error {
 	// Before the first answer: watchers have to know that this process led term, see watch.go.
 	g.watched.leads(term)
-	if err := g.clearOlder(ctx, term); err != nil {
+	if err := g.waitOutLeases(ctx, term); err != nil {
 		return errNeverHeld
 	}
 	var over atomic.Bool
@@ -128,7 +128,7 @@ func (g *Group) holdTerm(ctx context.Context, term uint64, hold func(context.Con
 	g.count.Tenures++
 	g.mu.Unlock()
 	g.log.Info("holder", "term", term)
-	g.change.fire()
+	g.change.Fire()
 
 	returned := make(chan error, 1)
 	go func() { returned <- hold(tenure, may) }()
@@ -148,14 +148,14 @@ func (g *Group) holdTerm(ctx context.Context, term uint64, hold func(context.Con
 	if request != nil {
 		request.done <- g.pass(ctx, request.to)
 	}
-	g.change.fire()
+	g.change.Fire()
 	return cause
 }
 
 // tenureEnd waits for whatever ends the tenure first.
 func (g *Group) tenureEnd(ctx context.Context, term uint64, returned <-chan error) (*handover, error) {
 	for {
-		changed := g.change.next()
+		changed := g.change.Next()
 		if now, ok := g.leads(); !ok || now != term {
 			return nil, errDeposed
 		}
@@ -186,13 +186,13 @@ func reason(cause error) string {
 	return "failed"
 }
 
-// lawful says whether this peer may answer now, for term. See lease.go.
+// lawful says whether this peer may answer now, for term. See package lease.
 func (g *Group) lawful(term uint64) bool {
 	if now, ok := g.leads(); !ok || now != term {
 		return false
 	}
 	var buf [9]string
-	return g.lease.left(term, g.voters(buf[:0])) > 0
+	return g.lease.Left(term, g.voters(buf[:0])) > 0
 }
 
 // voters appends the ids of the group's voters, as the newest configuration has them.
@@ -222,7 +222,7 @@ func (g *Group) transfer(ctx context.Context, id string) error {
 		return err // before anything has stopped
 	}
 	for {
-		changed := g.change.next()
+		changed := g.change.Next()
 		if _, ok := g.leads(); !ok {
 			return errors.New("this peer does not lead any more; ask again")
 		}
@@ -261,7 +261,7 @@ func (g *Group) heirs(id string) ([]hraft.Server, error) {
 		default:
 			return nil, fmt.Errorf("peer %q cannot hold: it is a witness, or has not caught up yet; choose another", id)
 		}
-		if ago, ok := g.lease.granted(term, string(s.ID)); !ok || ago > g.cfg.Heartbeat {
+		if ago, ok := g.lease.GrantedAgo(term, string(s.ID)); !ok || ago > g.cfg.Heartbeat {
 			if id != "" {
 				return nil, fmt.Errorf("peer %q does not answer; choose another, or wait until it is back", id)
 			}

@@ -48,7 +48,7 @@ func (g *Group) DemotePeer(ctx context.Context, id string, force bool) error {
 func (g *Group) changeMembers(ctx context.Context, r request) error {
 	g.admitMu.Lock()
 	defer g.admitMu.Unlock()
-	if err := g.waitCleared(ctx); err != nil {
+	if err := g.awaitLease(ctx); err != nil {
 		return err
 	}
 	if g.settings.get(clusterKey) == "" {
@@ -142,7 +142,7 @@ func (g *Group) remove(ctx context.Context, id string, force bool) error {
 		return err
 	}
 	g.log.Info("removed a peer", "peer", id)
-	g.change.fire()
+	g.change.Fire()
 	return nil
 }
 
@@ -218,7 +218,7 @@ func (g *Group) demote(ctx context.Context, id string, force bool) error {
 		return fmt.Errorf("demoting %s: %w", id, err)
 	}
 	g.log.Info("demoted, it follows without a vote", "peer", id)
-	g.change.fire()
+	g.change.Fire()
 	return nil
 }
 
@@ -276,7 +276,7 @@ func (g *Group) stepAside(ctx context.Context, r request) error {
 		return fmt.Errorf("peer %s leads the group, and nobody can take over: %w", r.To, err)
 	}
 	for {
-		changed := g.change.next()
+		changed := g.change.Next()
 		if _, leads := g.leads(); !leads {
 			return nil
 		}
@@ -392,9 +392,9 @@ func (g *Group) setRefused(why string) {
 	}
 	if why != "" {
 		g.log.Warn("not wanted in the group", "why", why)
-		g.fed.fire() // workers are to ask another peer
+		g.fed.Fire() // workers are to ask another peer
 	}
-	g.change.fire()
+	g.change.Fire()
 }
 
 func (g *Group) refusal() string {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/lease"
 )
 
 // TestLeaderEndsThoughPiecesAreRefused: a follower that refuses pieces of the log
@@ -15,7 +17,7 @@ func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
 	stop := make(chan struct{})
 	leader := &transport{
 		NetworkTransport: own, stop: stop, rpcs: make(chan hraft.RPC),
-		lease: newLease("a", time.Second, boottime), now: boottime,
+		lease: lease.New("a", time.Second, lease.Boottime, nil), now: lease.Boottime,
 		quiet: func() bool { return false }, refusal: func(string) error { return nil },
 	}
 

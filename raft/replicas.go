@@ -5,13 +5,15 @@ import (
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/notify"
 )
 
 // replicas is what the leader's messages have shown of the other logs.
 type replicas struct {
 	mu   sync.Mutex
 	all  map[hraft.ServerID]replica
-	seen beacon
+	seen notify.Change
 }
 
 type replica struct {
@@ -28,7 +30,7 @@ func (r *replicas) answered(id hraft.ServerID, term, last uint64) {
 	}
 	r.all[id] = replica{term: term, last: last, count: r.all[id].count + 1}
 	r.mu.Unlock()
-	r.seen.fire()
+	r.seen.Fire()
 }
 
 func (r *replicas) of(id hraft.ServerID) replica {
@@ -51,7 +53,7 @@ func (r *replicas) awaitAnswer(id hraft.ServerID, most time.Duration, stop <-cha
 	defer timer.Stop()
 	before := r.of(id).count
 	for {
-		seen := r.seen.next()
+		seen := r.seen.Next()
 		if r.of(id).count != before {
 			return true
 		}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/lease"
 )
 
 // libraryWire is the library's transport, bound to an address.
@@ -36,7 +38,7 @@ func TestPieceFollowsHeartbeat(t *testing.T) {
 	stop := make(chan struct{})
 	leader := &transport{
 		NetworkTransport: libraryWire(t, "127.0.0.1:0"), stop: stop,
-		lease: newLease("a", time.Second, boottime), now: boottime,
+		lease: lease.New("a", time.Second, lease.Boottime, nil), now: lease.Boottime,
 	}
 	t.Cleanup(func() { close(stop) })
 	send := func(args hraft.AppendEntriesRequest) (hraft.AppendEntriesResponse, error) {

@@ -274,7 +274,7 @@ func (g *Group) rememberRoster(roster []Peer) {
 	g.mu.Lock()
 	g.met = roster
 	g.mu.Unlock()
-	g.change.fire()
+	g.change.Fire()
 }
 
 // storedRoster is the roster as it was when this peer last ran.

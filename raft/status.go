@@ -103,7 +103,7 @@ func (p PeerStatus) Addrs() []netip.Addr { return Peer{Addr: p.Addr, Further: p.
 
 // Changed is closed at the next change of what Status tells about roles,
 // leader and members. Take it before Status.
-func (g *Group) Changed() <-chan struct{} { return g.change.next() }
+func (g *Group) Changed() <-chan struct{} { return g.change.Next() }
 
 // Status is a snapshot. It waits for nobody.
 func (g *Group) Status() Status {
@@ -175,12 +175,12 @@ func (g *Group) Status() Status {
 		if h, ok := hellos[p.ID]; ok && !ps.Self {
 			ps.Conflict = conflict(self, h)
 		}
-		if ago, ok := g.lease.granted(self.Term, p.ID); ok && s.Role == "leader" {
+		if ago, ok := g.lease.GrantedAgo(self.Term, p.ID); ok && s.Role == "leader" {
 			ps.LastContact = ago
 		} else if r != nil && p.ID == s.Leader && !ps.Self {
 			ps.LastContact = time.Since(r.LastContact())
 		}
-		if ago, term, died, heard := g.ledger.sign(p.ID); heard {
+		if ago, term, died, heard := g.grants.Sign(p.ID); heard {
 			ps.Heard, ps.HeardTerm, ps.Died = max(ago, 1), term, died
 		}
 		s.Peers = append(s.Peers, ps)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/lease"
 )
 
 // stream is hashicorp/raft's StreamLayer on our port.
@@ -85,15 +87,15 @@ func (s *stream) Dial(address hraft.ServerAddress, timeout time.Duration) (net.C
 }
 
 // transport is hashicorp/raft's network transport with the lease's book-keeping
-// on both sides (see lease.go), and a door for TimeoutNow.
+// on both sides (see package lease), and a door for TimeoutNow.
 type transport struct {
 	*hraft.NetworkTransport
-	lease  *lease
-	ledger *ledger
-	now    clock
+	lease  *lease.Lease
+	grants *lease.Grants
+	now    lease.Clock
 	rpcs   chan hraft.RPC
 	quiet  func() bool // this peer has been removed: it asks for no vote
-	// refusal is why a peer is granted nothing, and asked for no vote: lease.go
+	// refusal is why a peer is granted nothing, and asked for no vote: package lease
 	refusal func(peer string) error
 	stop    <-chan struct{}
 
@@ -106,17 +108,17 @@ const longestRest = 10 * time.Second
 // newTransport gives RPCs two heartbeats: longer, and the retry after a healed
 // partition would have to wait for TCP's own backoff; shorter, and a slow disk looks like a
 // dead peer.
-func newTransport(s *stream, heartbeat time.Duration, l *lease, g *ledger, now clock, log hclog.Logger) *transport {
+func newTransport(s *stream, heartbeat time.Duration, l *lease.Lease, gr *lease.Grants, now lease.Clock, log hclog.Logger) *transport {
 	return &transport{
 		NetworkTransport: hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
 			Stream: s, MaxPool: 3, Timeout: max(2*heartbeat, 250*time.Millisecond), Logger: log,
 		}),
-		lease: l, ledger: g, now: now, rpcs: make(chan hraft.RPC), stop: s.done.Done(),
+		lease: l, grants: gr, now: now, rpcs: make(chan hraft.RPC), stop: s.done.Done(),
 	}
 }
 
 // SetHeartbeatHandler leaves the fast path off: heartbeats go through raft's main
-// loop, in line with votes. See step 2 in lease.go.
+// loop, in line with votes. See step 2 in package lease.
 func (t *transport) SetHeartbeatHandler(func(hraft.RPC)) {}
 
 func (t *transport) Consumer() <-chan hraft.RPC { return t.rpcs }
@@ -134,9 +136,9 @@ func (t *transport) relay(ctx context.Context) error {
 			}
 			switch cmd := rpc.Command.(type) {
 			case *hraft.AppendEntriesRequest:
-				t.ledger.heard(string(cmd.ID), cmd.Term)
+				t.grants.Heard(string(cmd.ID), cmd.Term)
 			case *hraft.RequestVoteRequest:
-				t.ledger.heard(string(cmd.ID), cmd.Term)
+				t.grants.Heard(string(cmd.ID), cmd.Term)
 			}
 			select {
 			case t.rpcs <- rpc:
@@ -186,7 +188,7 @@ func (t *transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress,
 		t.replicas.answered(id, resp.Term, resp.LastLog)
 	}
 	if err == nil && resp.Success && resp.Term == args.Term {
-		t.lease.grant(string(id), args.Term, t0)
+		t.lease.Grant(string(id), args.Term, t0)
 	}
 	return err
 }
@@ -221,7 +223,7 @@ func (t *transport) RequestVote(id hraft.ServerID, target hraft.ServerAddress, a
 	t0 := t.now()
 	err := t.NetworkTransport.RequestVote(id, target, args, resp)
 	if err == nil && resp.Granted && resp.Term == args.Term {
-		t.lease.grant(string(id), args.Term, t0)
+		t.lease.Grant(string(id), args.Term, t0)
 	}
 	return err
 }

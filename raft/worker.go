@@ -81,7 +81,7 @@ func (g *Group) Publish(data []byte, index uint64) {
 	g.feed = f
 	g.mu.Unlock()
 	if changed {
-		g.fed.fire()
+		g.fed.Fire()
 	}
 }
 
@@ -101,7 +101,7 @@ func (g *Group) serveFeed(ctx context.Context, after string) (*feed, error) {
 	look := time.NewTicker(cutOffRound)
 	defer look.Stop()
 	for leaderless := 0; ; {
-		changed := g.fed.next()
+		changed := g.fed.Next()
 		g.mu.Lock()
 		f := g.feed
 		g.mu.Unlock()

@@ -4,20 +4,22 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"appliance/raft/lease"
 )
 
-// clearOlder waits until no lease of an older term can be running any more:
-// step 3 in lease.go. It fails if this peer is deposed first.
-func (g *Group) clearOlder(ctx context.Context, term uint64) error {
+// waitOutLeases waits until no lease of an older term can be running any more:
+// step 3 in package lease. It fails if this peer is deposed first.
+func (g *Group) waitOutLeases(ctx context.Context, term uint64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	type told struct {
 		by string
-		account
+		lease.Account
 		at time.Duration
 	}
 	span, now := g.cfg.span(), g.cfg.now
 	// The election is over by now; after this every older lease is over too.
-	latest := now() + span*driftNum/driftDen
+	latest := now() + lease.Stretch(span)
 	voters := g.voters(nil)
 	replies := make(chan told, len(voters))
 	asked := 0
@@ -45,22 +47,22 @@ func (g *Group) clearOlder(ctx context.Context, term uint64) error {
 	}()
 	accounts := make(map[string]told)
 	for {
-		changed := g.change.next()
+		changed := g.change.Next()
 		if is, ok := g.leads(); !ok || is != term {
 			return errDeposed
 		}
 		at := now()
-		aged := map[string]account{g.cfg.ID: g.ledger.account(term)}
+		aged := map[string]lease.Account{g.cfg.ID: g.grants.Account(term)}
 		for id, t := range accounts {
-			aged[id] = t.account.aged(at - t.at)
+			aged[id] = t.Account.Aged(at - t.at)
 		}
 		left := latest - at
-		if w, enough := wait(g.cfg.ID, term, span, voters, aged); enough {
+		if w, enough := lease.Wait(g.cfg.ID, term, span, voters, aged); enough {
 			left = min(left, w)
 		}
 		if left <= 0 {
-			g.lease.cleared(term)
-			g.change.fire()
+			g.lease.Begin(term)
+			g.change.Fire()
 			return nil
 		}
 		select {
@@ -77,17 +79,4 @@ func (g *Group) clearOlder(ctx context.Context, term uint64) error {
 		case <-changed:
 		}
 	}
-}
-
-// aged is the account as it reads by later, if nothing has been added: what has been
-// added since is of newer terms.
-func (a account) aged(by time.Duration) account {
-	a.Lived += by
-	granted := make([]grantAge, len(a.Granted))
-	for i, g := range a.Granted {
-		g.Age += by
-		granted[i] = g
-	}
-	a.Granted = granted
-	return a
 }

@@ -1,4 +1,4 @@
-package raft
+package lease
 
 import (
 	"math/rand/v2"
@@ -32,8 +32,8 @@ type proc struct {
 	votes  map[string]bool
 	frozen bool
 
-	lease    *lease
-	ledger   *ledger
+	lease    *Lease
+	grants   *Grants
 	begun    []begun // what other goroutines than raft's are in the middle of
 	latest   time.Duration
 	accounts map[string]modelAccount
@@ -48,7 +48,7 @@ type begun struct {
 }
 
 type modelAccount struct {
-	account
+	Account
 	at time.Duration
 }
 
@@ -58,7 +58,7 @@ type packet struct {
 	kind     string // vote, voted, beat, beaten, probe, granted, ask, told
 	term     uint64
 	t0       time.Duration // the sender's clock when the exchange began
-	account  account
+	account  Account
 	life     *proc // the process that it belongs to; another one drops replies
 }
 
@@ -77,8 +77,8 @@ func (m *model) boot(id string, term uint64, voted string) {
 	p := &proc{m: m, id: id, term: term, voted: voted,
 		rate: 1 + (m.rnd.Float64()-0.5)/200, // a quarter of a percent off at most
 		skew: time.Duration(m.rnd.IntN(1e9))}
-	p.lease = newLease(id, modelSpan, p.clock)
-	p.ledger = newLedger(p.clock)
+	p.lease = New(id, modelSpan, p.clock, nil)
+	p.grants = NewGrants(p.clock)
 	m.procs[id] = p
 }
 
@@ -88,7 +88,7 @@ func (p *proc) clock() time.Duration {
 
 // may is what a process that runs would answer now. A frozen one does not ask.
 func (p *proc) may(voters []string) bool {
-	return !p.frozen && p.leads && p.lease.left(p.term, voters) > 0
+	return !p.frozen && p.leads && p.lease.Left(p.term, voters) > 0
 }
 
 func (m *model) send(p packet) {
@@ -120,7 +120,7 @@ func (m *model) step() {
 		if p.leads {
 			m.others(id, func(o string) {
 				if m.rnd.IntN(2) == 0 {
-					m.procs[o].ledger.proved(id, p.term)
+					m.procs[o].grants.Silenced(id, p.term)
 				}
 			})
 		}
@@ -144,7 +144,7 @@ func (m *model) step() {
 		m.others(id, func(o string) {
 			kind := []string{"beat", "probe", "probe"}[m.rnd.IntN(3)]
 			m.send(packet{from: id, to: o, kind: kind, term: p.term, t0: p.clock(), life: p})
-			if p.lease.clear != p.term {
+			if p.lease.waitedOut != p.term {
 				m.send(packet{from: id, to: o, kind: "ask", term: p.term, life: p})
 			}
 		})
@@ -179,7 +179,7 @@ func (p *proc) goOn() {
 		back := packet{from: p.id, to: b.from, term: b.term, t0: b.t0, life: b.life}
 		switch {
 		case b.kind == "ask":
-			back.kind, back.account = "told", p.ledger.account(b.reached)
+			back.kind, back.account = "told", p.grants.Account(b.reached)
 			p.m.send(back)
 		case p.term == b.term:
 			back.kind = "granted"
@@ -226,7 +226,7 @@ func (p *proc) receive(k packet) {
 	back := packet{from: p.id, to: k.from, term: k.term, t0: k.t0, life: k.life}
 	switch k.kind {
 	case "vote", "beat":
-		p.ledger.heard(k.from, k.term)
+		p.grants.Heard(k.from, k.term)
 		p.reach(k.term)
 		if k.term < p.term || (k.kind == "vote" && p.voted != "" && p.voted != k.from) {
 			return
@@ -237,7 +237,7 @@ func (p *proc) receive(k packet) {
 		back.kind = map[string]string{"vote": "voted", "beat": "beaten"}[k.kind]
 		p.m.send(back)
 	case "probe":
-		p.ledger.heard(k.from, k.term)
+		p.grants.Heard(k.from, k.term)
 		p.begin(begun{packet: k})
 	case "ask":
 		p.begin(begun{packet: k, reached: p.term})
@@ -247,14 +247,14 @@ func (p *proc) receive(k packet) {
 	}
 	switch k.kind {
 	case "voted":
-		p.lease.grant(k.from, k.term, k.t0)
+		p.lease.Grant(k.from, k.term, k.t0)
 		p.votes[k.from] = true
 		if !p.leads && len(p.votes) > len(p.m.ids)/2 {
-			p.leads, p.latest = true, p.clock()+modelSpan*driftNum/driftDen
+			p.leads, p.latest = true, p.clock()+Stretch(modelSpan)
 			p.accounts = make(map[string]modelAccount)
 		}
 	case "beaten", "granted":
-		p.lease.grant(k.from, k.term, k.t0)
+		p.lease.Grant(k.from, k.term, k.t0)
 	case "told":
 		if _, told := p.accounts[k.from]; p.leads && !told { // Group.clearOlder asks once
 			p.accounts[k.from] = modelAccount{k.account, p.clock()}
@@ -264,20 +264,20 @@ func (p *proc) receive(k packet) {
 
 // clearOlder is Group.clearOlder without the waiting.
 func (p *proc) clearOlder() {
-	if p.frozen || !p.leads || p.lease.clear == p.term {
+	if p.frozen || !p.leads || p.lease.waitedOut == p.term {
 		return
 	}
 	at := p.clock()
-	aged := map[string]account{p.id: p.ledger.account(p.term)}
+	aged := map[string]Account{p.id: p.grants.Account(p.term)}
 	for id, t := range p.accounts {
-		aged[id] = t.account.aged(at - t.at)
+		aged[id] = t.Account.Aged(at - t.at)
 	}
 	left := p.latest - at
-	if w, enough := wait(p.id, p.term, modelSpan, p.m.ids, aged); enough && w <= 0 && left > 0 {
+	if w, enough := Wait(p.id, p.term, modelSpan, p.m.ids, aged); enough && w <= 0 && left > 0 {
 		left = 0
 		p.m.short++
 	}
 	if left <= 0 {
-		p.lease.cleared(p.term)
+		p.lease.Begin(p.term)
 	}
 }

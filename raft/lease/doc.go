@@ -1,0 +1,78 @@
+// Package lease decides how long a leader may answer, so that no two peers ever answer at once.
+//
+// # Why no two peers may answer at once
+//
+// A holder answers while its lease runs. The argument below uses three facts only: a peer votes at
+// most once per term (the vote is on disk), a peer that has seen a term never acknowledges an older
+// one, and the clocks of different hosts run at the same rate within a known drift. It uses neither
+// synchronized clocks nor hashicorp/raft's habit of refusing votes while a leader is known: that habit
+// has exceptions (TimeoutNow, a restarted follower, a leader forgotten when a higher term was refused).
+// VerifyLeader does not prove what a lease needs either: it counts responses to heartbeats that were
+// sent before it was called, and responses of non-voters.
+//
+//  1. Grant. Whenever an AppendEntries or RequestVote of term T reaches a voter, the voter notes the
+//     sender, T and the time of arrival in its [Grants] before raft sees the message. The sender takes
+//     the time t0 before it sends, and counts the voter at t0 if the response is a success in term T.
+//     So t0 <= arrival.
+//     A leader's probe grants as well. It does not pass through raft, so the voter looks at raft's term
+//     itself after it has made the entry, and acknowledges the probe only if the term is T at that
+//     moment. The echoed number tells the sender which t0 belongs to the reply.
+//  2. Lease. The leader X of T may answer until (the latest moment that a majority of voters, itself
+//     included, has been counted at) + the length of the lease. Messages pass through raft's main loop
+//     one by one. The fast path for heartbeats is off: with it a heartbeat can be acknowledged in the
+//     old term while a vote for the new one is being written to disk.
+//  3. Waiting out. The new leader Y of T' > T asks the voters for their grants. A reply counts only if
+//     its voter has reached T'. Such a voter acknowledges nothing older any more that its grants do not
+//     hold yet: it reads its term before its grants, and whoever had seen an older term before that had
+//     made the entry earlier still. As soon as a majority has replied, that majority shares a voter with
+//     every majority that an older lease rests on. So every older lease that may still run is in the
+//     replies, with the time that has passed since. Y waits until the youngest entry is older than the
+//     lease, times the drift. If nobody replies, Y waits a whole lease from the moment of its election:
+//     its voters had reached T' by then, and they too share a voter with every older majority. (A voter
+//     that is still about to acknowledge a probe of an older term has seen that term, and so noted the
+//     arrival, before it voted.)
+//  4. Proof of silence. An entry of X need not be waited out if X itself has replied from T' (it may
+//     never answer in an older term again), if X's process is dead, or if X has said that it never
+//     answers again.
+//  5. A voter that restarted has lost its grants: it says how long its process has lived, and that
+//     counts like an entry of an unknown leader. The old process is gone when the new one starts: the
+//     lock of the database says so.
+//  6. Membership changes by one voter at a time, and only a leader that has waited out older leases
+//     changes it, so majorities of neighbouring configurations share a voter. A peer that is removed
+//     this way has no lease left: the leader that removed it has waited out every older one, and a
+//     leader gives up its own before it is removed itself. So the id may go to another machine, which
+//     votes only when it has the log, and therefore a later term.
+//
+// Usually there is nothing to wait for. After a silence that the detector acts on, or a heartbeat
+// timeout, the entries are older than the lease, because the lease is shorter than both. After a
+// hand-over the old holder replies. After a kill its death is proved.
+//
+// # Why every lease has the same length
+//
+// Steps 2 and 3 need a new leader to wait for as long as an older lease may run. The length of a lease
+// comes from group.heartbeat, which is in a file on each host. So peers grant only if they have the same
+// heartbeat, and both sides look ([Heartbeats]): unless a peer has told this process, in a hello, the
+// heartbeat that this process has, a voter takes from it no AppendEntries, no request for a vote and (by
+// withholding its key) no probe, a leader counts none of its answers and a candidate none of its votes.
+//
+// That suffices although either may have restarted with another heartbeat since it told. Of the two
+// processes at the moment of a grant one is the younger. What it has been told since it began came from
+// the process that the other still is, because that one is older. So their heartbeats are the same.
+//
+// Then let X's lease rest on a majority of voters. All of them have X's length, and all of those who
+// elected Y, or whose accounts Y counts, have Y's. Some voter is in both majorities. If it is one process,
+// X and Y have the same length. If it has restarted in between, its former process granted before this
+// one began; and this one waits for the longer of both heartbeats (the former is on disk) before it takes
+// part, so what was granted before is over.
+//
+// Therefore the heartbeat of a running group may be changed on one peer after the other. Those with the
+// old value go on until they are no majority any more; then those with the new one elect. A peer of a
+// version that tells no heartbeat is taken for one that has the same.
+//
+// # What a program cannot do
+//
+// The gap between the look at the lease and the packet on the wire cannot be closed by a program: a
+// process that is frozen exactly between the two sends one packet when it thaws. So the lease must be
+// looked at immediately before each packet; the new holder's repeated announcements repair what one late
+// packet did.
+package lease

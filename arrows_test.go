@@ -17,18 +17,32 @@ var arrows = map[string]struct {
 }{
 	"appliance/balancer":         {nil, "what is served imports none of our packages; it declares the small interfaces it needs"},
 	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
-	"appliance/raft": {
-		[]string{"appliance/raft/lease", "appliance/raft/notify"},
-		"who holds is decided without knowing what for",
-	},
-	"appliance/raft/lease": {
-		nil, "that no two peers answer at once is argued from what is in this package alone",
-	},
-	"appliance/raft/notify": {nil, "that something has changed is told without knowing what"},
-	"appliance/sysctl":      {nil, "a kernel parameter is set without knowing for whom"},
-	"appliance/arp":         {[]string{"appliance/sysctl"}, "the wire is told when it may answer, and never asks why"},
-	"appliance/segment":     {nil, "a segment is bytes; who sends it is unknown here"},
-	"appliance/neighbours":  {nil, "links and neighbours are read from the kernel, whoever asks"},
+	"appliance/raft": {[]string{
+		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",
+		"appliance/raft/lease", "appliance/raft/notify", "appliance/raft/peerport", "appliance/raft/raftlog",
+		"appliance/raft/settings", "appliance/raft/store", "appliance/raft/transport",
+	}, "who holds is decided without knowing what for"},
+	"appliance/raft/auth": {nil, "who somebody is does not depend on what is asked"},
+	"appliance/raft/deathwatch": {[]string{"appliance/raft/peerport"},
+		"a death is proved without knowing what follows from it"},
+	"appliance/raft/detector": {nil, "a host that is silent is found without knowing what raft is"},
+	"appliance/raft/feed": {[]string{"appliance/raft/auth", "appliance/raft/notify", "appliance/raft/peerport"},
+		"a worker needs nothing of the group but its peer port"},
+	"appliance/raft/lease":    {nil, "that no two peers answer at once is argued from what is in this package alone"},
+	"appliance/raft/notify":   {nil, "that something has changed is told without knowing what"},
+	"appliance/raft/peerport": {[]string{"appliance/raft/auth"}, "the port knows who connects, not what is said"},
+	"appliance/raft/raftlog":  {nil, "log lines are passed on as they are"},
+	"appliance/raft/recovery": {[]string{"appliance/raft/raftlog", "appliance/raft/settings", "appliance/raft/store"},
+		"a group that does not run is repaired on disk"},
+	"appliance/raft/settings": {nil, "what the group replicates does not know who reads it"},
+	"appliance/raft/store":    {nil, "the disk keeps what it is given"},
+	"appliance/raft/transport": {[]string{"appliance/raft/notify", "appliance/raft/peerport"},
+		"RPCs are carried by rules that are handed in"},
+
+	"appliance/sysctl":     {nil, "a kernel parameter is set without knowing for whom"},
+	"appliance/arp":        {[]string{"appliance/sysctl"}, "the wire is told when it may answer, and never asks why"},
+	"appliance/segment":    {nil, "a segment is bytes; who sends it is unknown here"},
+	"appliance/neighbours": {nil, "links and neighbours are read from the kernel, whoever asks"},
 	"appliance/pathprobe": {[]string{"appliance/neighbours", "appliance/segment"},
 		"a path is proved without knowing which rules wait for the proof"},
 	"appliance/nft": {
@@ -140,6 +154,7 @@ var arrows = map[string]struct {
 	"appliance/host":   {nil, "what the process asks of its host knows nothing of what it is for"},
 	"appliance/cli": {
 		[]string{
+			"appliance/raft/auth", "appliance/raft/recovery",
 			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/manifest",
 			"appliance/node", "appliance/node/desired", "appliance/raft", "appliance/status",
 			"appliance/status/client", "appliance/status/journal", "appliance/status/terminal",
@@ -148,6 +163,7 @@ var arrows = map[string]struct {
 	},
 	"appliance/node": {
 		[]string{
+			"appliance/raft/auth", "appliance/raft/feed", "appliance/raft/store",
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/hook", "appliance/host", "appliance/ipvs",
 			"appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
@@ -185,7 +201,10 @@ var arrows = map[string]struct {
 
 // doors are the packages that hide a technology: only they may import it.
 var doors = map[string][]string{
-	"github.com/hashicorp/raft":      {"appliance/raft"},
+	"github.com/hashicorp/raft": {
+		"appliance/raft", "appliance/raft/recovery", "appliance/raft/settings", "appliance/raft/store",
+		"appliance/raft/transport",
+	},
 	"github.com/mdlayher/arp":        {"appliance/arp", "appliance/lab"},
 	"github.com/mdlayher/ndp":        {"appliance/arp", "appliance/lab"},
 	"github.com/cloudflare/ipvs":     {"appliance/ipvs"},

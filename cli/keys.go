@@ -12,7 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"appliance/configs"
-	"appliance/raft"
+	"appliance/raft/auth"
 )
 
 func keygenCommand() *cli.Command {
@@ -34,14 +34,14 @@ func keygenCommand() *cli.Command {
 			if c.IsSet("group-key") {
 				return usagef("--group-key is what --worker is made from; a new group key needs none")
 			}
-			_, err := fmt.Fprintln(c.App.Writer, raft.GenerateKey().Text())
+			_, err := fmt.Fprintln(c.App.Writer, auth.GenerateKey().Text())
 			return err
 		},
 	}
 }
 
 func printWorkerKey(c *cli.Context) error {
-	key, err := raft.LoadKey(c.String("group-key"))
+	key, err := auth.LoadKey(c.String("group-key"))
 	if err != nil {
 		return err
 	}

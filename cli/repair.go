@@ -13,7 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"appliance/node"
-	"appliance/raft"
+	"appliance/raft/recovery"
 	"appliance/status/client"
 )
 
@@ -106,7 +106,7 @@ func recoverCommand() *cli.Command {
 				explainRecovery(c.App.ErrWriter, cfg.DataDir)
 				return fmt.Errorf("nothing has been changed; add --as-single if the other members are gone for good")
 			}
-			rec, err := raft.Recover(cfg.DataDir, self.ID, self.AddrPort(), slog.New(slog.DiscardHandler))
+			rec, err := recovery.Run(cfg.DataDir, self.ID, self.AddrPort(), slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
 			}

@@ -92,7 +92,7 @@ func (n *node) followFitness(ctx context.Context) error {
 	var d damped
 	for {
 		few := d.look(time.Now(), unserved(n.balancer.Health()))
-		n.group.SetClaim(fitness(few, n.verdict.Load(), n.group.Status().Trouble))
+		n.group.SetFitness(fitness(few, n.verdict.Load(), n.group.Status().Trouble))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -105,8 +105,8 @@ func (n *node) followFitness(ctx context.Context) error {
 // fitness puts together what speaks against this node as holder: load balancers without a healthy backend, the
 // verdict of the tracks, and trouble with the group. A node whose disk is full can neither vote nor take over, so a
 // hand-over to it would only cost answers.
-func fitness(unserved int, tracks *track.Verdict, trouble string) raft.Claim {
-	c := raft.Claim{Blind: unserved}
+func fitness(unserved int, tracks *track.Verdict, trouble string) raft.Fitness {
+	c := raft.Fitness{Unserved: unserved}
 	if tracks != nil {
 		c.Barred, c.Lowered = tracks.Barred, tracks.Lowered
 	}

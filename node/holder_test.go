@@ -51,14 +51,14 @@ func TestFitness(t *testing.T) {
 		unserved int
 		tracks   *track.Verdict
 		trouble  string
-		want     raft.Claim
+		want     raft.Fitness
 	}{
-		"well":                  {want: raft.Claim{}},
-		"unserved":              {unserved: 2, want: raft.Claim{Blind: 2}},
-		"tracks":                {tracks: &track.Verdict{Barred: "eth1 is down", Lowered: 20}, want: raft.Claim{Barred: "eth1 is down", Lowered: 20}},
-		"a full disk":           {unserved: 1, trouble: "cannot write", want: raft.Claim{Blind: 1, Barred: "cannot write"}},
-		"a full disk and claim": {tracks: &track.Verdict{Lowered: 5}, trouble: "cannot write", want: raft.Claim{Barred: "cannot write", Lowered: 5}},
-		"both":                  {tracks: &track.Verdict{Barred: "eth1 is down"}, trouble: "cannot write", want: raft.Claim{Barred: "eth1 is down"}},
+		"well":                  {want: raft.Fitness{}},
+		"unserved":              {unserved: 2, want: raft.Fitness{Unserved: 2}},
+		"tracks":                {tracks: &track.Verdict{Barred: "eth1 is down", Lowered: 20}, want: raft.Fitness{Barred: "eth1 is down", Lowered: 20}},
+		"a full disk":           {unserved: 1, trouble: "cannot write", want: raft.Fitness{Unserved: 1, Barred: "cannot write"}},
+		"a full disk and claim": {tracks: &track.Verdict{Lowered: 5}, trouble: "cannot write", want: raft.Fitness{Barred: "cannot write", Lowered: 5}},
+		"both":                  {tracks: &track.Verdict{Barred: "eth1 is down"}, trouble: "cannot write", want: raft.Fitness{Barred: "eth1 is down"}},
 	} {
 		if got := fitness(test.unserved, test.tracks, test.trouble); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)

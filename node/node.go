@@ -21,6 +21,7 @@ import (
 	"appliance/node/observe"
 	"appliance/node/planes"
 	"appliance/raft"
+	"appliance/raft/store"
 	"appliance/track"
 )
 
@@ -138,7 +139,7 @@ func (n *node) openGroup() (err error) {
 		OnCommit:      n.observer.Metrics.Committed,
 		View:          n.observer.View,
 	})
-	if errors.Is(err, raft.ErrDamaged) && !n.witness() {
+	if errors.Is(err, store.ErrDamaged) && !n.witness() {
 		// A vote that may be wrong is worse than none. The clients on this node are still served.
 		n.broken = err
 		n.log.Error("this node does not take part in the group, and serves its own clients only", "error", err)

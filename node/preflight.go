@@ -20,7 +20,8 @@ import (
 	"appliance/configs"
 	"appliance/nft"
 	"appliance/pathprobe"
-	"appliance/raft"
+	"appliance/raft/auth"
+	"appliance/raft/store"
 )
 
 // A site is what the host adds to a configuration: which peer this node is, on which interface it answers for each VIP,
@@ -28,8 +29,8 @@ import (
 type site struct {
 	self     configs.PeerEntry
 	vips     []arp.VIP
-	security raft.Security
-	worker   *raft.WorkerKey // only on a worker that follows the peers
+	security auth.Security
+	worker   *auth.WorkerKey // only on a worker that follows the peers
 }
 
 // survey finds out whether cfg can be put into force on this host, and changes nothing on it. The error lists
@@ -100,28 +101,28 @@ func towards(join []netip.AddrPort, local []netip.Addr) []netip.Addr {
 }
 
 // security reads the keys or certificates that make this node a peer.
-func security(cfg *configs.Config) (raft.Security, error) {
+func security(cfg *configs.Config) (auth.Security, error) {
 	g := cfg.Group
 	switch {
 	case g.Insecure:
-		return raft.Security{Insecure: true}, nil
+		return auth.Security{Insecure: true}, nil
 	case g.CAFile != "" || g.CertFile != "" || g.CertKeyFile != "":
-		return raft.Security{CA: g.CAFile, Cert: g.CertFile, Key: g.CertKeyFile}, nil
+		return auth.Security{CA: g.CAFile, Cert: g.CertFile, Key: g.CertKeyFile}, nil
 	case g.KeyFile != "":
-		keys, err := raft.LoadKeys(g.KeyFile)
+		keys, err := auth.LoadKeys(g.KeyFile)
 		if err != nil {
-			return raft.Security{}, err
+			return auth.Security{}, err
 		}
 		if g.OldKeyFile != "" {
-			old, err := raft.LoadKey(g.OldKeyFile)
+			old, err := auth.LoadKey(g.OldKeyFile)
 			if err != nil {
-				return raft.Security{}, err
+				return auth.Security{}, err
 			}
 			keys = append(keys, old)
 		}
-		return raft.Security{Keys: keys, KeyFile: g.KeyFile}, nil
+		return auth.Security{Keys: keys, KeyFile: g.KeyFile}, nil
 	}
-	return raft.Security{}, nil
+	return auth.Security{}, nil
 }
 
 // writable proves that dir, or its nearest parent that exists, takes a file.
@@ -169,7 +170,7 @@ func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err,
 // so a restart does no harm.
 func noRoom(dir, at string, err error) error {
 	return fmt.Errorf("dataDir %s is full (%w; free at %s: %s), and the group's votes have to be on disk; "+
-		"free some room there, or set dataDir to another disk, and start again", dir, err, at, raft.Free(at))
+		"free some room there, or set dataDir to another disk, and start again", dir, err, at, store.Free(at))
 }
 
 // capabilities compares what the process may do with what cfg needs.

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"appliance/raft"
+	"appliance/raft/auth"
 )
 
 // keyRound is the time between two looks at the key files. An operator who rotates keys goes from node to node and is
@@ -57,7 +57,7 @@ func (n *node) changeSecrets(ctx context.Context, own [][]byte) {
 }
 
 // probeKeys returns the secrets that keep strangers from forging path probes of the direct data plane.
-func probeKeys(keys []raft.Key) [][]byte {
+func probeKeys(keys []auth.Key) [][]byte {
 	var secrets [][]byte
 	for _, k := range keys {
 		secrets = append(secrets, []byte(k.Text()))
@@ -87,7 +87,7 @@ func (n *node) firstSecrets() probeSecrets {
 }
 
 // open says that a group has neither a key nor certificates: it trusts everybody.
-func open(s raft.Security) bool { return len(s.Keys) == 0 && s.CA == "" }
+func open(s auth.Security) bool { return len(s.Keys) == 0 && s.CA == "" }
 
 // secretsFrom returns the secrets of a peer whose group has these. The workers' secrets do not reveal the group's. A
 // group without a key, whose workers nobody could tell from strangers, has an empty one; a group of certificates has

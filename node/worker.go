@@ -14,7 +14,8 @@ import (
 
 	"appliance/configs"
 	"appliance/node/desired"
-	"appliance/raft"
+	"appliance/raft/auth"
+	"appliance/raft/feed"
 )
 
 // listPath is where a worker keeps the last good list.
@@ -22,15 +23,15 @@ func listPath(cfg *configs.Config) string { return filepath.Join(cfg.DataDir, "b
 
 // followPeers keeps a worker's backends equal to those of the peers.
 func (n *node) followPeers(ctx context.Context) error {
-	f := raft.Follower{ID: n.site.self.ID, Own: n.site.security, Log: n.log}
+	f := feed.Follower{ID: n.site.self.ID, Own: n.site.security, Log: n.log}
 	if n.site.worker != nil {
 		f.Key = *n.site.worker
 	}
 	for _, p := range n.cfg.Peers {
-		f.Peers = append(f.Peers, raft.Peer{ID: p.ID, Addr: p.AddrPort()})
+		f.Peers = append(f.Peers, auth.Listed{ID: p.ID, Addr: p.AddrPort()})
 	}
 	for _, at := range n.cfg.Join {
-		f.Peers = append(f.Peers, raft.Peer{Addr: at})
+		f.Peers = append(f.Peers, auth.Listed{Addr: at})
 	}
 	if n.recalledList {
 		n.log.Info("serves from the last good list of backends until a peer answers", "path", listPath(n.cfg))
@@ -111,7 +112,7 @@ func (s *site) workerAccess(cfg *configs.Config) (err error) {
 		return fmt.Errorf("the worker key %s and certificates exclude each other; "+
 			"remove group.keyFile, or group.caFile, certFile and certKeyFile", g.KeyFile)
 	}
-	s.security = raft.Security{CA: g.CAFile, Cert: g.CertFile, Key: g.CertKeyFile}
+	s.security = auth.Security{CA: g.CAFile, Cert: g.CertFile, Key: g.CertKeyFile}
 	if err := s.security.CheckWorker(); err != nil {
 		return fmt.Errorf("worker: %w", err)
 	}
@@ -131,7 +132,7 @@ func knowsPeers(cfg *configs.Config) error {
 }
 
 // workerKey reads the key with which a worker follows the peers; nil if it has none.
-func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
+func workerKey(cfg *configs.Config) (*auth.WorkerKey, error) {
 	if cfg.Group.KeyFile == "" {
 		return nil, nil
 	}
@@ -150,7 +151,7 @@ func workerKey(cfg *configs.Config) (*raft.WorkerKey, error) {
 	if err := knowsPeers(cfg); err != nil {
 		return nil, err
 	}
-	key, err := raft.LoadWorkerKey(cfg.Group.KeyFile)
+	key, err := auth.LoadWorkerKey(cfg.Group.KeyFile)
 	if err != nil {
 		return nil, err
 	}

@@ -14,13 +14,13 @@ import (
 	"appliance/node/desired"
 	"appliance/node/planes"
 	"appliance/pathprobe"
-	"appliance/raft"
+	"appliance/raft/auth"
 )
 
 // A worker signs with what the peers tell it, which is not what they sign with among themselves.
 func TestWorkersSecrets(t *testing.T) {
-	key, next := raft.GenerateKey(), raft.GenerateKey()
-	peer := func(s raft.Security) *node {
+	key, next := auth.GenerateKey(), auth.GenerateKey()
+	peer := func(s auth.Security) *node {
 		n := &node{cfg: loadPeer(t), site: site{security: s}}
 		n.inputs.secrets = n.firstSecrets()
 		return n
@@ -35,11 +35,11 @@ func TestWorkersSecrets(t *testing.T) {
 		}
 		return l
 	}
-	a, b := peer(raft.Security{Keys: []raft.Key{key}}), peer(raft.Security{Keys: []raft.Key{key}})
+	a, b := peer(auth.Security{Keys: []auth.Key{key}}), peer(auth.Security{Keys: []auth.Key{key}})
 	if x, y := told(a), told(b); len(x.ProbeKeys) != 1 || !reflect.DeepEqual(x, y) {
 		t.Errorf("two peers tell %v and %v", x, y)
 	}
-	w := &node{cfg: loadWorker(t), site: site{worker: &raft.WorkerKey{}}}
+	w := &node{cfg: loadWorker(t), site: site{worker: &auth.WorkerKey{}}}
 	if first := w.firstSecrets(); len(first.own) != 1 || len(first.own[0]) == 0 {
 		t.Error("a worker that was told nothing speaks with an empty key")
 	}
@@ -47,12 +47,12 @@ func TestWorkersSecrets(t *testing.T) {
 		t.Errorf("the worker speaks with %s", got.own)
 	}
 	// The group's key rotates.
-	a.inputs.secrets = a.secretsFrom(probeKeys([]raft.Key{key, next}))
+	a.inputs.secrets = a.secretsFrom(probeKeys([]auth.Key{key, next}))
 	if l := told(a); len(l.ProbeKeys) != 2 || l.ProbeKeys[0] != told(b).ProbeKeys[0] {
 		t.Errorf("with two keys, %v", l.ProbeKeys)
 	}
 	// With certificates there is no key before the group has agreed on one.
-	c := peer(raft.Security{CA: "ca.crt"})
+	c := peer(auth.Security{CA: "ca.crt"})
 	if got := c.inputs.secrets.workers; len(got) != 0 {
 		t.Errorf("workers are heard with %s", got)
 	}
@@ -61,7 +61,7 @@ func TestWorkersSecrets(t *testing.T) {
 		t.Errorf("told %v", l.ProbeKeys)
 	}
 	// Nobody is kept out of a group without a key, and no worker follows it.
-	d := peer(raft.Security{Insecure: true})
+	d := peer(auth.Security{Insecure: true})
 	d.inputs.secrets = d.secretsFrom([][]byte{[]byte("agreed")})
 	open := &node{cfg: loadWorker(t)}
 	if got := open.firstSecrets(); !reflect.DeepEqual(got.own, d.inputs.secrets.workers) || told(d).ProbeKeys != nil {

@@ -3,14 +3,20 @@ package raft
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
+
+	"appliance/raft/auth"
+	"appliance/raft/feed"
+	"appliance/raft/peerport"
 )
 
 // logbook collects what is logged at level warn and above.
@@ -45,7 +51,7 @@ func (l *logbook) lines(what ...string) (found []string) {
 	return found
 }
 
-// TestWrongKeyIsToldOnBothSides: which file, and what to do, once for each address.
+// TestWrongKeyIsToldOnBothSides: both logs name the file and say what to do, once per address.
 func TestWrongKeyIsToldOnBothSides(t *testing.T) {
 	b := newBench(t, 2)
 	var left, right logbook
@@ -55,11 +61,12 @@ func TestWrongKeyIsToldOnBothSides(t *testing.T) {
 	b.run(a)
 	b.holder("a")
 	wrong := b.config("b")
-	wrong.Security = Security{Keys: []Key{GenerateKey()}, KeyFile: "/etc/right.key"}
+	wrong.Security = auth.Security{Keys: []auth.Key{auth.GenerateKey()}, KeyFile: "/etc/right.key"}
 	wrong.Log = right.logger()
 	b.run(wrong)
 	b.eventually("both to say what is wrong", func() bool {
-		return len(left.lines("/etc/left.key", "copy the key file")) > 0 && len(right.lines("/etc/right.key", "copy the key file")) > 0
+		return len(left.lines("/etc/left.key", "copy the key file")) > 0 && len(right.lines("/etc/right.key",
+			"copy the key file")) > 0
 	})
 	b.eventually("the status to say so too", func() bool {
 		for _, p := range b.nodes["b"].Status().Peers {
@@ -71,7 +78,7 @@ func TestWrongKeyIsToldOnBothSides(t *testing.T) {
 	})
 	before := b.nodes["a"].Status().Counters.Refused
 	b.eventually("more tries", func() bool { return b.nodes["a"].Status().Counters.Refused > before+5 })
-	// One line for what comes from an address and what is at it, however often.
+	// There is one line per address, however often it connects.
 	if told := left.lines("/etc/left.key"); len(told) != 1 {
 		t.Errorf("told %d times: %s", len(told), strings.Join(told, ""))
 	}
@@ -86,7 +93,7 @@ func TestInsecureAndSecureMeet(t *testing.T) {
 	b.run(a)
 	b.holder("a")
 	plain := b.config("b")
-	plain.Security = Security{Insecure: true}
+	plain.Security = auth.Security{Insecure: true}
 	plain.Log = right.logger()
 	b.run(plain)
 	b.eventually("both to say what is wrong", func() bool {
@@ -113,7 +120,8 @@ func TestJoinWithOwnCertificates(t *testing.T) {
 	joins.Log = own.logger()
 	b.run(joins)
 	b.eventually("both sides to say what to do", func() bool {
-		return len(log.lines("neither id nor address", "appliance peers add")) > 0 && len(own.lines("does not accept the certificate", "appliance peers add")) > 0
+		return len(log.lines("neither id nor address", "appliance peers add")) > 0 &&
+			len(own.lines("does not accept the certificate", "appliance peers add")) > 0
 	})
 	b.must("the addition", func() error { return b.nodes["a"].AddPeer(b.ctx(), d, false) })
 	b.voters(2)
@@ -137,7 +145,7 @@ func TestWorkerWithOwnCertificates(t *testing.T) {
 	ca := newAuthority(t, t.TempDir())
 	ca.issue(t, "a", &x509.Certificate{Subject: pkix.Name{CommonName: "a"}})
 	worker := &url.URL{Scheme: "appliance", Host: "worker", Path: "/w1"}
-	// It carries a peer's name as well, and is a worker's all the same.
+	// It carries a peer's name as well, and is a worker's nevertheless.
 	ca.issue(t, "w1", &x509.Certificate{Subject: pkix.Name{CommonName: "a"}, URIs: []*url.URL{worker}})
 	ca.issue(t, "host", &x509.Certificate{Subject: pkix.Name{CommonName: "w2"}})
 	b.tweak = func(c *Config) { c.Security = ca.security(c.ID) }
@@ -148,7 +156,8 @@ func TestWorkerWithOwnCertificates(t *testing.T) {
 	a := b.nodes["a"]
 	a.Publish([]byte(`"one"`), a.Index())
 
-	if err := ca.security("host").CheckWorker(); err == nil || !strings.Contains(err.Error(), "appliance://worker/NAME") {
+	if err := ca.security("host").CheckWorker(); err == nil || !strings.Contains(err.Error(),
+		"appliance://worker/NAME") {
 		t.Errorf("a certificate without the mark of a worker: %v", err)
 	}
 	if err := ca.security("w1").CheckWorker(); err != nil {
@@ -157,7 +166,7 @@ func TestWorkerWithOwnCertificates(t *testing.T) {
 	got := make(chan string, 16)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	f := Follower{ID: "w1", Own: ca.security("w1"), Peers: b.peers, Log: slog.New(slog.DiscardHandler)}
+	f := feed.Follower{ID: "w1", Own: ca.security("w1"), Peers: b.listed(), Log: slog.New(slog.DiscardHandler)}
 	go func() {
 		done <- f.Follow(ctx, func(data []byte) { got <- string(data) }, func(err error) { t.Error(err) })
 	}()
@@ -170,34 +179,37 @@ func TestWorkerWithOwnCertificates(t *testing.T) {
 	if text := <-got; text != `"one"` {
 		t.Errorf("got %s", text)
 	}
-	// It opens nothing else.
-	cred, err := ca.security("w1").workerCredentials()
+	// It opens no other door.
+	cred, err := ca.security("w1").WorkerCredentials(b.listed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cred.peers = func() []Peer { return b.peers }
-	p := &port{dial: b.config("a").dial, log: slog.New(slog.DiscardHandler)}
-	p.cred.Store(cred)
-	l := newLink(p, "a", b.peers[0].Addr)
-	defer l.close()
+	p, err := peerport.Listen(netip.AddrPort{}, cred, b.config("a").dial, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := p.Link("a", b.peers[0].Addr)
+	defer l.Close()
 	for _, op := range []operation{opHello, opPropose, opRemove, opAdmit} {
-		if _, err := l.call(b.ctx(), request{Op: op, To: "a", From: "a", Peer: &b.peers[0]}); err == nil || !strings.Contains(err.Error(), "worker may not") {
+		if _, err := ask(b.ctx(), l, request{Op: op, To: "a", From: "a", Peer: &b.peers[0]}); err == nil ||
+			!strings.Contains(err.Error(), "worker may not") {
 			t.Errorf("%s with a worker's certificate: %v", op, err)
 		}
 	}
-	conn, err := p.open(b.ctx(), b.peers[0].Addr, "a", preambleRaft)
+	conn, err := p.Open(b.ctx(), b.peers[0].Addr, "a", peerport.PreambleRaft)
 	if err == nil {
 		defer conn.Close()
 		if n, err := conn.Read(make([]byte, 1)); err == nil {
 			t.Errorf("a worker's certificate opens raft: %d bytes", n)
 		}
 	}
-	// A peer with such a certificate is none to a worker either.
-	leaf, err := x509.ParseCertificate(cred.leaf.Certificate[0])
+	// A worker does not take the owner of such a certificate for a peer either.
+	leaf, err := x509.ParseCertificate(cred.TLS().Certificates[0].Certificate[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if who, err := cred.listed(leaf); err != nil || who.role != roleWorker {
-		t.Errorf("it is a %s, %v", who.role, err)
+	who, err := cred.Verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}})
+	if err != nil || who.Role != auth.Worker {
+		t.Errorf("it is a %s, %v", who.Role, err)
 	}
 }

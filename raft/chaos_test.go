@@ -10,8 +10,8 @@ import (
 
 var chaosFor = flag.Duration("chaos", 8*time.Second, "how long TestChaosNeverTwo goes on")
 
-// TestChaosNeverTwo cuts, heals, delays, restarts and hands over at random; the
-// judge asks every holder's may without pause. See bench and judge.
+// TestChaosNeverTwo cuts, heals, delays, restarts and hands over at random; the judge asks every holder all
+// the time whether it may answer.
 func TestChaosNeverTwo(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -41,10 +41,10 @@ func TestChaosNeverTwo(t *testing.T) {
 			time.Sleep(time.Duration(rnd.IntN(100)) * time.Millisecond)
 			b.start(id)
 		case 5:
-			// A hand-over that nobody asked the leader for: votes despite a known leader.
+			// A hand-over without the leader's part: peers vote although they know a leader.
 			if g := b.nodes[pick()]; g.running() != nil {
 				ctx, cancel := contextFor(20 * time.Millisecond)
-				g.trans.timeoutNow(ctx)
+				g.trans.Stand(ctx)
 				cancel()
 			}
 		default:
@@ -67,9 +67,9 @@ func contextFor(d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), d)
 }
 
-// TestElectionDespiteALeaderWaits makes the worst case on purpose: the holder
-// is cut off, its lease runs, and at the same moment the others are made to
-// elect another although they know a leader. The judge sees the rest.
+// TestElectionDespiteALeaderWaits makes the worst case on purpose: the holder is cut off while its lease
+// runs, and at the same moment the others are made to elect another although they know a leader. The judge
+// checks the rest.
 func TestElectionDespiteALeaderWaits(t *testing.T) {
 	b := newBench(t, 3)
 	b.tweak = func(c *Config) { c.Heartbeat = time.Second }
@@ -87,11 +87,12 @@ func TestElectionDespiteALeaderWaits(t *testing.T) {
 	cut := time.Now()
 	ctx, cancel := contextFor(10 * time.Second)
 	defer cancel()
-	if err := b.nodes[rest[0]].trans.timeoutNow(ctx); err != nil {
+	if err := b.nodes[rest[0]].trans.Stand(ctx); err != nil {
 		t.Fatal(err)
 	}
 	next := b.holder(rest...)
-	t.Logf("%s holds %v after the cut; the lease is %v", next, time.Since(cut).Round(time.Millisecond), b.nodes[next].cfg.span())
+	t.Logf("%s holds %v after the cut; the lease is %v", next, time.Since(cut).Round(time.Millisecond),
+		b.nodes[next].cfg.span())
 	if b.nodes[old].lawfully() {
 		t.Errorf("%s may still answer", old)
 	}

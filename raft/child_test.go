@@ -14,10 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"appliance/raft/auth"
 	"appliance/raft/lease"
 )
 
-// childSpec is what a peer in a process of its own is told by its environment.
+// childSpec is what a peer in a process of its own reads from its environment.
 type childSpec struct {
 	ID        string
 	Peers     []Peer
@@ -26,22 +27,22 @@ type childSpec struct {
 	Heartbeat time.Duration
 }
 
-// child runs one peer until its standard input ends. It prints a line for each
-// lapse and each return of its right to answer, and answers in between.
+// child runs one peer until its standard input ends. It prints a line each time it may answer and each time
+// it no longer may.
 func child() int {
 	var s childSpec
 	if err := json.Unmarshal([]byte(os.Getenv("RAFT_TEST_CHILD")), &s); err != nil {
 		fmt.Println("error", err)
 		return 2
 	}
-	sec := Security{Insecure: s.Insecure}
+	sec := auth.Security{Insecure: s.Insecure}
 	if !s.Insecure {
-		key, err := ParseKey([]byte(s.Key))
+		key, err := auth.ParseKey([]byte(s.Key))
 		if err != nil {
 			fmt.Println("error", err)
 			return 2
 		}
-		sec.Keys = []Key{key}
+		sec.Keys = []auth.Key{key}
 	}
 	g, err := Open(Config{ID: s.ID, Peers: s.Peers, DataDir: s.Dir, Security: sec, Heartbeat: s.Heartbeat})
 	if err != nil {
@@ -59,8 +60,8 @@ func child() int {
 		g.mu.Unlock()
 		said := false
 		for ctx.Err() == nil {
-			// A frozen process proceeds here when it thaws; the time is taken before
-			// the question, so that an answer counts from the earliest moment that it may stand for.
+			// A frozen process goes on here when it thaws. The time is taken before the question, so that an
+			// answer counts from the earliest possible moment.
 			at := lease.Boottime()
 			if now := may(); now != said {
 				said = now
@@ -77,7 +78,7 @@ func child() int {
 	return 0
 }
 
-// startChild runs peer id in a process of its own; lines gets what it prints.
+// startChild runs peer id in a process of its own and returns the lines that it prints.
 func (b *bench) startChild(id string, insecure bool) (*exec.Cmd, <-chan string) {
 	b.t.Helper()
 	c := b.config(id)
@@ -151,7 +152,7 @@ func withChildHolder(t *testing.T, insecure bool, heartbeat time.Duration) (*ben
 	b.tweak = func(c *Config) {
 		c.Heartbeat = heartbeat
 		if insecure {
-			c.Security = Security{Insecure: true}
+			c.Security = auth.Security{Insecure: true}
 		}
 	}
 	cmd, lines := b.startChild("a", insecure)
@@ -179,7 +180,7 @@ func withChildHolder(t *testing.T, insecure bool, heartbeat time.Duration) (*ben
 func TestKilledHolderIsReplacedAtOnce(t *testing.T) {
 	for name, insecure := range map[string]bool{"tls": false, "insecure": true} {
 		t.Run(name, func(t *testing.T) {
-			// A heartbeat that even a slow machine's proof of death is quicker than.
+			// Even a slow machine proves a death within such a heartbeat.
 			b, cmd, _ := withChildHolder(t, insecure, time.Second)
 			killed := time.Now()
 			if err := cmd.Process.Kill(); err != nil {
@@ -248,8 +249,8 @@ func TestGracefulStopIsNoDeath(t *testing.T) {
 
 var soak = flag.Duration("soak", 0, "how long TestNoFalseFailover keeps every core busy")
 
-// TestNoFalseFailover keeps every core busy with other processes. It is no
-// part of the usual run: how long a machine may starve a process is not ours to assert.
+// TestNoFalseFailover keeps every core busy with other processes. It is not part of the usual run: a test
+// cannot assert for how long a machine may starve a process.
 func TestNoFalseFailover(t *testing.T) {
 	if *soak == 0 {
 		t.Skip("run it with -soak=1m")

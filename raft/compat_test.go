@@ -8,9 +8,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"flag"
-	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -23,13 +23,15 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 
+	"appliance/raft/feed"
 	"appliance/raft/lease"
+	"appliance/raft/peerport"
+	"appliance/raft/settings"
 )
 
-// testdata/v1 is what the first version says and stores. Later versions have
-// to read it for as long as oldestProtocol and formatVersion say that they do.
-// What is written differs only where the version has changed: a version that
-// needs another form gets a directory of its own, and v1 stays.
+// testdata/v1 is what the first version says and stores. Later versions have to read it as long as
+// oldestProtocol and settings.FormatVersion say so. A version that writes another form gets a directory of
+// its own, and v1 stays.
 var update = flag.Bool("update", false, "write testdata/v1 anew: only before it has been released")
 
 const golden = "testdata/v1"
@@ -43,15 +45,17 @@ func goldenPeers() []Peer {
 	}
 }
 
-// goldenMessages are values of everything that is JSON, by name.
+// goldenMessages has a value of every JSON message, by name.
 func goldenMessages() map[string]any {
 	peers := goldenPeers()
 	return map[string]any{
 		"reply/hello": &reply{
 			Hello: &hello{
 				ID: "a", Version: "1.0.0", Cluster: "CLUSTER", HasState: true, LastIndex: 17, Term: 3, Leader: "b",
-				StartAsLeader: true, Intent: foundTogether, Peers: peers, Members: []string{"a", "b", "w"}, Self: peers[0], Joins: true,
-				Priority: 7, Claim: Claim{Blind: 1, Barred: "a track", Lowered: 5}, Removed: "peer a was removed",
+				StartAsLeader: true, Intent: intentTogether, Peers: peers, Members: []string{"a", "b", "w"},
+				Self: peers[0], Joins: true,
+				Priority: 7, Fitness: Fitness{Unserved: 1, Barred: "a track", Lowered: 5},
+				Removed:  "peer a was removed",
 				Protocol: 1, Oldest: 1, Heartbeat: 150 * time.Millisecond,
 				OnLink: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fe80::1")},
 			},
@@ -61,16 +65,17 @@ func goldenMessages() map[string]any {
 			Term: 3, Lived: time.Minute, Lease: 45 * time.Millisecond, Dead: map[string]uint64{"w": 2},
 			Granted: []lease.GrantAge{{To: "b", Term: 3, Age: 20 * time.Millisecond}},
 		}},
-		"reply/feed": &reply{Feed: &feed{
+		"reply/feed": &reply{Feed: &feed.Feed{
 			Version: "0011223344556677", Cluster: "CLUSTER", Index: 17, Data: json.RawMessage(`{"format":1}`),
 			Peers: []netip.AddrPort{peers[0].Addr, peers[1].Addr},
 		}},
-		"reply/view":       &reply{View: []byte(`{"id":"a"}`)},
-		"reply/refusal":    &reply{Error: "no"},
-		"request/hello":    &request{Op: opHello, From: "b", Heartbeat: 150 * time.Millisecond},
-		"request/account":  &request{Op: opAccount},
-		"request/admit":    &request{Op: opAdmit, Peer: &peers[1], From: "b", Joins: true, Forwarded: true},
-		"request/propose":  &request{Op: opPropose, Change: &change{Version: 1, Set: map[string]string{"k": "v"}, Remove: []string{"r"}}},
+		"reply/view":      &reply{View: []byte(`{"id":"a"}`)},
+		"reply/refusal":   &reply{Error: "no"},
+		"request/hello":   &request{Op: opHello, From: "b", Heartbeat: 150 * time.Millisecond},
+		"request/account": &request{Op: opAccount},
+		"request/admit":   &request{Op: opAdmit, Peer: &peers[1], From: "b", Joins: true, Forwarded: true},
+		"request/propose": &request{Op: opPropose, Change: &settings.Command{Version: 1,
+			Set: map[string]string{"k": "v"}, Remove: []string{"r"}}},
 		"request/transfer": &request{Op: opTransfer, To: "b"},
 		"request/view":     &request{Op: opView},
 		"request/add":      &request{Op: opAdd, Peer: &peers[2], Force: true},
@@ -78,10 +83,12 @@ func goldenMessages() map[string]any {
 		"request/promote":  &request{Op: opPromote, To: "b"},
 		"request/demote":   &request{Op: opDemote, To: "b"},
 		"request/follow":   &request{Op: opFollow, After: "0011223344556677"},
-		"log/change":       &change{Version: 1, Set: map[string]string{clusterKey: "CLUSTER"}, Once: true},
-		"log/snapshot":     &snapshotFile{Version: 1, Settings: map[string]string{clusterKey: "CLUSTER", pinKey: "b"}, Index: 17},
-		"setting/member":   &member{Addr: peers[1].Addr, Witness: true, Standby: true, Version: "1.0.0"},
-		"disk/roster":      &peers,
+		"log/change": &settings.Command{Version: 1, Set: map[string]string{settings.ClusterKey: "CLUSTER"},
+			Once: true},
+		"log/snapshot": &settings.SnapshotFile{Version: 1,
+			Settings: map[string]string{settings.ClusterKey: "CLUSTER", settings.PinKey: "b"}, Index: 17},
+		"setting/member": &settings.Member{Addr: peers[1].Addr, Witness: true, Standby: true, Version: "1.0.0"},
+		"disk/roster":    &peers,
 	}
 }
 
@@ -118,7 +125,7 @@ func writeGolden(t *testing.T, name string, lines map[string]string) {
 func encoded(t *testing.T, v any) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := writeLine(&b, v); err != nil {
+	if err := peerport.WriteLine(&b, v); err != nil {
 		t.Fatal(err)
 	}
 	return strings.TrimSpace(b.String())
@@ -128,13 +135,13 @@ func encoded(t *testing.T, v any) string {
 func decoded(t *testing.T, line string, v any) any {
 	t.Helper()
 	into := reflect.New(reflect.TypeOf(v).Elem()).Interface()
-	if err := readLine(bufio.NewReader(strings.NewReader(line+"\n")), into); err != nil {
+	if err := peerport.ReadLine(bufio.NewReader(strings.NewReader(line+"\n")), into); err != nil {
 		t.Fatalf("%v: %s", err, line)
 	}
 	return into
 }
 
-// withMore adds what a later version may say to every object but maps.
+// withMore adds a field, as a later version may, to every object that is not a map.
 func withMore(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
@@ -196,65 +203,32 @@ func TestMessagesOfTheFirstVersion(t *testing.T) {
 	}
 }
 
-// TestPeerThatTellsLittle: a peer of before a field leaves it out.
+// TestPeerThatTellsLittle: a peer of an older version leaves newer fields out.
 func TestPeerThatTellsLittle(t *testing.T) {
-	rep := decoded(t, `{"hello":{"id":"b","hasState":true,"peers":[{"id":"a","address":"192.0.2.1:10000"},{"id":"b","address":"192.0.2.2:10000"}]}}`, &reply{}).(*reply)
+	const little = `{"hello":{"id":"b","hasState":true,"peers":[{"id":"a","address":"192.0.2.1:10000"},` +
+		`{"id":"b","address":"192.0.2.2:10000"}]}}`
+	rep := decoded(t, little, &reply{}).(*reply)
 	self := hello{ID: "a", Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: time.Second, Peers: []Peer{
-		{ID: "a", Addr: netip.MustParseAddrPort("192.0.2.1:10000")}, {ID: "b", Addr: netip.MustParseAddrPort("192.0.2.2:10000")},
+		{ID: "a", Addr: netip.MustParseAddrPort("192.0.2.1:10000")},
+		{ID: "b", Addr: netip.MustParseAddrPort("192.0.2.2:10000")},
 	}}
 	if why := conflict(self, *rep.Hello); why != "" {
 		t.Errorf("refused: %s", why)
 	}
-	if f := (feed{Version: "1"}); f.older(feed{Version: "2", Cluster: "c", Index: 3}) {
-		t.Error("a list of a peer that tells no index is older")
-	}
 }
 
-// goldenBytes are what is no JSON, by name.
+// goldenBytes are the forms of this package that are not JSON, by name. The tests of auth, deathwatch and
+// detector compare their own.
 func goldenBytes(t *testing.T) map[string]string {
 	t.Helper()
-	key := []byte("0123456789abcdef0123456789abcdef")
-	out := make(map[string]string)
-	for name, d := range goldenDatagrams() {
-		out["datagram/"+name] = hex.EncodeToString(d.seal(nil, key))
-	}
-	secret := Key{secret: [32]byte(key)}
-	out["key"] = secret.Text()
-	ca, _, err := secret.authority()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out["key/authority"] = fmt.Sprintf("%x", ca.PublicKey)
-	w, err := secret.Worker()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out["key/worker"] = w.Text()
-	if ca, _, err = w.authority(); err != nil {
-		t.Fatal(err)
-	}
-	out["key/workers-authority"] = fmt.Sprintf("%x", ca.PublicKey)
-	var from datagramSecret
-	copy(from[:], key)
-	out["key/datagrams"] = hex.EncodeToString(from.keyOf("b"))
-	out["preambles"] = string([]byte{preambleRaft, preambleWatch, preambleControl})
-	out["watch"] = string([]byte{watchLead, watchSilent, watchGoodbye})
-	out["raft/append-entries"] = hex.EncodeToString(appendEntriesOnTheWire(t))
-	return out
-}
-
-func goldenDatagrams() map[string]datagram {
-	life, to := incarnation{1, 2, 3, 4, 5, 6, 7, 8}, incarnation{9, 10, 11, 12, 13, 14, 15, 16}
-	return map[string]datagram{
-		"probe": {kind: datagramProbe, from: "a", life: life, to: to, seq: 17, echo: 16, term: 3},
-		"sign":  {kind: datagramSign, from: "a", life: life, to: to, seq: 19, echo: 18},
-		"reply": {kind: datagramReply, from: "b", life: to, to: life, seq: 18, echo: 17, term: 3,
-			silence: []silenceOf{{"c", 20}, {"w", 65535}}},
+	return map[string]string{
+		"preambles":           string([]byte{peerport.PreambleRaft, peerport.PreambleWatch, peerport.PreambleControl}),
+		"raft/append-entries": hex.EncodeToString(appendEntriesOnTheWire(t)),
 	}
 }
 
-// appendEntriesOnTheWire is what hashicorp/raft sends for a piece of the log: its
-// encoding is the library's, and an upgrade of it must not change it unnoticed.
+// appendEntriesOnTheWire is what hashicorp/raft sends for a piece of the log: the library encodes it, and an
+// upgrade must not change that unnoticed.
 func appendEntriesOnTheWire(t *testing.T) []byte {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -271,8 +245,9 @@ func appendEntriesOnTheWire(t *testing.T) []byte {
 	go func() {
 		defer close(done)
 		trans.AppendEntries("b", hraft.ServerAddress(l.Addr().String()), &hraft.AppendEntriesRequest{
-			RPCHeader: hraft.RPCHeader{ProtocolVersion: hraft.ProtocolVersionMax, ID: []byte("a"), Addr: []byte("192.0.2.1:10000")},
-			Term:      3, PrevLogEntry: 16, PrevLogTerm: 2, LeaderCommitIndex: 16,
+			RPCHeader: hraft.RPCHeader{ProtocolVersion: hraft.ProtocolVersionMax, ID: []byte("a"),
+				Addr: []byte("192.0.2.1:10000")},
+			Term: 3, PrevLogEntry: 16, PrevLogTerm: 2, LeaderCommitIndex: 16,
 			Entries: []*hraft.Log{{Index: 17, Term: 3, Type: hraft.LogCommand, Data: []byte(`{"v":1}`)}},
 		}, &hraft.AppendEntriesResponse{})
 	}()
@@ -300,51 +275,27 @@ func appendEntriesOnTheWire(t *testing.T) []byte {
 var appendEntriesEnd = []byte("ProtocolVersion\x03\xa4Term\x03")
 
 func TestBytesOfTheFirstVersion(t *testing.T) {
-	now := goldenBytes(t)
+	now, was := goldenBytes(t), readGolden(t, "bytes.txt")
 	if *update {
-		writeGolden(t, "bytes.txt", now)
+		maps.Copy(was, now)
+		writeGolden(t, "bytes.txt", was)
 	}
-	was := readGolden(t, "bytes.txt")
-	for name := range was {
+	for name := range now {
 		if now[name] != was[name] {
 			t.Errorf("%s is\n%s\nand in the first version\n%s", name, now[name], was[name])
 		}
 	}
-	if len(now) != len(was) {
-		t.Errorf("%d in the file, %d here", len(was), len(now))
-	}
-	key := []byte("0123456789abcdef0123456789abcdef")
-	find := func(string) []byte { return key }
-	for name, want := range goldenDatagrams() {
-		sealed, err := hex.DecodeString(was["datagram/"+name])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := openDatagram(sealed, find); err != nil || !reflect.DeepEqual(got, want) {
-			t.Errorf("%s is read as %+v, %v", name, got, err)
-		}
-		// A later version appends its fields.
-		later := append(slices.Clone(sealed[:len(sealed)-macSize]), "more"...)
-		later = append(later, mac(key, later)...)
-		if got, err := openDatagram(later, find); err != nil || !reflect.DeepEqual(got, want) {
-			t.Errorf("%s with more fields is read as %+v, %v", name, got, err)
-		}
-	}
-	for name, parse := range map[string]func([]byte) error{
-		"key":        func(b []byte) error { _, err := ParseKey(b); return err },
-		"key/worker": func(b []byte) error { _, err := ParseWorkerKey(b); return err },
-	} {
-		if err := parse([]byte(was[name])); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
+	if len(was) != 11 {
+		t.Errorf("%d forms in the file, 11 are compared", len(was))
 	}
 	if hraft.ProtocolVersionMax != 3 || hraft.SnapshotVersionMax != 1 {
-		t.Errorf("the library speaks protocol %d and writes snapshots of version %d: can a group of both versions talk?", hraft.ProtocolVersionMax, hraft.SnapshotVersionMax)
+		t.Errorf("the library speaks protocol %d and writes snapshots of version %d: can a group of both "+
+			"versions talk?",
+			hraft.ProtocolVersionMax, hraft.SnapshotVersionMax)
 	}
 }
 
-// goldenSettings are in the data directory of the first version: some in its
-// snapshot, some in its log only.
+// goldenSettings are in the data directory of the first version: some in its snapshot, some in its log only.
 func goldenSettings() (early, late map[string]string) {
 	return map[string]string{"early": "in the snapshot", "gone": "soon"}, map[string]string{"late": "in the log"}
 }
@@ -366,8 +317,8 @@ func TestDataOfTheFirstVersion(t *testing.T) {
 		n := b.run(dataConfig(b, dir))
 		b.holder()
 		b.eventually("the group's name on disk, and its member", func() bool {
-			id, _ := n.store.Get([]byte(clusterKey))
-			_, ok := memberOf(n.Settings(), "a")
+			id, _ := n.store.Get([]byte(settings.ClusterKey))
+			_, ok := settings.MemberOf(n.Settings(), "a")
 			return len(id) > 0 && ok
 		})
 		b.must("the first settings", func() error { return n.Propose(b.ctx(), early) })
@@ -383,17 +334,17 @@ func TestDataOfTheFirstVersion(t *testing.T) {
 	g := b.run(dataConfig(b, dir))
 	b.holder("a")
 	b.eventually("all of the log", func() bool { return g.Settings()["late"] == late["late"] })
-	settings := g.Settings()
-	if settings["early"] != early["early"] || settings["gone"] != "" {
-		t.Errorf("the settings are %v", settings)
+	now := g.Settings()
+	if now["early"] != early["early"] || now["gone"] != "" {
+		t.Errorf("the settings are %v", now)
 	}
 	g.mu.Lock()
 	written := g.written
 	g.mu.Unlock()
-	if written == "" || settings[clusterKey] != written {
-		t.Errorf("the group is %q in the settings and %q on disk", settings[clusterKey], written)
+	if written == "" || now[settings.ClusterKey] != written {
+		t.Errorf("the group is %q in the settings and %q on disk", now[settings.ClusterKey], written)
 	}
-	if m, ok := memberOf(settings, "a"); !ok || m.Addr != goldenPeers()[0].Addr {
+	if m, ok := settings.MemberOf(now, "a"); !ok || m.Addr != goldenPeers()[0].Addr {
 		t.Errorf("the member is %+v, %v", m, ok)
 	}
 	b.must("a change", func() error { return g.Propose(b.ctx(), map[string]string{"new": "version"}) })

@@ -4,13 +4,16 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"appliance/raft/auth"
 )
 
 func TestConfigIsRefused(t *testing.T) {
 	at := netip.MustParseAddrPort
 	good := func() Config {
 		return Config{ID: "a", DataDir: "/x", Peers: []Peer{
-			{ID: "b", Addr: at("192.0.2.2:10000")}, {ID: "a", Addr: at("[2001:db8::1]:10000")}, {ID: "c", Addr: at("192.0.2.3:10000"), Witness: true},
+			{ID: "b", Addr: at("192.0.2.2:10000")}, {ID: "a", Addr: at("[2001:db8::1]:10000")},
+			{ID: "c", Addr: at("192.0.2.3:10000"), Witness: true},
 		}}
 	}
 	c := good()
@@ -21,7 +24,8 @@ func TestConfigIsRefused(t *testing.T) {
 		t.Errorf("completed to %+v", c)
 	}
 	if c.span() >= c.Heartbeat {
-		t.Errorf("lease %v, heartbeat %v: a lease has to be over before anybody stands for election", c.span(), c.Heartbeat)
+		t.Errorf("lease %v, heartbeat %v: a lease has to be over before anybody stands for election", c.span(),
+			c.Heartbeat)
 	}
 	for want, change := range map[string]func(*Config){
 		"no data directory":             func(c *Config) { c.DataDir = "" },
@@ -49,12 +53,12 @@ func TestConfigIsRefused(t *testing.T) {
 	if err := c.complete(); err != nil {
 		t.Fatal(err)
 	}
-	for want, s := range map[string]Security{
+	for want, s := range map[string]auth.Security{
 		"needs a group key":  {},
-		"exclude each other": {Insecure: true, Keys: []Key{GenerateKey()}},
+		"exclude each other": {Insecure: true, Keys: []auth.Key{auth.GenerateKey()}},
 		"need all of ca":     {CA: "ca.pem"},
 	} {
-		if _, err := s.credentials("a", c.Peers); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := s.Credentials("a", nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	}

@@ -1,28 +1,26 @@
 package raft
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/netip"
-	"sync"
+	"maps"
+	"slices"
 	"time"
 
+	"appliance/raft/auth"
+	"appliance/raft/feed"
 	"appliance/raft/lease"
+	"appliance/raft/peerport"
+	"appliance/raft/settings"
 )
-
-// The control protocol: one JSON request per line, one JSON reply per line,
-// in turn. Unknown fields are ignored on both sides so that versions may differ.
 
 type operation string
 
 const (
 	opHello    operation = "hello"    // who are you, what do you know
-	opAccount  operation = "account"  // your ledger
+	opAccount  operation = "account"  // what have you granted
 	opAdmit    operation = "admit"    // take this peer into the group
 	opPropose  operation = "propose"  // change these settings
 	opTransfer operation = "transfer" // hand over to this peer
@@ -31,20 +29,20 @@ const (
 	opRemove   operation = "remove"   // the peer To is no member any more
 	opPromote  operation = "promote"  // the peer To votes
 	opDemote   operation = "demote"   // the peer To does not vote
-	opFollow   operation = "follow"   // what is there but After, for workers
+	opFollow   operation = feed.Op    // what is new since After, for workers
 )
 
 type request struct {
-	Op     operation `json:"op"`
-	Peer   *Peer     `json:"peer,omitempty"`
-	Change *change   `json:"change,omitempty"`
-	To     string    `json:"to,omitempty"`
-	From   string    `json:"from,omitempty"`
-	// Heartbeat is in a hello that of who asks, in nanoseconds.
+	Op     operation         `json:"op"`
+	Peer   *Peer             `json:"peer,omitempty"`
+	Change *settings.Command `json:"change,omitempty"`
+	To     string            `json:"to,omitempty"`
+	From   string            `json:"from,omitempty"`
+	// Heartbeat, in a hello, is that of the peer that asks, in nanoseconds.
 	Heartbeat time.Duration `json:"heartbeat,omitempty"`
 	Force     bool          `json:"force,omitempty"`
 	After     string        `json:"after,omitempty"`
-	// Joins is of a peer that was told to join, so nobody needs to list it.
+	// Joins is set by a peer that was told to join, so nobody needs to list it.
 	Joins bool `json:"joins,omitempty"`
 	// Forwarded requests are not forwarded again.
 	Forwarded bool `json:"forwarded,omitempty"`
@@ -53,180 +51,221 @@ type request struct {
 type reply struct {
 	Error   string         `json:"error,omitempty"`
 	Hello   *hello         `json:"hello,omitempty"`
-	Feed    *feed          `json:"feed,omitempty"`
+	Feed    *feed.Feed     `json:"feed,omitempty"`
 	Account *lease.Account `json:"account,omitempty"`
-	// Datagrams is the key for datagrams to this process: datagram.go.
+	// Datagrams is the key for datagrams to this process: package detector.
 	Datagrams []byte `json:"datagrams,omitempty"`
 	View      []byte `json:"view,omitempty"`
 }
 
-// maxLine bounds a request or reply: settings of a large group are some 10 KiB.
-const maxLine = 1 << 20
-
-// controlIdle ends a control connection that asks nothing; its owner asks every second.
-const controlIdle = 30 * time.Second
-
-// answerer answers control requests.
-type answerer func(ctx context.Context, from identity, r request) reply
-
-// serveControl answers the requests of one connection until it ends.
-func serveControl(ctx context.Context, conn net.Conn, who identity, answer answerer) {
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	lines := bufio.NewReader(conn)
-	for {
-		conn.SetReadDeadline(time.Now().Add(controlIdle))
-		var r request
-		if err := readLine(lines, &r); err != nil {
-			return
-		}
-		conn.SetWriteDeadline(time.Now().Add(controlIdle))
-		if err := writeLine(conn, answer(ctx, who, r)); err != nil {
-			return
-		}
-	}
-}
-
-func readLine(r *bufio.Reader, into any) error {
-	var line []byte
-	for {
-		part, err := r.ReadSlice('\n')
-		if len(line)+len(part) > maxLine {
-			return errors.New("control message too long")
-		}
-		line = append(line, part...)
-		if err == nil {
-			return json.Unmarshal(line, into)
-		}
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			return err
-		}
-	}
-}
-
-func writeLine(w io.Writer, v any) error {
-	line, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(append(line, '\n'))
-	return err
-}
-
-// link is the control connection to one peer, kept open between questions.
-// Its lock is one token in a channel, so that waiting for it can be given up.
-type link struct {
-	p    *port
-	id   string
-	addr netip.AddrPort
-
-	turn   chan struct{}
-	conn   net.Conn
-	lines  *bufio.Reader
-	closed bool
-	brief  bool // its connection is not replaced: there are other peers to ask
-
-	mu        sync.Mutex
-	connected bool
-	problem   error // why not
-	roundTrip time.Duration
-	since     time.Time
-}
-
-func newLink(p *port, id string, addr netip.AddrPort) *link {
-	l := &link{p: p, id: id, addr: addr, turn: make(chan struct{}, 1)}
-	l.turn <- struct{}{}
-	return l
-}
-
-// call asks. A connection that turns out to have ended is replaced once.
-func (l *link) call(ctx context.Context, r request) (reply, error) {
-	select {
-	case <-l.turn:
-		defer func() { l.turn <- struct{}{} }()
-	case <-ctx.Done():
-		return reply{}, ctx.Err()
-	}
-	kept := l.conn != nil
-	rep, err := l.once(ctx, r)
-	if err != nil && kept && !l.brief && ctx.Err() == nil {
-		rep, err = l.once(ctx, r)
-	}
-	l.mu.Lock()
-	if l.connected != (err == nil) {
-		l.connected, l.since = err == nil, time.Now()
-	}
-	l.problem = err
-	l.mu.Unlock()
-	if err != nil {
-		return reply{}, fmt.Errorf("peer %s at %s: %w", l.id, l.addr, err)
-	}
-	if rep.Error != "" {
-		return rep, refusal(rep.Error)
-	}
-	return rep, nil
-}
-
-func (l *link) once(ctx context.Context, r request) (rep reply, err error) {
-	if l.closed {
-		return reply{}, net.ErrClosed
-	}
-	if l.conn == nil {
-		conn, err := l.p.open(ctx, l.addr, l.id, preambleControl)
-		if err != nil {
-			return reply{}, err
-		}
-		l.conn, l.lines = conn, bufio.NewReader(conn)
-	}
-	conn := l.conn
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer func() {
-		// After a failure, or with the deadline already on it, the
-		// connection is of no use: a late reply would answer the next question.
-		if !stop() || err != nil {
-			conn.Close()
-			l.conn = nil
-		}
-	}()
-	asked := time.Now()
-	if err := writeLine(conn, r); err != nil {
-		return reply{}, err
-	}
-	if err := readLine(l.lines, &rep); err != nil {
-		// With TLS 1.3 the first answer tells whether we were accepted.
-		err = l.p.explain(err)
-		l.p.tellForeign(l.addr.Addr().Unmap(), err)
-		return reply{}, err
-	}
-	if r.Op == opHello || r.Op == opAccount {
-		l.mu.Lock()
-		l.roundTrip = time.Since(asked)
-		l.mu.Unlock()
-	}
-	return rep, nil
-}
-
-// apart asks on a connection of its own, for what takes long: the kept one has
-// to be free for a new leader's questions.
-func (l *link) apart(ctx context.Context, r request) (reply, error) {
-	own := newLink(l.p, l.id, l.addr)
-	defer own.close()
-	return own.call(ctx, r)
-}
-
-// close ends the connection, after the last who asks on it.
-func (l *link) close() {
-	<-l.turn
-	l.closed = true
-	if l.conn != nil {
-		l.conn.Close()
-		l.conn = nil
-	}
-	l.turn <- struct{}{}
-}
-
-// refusal is what another peer said no with. It is about what was asked, not
-// about the connection, so asking again is of no use.
+// refusal is another peer's reason to say no. It is about the question and not about the connection, so
+// asking again does not help.
 type refusal string
 
 func (r refusal) Error() string { return string(r) }
+
+// ask asks on the link's own connection.
+func ask(ctx context.Context, l *peerport.ControlLink, r request) (reply, error) {
+	return answered(ctx, l.Ask, r)
+}
+
+// askApart asks on a connection of its own, for what takes long.
+func askApart(ctx context.Context, l *peerport.ControlLink, r request) (reply, error) {
+	return answered(ctx, l.AskApart, r)
+}
+
+func answered(ctx context.Context, ask func(context.Context, any, any) error, r request) (rep reply, err error) {
+	if err = ask(ctx, r, &rep); err == nil && rep.Error != "" {
+		err = refusal(rep.Error)
+	}
+	return rep, err
+}
+
+// answer answers one control request.
+func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply {
+	var rep reply
+	var err error
+	if from.Role != auth.Peer && r.Op != opFollow {
+		return reply{Error: fmt.Sprintf("a %s may not ask for %q", from.Role, r.Op)}
+	}
+	switch r.Op {
+	case opFollow:
+		rep.Feed, err = g.feed.Serve(ctx, r.After)
+	case opHello:
+		h := g.hello()
+		if from.ID != "" {
+			r.From = from.ID
+		}
+		h.Removed = g.removalOf(r.From)
+		rep.Hello = &h
+		if r.From != "" && from.Role == auth.Peer {
+			g.learnHeartbeat(r.From, r.Heartbeat)
+		}
+		// A peer that has the key gets grants: package lease.
+		if from.Role == auth.Peer && g.heartbeats.Fits(r.Heartbeat) {
+			rep.Datagrams = g.detector.KeyFor(r.From)
+		}
+	case opAccount:
+		raft := g.running()
+		if raft == nil {
+			err = errors.New("this peer has not started yet")
+			break
+		}
+		a := g.grants.Account(raft.CurrentTerm())
+		a.Lease = g.cfg.span()
+		rep.Account = &a
+	case opView:
+		rep.View, err = g.view(from)
+	case opAdmit, opPropose, opTransfer, opAdd, opRemove, opPromote, opDemote:
+		if from.Role != auth.Peer {
+			err = fmt.Errorf("a %s may not ask for this", from.Role)
+			break
+		}
+		if r.Op == opAdmit && !r.Forwarded && r.Peer != nil && from.ID != "" && from.ID != r.Peer.ID {
+			err = fmt.Errorf("peer %q asks in the name of %q", from.ID, r.Peer.ID)
+			break
+		}
+		rep, err = g.atLeader(ctx, r)
+	default:
+		err = fmt.Errorf("unknown request %q: this peer runs version %s", r.Op, g.cfg.Version)
+	}
+	if err != nil {
+		rep.Error = err.Error()
+	}
+	return rep
+}
+
+// patience bounds one change of configuration or settings.
+const patience = 5 * time.Second
+
+// atLeader has the leader do what only it can, here or on another peer.
+func (g *Group) atLeader(ctx context.Context, r request) (reply, error) {
+	raft := g.running()
+	if raft == nil {
+		return reply{}, errors.New("this peer is not in the group yet; try again when it is")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*patience)
+	defer cancel()
+	// A request that comes during an election waits for its end.
+	election := time.After(10 * g.cfg.Heartbeat)
+	for {
+		changed := g.change.Next()
+		if _, ok := g.leads(); ok && (r.Op == opRemove || r.Op == opDemote) && r.To == g.cfg.ID && g.others() > 0 {
+			if err := g.stepAside(ctx, r); err != nil {
+				return reply{}, err
+			}
+			r.Forwarded = false // the next leader is to do it
+			continue
+		} else if ok {
+			return reply{}, g.lead(ctx, r)
+		}
+		_, id := raft.LeaderWithID()
+		if l := g.links.to(string(id)); l != nil && !r.Forwarded {
+			r.Forwarded = true
+			return askApart(ctx, l, r)
+		}
+		select {
+		case <-changed:
+		case <-election:
+			return reply{}, errors.New("the group has no leader at this moment; try again, and see 'appliance " +
+				"status' for which peers are missing")
+		case <-ctx.Done():
+			return reply{}, ctx.Err()
+		}
+	}
+}
+
+// lead does a request as the leader.
+func (g *Group) lead(ctx context.Context, r request) error {
+	switch {
+	case r.Op == opAdmit && r.Peer != nil:
+		return g.admit(ctx, *r.Peer, r.Joins)
+	case r.Op == opAdd && r.Peer != nil, (r.Op == opRemove || r.Op == opPromote || r.Op == opDemote) && r.To != "":
+		return g.changeMembers(ctx, r)
+	case r.Op == opPropose && r.Change != nil:
+		return g.apply(*r.Change)
+	case r.Op == opTransfer:
+		return g.transfer(ctx, r.To, HandedOver)
+	}
+	return fmt.Errorf("incomplete request %q", r.Op)
+}
+
+// Propose changes the settings that the group shares: set, then remove. It returns when a majority has them
+// on disk.
+func (g *Group) Propose(ctx context.Context, set map[string]string, remove ...string) error {
+	for _, key := range append(slices.Collect(maps.Keys(set)), remove...) {
+		if settings.Reserved(key) {
+			return fmt.Errorf("the setting %q belongs to the group itself; use another name", key)
+		}
+	}
+	_, err := g.atLeader(ctx, request{Op: opPropose, Change: &settings.Command{Set: set, Remove: remove}})
+	return err
+}
+
+func (g *Group) propose(ctx context.Context, c settings.Command) error {
+	_, err := g.atLeader(ctx, request{Op: opPropose, Change: &c})
+	return err
+}
+
+// Settings are the settings that the group shares, as this peer knows them.
+func (g *Group) Settings() map[string]string { return g.settings.All() }
+
+func (g *Group) apply(c settings.Command) error {
+	c.Version = settings.FormatVersion
+	data, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	asked := time.Now()
+	f := g.raft.Apply(data, patience)
+	if err := f.Error(); err != nil {
+		return fmt.Errorf("changing the group's settings: %w", err)
+	}
+	took := time.Since(asked)
+	g.tally(func(c *Counters) { c.Commits, c.CommitTime = c.Commits+1, c.CommitTime+took })
+	if g.cfg.OnCommit != nil {
+		g.cfg.OnCommit(took)
+	}
+	if err, ok := f.Response().(error); ok {
+		return err
+	}
+	return nil
+}
+
+// View asks another peer for what its Config.View returns. The group carries it and does not look into it.
+func (g *Group) View(ctx context.Context, id string) ([]byte, error) {
+	l := g.links.to(id)
+	if l == nil {
+		return nil, fmt.Errorf("peer %q is not known here", id)
+	}
+	rep, err := askApart(ctx, l, request{Op: opView})
+	if err != nil {
+		return nil, err
+	}
+	if len(rep.View) == 0 {
+		return nil, fmt.Errorf("peer %s shows nothing of itself", id)
+	}
+	return rep.View, nil
+}
+
+// view answers opView.
+func (g *Group) view(from auth.Identity) ([]byte, error) {
+	switch {
+	case from.Role != auth.Peer:
+		return nil, fmt.Errorf("a %s may not ask for this", from.Role)
+	case g.cfg.View == nil:
+		return nil, errors.New("this peer shows nothing of itself")
+	}
+	return g.cfg.View()
+}
+
+// Publish gives workers something to follow: JSON that is the same on every peer when the peers want the
+// same. Index is what Group.Index was before data was made, so that workers can tell an older one from a
+// newer.
+func (g *Group) Publish(data []byte, index uint64) {
+	g.feed.Publish(data, g.settings.Get(settings.ClusterKey), index)
+}
+
+// Index is the place in the group's log up to which Settings has it. It is the same on every peer, grows for
+// as long as the group has its name, and is 0 before there is anything.
+func (g *Group) Index() uint64 { return g.settings.Index() }

@@ -4,26 +4,28 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"appliance/raft/detector"
 )
 
-// packets is the network of a test for datagrams: a cut direction loses them.
-func (w *wires) packets(from string) func(netip.AddrPort) (packets, error) {
-	return func(bind netip.AddrPort) (packets, error) {
-		p, err := listenPackets(bind)
+// packets is a test's network for datagrams: a cut direction loses them.
+func (w *wires) packets(from string) func(netip.AddrPort) (detector.Packets, error) {
+	return func(bind netip.AddrPort) (detector.Packets, error) {
+		p, err := detector.Listen(bind)
 		if err != nil {
 			return nil, err
 		}
-		return &lossy{packets: p, w: w, from: from}, nil
+		return &lossy{Packets: p, w: w, from: from}, nil
 	}
 }
 
 type lossy struct {
-	packets
+	detector.Packets
 	w    *wires
 	from string
 }
 
-func (l *lossy) write(b []byte, to netip.AddrPort) error {
+func (l *lossy) Write(b []byte, to netip.AddrPort) error {
 	l.w.mu.Lock()
 	cut := l.w.cut[[2]string{l.from, l.w.addrs[to]}] || l.w.noUDP
 	delay := l.w.delay
@@ -32,9 +34,9 @@ func (l *lossy) write(b []byte, to netip.AddrPort) error {
 	case cut:
 	case delay > 0:
 		b = slices.Clone(b)
-		time.AfterFunc(delay, func() { l.packets.write(b, to) })
+		time.AfterFunc(delay, func() { l.Packets.Write(b, to) })
 	default:
-		return l.packets.write(b, to)
+		return l.Packets.Write(b, to)
 	}
 	return nil
 }

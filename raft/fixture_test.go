@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"appliance/raft/auth"
+	"appliance/raft/settings"
 )
 
 const ms = time.Millisecond
@@ -24,8 +27,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// wires is the network between the peers of a test. A cut direction holds back what is
-// sent, as a partition does; dials across it hang until their deadline.
+// wires is the network between the peers of a test. A cut direction holds back what is sent, as a partition
+// does; dials across it hang until their deadline.
 type wires struct {
 	mu    sync.Mutex
 	cut   map[[2]string]bool
@@ -201,7 +204,7 @@ func (c *wire) SetReadDeadline(t time.Time) error {
 	return c.Conn.SetReadDeadline(t)
 }
 
-// judge sees to it that nobody answers after a peer of a later term has.
+// judge checks that nobody answers after a peer of a later term has.
 type judge struct {
 	highest    atomic.Uint64
 	answers    atomic.Uint64
@@ -261,7 +264,7 @@ type bench struct {
 	t     *testing.T
 	peers []Peer
 	wires *wires
-	key   Key
+	key   auth.Key
 	judge judge
 	dirs  map[string]string
 	nodes map[string]*node
@@ -270,7 +273,7 @@ type bench struct {
 
 func newBench(t *testing.T, n int) *bench {
 	t.Helper()
-	b := &bench{t: t, key: GenerateKey(), dirs: make(map[string]string), nodes: make(map[string]*node)}
+	b := &bench{t: t, key: auth.GenerateKey(), dirs: make(map[string]string), nodes: make(map[string]*node)}
 	for i := range n {
 		b.peers = append(b.peers, Peer{ID: string(rune('a' + i)), Addr: freeAddr(t, i+1)})
 	}
@@ -295,8 +298,8 @@ func newBench(t *testing.T, n int) *bench {
 	return b
 }
 
-// freeAddr finds a port that is free now. Another process may take it before it is
-// used; on 127.0.0.x nobody but these tests does.
+// freeAddr finds a port that is free now. Another process could take it before it is used, but only these
+// tests use 127.0.0.x.
 func freeAddr(t *testing.T, host int) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", fmt.Sprintf("127.0.%d.%d:0", os.Getpid()%250+1, host))
@@ -309,7 +312,7 @@ func freeAddr(t *testing.T, host int) netip.AddrPort {
 
 func (b *bench) config(id string) Config {
 	c := Config{
-		ID: id, Peers: b.peers, DataDir: b.dirs[id], Security: Security{Keys: []Key{b.key}},
+		ID: id, Peers: b.peers, DataDir: b.dirs[id], Security: auth.Security{Keys: []auth.Key{b.key}},
 		Log:  slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("on", id),
 		dial: b.wires.dial(id), packets: b.wires.packets(id),
 	}
@@ -317,6 +320,15 @@ func (b *bench) config(id string) Config {
 		b.tweak(&c)
 	}
 	return c
+}
+
+// listed are the peers of the bench.
+func (b *bench) listed() []auth.Listed {
+	var all []auth.Listed
+	for _, p := range b.peers {
+		all = append(all, auth.Listed{ID: p.ID, Addr: p.Addr})
+	}
+	return all
 }
 
 func (b *bench) start(ids ...string) {
@@ -358,7 +370,7 @@ func (b *bench) stop(ids ...string) {
 	}
 }
 
-// eventually waits for what has to become true however slow the machine is.
+// eventually waits for something that has to become true, however slow the machine is.
 func (b *bench) eventually(what string, ok func() bool) {
 	b.t.Helper()
 	deadline := time.Now().Add(60 * time.Second)
@@ -403,7 +415,7 @@ func (b *bench) named() {
 	b.t.Helper()
 	b.eventually("the group's name everywhere", func() bool {
 		for _, n := range b.nodes {
-			if n.settings.get(clusterKey) == "" {
+			if n.settings.Get(settings.ClusterKey) == "" {
 				return false
 			}
 		}

@@ -15,10 +15,18 @@ import (
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
+	"appliance/raft/auth"
+	"appliance/raft/deathwatch"
+	"appliance/raft/detector"
+	"appliance/raft/feed"
 	"appliance/raft/lease"
 	"appliance/raft/notify"
+	"appliance/raft/peerport"
+	"appliance/raft/raftlog"
+	"appliance/raft/settings"
+	"appliance/raft/store"
+	"appliance/raft/transport"
 )
 
 // A Group is this peer's part in the group.
@@ -27,28 +35,27 @@ type Group struct {
 	log  *slog.Logger
 	hlog hclog.Logger
 
-	port     *port
-	stream   *stream
-	store    *store
-	settings *settings
+	port     *peerport.Port
+	stream   *transport.Stream
+	store    *store.Store
+	settings *settings.FSM
 	lease    *lease.Lease
 	grants   *lease.Grants
-	// heartbeats of the others, as they have told this process
+	// heartbeats are what the others have told this process of theirs
 	heartbeats *lease.Heartbeats
-	unmet      notify.Change // somebody who has told no heartbeat yet wants something
-	watched    *watched
-	detector   *detector
-	packets    packets // the detector's; nil without UDP
-	known      bool    // there was state when the process began
+	untold     notify.Signal // a peer that has told no heartbeat yet wants something
+	watched    *deathwatch.Watched
+	detector   *detector.Detector
+	packets    detector.Packets // the detector's; nil without UDP
+	links      links
+	feed       feed.Publisher
+	history    *history
+	known      bool // there was state when the process began
 
-	linksMu sync.Mutex
-	links   map[string]*link // by id, the roster but for this peer
-
-	change   notify.Change
-	fed      notify.Change // the feed is another
+	change   notify.Signal
 	started  chan struct{} // closed when raft and trans are set
 	raft     *hraft.Raft
-	trans    *transport
+	trans    *transport.Transport
 	stopping chan struct{} // closed when Run is about to leave
 	failed   chan error    // what makes Run end by itself
 	holding  sync.Mutex    // held while hold may run
@@ -59,7 +66,7 @@ type Group struct {
 	handover chan handover
 
 	admitMu sync.Mutex
-	gaveWay time.Duration // when giving way failed last; duty's own
+	gaveWay time.Duration // when giving way failed last; the leader loop's own
 
 	mu      sync.Mutex
 	intent  intent
@@ -68,102 +75,120 @@ type Group struct {
 	left    map[string]time.Time // by peer: when a process of it said that it leaves
 	tenure  tenureState
 	count   Counters
-	causes  map[string]uint64
 	written string // the cluster id that is in the store
-	met     []Peer // the roster that is in the store, or that a member told
+	learned []Peer // the roster that is in the store, or that a member told
 	refused string // why the group does not want this peer, or ""
-	feed    feed   // what workers follow
-	claim   Claim  // how fit this peer is
+	fitness Fitness
 	onLink  []netip.Addr
 }
 
-// Open takes what the peer needs from the host: data directory, keys, port.
-// Nothing is said to the group before Run.
+// Open takes what the peer needs from the host: data directory, keys, port. The group hears nothing of it
+// before Run.
 func Open(cfg Config) (*Group, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("group: %w", err)
 	}
-	cred, err := cfg.Security.credentials(cfg.ID, cfg.Peers)
-	if err != nil {
-		return nil, fmt.Errorf("group: %w", err)
-	}
 	g := &Group{
-		cfg: cfg, log: cfg.Log, hlog: newHclog(cfg.Log),
+		cfg: cfg, log: cfg.Log, hlog: raftlog.New(cfg.Log),
 		grants:  lease.NewGrants(cfg.now),
-		watched: &watched{conns: make(map[net.Conn]struct{})},
-		links:   make(map[string]*link), hellos: make(map[string]hello), left: make(map[string]time.Time), causes: make(map[string]uint64),
+		hellos:  make(map[string]hello),
+		left:    make(map[string]time.Time),
 		started: make(chan struct{}), stopping: make(chan struct{}), failed: make(chan error, 1),
 		handover: make(chan handover),
 		phase:    "starting",
 	}
-	g.heartbeats = lease.NewHeartbeats(cfg.Heartbeat, g.unmet.Fire)
+	cred, err := cfg.Security.Credentials(cfg.ID, g.listed)
+	if err != nil {
+		return nil, fmt.Errorf("group: %w", err)
+	}
+	g.count.Ended = make(map[string]uint64)
+	g.history = newHistory(cfg.ID, cfg.Heartbeat, cfg.Log)
+	g.heartbeats = lease.NewHeartbeats(cfg.Heartbeat, g.untold.Fire)
 	g.lease = lease.New(cfg.ID, cfg.span(), cfg.now, g.heartbeats.Same)
-	rand.Read(g.watched.self[:])
-	g.detector = newDetector(cfg.self(), g.watched.self, cfg.Heartbeat, cfg.now, cfg.Log, nil)
-	g.detector.follow(cfg.Peers)
-	g.settings = newSettings(g.change.Fire)
-	if g.store, err = openStore(cfg.DataDir, g.hlog); err != nil {
+	g.feed = feed.Publisher{Removed: g.isRemoved, HasLeader: g.hasLeader, Addrs: g.peerAddrs, Stopping: g.stopping}
+	var process deathwatch.Incarnation
+	rand.Read(process[:])
+	g.watched = deathwatch.NewWatched(process)
+	self := cfg.self()
+	g.detector = detector.New(hostOf(self), process, cfg.Heartbeat, cfg.now, cfg.Log)
+	g.detector.Follow(hostsOf(cfg.Peers))
+	g.settings = settings.New(g.change.Fire)
+	if g.store, err = store.Open(cfg.DataDir, g.hlog); err != nil {
 		return nil, err
 	}
-	g.store.onError = g.onDiskError
-	if err := g.store.checkFormat(); err != nil {
+	g.store.OnError = g.onDiskError
+	if err := g.store.CheckFormat(settings.FormatVersion); err != nil {
 		g.store.Close()
 		return nil, fmt.Errorf("data directory %s: %w", cfg.DataDir, err)
 	}
-	if g.known, err = g.store.hasState(); err != nil {
+	if g.known, err = g.store.HasState(); err != nil {
 		g.store.Close()
-		return nil, fmt.Errorf("data directory %s is %w: %w; move it away, and this peer joins its group again as a new one", cfg.DataDir, ErrDamaged, err)
+		return nil, fmt.Errorf("data directory %s is %w: %w; "+
+			"move it away, and this peer joins its group again as a new one",
+			cfg.DataDir, store.ErrDamaged, err)
 	}
-	if id, err := g.store.Get([]byte(clusterKey)); err == nil {
-		g.written = string(id)
-	}
-	g.met = g.storedRoster()
+	g.written = g.store.Own(settings.ClusterKey)
+	g.learned = g.storedRoster()
 	bind := cfg.Bind
 	if cfg.SingleNode {
 		bind = netip.AddrPort{}
 	}
-	if g.port, err = listen(bind, cred, &g.cfg); err != nil {
+	if g.port, err = peerport.Listen(bind, cred, cfg.dial, cfg.Log); err != nil {
 		g.store.Close()
 		return nil, err
 	}
 	if bind.IsValid() {
 		if g.packets, err = cfg.packets(bind); err != nil {
-			cfg.Log.Warn("no datagrams without the peer port's number in UDP; the loss of a host takes two heartbeats to notice instead of half of one; find the program that has it",
-				"port", bind, "error", err)
+			cfg.Log.Warn("no datagrams without the peer port's number in UDP; the loss of a host takes two heartbeats "+
+				"to notice instead of half of one; find the program that has it", "port", bind, "error", err)
 		}
 	}
-	g.stream = newStream(g.port, cfg.Addr)
-	if cred != nil {
-		cred.peers = func() []Peer { return append(g.roster(), joined(cfg.Join)...) }
-	}
+	g.stream = transport.NewStream(g.port, cfg.Addr)
+	g.links = links{by: make(map[string]*peerport.ControlLink), open: func(p Peer) *peerport.ControlLink {
+		l := g.port.Link(p.ID, p.Addr)
+		l.Changed = func(s peerport.LinkState) { g.noteReach(p.ID, s) }
+		return l
+	}}
 	g.relink(g.roster())
 	return g, nil
 }
 
-// SetKeys puts other group keys into force: all are accepted, and the first is
-// shown on connections that begin from now on. Those that are open stay, and so do the keys of
-// datagrams, which belong to the process: who has got hold of a group key
-// is shut out for good when every process has been restarted after the rotation.
-func (g *Group) SetKeys(keys []Key) error {
-	if len(keys) == 0 || g.port.cred.Load() == nil || len(g.cfg.Security.Keys) == 0 {
+// listed are the peers that an operator's certificate may be for.
+func (g *Group) listed() []auth.Listed {
+	var all []auth.Listed
+	for _, p := range g.roster() {
+		all = append(all, auth.Listed{ID: p.ID, Addr: p.Addr})
+	}
+	for _, at := range g.cfg.Join {
+		all = append(all, auth.Listed{ID: at.String(), Addr: at})
+	}
+	return all
+}
+
+// SetKeys puts other group keys into force: the peer accepts all of them and shows the first on connections
+// that begin from now on. Open connections stay, and so do the keys of datagrams, which belong to the
+// process: somebody who has got hold of a group key is shut out for good only when every process has been
+// restarted after the rotation.
+func (g *Group) SetKeys(keys []auth.Key) error {
+	if len(keys) == 0 || g.port.Insecure() || len(g.cfg.Security.Keys) == 0 {
 		return errors.New("this group does not know its peers by a group key; restart the appliance to change that")
 	}
-	cred, err := Security{Keys: keys, KeyFile: g.cfg.Security.KeyFile}.fromKeys(g.cfg.ID)
+	cred, err := auth.Security{Keys: keys, KeyFile: g.cfg.Security.KeyFile}.Credentials(g.cfg.ID, g.listed)
 	if err != nil {
 		return err
 	}
-	cred.peers = g.roster
-	g.port.cred.Store(cred)
+	g.port.SetCredentials(cred)
 	return nil
 }
 
-// Close gives back what Open took, if Run has not been called; Run does it itself.
+// Close gives back what Open took. It is for a Group on which Run was not called; Run closes it itself.
 func (g *Group) Close() error {
 	var err error
 	g.closing.Do(func() {
-		g.port.close()
+		g.history.close()
+		g.port.Close()
 		if g.packets != nil {
-			g.packets.close()
+			g.packets.Close()
 		}
 		g.stream.Close()
 		err = g.store.Close()
@@ -171,9 +196,8 @@ func (g *Group) Close() error {
 	return err
 }
 
-// Run takes part in the group until ctx ends. Then it leaves in order: no more
-// answers, leadership handed over, goodbye, raft stopped, port and disk closed.
-// It is called once.
+// Run takes part in the group until ctx ends. Then it leaves in order: no more answers, leadership handed
+// over, goodbye, raft stopped, port and disk closed. It is called once.
 func (g *Group) Run(ctx context.Context) error {
 	if g.ran.Swap(true) {
 		return errors.New("group: Run was called before")
@@ -184,13 +208,18 @@ func (g *Group) Run(ctx context.Context) error {
 	defer cancel()
 	parts, inner := errgroup.WithContext(inner)
 	parts.Go(func() error {
-		return g.port.serve(map[byte]func(net.Conn, identity){
-			preambleRaft:    g.stream.handle,
-			preambleWatch:   g.watched.handle,
-			preambleControl: func(c net.Conn, who identity) { serveControl(inner, c, who, g.answer) },
+		return g.port.Serve(map[byte]func(net.Conn, auth.Identity){
+			peerport.PreambleRaft:  func(c net.Conn, _ auth.Identity) { g.stream.Handle(c) },
+			peerport.PreambleWatch: func(c net.Conn, _ auth.Identity) { g.watched.Handle(c) },
+			peerport.PreambleControl: func(c net.Conn, who auth.Identity) {
+				peerport.AnswerLines(inner, c, func(ctx context.Context, r request) reply {
+					return g.answer(ctx, who, r)
+				})
+			},
 		})
 	})
 	parts.Go(func() error { return g.followRoster(inner) })
+	parts.Go(func() error { return g.report(inner) })
 
 	err := g.begin(ctx, parts, inner)
 	if err == nil {
@@ -205,12 +234,12 @@ func (g *Group) Run(ctx context.Context) error {
 	}
 	g.leave()
 	cancel()
-	g.port.close()
+	g.port.Close()
 	if failure := parts.Wait(); err == nil {
 		err = failure
 	}
-	for _, l := range g.allLinks() {
-		l.close()
+	for _, l := range g.links.all() {
+		l.Close()
 	}
 	return err
 }
@@ -221,10 +250,10 @@ func (g *Group) begin(ctx context.Context, parts *errgroup.Group, inner context.
 		if err := g.checkCluster(ctx); err != nil {
 			return err
 		}
-		// A peer that has just restarted does not know that there is a leader, and would vote
-		// for anybody. After one heartbeat there is either no leader, or its word is
-		// on the way. It also makes what this process has forgotten of its ledger too old to matter;
-		// so it is the heartbeat of the process before, if that was longer.
+		// A peer that has just restarted does not know whether there is a leader, and would vote for anybody.
+		// After one heartbeat there is either no leader, or its message is on the way. By then the grants
+		// that the former process made, and that this one knows nothing of, are too old to matter; so the
+		// wait is the former process's heartbeat if that was longer.
 		g.setPhase("waiting one heartbeat")
 		select {
 		case <-ctx.Done():
@@ -244,6 +273,23 @@ func (g *Group) begin(ctx context.Context, parts *errgroup.Group, inner context.
 	return nil
 }
 
+// lastHeartbeat is the heartbeat of the process before this one, 0 if it is not known.
+func (g *Group) lastHeartbeat() time.Duration {
+	beat, _ := time.ParseDuration(g.store.Own(store.HeartbeatKey))
+	return beat
+}
+
+// rememberHeartbeat stores the heartbeat. It comes before the first grant of this process.
+func (g *Group) rememberHeartbeat() error {
+	if g.lastHeartbeat() == g.cfg.Heartbeat {
+		return nil
+	}
+	if err := g.store.SetOwn(store.HeartbeatKey, g.cfg.Heartbeat.String()); err != nil {
+		return fmt.Errorf("data directory %s: %w; free some space, and start again", g.cfg.DataDir, err)
+	}
+	return nil
+}
+
 func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 	c := hraft.DefaultConfig()
 	c.LocalID = hraft.ServerID(g.cfg.ID)
@@ -253,13 +299,12 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 		c.HeartbeatTimeout *= 2
 	}
 	c.ElectionTimeout = c.HeartbeatTimeout
-	// The leader steps down soon after its lease has run out; until then it
-	// can renew it in the same term.
+	// The leader steps down soon after its lease has run out; until then it can renew it in the same term.
 	c.LeaderLeaseTimeout = g.cfg.Heartbeat
 	c.CommitTimeout = 50 * time.Millisecond
 	c.NotifyCh = notify
 	c.Logger = g.hlog
-	c.ShutdownOnRemove = false // a removed peer says so; it does not vanish
+	c.ShutdownOnRemove = false // a removed peer says so and does not vanish
 	c.NoLegacyTelemetry = true
 	// Settings are small and rarely change: a snapshot every 1,024 changes.
 	c.SnapshotThreshold = 1024
@@ -268,12 +313,12 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 }
 
 func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
-	g.trans = newTransport(g.stream, g.cfg.Heartbeat, g.lease, g.grants, g.cfg.now, g.hlog)
-	g.trans.quiet = g.isRemoved
-	g.trans.refusal = g.heartbeats.Refusal
+	g.trans = transport.New(g.stream, g.cfg.Heartbeat, transport.Rules{
+		Heard: g.heard, Granted: g.lease.Grant, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.heartbeats.Refusal,
+	}, g.hlog)
 	notify := make(chan bool, 16)
-	r, err := hraft.NewRaft(g.raftConfig(notify), g.settings, g.store, g.store, g.store.snaps, g.trans)
-	if broken := g.settings.err(); err != nil && broken != nil {
+	r, err := hraft.NewRaft(g.raftConfig(notify), g.settings, g.store, g.store, g.store.Snaps, g.trans)
+	if broken := g.settings.Err(); err != nil && broken != nil {
 		err = broken
 	}
 	if err != nil {
@@ -285,38 +330,48 @@ func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	r.RegisterObserver(observer)
 	g.raft = r
 	close(g.started)
-	parts.Go(func() error { return g.trans.relay(inner) })
+	parts.Go(func() error { return g.trans.Relay(inner) })
 	parts.Go(func() error { return g.signals(inner, notify, seen) })
-	parts.Go(func() error { return g.duty(inner) })
+	parts.Go(func() error { return g.leaderLoop(inner) })
 	parts.Go(func() error { return g.detect(inner) })
 	g.change.Fire()
 	return nil
 }
 
-// leave is the order in which a peer goes.
+// running is raft once it has been started, and nil before.
+func (g *Group) running() *hraft.Raft {
+	select {
+	case <-g.started:
+		return g.raft
+	default:
+		return nil
+	}
+}
+
+// leave ends this peer's part, in the order that Run promises.
 func (g *Group) leave() {
 	close(g.stopping)
 	g.holding.Lock() // hold has returned, and is not called again: no more answers
 	defer g.holding.Unlock()
-	g.watched.silent()
-	close(g.store.stop)
+	g.watched.Silent()
+	g.store.Stop()
 	select {
 	case <-g.started:
 	default:
-		g.watched.goodbye()
+		g.watched.Goodbye()
 		g.stream.Close()
 		return
 	}
 	if g.raft.State() == hraft.Leader && g.others() > 0 {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*g.cfg.Heartbeat)
-		if err := g.pass(ctx, ""); err != nil {
+		if err := g.handOver(ctx, ""); err != nil {
 			g.log.Warn("leaving without a hand-over; the others elect after a heartbeat", "error", err)
 		}
 		cancel()
 	}
-	g.watched.goodbye()
+	g.watched.Goodbye()
 	done := g.raft.Shutdown()
-	g.trans.Close() // ends RPCs that would only be waited for
+	g.trans.Close() // ends RPCs that Shutdown would wait for
 	g.trans.CloseStreams()
 	if err := done.Error(); err != nil {
 		g.log.Warn("raft did not stop cleanly", "error", err)
@@ -324,8 +379,8 @@ func (g *Group) leave() {
 	g.change.Fire()
 }
 
-// signals turns raft's own into beacons. It never waits for anybody, because
-// raft's main loop waits for it.
+// signals passes raft's notifications on as changes. It never waits for anybody, because raft's main loop
+// waits for it.
 func (g *Group) signals(ctx context.Context, notify <-chan bool, seen <-chan hraft.Observation) error {
 	leader := ""
 	for {
@@ -352,23 +407,13 @@ func (g *Group) signals(ctx context.Context, notify <-chan bool, seen <-chan hra
 
 func (g *Group) onDiskError(err error) {
 	if err != nil {
-		g.log.Error("cannot write to the data directory: this peer neither votes nor holds until it can; free some space",
-			"dir", g.cfg.DataDir, "free", Free(g.cfg.DataDir), "error", err)
+		g.log.Error("cannot write to the data directory: this peer neither votes nor holds until it can; "+
+			"free some space",
+			"dir", g.cfg.DataDir, "free", store.Free(g.cfg.DataDir), "error", err)
 	} else {
 		g.log.Info("the data directory can be written again", "dir", g.cfg.DataDir)
 	}
 	g.change.Fire()
-}
-
-// Free is how much room is left below dir, in words for people.
-func Free(dir string) string {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return "unknown: " + err.Error()
-	}
-	const mib = 1 << 20
-	block := uint64(fs.Bsize)
-	return fmt.Sprintf("%d of %d MiB, %d of %d files", fs.Bavail*block/mib, fs.Blocks*block/mib, fs.Ffree, fs.Files)
 }
 
 // fail makes Run end.

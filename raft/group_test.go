@@ -2,10 +2,13 @@ package raft
 
 import (
 	"context"
+	"net"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"appliance/raft/settings"
 )
 
 func TestListedPeersBeginTogether(t *testing.T) {
@@ -20,7 +23,7 @@ func TestListedPeersBeginTogether(t *testing.T) {
 	}
 	b.eventually("the setting on every peer", func() bool {
 		for _, n := range b.nodes {
-			if n.Settings()["drain/c"] != "yes" || n.Settings()[clusterKey] == "" {
+			if n.Settings()["drain/c"] != "yes" || n.Settings()[settings.ClusterKey] == "" {
 				return false
 			}
 		}
@@ -102,7 +105,8 @@ func TestSingleNodeNeedsNoPort(t *testing.T) {
 	b.tweak = func(c *Config) { c.SingleNode = true }
 	b.start("a")
 	b.holder()
-	if b.nodes["a"].port.l != nil {
+	if c, err := net.Dial("tcp", b.peers[0].Addr.String()); err == nil {
+		c.Close()
 		t.Error("a single node listens")
 	}
 	b.stop("a")
@@ -133,7 +137,9 @@ func TestMinorityNeverHolds(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	b.wires.heal()
-	b.eventually("the old holder to follow", func() bool { return b.nodes[old].Status().Leader == b.nodes[next].Status().Leader })
+	b.eventually("the old holder to follow", func() bool {
+		return b.nodes[old].Status().Leader == b.nodes[next].Status().Leader
+	})
 }
 
 func TestTransfer(t *testing.T) {
@@ -260,8 +266,8 @@ func TestDifferentListIsRefused(t *testing.T) {
 	b.holder("a", "b")
 }
 
-// TestStartAsLeaderThatCouldNotAsk: a peer with a new disk and startAsLeader
-// begins a group of its own while it is cut off, and gives it up when it meets the others.
+// TestStartAsLeaderThatCouldNotAsk: a peer with a new disk and startAsLeader begins a group of its own while
+// it is cut off, and gives it up when it reaches the others.
 func TestStartAsLeaderThatCouldNotAsk(t *testing.T) {
 	b := newBench(t, 3)
 	b.start("b", "c")
@@ -278,7 +284,10 @@ func TestStartAsLeaderThatCouldNotAsk(t *testing.T) {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
-	b.eventually("a to lead a group of its own", func() bool { return g.Status().Leader == "a" && g.Status().Cluster != "" })
+	b.eventually("a to lead a group of its own", func() bool {
+		return g.Status().Leader == "a" &&
+			g.Status().Cluster != ""
+	})
 	b.wires.heal()
 	select {
 	case err := <-done:
@@ -316,7 +325,7 @@ func TestAdmissionIsRefused(t *testing.T) {
 		"unknown request":         {Op: "reboot"},
 		"incomplete request":      {Op: opAdmit},
 	} {
-		_, err := b.nodes[other].links[h].apart(ctx, r)
+		_, err := askApart(ctx, b.nodes[other].links.to(h), r)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", r, err, want)
 		}
@@ -324,4 +333,33 @@ func TestAdmissionIsRefused(t *testing.T) {
 	if n := len(leader.Group.voters(nil)); n != 3 {
 		t.Errorf("%d voters after refused admissions, want 3", n)
 	}
+}
+
+// TestElectionNeedsNoNewConnection: votes are asked for on connections that are open already.
+func TestElectionNeedsNoNewConnection(t *testing.T) {
+	b := newBench(t, 3)
+	b.start("a", "b", "c")
+	old := b.holder()
+	b.voters(3)
+	b.eventually("idle connections between all", func() bool {
+		for id, n := range b.nodes {
+			for _, p := range b.peers {
+				if p.ID != id && !n.stream.IsWarm(p.Addr) {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	b.wires.mu.Lock()
+	b.wires.noNew = true
+	b.wires.mu.Unlock()
+	b.wires.isolate(old, true)
+	var rest []string
+	for id := range b.nodes {
+		if id != old {
+			rest = append(rest, id)
+		}
+	}
+	b.holder(rest...)
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// rebeat is for nodes with other heartbeats.
+// rebeat restarts a peer with another heartbeat.
 func (b *bench) rebeat(id string, beat time.Duration) {
 	b.t.Helper()
 	c := b.config(id)
@@ -49,9 +49,8 @@ func TestNewPeerWithAnotherHeartbeatIsRefused(t *testing.T) {
 	b.voters(3)
 }
 
-// TestHeartbeatIsChangedWhileTheGroupLives: one peer after the other gets
-// another one, first a shorter and then a longer. The bench's judge sees to it
-// that no two answer.
+// TestHeartbeatIsChangedWhileTheGroupLives: one peer after the other gets another heartbeat, first a shorter
+// and then a longer one. The judge checks that no two answer.
 func TestHeartbeatIsChangedWhileTheGroupLives(t *testing.T) {
 	const short, long = 100 * time.Millisecond, time.Second
 	b := newBench(t, 3)
@@ -61,7 +60,7 @@ func TestHeartbeatIsChangedWhileTheGroupLives(t *testing.T) {
 	b.voters(3)
 	b.holder()
 	for _, step := range []struct{ from, to time.Duration }{{long, short}, {short, long}} {
-		// The holder last: it is the one whose lease may be of another term.
+		// The holder comes last: its lease may have another length.
 		h := b.holder()
 		var others []string
 		for _, p := range b.peers {
@@ -109,8 +108,8 @@ func TestHeartbeatIsChangedWhileTheGroupLives(t *testing.T) {
 	}
 }
 
-// TestRestartWithAShorterHeartbeatWaitsForTheLonger: what the former process
-// granted is over before this one takes part.
+// TestRestartWithAShorterHeartbeatWaitsForTheLonger: what the former process granted is over before this one
+// takes part.
 func TestRestartWithAShorterHeartbeatWaitsForTheLonger(t *testing.T) {
 	const long = 2 * time.Second
 	b := newBench(t, 1)

@@ -11,24 +11,27 @@ import (
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/peerport"
+	"appliance/raft/settings"
 )
 
 const (
-	// askTimeout bounds one round of asking the listed peers. A host that is
-	// down says nothing at all, so this is what startAsLeader waits for it, twice.
+	// askTimeout bounds one round of asking the listed peers. A host that is down does not answer at all, so
+	// startAsLeader waits for it this long, twice.
 	askTimeout = time.Second
 	// askPause lies between two rounds.
 	askPause = 200 * time.Millisecond
 )
 
-// findGroup brings a peer without state into a group: one that exists, or a new one.
+// findGroup brings a peer without state into a group, an existing or a new one.
 func (g *Group) findGroup(ctx context.Context) error {
 	if g.cfg.SingleNode {
 		return g.bootstrap(g.cfg.Peers, "single node")
 	}
 	said := ""
 	for {
-		strangers := g.introduceTo(ctx)
+		strangers := g.learnRoster(ctx)
 		v := decide(g.hello(), g.ask(ctx))
 		if err := ctx.Err(); err != nil {
 			return err
@@ -38,9 +41,9 @@ func (g *Group) findGroup(ctx context.Context) error {
 			g.log.Info("looking for the group", "because", v.why, "unanswered", append(strangers, g.problems()...))
 		}
 		switch {
-		case v.do == bootstrapAlone && g.intend(foundAlone):
+		case v.do == bootstrapAlone && g.intend(intentAlone):
 			return g.bootstrap([]Peer{g.cfg.self()}, v.why)
-		case v.do == bootstrapTogether && g.intend(foundTogether):
+		case v.do == bootstrapTogether && g.intend(intentTogether):
 			return g.bootstrap(g.cfg.Peers, v.why)
 		case v.do == bootstrapAlone, v.do == bootstrapTogether:
 			continue // the intent is new: ask once more before acting on it
@@ -66,21 +69,18 @@ func (g *Group) findGroup(ctx context.Context) error {
 	}
 }
 
-// problems says why listed peers do not answer; a wrong key shows here.
+// problems says why listed peers do not answer, for example because of a wrong key.
 func (g *Group) problems() []string {
 	var all []string
-	for _, l := range g.allLinks() {
-		l.mu.Lock()
-		if l.problem != nil {
-			all = append(all, l.id+": "+l.problem.Error())
+	for _, l := range g.links.all() {
+		if problem := l.State().Problem; problem != nil {
+			all = append(all, l.ID+": "+problem.Error())
 		}
-		l.mu.Unlock()
 	}
 	return all
 }
 
-// intend sets what this peer is about to do and reports whether the others
-// have been asked since it was set.
+// intend sets what this peer is about to do and reports whether the others have been asked since it was set.
 func (g *Group) intend(to intent) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -97,35 +97,63 @@ func (g *Group) bootstrap(peers []Peer, why string) error {
 		})
 	}
 	_, trans := hraft.NewInmemTransport("") // only its encoding of addresses is used
-	if err := hraft.BootstrapCluster(g.raftConfig(nil), g.store, g.store, g.store.snaps, trans, c); err != nil {
+	if err := hraft.BootstrapCluster(g.raftConfig(nil), g.store, g.store, g.store.Snaps, trans, c); err != nil {
 		return fmt.Errorf("beginning the group in %s: %w", g.cfg.DataDir, err)
 	}
 	g.log.Info("began a new group", "peers", names(peers), "because", why)
 	return nil
 }
 
-// join asks for admission. When it returns nil this peer is in the group's configuration, as
-// a non-voter. Raft must not run before: a peer that lost its disk has lost
-// the vote that it gave, and while it still is a voter in the configuration it could give it
-// again, to another. Removed and added anew as a non-voter it has no vote; it gets
-// one back when it has the log, and so the term, of a group that knows it as new.
+// join asks for admission. When it returns nil this peer is in the group's configuration, as a non-voter.
+// Raft must not run before: a peer that lost its disk has forgotten the vote that it gave, and as long as it
+// is a voter in the configuration it could vote again, for another. Removed and added again as a non-voter it
+// has no vote. It gets one back when it has the log, and with it the term, of a group that knows it as new.
 func (g *Group) join(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	self := g.cfg.self()
 	err := errors.New("no peer answers")
-	for _, l := range g.allLinks() {
-		h, ok := g.helloOf(l.id)
+	for _, l := range g.links.all() {
+		h, ok := g.helloOf(l.ID)
 		if !ok || !h.HasState {
 			continue
 		}
-		if _, err = l.apart(ctx, request{Op: opAdmit, Peer: &self, From: self.ID, Joins: len(g.cfg.Join) > 0}); err == nil {
-			g.log.Info("admitted to the group, catching up", "by", l.id)
+		if _, err = askApart(ctx, l, request{Op: opAdmit, Peer: &self, From: self.ID,
+			Joins: len(g.cfg.Join) > 0}); err == nil {
+			g.log.Info("admitted to the group, catching up", "by", l.ID)
 			g.setRefused("")
 			return nil
 		}
 	}
 	return err
+}
+
+// learnRoster asks the addresses in Join who the group's members are.
+func (g *Group) learnRoster(ctx context.Context) (problems []string) {
+	for _, addr := range g.cfg.Join {
+		l := g.port.Link("", addr)
+		once, cancel := context.WithTimeout(ctx, askTimeout)
+		rep, err := ask(once, l, g.helloRequest())
+		cancel()
+		l.Close()
+		switch {
+		case err != nil:
+			problems = append(problems, err.Error())
+		case rep.Hello == nil:
+			problems = append(problems, fmt.Sprintf("%s does not say who it is; is it an appliance's peer port?", addr))
+		case rep.Hello.Cluster == "":
+			problems = append(problems, fmt.Sprintf("peer %s at %s is in no group yet", rep.Hello.ID, addr))
+		default:
+			g.mu.Lock()
+			g.learned = slices.DeleteFunc(slices.Clone(rep.Hello.Peers), func(p Peer) bool { return p.ID == g.cfg.ID })
+			g.mu.Unlock()
+			for _, l := range g.relink(g.roster()) {
+				l.Close()
+			}
+			return nil
+		}
+	}
+	return problems
 }
 
 // checkCluster keeps a peer with another group's data directory away.
@@ -139,6 +167,19 @@ func (g *Group) checkCluster(ctx context.Context) error {
 	return nil
 }
 
+// checkSplit ends a group of one that this peer began although a listed peer was in another one already:
+// startAsLeader on a new disk, while the others could not be asked.
+func (g *Group) checkSplit(o hello) {
+	self := g.hello()
+	if self.Cluster == "" || o.Cluster == "" || self.Cluster == o.Cluster {
+		return
+	}
+	if g.cfg.StartAsLeader && len(self.Members) == 1 && len(o.Members) > 1 {
+		g.fail(fmt.Errorf("group: this peer began a group of its own although peer %s is in one; stop it, empty "+
+			"%s, and start it again to join", o.ID, g.cfg.DataDir))
+	}
+}
+
 // ask says hello to every listed peer at once and returns who answered.
 func (g *Group) ask(ctx context.Context) []hello {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -148,7 +189,7 @@ func (g *Group) ask(ctx context.Context) []hello {
 		mu  sync.Mutex
 		all []hello
 	)
-	for _, l := range g.allLinks() {
+	for _, l := range g.links.all() {
 		wg.Go(func() {
 			h, err := g.greet(ctx, l)
 			if err != nil {
@@ -165,31 +206,45 @@ func (g *Group) ask(ctx context.Context) []hello {
 }
 
 // greet says hello to one peer and remembers the answer.
-func (g *Group) greet(ctx context.Context, l *link) (hello, error) {
-	rep, err := l.call(ctx, g.helloRequest())
+func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, error) {
+	rep, err := ask(ctx, l, g.helloRequest())
 	if err != nil {
 		return hello{}, err
 	}
 	if rep.Hello == nil {
-		return hello{}, fmt.Errorf("peer %s does not say who it is; is it the same program?", l.id)
+		return hello{}, fmt.Errorf("peer %s does not say who it is; is it the same program?", l.ID)
 	}
-	if rep.Hello.ID != l.id {
-		return hello{}, fmt.Errorf("peer %s at %s calls itself %q; correct the list of peers", l.id, l.addr, rep.Hello.ID)
+	if rep.Hello.ID != l.ID {
+		return hello{}, fmt.Errorf("peer %s at %s calls itself %q; correct the list of peers", l.ID, l.Addr,
+			rep.Hello.ID)
 	}
-	g.heartbeats.Learn(l.id, rep.Hello.Heartbeat)
-	g.detector.accept(l.id, rep.Datagrams)
+	g.learnHeartbeat(l.ID, rep.Hello.Heartbeat)
+	g.detector.Accept(l.ID, rep.Datagrams)
 	g.mu.Lock()
-	old, met := g.hellos[l.id]
-	g.hellos[l.id] = *rep.Hello
+	old, met := g.hellos[l.ID]
+	g.hellos[l.ID] = *rep.Hello
 	g.mu.Unlock()
 	if !slices.Equal(old.OnLink, rep.Hello.OnLink) {
 		g.change.Fire()
 	}
 	g.heardOfRemoval(*rep.Hello)
 	if why := conflict(g.hello(), *rep.Hello); why != "" && (!met || why != conflict(g.hello(), old)) {
-		g.log.Warn("refused a peer", "peer", l.id, "why", why)
+		g.log.Warn("refused a peer", "peer", l.ID, "why", why)
 	}
 	return *rep.Hello, nil
+}
+
+// learnHeartbeat notes what a living process of peer id has told.
+func (g *Group) learnHeartbeat(id string, beat time.Duration) {
+	if g.heartbeats.Learn(id, beat) {
+		g.change.Fire()
+	}
+}
+
+// helloRequest asks another peer who it is. It always tells the heartbeat: without it, it would look like the
+// request of a version that does not tell.
+func (g *Group) helloRequest() request {
+	return request{Op: opHello, From: g.cfg.ID, Heartbeat: g.cfg.Heartbeat}
 }
 
 func (g *Group) helloOf(id string) (hello, bool) {
@@ -205,11 +260,11 @@ func (g *Group) hello() hello {
 	h := hello{
 		ID: g.cfg.ID, Version: g.cfg.Version, Cluster: g.written, HasState: g.known,
 		StartAsLeader: g.cfg.StartAsLeader, Intent: g.intent, Peers: g.cfg.Peers,
-		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Claim: g.claim, OnLink: g.onLink,
+		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Fitness: g.fitness, OnLink: g.onLink,
 		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat,
 	}
 	g.mu.Unlock()
-	if c := g.settings.get(clusterKey); c != "" {
+	if c := g.settings.Get(settings.ClusterKey); c != "" {
 		h.Cluster = c
 	}
 	r := g.running()
@@ -217,7 +272,7 @@ func (g *Group) hello() hello {
 		return h
 	}
 	if h.Cluster != "" {
-		h.Peers = g.roster() // the file has had its say
+		h.Peers = g.roster() // the file does not count any more
 	}
 	h.LastIndex, h.Term = r.LastIndex(), r.CurrentTerm()
 	h.HasState = h.LastIndex > 0
@@ -229,20 +284,10 @@ func (g *Group) hello() hello {
 	return h
 }
 
-// SetOnLink tells the other peers what addresses this host has on the links of
-// the virtual ones. They learn it within a second.
+// SetOnLink tells the other peers which addresses this host has on the links of the virtual addresses. They
+// learn it within a second.
 func (g *Group) SetOnLink(addrs []netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.onLink = addrs
-}
-
-// running is raft once it has been started, and nil before.
-func (g *Group) running() *hraft.Raft {
-	select {
-	case <-g.started:
-		return g.raft
-	default:
-		return nil
-	}
 }

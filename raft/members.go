@@ -4,35 +4,36 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/settings"
 )
 
-// howBack is the way into the group for who was removed from it.
+// howBack tells a removed peer how to get back into the group.
 const howBack = "'appliance peers add' on a member takes it back"
 
-// AddPeer has the group expect p: it is admitted when it asks, whatever the
-// files of the others say. A member that is gone for good is replaced so, under
-// its id and another address; without force it has to be gone.
+// AddPeer has the group expect p: it is admitted when it asks, whatever the files of the others say. This is
+// also how a member that is gone for good is replaced, under its id and another address; without force it
+// must not answer any more.
 func (g *Group) AddPeer(ctx context.Context, p Peer, force bool) error {
 	_, err := g.atLeader(ctx, request{Op: opAdd, Peer: &p, Force: force})
 	return err
 }
 
-// RemovePeer takes peer id out of the group. The holder hands over first.
-// Without force it is refused where those that are left would have no majority.
+// RemovePeer takes peer id out of the group. The holder hands over first. Without force it is refused if the
+// remaining voters that answer would be no majority.
 func (g *Group) RemovePeer(ctx context.Context, id string, force bool) error {
 	_, err := g.atLeader(ctx, request{Op: opRemove, To: id, Force: force})
 	return err
 }
 
-// PromotePeer gives peer id a vote, DemotePeer takes it away: it goes on to
-// follow the group, and never holds.
+// PromotePeer gives peer id a vote. DemotePeer takes it away: the peer goes on following the group and never
+// holds.
 func (g *Group) PromotePeer(ctx context.Context, id string, force bool) error {
 	_, err := g.atLeader(ctx, request{Op: opPromote, To: id, Force: force})
 	return err
@@ -44,19 +45,19 @@ func (g *Group) DemotePeer(ctx context.Context, id string, force bool) error {
 	return err
 }
 
-// changeMembers does such a request on the leader.
+// changeMembers does such a request as the leader.
 func (g *Group) changeMembers(ctx context.Context, r request) error {
 	g.admitMu.Lock()
 	defer g.admitMu.Unlock()
 	if err := g.awaitLease(ctx); err != nil {
 		return err
 	}
-	if g.settings.get(clusterKey) == "" {
+	if g.settings.Get(settings.ClusterKey) == "" {
 		return errors.New("the group has only just begun; try again")
 	}
 	switch r.Op {
 	case opAdd:
-		return g.expect(ctx, *r.Peer, r.Force)
+		return g.expectPeer(ctx, *r.Peer, r.Force)
 	case opRemove:
 		return g.remove(ctx, r.To, r.Force)
 	case opPromote:
@@ -67,11 +68,11 @@ func (g *Group) changeMembers(ctx context.Context, r request) error {
 	return fmt.Errorf("incomplete request %q", r.Op)
 }
 
-func (g *Group) expect(ctx context.Context, p Peer, force bool) error {
+func (g *Group) expectPeer(ctx context.Context, p Peer, force bool) error {
 	if p.ID == "" || !p.Addr.IsValid() || p.Addr.Port() == 0 || p.Addr.Addr().IsUnspecified() {
 		return fmt.Errorf("a peer needs an id and an address with its port, not %q at %s", p.ID, p.Addr)
 	}
-	if why := g.taken(ctx, p); why != "" && !force {
+	if why := g.takenBy(ctx, p); why != "" && !force {
 		return errors.New(why)
 	}
 	s, is := g.server(p.ID)
@@ -79,63 +80,152 @@ func (g *Group) expect(ctx context.Context, p Peer, force bool) error {
 		return fmt.Errorf("peer %s at %s is a member already", p.ID, p.Addr)
 	}
 	if is {
-		// Its successor gets no vote before it has the log, so whoever was
-		// there before is removed first, as any other.
-		if err := g.drop(ctx, s, force); err != nil {
+		// The new peer gets no vote before it has the log, so the old one is removed first, like any other.
+		if err := g.removeServer(ctx, s, force); err != nil {
 			return err
 		}
 	}
-	m := member{Addr: p.Addr, Further: p.Further, Witness: p.Witness}
-	err := g.apply(change{Set: map[string]string{memberPrefix + p.ID: m.text()}, Remove: []string{removedPrefix + p.ID}})
+	m := settings.Member{Addr: p.Addr, Further: p.Further, Witness: p.Witness}
+	err := g.apply(settings.Command{Set: map[string]string{settings.MemberPrefix + p.ID: m.Text()},
+		Remove: []string{settings.RemovedPrefix + p.ID}})
 	if err == nil {
 		g.log.Info("expects a peer", "peer", p.ID, "address", p.Addr)
 	}
 	return err
 }
 
-// taken says who else has p's id or address and is alive, or "".
-func (g *Group) taken(ctx context.Context, p Peer) string {
+// admit takes a peer without state into the group, as a non-voter: one that is expected or listed, or that
+// was told to join. The group key, or a certificate that fits the list, proves that it is one of ours.
+func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
+	listed, ok := g.peer(p.ID)
+	removed := g.removalOf(p.ID)
+	switch {
+	case removed != "":
+		return g.refuse(p, removed)
+	case !ok && !joins:
+		return g.refuse(p, fmt.Sprintf("peer %s at %s is not listed by the leader %s; add it to the list there, "+
+			"or with 'appliance peers add', or start it with --join", p.ID, p.Addr, g.cfg.ID))
+	case !listed.same(p) && !joins:
+		return g.refuse(p, fmt.Sprintf("peer %s is known to the leader %s as %s (witness: %v), not %s (witness: "+
+			"%v); make the lists the same, or replace it with 'appliance peers add'",
+			p.ID, g.cfg.ID, listed.Addr, listed.Witness, p.Addr, p.Witness))
+	case p.ID == g.cfg.ID:
+		return g.refuse(p, fmt.Sprintf("the id %s is the leader's own; give this peer another id", p.ID))
+	}
+	g.admitMu.Lock()
+	defer g.admitMu.Unlock()
+	if err := g.awaitLease(ctx); err != nil {
+		return err
+	}
+	if why := g.takenBy(ctx, p); why != "" {
+		return g.refuse(p, why)
+	}
+	if err := g.verifyPeer(ctx, p); err != nil {
+		return g.refuse(p, fmt.Sprintf("the leader %s cannot reach peer %s at %s: %v; open the peer port between "+
+			"them, or correct the address", g.cfg.ID, p.ID, p.Addr, err))
+	}
+	m, _ := settings.MemberOf(g.settings.All(), p.ID)
+	m.Addr, m.Witness = p.Addr, p.Witness
+	if !joins || len(p.Further) > 0 {
+		m.Further = p.Further
+	}
+	if err := g.apply(settings.Command{Set: map[string]string{settings.MemberPrefix + p.ID: m.Text()}}); err != nil {
+		return err
+	}
+	id, addr := hraft.ServerID(p.ID), hraft.ServerAddress(p.Addr.String())
+	for _, s := range g.raft.GetConfiguration().Configuration().Servers {
+		if s.ID != id && s.Address != addr {
+			continue
+		}
+		if s.ID == hraft.ServerID(g.cfg.ID) {
+			return g.refuse(p, fmt.Sprintf("%s is the leader's own address; correct the lists", addr))
+		}
+		// It has lost its vote: see Group.join.
+		if err := g.raft.RemoveServer(s.ID, 0, patience).Error(); err != nil {
+			return fmt.Errorf("removing the former %s: %w", s.ID, err)
+		}
+		g.log.Info("removed a member that comes back without its state", "peer", string(s.ID))
+	}
+	if err := g.raft.AddNonvoter(id, addr, 0, patience).Error(); err != nil {
+		return fmt.Errorf("admitting %s: %w", p.ID, err)
+	}
+	g.log.Info("admitted, it votes when it has caught up", "peer", p.ID, "address", addr)
+	g.change.Fire()
+	return nil
+}
+
+// verifyPeer proves that p is where it says, and that both understand each other.
+func (g *Group) verifyPeer(ctx context.Context, p Peer) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	l := g.port.Link(p.ID, p.Addr)
+	defer l.Close()
+	rep, err := ask(ctx, l, g.helloRequest())
+	switch {
+	case err != nil:
+		return err
+	case rep.Hello == nil || rep.Hello.ID != p.ID:
+		return errors.New("somebody else answers there")
+	}
+	g.learnHeartbeat(p.ID, rep.Hello.Heartbeat)
+	if why := conflict(g.hello(), *rep.Hello); why != "" {
+		return errors.New(why)
+	}
+	return nil
+}
+
+func (g *Group) refuse(p Peer, why string) error {
+	g.log.Warn("refused a peer", "peer", p.ID, "address", p.Addr, "why", why)
+	return errors.New(why)
+}
+
+// takenBy says who else has p's id or address and is alive, or "".
+func (g *Group) takenBy(ctx context.Context, p Peer) string {
 	for _, q := range g.roster() {
-		// A port tells peers on one host apart, so first addresses may be the same.
-		if at := slices.IndexFunc(p.Further, func(a netip.Addr) bool { return slices.Contains(q.Addrs(), a) }); at >= 0 && q.ID != p.ID {
+		// Peers on one host differ by their ports, so their first addresses may be the same.
+		if at := slices.IndexFunc(p.Further, func(a netip.Addr) bool {
+			return slices.Contains(q.Addrs(), a)
+		}); at >= 0 && q.ID != p.ID {
 			return fmt.Sprintf("peer %s has the address %s; give %s addresses of its own", q.ID, p.Further[at], p.ID)
 		}
 		if (q.ID != p.ID) == (q.Addr != p.Addr) {
 			continue // p itself, or somebody else
 		}
 		if q.ID == g.cfg.ID {
-			return fmt.Sprintf("peer %s is at %s, which leads the group; give %s at %s an id and an address of its own", q.ID, q.Addr, p.ID, p.Addr)
+			return fmt.Sprintf("peer %s is at %s, which leads the group; give %s at %s an id and an address of "+
+				"its own", q.ID, q.Addr, p.ID, p.Addr)
 		}
 		once, cancel := context.WithTimeout(ctx, askTimeout)
-		l := newLink(g.port, q.ID, q.Addr)
-		rep, err := l.call(once, g.helloRequest())
-		l.close()
+		l := g.port.Link(q.ID, q.Addr)
+		rep, err := ask(once, l, g.helloRequest())
+		l.Close()
 		cancel()
 		if err == nil && rep.Hello != nil && rep.Hello.ID == q.ID {
-			return fmt.Sprintf("peer %s is at %s, and answers there; give %s at %s an id and an address of its own, or stop the other first", q.ID, q.Addr, p.ID, p.Addr)
+			return fmt.Sprintf("peer %s is at %s, and answers there; give %s at %s an id and an address of its "+
+				"own, or stop the other first", q.ID, q.Addr, p.ID, p.Addr)
 		}
 	}
 	return ""
 }
 
 func (g *Group) remove(ctx context.Context, id string, force bool) error {
-	settings := g.settings.all()
+	known := g.settings.All()
 	s, is := g.server(id)
-	_, expected := memberOf(settings, id)
+	_, expected := settings.MemberOf(known, id)
 	if !is && !expected {
 		return g.notMember(id)
 	}
 	if is {
-		if err := g.drop(ctx, s, force); err != nil {
+		if err := g.removeServer(ctx, s, force); err != nil {
 			return err
 		}
 	}
-	gone := []string{memberPrefix + id, drainPrefix + id}
-	if settings[pinKey] == id {
-		gone = append(gone, pinKey)
+	gone := []string{settings.MemberPrefix + id, settings.DrainPrefix + id}
+	if known[settings.PinKey] == id {
+		gone = append(gone, settings.PinKey)
 	}
-	err := g.apply(change{
-		Set:    map[string]string{removedPrefix + id: time.Now().UTC().Format(time.RFC3339)},
+	err := g.apply(settings.Command{
+		Set:    map[string]string{settings.RemovedPrefix + id: time.Now().UTC().Format(time.RFC3339)},
 		Remove: gone,
 	})
 	if err != nil {
@@ -146,15 +236,15 @@ func (g *Group) remove(ctx context.Context, id string, force bool) error {
 	return nil
 }
 
-// drop takes s out of raft's configuration.
-func (g *Group) drop(ctx context.Context, s hraft.Server, force bool) error {
+// removeServer takes s out of raft's configuration.
+func (g *Group) removeServer(ctx context.Context, s hraft.Server, force bool) error {
 	var after []hraft.Server
 	for _, o := range g.servers() {
 		if o.ID != s.ID {
 			after = append(after, o)
 		}
 	}
-	if err := g.survives(ctx, after, fmt.Sprintf("without %s", s.ID), force); err != nil {
+	if err := g.checkMajority(ctx, after, fmt.Sprintf("without %s", s.ID), force); err != nil {
 		return err
 	}
 	if err := g.raft.RemoveServer(s.ID, 0, patience).Error(); err != nil {
@@ -177,16 +267,16 @@ func (g *Group) promoteTo(ctx context.Context, id string, force bool) error {
 			after[i].Suffrage = hraft.Voter
 		}
 	}
-	if err := g.survives(ctx, after, "with "+id+" as a voter", force); err != nil {
+	if err := g.checkMajority(ctx, after, "with "+id+" as a voter", force); err != nil {
 		return err
 	}
-	// Duty does the rest, once the peer has caught up.
-	m, _ := memberOf(g.settings.all(), id)
+	// The leader loop does the rest, once the peer has caught up.
+	m, _ := settings.MemberOf(g.settings.All(), id)
 	m.Standby = false
 	if !m.Addr.IsValid() {
 		m.Addr, _ = netip.ParseAddrPort(string(s.Address))
 	}
-	return g.apply(change{Set: map[string]string{memberPrefix + id: m.text()}})
+	return g.apply(settings.Command{Set: map[string]string{settings.MemberPrefix + id: m.Text()}})
 }
 
 func (g *Group) demote(ctx context.Context, id string, force bool) error {
@@ -204,14 +294,14 @@ func (g *Group) demote(ctx context.Context, id string, force bool) error {
 		}
 		after = append(after, o)
 	}
-	if err := g.survives(ctx, after, "without the vote of "+id, force); err != nil {
+	if err := g.checkMajority(ctx, after, "without the vote of "+id, force); err != nil {
 		return err
 	}
 	p, _ := g.peer(id)
-	m, _ := memberOf(g.settings.all(), id)
+	m, _ := settings.MemberOf(g.settings.All(), id)
 	m.Addr, m.Further, m.Witness, m.Standby = p.Addr, p.Further, p.Witness, true
-	// First the wish, or duty would promote it again.
-	if err := g.apply(change{Set: map[string]string{memberPrefix + id: m.text()}}); err != nil {
+	// The record comes first, or the leader loop would promote the peer again.
+	if err := g.apply(settings.Command{Set: map[string]string{settings.MemberPrefix + id: m.Text()}}); err != nil {
 		return err
 	}
 	if err := g.raft.DemoteVoter(s.ID, 0, patience).Error(); err != nil {
@@ -223,12 +313,13 @@ func (g *Group) demote(ctx context.Context, id string, force bool) error {
 }
 
 func (g *Group) notMember(id string) error {
-	return fmt.Errorf("peer %q is not a member of the group, which has %s; see 'appliance peers list'", id, names(g.roster()))
+	return fmt.Errorf("peer %q is not a member of the group, which has %s; see 'appliance peers list'", id,
+		names(g.roster()))
 }
 
-// survives says why the group should not become after: nobody could hold, or
-// the voters that answer now would be no majority.
-func (g *Group) survives(ctx context.Context, after []hraft.Server, how string, force bool) error {
+// checkMajority says why the group's servers should not become after: nobody could hold, or the voters that
+// answer now would be no majority.
+func (g *Group) checkMajority(ctx context.Context, after []hraft.Server, how string, force bool) error {
 	answers := make(map[string]bool)
 	for _, h := range g.ask(ctx) {
 		answers[h.ID] = true
@@ -253,119 +344,26 @@ func (g *Group) survives(ctx context.Context, after []hraft.Server, how string, 
 	case holders == 0:
 		return fmt.Errorf("%s there would be only witnesses, and nobody could hold; add another peer first", how)
 	case voters-len(silent) < need && !force:
-		return fmt.Errorf("%s the group would have %d voters and need %d of them, but %s cannot be reached: the virtual address would go unanswered; "+
-			"bring them back, or remove them first, or use --force if you know that they come back", how, voters, need, strings.Join(silent, ", "))
+		return fmt.Errorf("%s the group would have %d voters and need %d of them, but %s cannot be reached: the "+
+			"virtual address would go unanswered; "+
+			"bring them back, or remove them first, or use --force if you know that they come back", how, voters,
+			need, strings.Join(silent, ", "))
 	case voters-len(silent) < need:
 		g.log.Warn("a change of members was forced that may cost the majority", "silent", silent, "voters", voters)
 	}
 	return nil
 }
 
-func (l *link) isConnected() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.connected
-}
-
-// stepAside hands over before a change that would depose this leader.
-func (g *Group) stepAside(ctx context.Context, r request) error {
-	if _, is := g.server(r.To); !is {
-		return g.notMember(r.To)
-	}
-	if err := g.transfer(ctx, ""); err != nil {
-		return fmt.Errorf("peer %s leads the group, and nobody can take over: %w", r.To, err)
-	}
-	for {
-		changed := g.change.Next()
-		if _, leads := g.leads(); !leads {
-			return nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// keepRecord keeps what the settings say of the members true, and takes in
-// peers that are expected and have their state: one that was removed and is
-// taken back.
-func (g *Group) keepRecord(ctx context.Context) {
-	if !g.admitMu.TryLock() {
-		return // the members are about to be others
-	}
-	defer g.admitMu.Unlock()
-	settings := g.settings.all()
-	set := make(map[string]string)
-	members := make(map[string]bool)
-	for _, s := range g.servers() {
-		id := string(s.ID)
-		members[id] = true
-		p, ok := g.peer(id)
-		if !ok {
-			continue
-		}
-		m, _ := memberOf(settings, id)
-		m.Addr, m.Witness, m.Further = p.Addr, p.Witness, p.Further
-		if h, ok := g.helloOf(id); ok && h.Self.ID == id {
-			m.Version = h.Version
-			if h.Self.Addr == p.Addr {
-				m.Witness = h.Self.Witness // its own word
-				if !h.Joins || len(h.Self.Further) > 0 {
-					m.Further = h.Self.Further
-				}
-			}
-		}
-		if id == g.cfg.ID { // the roster has its own word
-			m.Version = g.cfg.Version
-		}
-		if text := m.text(); settings[memberPrefix+id] != text {
-			set[memberPrefix+id] = text
-		}
-	}
-	if len(set) > 0 {
-		if err := g.apply(change{Set: set}); err != nil {
-			g.log.Debug("keeping the record of members", "error", err)
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(settings)) {
-		id, ok := strings.CutPrefix(id, memberPrefix)
-		if ok && !members[id] {
-			g.takeBack(ctx, id)
-		}
-	}
-}
-
-func (g *Group) takeBack(ctx context.Context, id string) {
-	l := g.link(id)
-	if l == nil || !l.isConnected() {
-		return
-	}
-	once, cancel := context.WithTimeout(ctx, g.cfg.Heartbeat)
-	defer cancel()
-	h, err := g.greet(once, l)
-	self := g.hello()
-	if err != nil || !h.HasState || h.Cluster == "" || h.Cluster != self.Cluster || conflict(self, h) != "" {
-		return // without state it asks by itself, see Group.join
-	}
-	if err := g.raft.AddNonvoter(hraft.ServerID(id), hraft.ServerAddress(l.addr.String()), 0, patience).Error(); err != nil {
-		g.log.Debug("taking back", "peer", id, "error", err)
-		return
-	}
-	g.log.Info("took back, it votes when it has caught up", "peer", id)
-}
-
 // removalOf is what a removed peer is told, or "".
 func (g *Group) removalOf(id string) string {
-	when := g.settings.get(removedPrefix + id)
+	when := g.settings.Get(settings.RemovedPrefix + id)
 	if when == "" || id == "" {
 		return ""
 	}
 	return fmt.Sprintf("peer %s was removed from the group at %s; %s", id, when, howBack)
 }
 
-// heardOfRemoval takes another peer's word for it that this one was removed.
+// heardOfRemoval notes that another peer says that this one was removed, or is a member.
 func (g *Group) heardOfRemoval(h hello) {
 	g.mu.Lock()
 	cluster := g.written
@@ -381,7 +379,7 @@ func (g *Group) heardOfRemoval(h hello) {
 	}
 }
 
-// setRefused notes why the group does not want this peer; "" is that it does.
+// setRefused notes why the group refuses this peer; "" if it does not.
 func (g *Group) setRefused(why string) {
 	g.mu.Lock()
 	was := g.refused
@@ -392,7 +390,7 @@ func (g *Group) setRefused(why string) {
 	}
 	if why != "" {
 		g.log.Warn("not wanted in the group", "why", why)
-		g.fed.Fire() // workers are to ask another peer
+		g.feed.Wake() // workers are to ask another peer
 	}
 	g.change.Fire()
 }
@@ -403,6 +401,6 @@ func (g *Group) refusal() string {
 	return g.refused
 }
 
-// isRemoved says that the group has removed this peer while its own log
-// may not tell: it asks nobody for votes.
+// isRemoved says that the group refuses this peer, which its own log may not show: it then asks nobody for
+// votes.
 func (g *Group) isRemoved() bool { return g.refusal() != "" }

@@ -35,7 +35,7 @@ func (b *bench) ctx() context.Context {
 	return ctx
 }
 
-// must repeats what a busy machine may refuse for a moment.
+// must repeats what may fail for a moment on a busy machine.
 func (b *bench) must(what string, do func() error) {
 	b.t.Helper()
 	var err error
@@ -72,8 +72,8 @@ func TestJoinByAddressAloneAndRemove(t *testing.T) {
 		return true
 	})
 
-	// After a restart it finds the others, although its file lists nobody and
-	// the address to join does not answer.
+	// After a restart it finds the others, although its file lists nobody and the address to join does not
+	// answer.
 	b.stop("e")
 	gone := b.joiner(e, Peer{Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), 1)})
 	b.run(gone)
@@ -93,7 +93,9 @@ func TestJoinByAddressAloneAndRemove(t *testing.T) {
 	if removed.lawfully() {
 		t.Errorf("%s has been removed and may still answer", h)
 	}
-	b.eventually("the removed peer to say so", func() bool { return strings.Contains(removed.Status().Trouble, "removed") })
+	b.eventually("the removed peer to say so", func() bool {
+		return strings.Contains(removed.Status().Trouble, "removed")
+	})
 	rest := make([]string, 0, 2)
 	for id := range b.nodes {
 		if id != h {
@@ -106,17 +108,20 @@ func TestJoinByAddressAloneAndRemove(t *testing.T) {
 	own := removed.cfg
 	b.stop(h)
 	again := b.run(own)
-	b.eventually("the removed peer to be told", func() bool { return strings.Contains(again.Status().Trouble, "removed") })
+	b.eventually("the removed peer to be told", func() bool {
+		return strings.Contains(again.Status().Trouble, "removed")
+	})
 	b.stop(h)
 	own.DataDir = t.TempDir()
 	own.Join, own.StartAsLeader = []netip.AddrPort{b.nodes[rest[0]].cfg.Addr}, false
 	empty := b.run(own)
-	b.eventually("the peer with the new disk to be told", func() bool { return strings.Contains(empty.Status().Trouble, "removed") })
+	b.eventually("the peer with the new disk to be told",
+		func() bool { return strings.Contains(empty.Status().Trouble, "removed") })
 	if empty.running() != nil {
 		t.Error("raft runs on a removed peer with an empty disk")
 	}
 
-	// And it is taken back by word.
+	// And it is taken back when it is added again.
 	b.must("the addition", func() error {
 		return b.nodes[rest[0]].AddPeer(b.ctx(), Peer{ID: h, Addr: own.Addr}, true)
 	})
@@ -124,8 +129,8 @@ func TestJoinByAddressAloneAndRemove(t *testing.T) {
 	b.eventually("the peer to be content", func() bool { return empty.Status().Trouble == "" })
 }
 
-// What else a host is called is known to the whole group: from a file, from the
-// newcomer's own word, or from `peers add`.
+// The whole group knows the further addresses of a host: from a file, from the newcomer itself, or from
+// `peers add`.
 func TestFurtherAddresses(t *testing.T) {
 	b := newBench(t, 1)
 	host := netip.MustParseAddr
@@ -164,18 +169,21 @@ func TestFurtherAddresses(t *testing.T) {
 			return true
 		}
 	}
-	b.eventually("all to know all addresses", knows(map[string]string{"a": "[2001:db8::1]", "d": "[2001:db8::4]", "e": "[2001:db8::5]"}))
+	b.eventually("all to know all addresses", knows(map[string]string{"a": "[2001:db8::1]", "d": "[2001:db8::4]",
+		"e": "[2001:db8::5]"}))
 
-	// It has got another card; its own word goes first.
+	// It has another network card; what it says itself counts.
 	b.stop("d")
 	d.Further = []netip.Addr{host("2001:db8::44")}
 	b.run(b.joiner(d, b.peers[0]))
-	b.eventually("all to know the new address", knows(map[string]string{"a": "[2001:db8::1]", "d": "[2001:db8::44]", "e": "[2001:db8::5]"}))
-	// And the one whose file says all is without.
+	b.eventually("all to know the new address", knows(map[string]string{"a": "[2001:db8::1]",
+		"d": "[2001:db8::44]", "e": "[2001:db8::5]"}))
+	// And the one whose file says everything has none.
 	b.stop("a")
 	c.Peers[0].Further = nil
 	b.run(c)
-	b.eventually("all to forget the address", knows(map[string]string{"a": "[]", "d": "[2001:db8::44]", "e": "[2001:db8::5]"}))
+	b.eventually("all to forget the address", knows(map[string]string{"a": "[]", "d": "[2001:db8::44]",
+		"e": "[2001:db8::5]"}))
 }
 
 func TestRemovedPeerWithItsDiskIsTakenBack(t *testing.T) {
@@ -249,13 +257,15 @@ func TestLosingTheMajorityIsRefused(t *testing.T) {
 	} {
 		b.eventually(what+" to be refused", func() bool {
 			err := change(b.ctx(), others[0], false)
-			return err != nil && strings.Contains(err.Error(), "cannot be reached") && strings.Contains(err.Error(), "--force")
+			return err != nil && strings.Contains(err.Error(), "cannot be reached") &&
+				strings.Contains(err.Error(), "--force")
 		})
 	}
 	b.must("the removal of the dead", func() error { return b.nodes[others[0]].RemovePeer(b.ctx(), others[1], false) })
 	b.voters(2)
 	b.holder()
-	if err := b.nodes[h].RemovePeer(b.ctx(), "nobody", false); err == nil || !strings.Contains(err.Error(), "not a member") {
+	if err := b.nodes[h].RemovePeer(b.ctx(), "nobody", false); err == nil || !strings.Contains(err.Error(),
+		"not a member") {
 		t.Errorf("removal of nobody: %v", err)
 	}
 	// Down to one, which goes on.
@@ -278,7 +288,7 @@ func TestDemotedPeerFollowsAndNeverHolds(t *testing.T) {
 	b.voters(2)
 	b.must("a setting", func() error { return b.nodes["a"].Propose(b.ctx(), map[string]string{"k": "v"}) })
 	b.eventually("the demoted peer to follow", func() bool { return b.nodes[h].Settings()["k"] == "v" })
-	time.Sleep(time.Second) // several rounds of duty, which must not promote it
+	time.Sleep(time.Second) // several rounds of the leader loop, which must not promote it
 	b.voters(2)
 	b.must("the promotion", func() error { return b.nodes[h].PromotePeer(b.ctx(), h, false) })
 	b.voters(3)
@@ -298,12 +308,12 @@ func TestJoinIsRefused(t *testing.T) {
 		}
 		b.stop(c.ID)
 	}
-	// The id of a peer that lives. It calls itself a, so it cannot be b.nodes["a"].
+	// This is the id of a peer that lives. It calls itself a, so it cannot be b.nodes["a"].
 	a := b.nodes["a"]
 	twin := b.joiner(Peer{ID: "a", Addr: b.newcomer("a", 7).Addr}, b.peers[1])
 	troubled(twin, "answers there")
 	b.nodes["a"] = a
-	// An address at which somebody else is.
+	// This is an address at which somebody else is.
 	b.holder()
 	stray := b.newcomer("x", 8)
 	c := b.joiner(Peer{ID: "x", Addr: b.peers[2].Addr}, b.peers[1])

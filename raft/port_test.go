@@ -18,10 +18,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"appliance/raft/auth"
+	"appliance/raft/peerport"
 )
 
-// TestStrangersDisturbNothing throws at the port what strangers throw, while
-// the group works.
+// TestStrangersDisturbNothing throws at the port what strangers throw, while the group works.
 func TestStrangersDisturbNothing(t *testing.T) {
 	b := newBench(t, 3)
 	b.start("a", "b", "c")
@@ -31,11 +33,11 @@ func TestStrangersDisturbNothing(t *testing.T) {
 	before := target.Status().Counters.Refused
 	addr := target.cfg.Addr.String()
 
-	other, err := fromKeys([]Key{GenerateKey()}, "a", rolePeer)
+	other, err := auth.FromKeys([]auth.Key{auth.GenerateKey()}, "a", auth.Peer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker, err := fromKeys([]Key{b.key}, "w", roleWorker)
+	worker, err := auth.FromKeys([]auth.Key{b.key}, "w", auth.Worker)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,9 +45,9 @@ func TestStrangersDisturbNothing(t *testing.T) {
 		"port scan": func(c net.Conn) {},
 		"garbage":   func(c net.Conn) { io.WriteString(c, "GET / HTTP/1.1\r\n\r\n") },
 		"wrong key": func(c net.Conn) {
-			t := tls.Client(c, other.config())
+			t := tls.Client(c, other.TLS())
 			t.Handshake()
-			t.Write([]byte{preambleRaft})
+			t.Write([]byte{peerport.PreambleRaft})
 			io.Copy(io.Discard, t)
 		},
 		"no certificate": func(c net.Conn) {
@@ -54,9 +56,9 @@ func TestStrangersDisturbNothing(t *testing.T) {
 			io.Copy(io.Discard, t)
 		},
 		"a worker that wants to be a peer": func(c net.Conn) {
-			t := tls.Client(c, worker.config())
+			t := tls.Client(c, worker.TLS())
 			t.Handshake()
-			t.Write([]byte{preambleRaft})
+			t.Write([]byte{peerport.PreambleRaft})
 			io.Copy(io.Discard, t)
 		},
 	}
@@ -73,9 +75,9 @@ func TestStrangersDisturbNothing(t *testing.T) {
 			sent++
 		}
 	}
-	// These say nothing and stay: more of them than may be greeted at once.
+	// These connections say nothing and stay. There are more of them than the port serves at once.
 	var silent []net.Conn
-	for range maxHandshakes + 8 {
+	for range peerport.MaxHandshakes + 8 {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
@@ -105,7 +107,7 @@ func TestWrongKeyDoesNotJoin(t *testing.T) {
 	b.start("a", "b")
 	b.holder()
 	c := b.config("c")
-	c.Security.Keys = []Key{GenerateKey()}
+	c.Security.Keys = []auth.Key{auth.GenerateKey()}
 	n := b.run(c)
 	b.eventually("the wrong key to be counted", func() bool {
 		return b.nodes["a"].Status().Counters.Refused+b.nodes["b"].Status().Counters.Refused > 0
@@ -120,82 +122,12 @@ func TestWrongKeyDoesNotJoin(t *testing.T) {
 
 func TestTwoKeysForARotation(t *testing.T) {
 	b := newBench(t, 3)
-	next := GenerateKey()
-	keys := map[string][]Key{"a": {b.key, next}, "b": {next, b.key}, "c": {b.key, next}}
+	next := auth.GenerateKey()
+	keys := map[string][]auth.Key{"a": {b.key, next}, "b": {next, b.key}, "c": {b.key, next}}
 	b.tweak = func(c *Config) { c.Security.Keys = keys[c.ID] }
 	b.start("a", "b", "c")
 	b.holder()
 	b.voters(3)
-}
-
-// TestClockOfCertificates: the time of day has no part in who is a peer.
-func TestClockOfCertificates(t *testing.T) {
-	key := GenerateKey()
-	a, err := fromKeys([]Key{key}, "a", rolePeer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	z, err := fromKeys([]Key{key}, "z", rolePeer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, years := range []int{-60, 0, 60} {
-		server, client := a.config(), z.config()
-		at := func() time.Time { return time.Now().AddDate(years, 0, 0) }
-		server.Time, client.Time = at, at
-		left, right := net.Pipe()
-		done := make(chan error, 1)
-		s := tls.Server(left, server)
-		go func() { done <- s.Handshake() }()
-		if err := tls.Client(right, client).Handshake(); err != nil {
-			t.Errorf("%d years: %v", years, err)
-		}
-		if err := <-done; err != nil {
-			t.Errorf("%d years: %v", years, err)
-		}
-		if who, err := a.verify(s.ConnectionState()); err != nil || who.id != "z" {
-			t.Errorf("%d years: the other is %+v, %v", years, who, err)
-		}
-		left.Close()
-		right.Close()
-	}
-}
-
-func TestKeyFile(t *testing.T) {
-	dir := t.TempDir()
-	key := GenerateKey()
-	write := func(name, text string, mode os.FileMode) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), mode); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	for _, mode := range []os.FileMode{0o600, 0o400} {
-		got, err := LoadKey(write("good", key.Text()+"\n", mode))
-		if err != nil || got != key {
-			t.Errorf("mode %o: %v", mode, err)
-		}
-		os.Remove(filepath.Join(dir, "good"))
-	}
-	for name, tt := range map[string]struct {
-		path, want string
-	}{
-		"missing": {filepath.Join(dir, "missing"), "appliance keygen > " + filepath.Join(dir, "missing")},
-		"open":    {write("open", key.Text(), 0o640), "chmod 600 " + filepath.Join(dir, "open")},
-		"empty":   {write("empty", "", 0o600), "appliance keygen"},
-		"other":   {write("other", "-----BEGIN CERTIFICATE-----", 0o600), "not a group key"},
-		"short":   {write("short", key.Text()[:40], 0o600), "damaged"},
-		"folder":  {dir, "not a regular file"},
-	} {
-		_, err := LoadKey(tt.path)
-		if err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%s: %v, want %q in it", name, err, tt.want)
-		}
-	}
 }
 
 // TestOwnCertificates runs a group on an operator's own authority.
@@ -204,7 +136,8 @@ func TestOwnCertificates(t *testing.T) {
 	dir := t.TempDir()
 	ca := newAuthority(t, dir)
 	for _, p := range b.peers {
-		ca.issue(t, p.ID, &x509.Certificate{Subject: pkix.Name{CommonName: "host-" + p.ID}, IPAddresses: []net.IP{p.Addr.Addr().AsSlice()}})
+		ca.issue(t, p.ID, &x509.Certificate{Subject: pkix.Name{CommonName: "host-" + p.ID},
+			IPAddresses: []net.IP{p.Addr.Addr().AsSlice()}})
 	}
 	ca.issue(t, "stranger", &x509.Certificate{Subject: pkix.Name{CommonName: "stranger"}})
 	b.tweak = func(c *Config) { c.Security = ca.security(c.ID) }
@@ -213,7 +146,7 @@ func TestOwnCertificates(t *testing.T) {
 	b.voters(3)
 
 	// A certificate of the same authority for somebody who is not listed.
-	cred, err := ca.security("stranger").credentials("stranger", b.peers)
+	cred, err := ca.security("stranger").Credentials("stranger", b.listed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +155,7 @@ func TestOwnCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	tc := tls.Client(c, cred.config())
+	tc := tls.Client(c, cred.TLS())
 	tc.SetDeadline(time.Now().Add(20 * time.Second))
 	tc.Handshake() // TLS 1.3: the refusal comes after the client is done
 	if _, err := tc.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "bad certificate") {
@@ -278,8 +211,9 @@ func (a *authority) issue(t *testing.T, name string, c *x509.Certificate) {
 	writePEM(t, filepath.Join(a.dir, name+".key"), "PRIVATE KEY", raw)
 }
 
-func (a *authority) security(name string) Security {
-	return Security{CA: filepath.Join(a.dir, "ca.pem"), Cert: filepath.Join(a.dir, name+".pem"), Key: filepath.Join(a.dir, name+".key")}
+func (a *authority) security(name string) auth.Security {
+	return auth.Security{CA: filepath.Join(a.dir, "ca.pem"), Cert: filepath.Join(a.dir, name+".pem"),
+		Key: filepath.Join(a.dir, name+".key")}
 }
 
 func writePEM(t *testing.T, path, kind string, der []byte) {
@@ -290,10 +224,11 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 }
 
 func TestKeyIsNotPrinted(t *testing.T) {
-	key := GenerateKey()
-	secret := strings.TrimPrefix(key.Text(), keyPrefix)
+	key := auth.GenerateKey()
+	secret := key.Text()[strings.Index(key.Text(), ":")+1:]
 	for _, format := range []string{"%v", "%+v", "%s"} {
-		if text := fmt.Sprintf(format, Config{Security: Security{Keys: []Key{key}}}); strings.Contains(text, secret) {
+		text := fmt.Sprintf(format, Config{Security: auth.Security{Keys: []auth.Key{key}}})
+		if strings.Contains(text, secret) {
 			t.Errorf("%s prints the secret: %s", format, text)
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"appliance/raft/recovery"
 )
 
 func TestRecoverOneOfThree(t *testing.T) {
@@ -24,17 +26,20 @@ func TestRecoverOneOfThree(t *testing.T) {
 	b.eventually("the setting on a", func() bool { return b.nodes["a"].Settings()["k"] == "v" })
 	former := b.nodes["a"].hello().Cluster
 	silent := slog.New(slog.DiscardHandler)
-	if _, err := Recover(b.dirs["a"], "a", b.peers[0].Addr, silent); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+	if _, err := recovery.Run(b.dirs["a"], "a", b.peers[0].Addr, silent); err == nil ||
+		!strings.Contains(err.Error(), "in use by another process") {
 		t.Errorf("recovery of a running peer: %v", err)
 	}
 	b.stop("b", "c", "a")
-	if _, err := Recover(t.TempDir(), "a", b.peers[0].Addr, silent); err == nil || !strings.Contains(err.Error(), "no group's data") {
+	if _, err := recovery.Run(t.TempDir(), "a", b.peers[0].Addr, silent); err == nil ||
+		!strings.Contains(err.Error(), "no group's data") {
 		t.Errorf("recovery of nothing: %v", err)
 	}
-	if _, err := Recover(b.dirs["a"], "z", b.peers[0].Addr, silent); err == nil || !strings.Contains(err.Error(), "none of its members") {
+	if _, err := recovery.Run(b.dirs["a"], "z", b.peers[0].Addr, silent); err == nil ||
+		!strings.Contains(err.Error(), "none of its members") {
 		t.Errorf("recovery of another's data: %v", err)
 	}
-	rec, err := Recover(b.dirs["a"], "a", b.peers[0].Addr, silent)
+	rec, err := recovery.Run(b.dirs["a"], "a", b.peers[0].Addr, silent)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +58,7 @@ func TestRecoverOneOfThree(t *testing.T) {
 	if now := b.nodes["a"].hello().Cluster; now == former || now == "" {
 		t.Errorf("the recovered group is called %q, as before", now)
 	}
-	// One that comes back with its data is turned away; without, it joins.
+	// A peer that comes back with its data is turned away; without, it joins.
 	n, err := Open(b.config("b"))
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package raft
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -12,64 +11,28 @@ import (
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/deathwatch"
+	"appliance/raft/detector"
+	"appliance/raft/peerport"
+	"appliance/raft/settings"
+	"appliance/raft/store"
 )
 
-// The settings that belong to the group itself. Who votes, and where, is in
-// raft's own configuration; what else there is to know of a member is here.
-const (
-	memberPrefix  = "member/"  // + id: a member, or one that is expected
-	removedPrefix = "removed/" // + id: when it was removed
-	drainPrefix   = "drain/"   // + id: it gives up holding
-	pinKey        = "pin"      // the id of who shall hold
-)
-
-// reserved says that a setting is not for Propose to change.
-func reserved(key string) bool {
-	return key == clusterKey || strings.HasPrefix(key, memberPrefix) || strings.HasPrefix(key, removedPrefix)
-}
-
-// member is what the group knows of one of its peers.
-type member struct {
-	Addr    netip.AddrPort `json:"address"`
-	Further []netip.Addr   `json:"addresses,omitempty"`
-	Witness bool           `json:"witness,omitempty"`
-	// Standby has the log and no vote, until it is promoted.
-	Standby bool   `json:"standby,omitempty"`
-	Version string `json:"version,omitempty"`
-}
-
-// memberOf reads what the group knows of id.
-func memberOf(settings map[string]string, id string) (m member, ok bool) {
-	text, ok := settings[memberPrefix+id]
-	if !ok || json.Unmarshal([]byte(text), &m) != nil {
-		return member{}, false
-	}
-	return m, true
-}
-
-func (m member) text() string {
-	text, err := json.Marshal(m)
-	if err != nil {
-		panic("raft: a member has no text: " + err.Error()) // strings and booleans have
-	}
-	return string(text)
-}
-
-// roster is who the peers are, as this peer knows it now, by id.
+// roster is all peers that are known now, sorted by id.
 func (g *Group) roster() []Peer {
 	g.mu.Lock()
-	met := g.met
+	learned := g.learned
 	g.mu.Unlock()
-	return rosterOf(&g.cfg, met, g.settings.all(), g.servers())
+	return rosterOf(&g.cfg, learned, g.settings.All(), g.servers())
 }
 
-// rosterOf is the members, those that the group expects, and listed peers that
-// may still join. What the group says goes before what a file says. What this
-// peer knew before, in met, is what the group said last: it holds where the log
-// is not there yet or is still being read, and is behind it.
-func rosterOf(cfg *Config, met []Peer, settings map[string]string, configured []hraft.Server) []Peer {
+// rosterOf is the members, the peers that the group expects, and listed peers that may still join. The
+// group's word overrides a file's. What this peer learned before is the group's last word: it counts as long
+// as the log is missing or still being read.
+func rosterOf(cfg *Config, learned []Peer, replicated map[string]string, configured []hraft.Server) []Peer {
 	by := make(map[string]Peer)
-	removed := func(id string) bool { return settings[removedPrefix+id] != "" }
+	removed := func(id string) bool { return replicated[settings.RemovedPrefix+id] != "" }
 	for _, p := range cfg.Peers {
 		if !removed(p.ID) {
 			by[p.ID] = p
@@ -77,25 +40,24 @@ func rosterOf(cfg *Config, met []Peer, settings map[string]string, configured []
 	}
 	firm := make(map[netip.AddrPort]string)
 	put := func(p Peer) {
-		// Who says nothing of further addresses is of an older version, or has
-		// a file that lists nobody.
+		// A peer that tells no further addresses is of an older version, or its file lists nobody.
 		if was := by[p.ID]; len(p.Further) == 0 && was.Addr == p.Addr {
 			p.Further = was.Further
 		}
 		by[p.ID] = p
 		firm[p.Addr] = p.ID
 	}
-	known := make(map[string]Peer) // in met, and without a record
+	known := make(map[string]Peer) // those learned that have no record
 	member := slices.ContainsFunc(configured, func(s hraft.Server) bool { return string(s.ID) == cfg.ID })
-	for _, p := range met {
+	for _, p := range learned {
 		known[p.ID] = p
 		if !member && !removed(p.ID) {
 			put(p)
 		}
 	}
-	for key := range settings {
-		if id, ok := strings.CutPrefix(key, memberPrefix); ok {
-			if m, ok := memberOf(settings, id); ok {
+	for key := range replicated {
+		if id, ok := strings.CutPrefix(key, settings.MemberPrefix); ok {
+			if m, ok := settings.MemberOf(replicated, id); ok {
 				put(Peer{ID: id, Addr: m.Addr, Further: m.Further, Witness: m.Witness})
 				delete(known, id)
 			}
@@ -116,14 +78,43 @@ func rosterOf(cfg *Config, met []Peer, settings map[string]string, configured []
 	self := cfg.self()
 	delete(firm, self.Addr)
 	if len(cfg.Join) == 0 {
-		delete(by, self.ID) // its file says all of it
+		delete(by, self.ID) // its own file is the truth
 	}
 	put(self)
 	maps.DeleteFunc(by, func(id string, p Peer) bool { return firm[p.Addr] != "" && firm[p.Addr] != id })
 	return slices.SortedFunc(maps.Values(by), func(a, b Peer) int { return strings.Compare(a.ID, b.ID) })
 }
 
-// servers is a copy of raft's configuration, the newest that this peer has.
+// peerAddrs are where the peers are.
+func (g *Group) peerAddrs() []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, p := range g.roster() {
+		all = append(all, p.Addr)
+	}
+	return all
+}
+
+func hostOf(p Peer) detector.Host { return detector.Host{ID: p.ID, Addr: p.Addr, Witness: p.Witness} }
+
+func hostsOf(peers []Peer) []detector.Host {
+	var all []detector.Host
+	for _, p := range peers {
+		all = append(all, hostOf(p))
+	}
+	return all
+}
+
+// hasLeader says that this peer knows who leads.
+func (g *Group) hasLeader() bool {
+	r := g.running()
+	if r == nil {
+		return false
+	}
+	_, id := r.LeaderWithID()
+	return id != ""
+}
+
+// servers is a copy of the newest configuration of raft that this peer has.
 func (g *Group) servers() []hraft.Server {
 	r := g.running()
 	if r == nil {
@@ -132,7 +123,7 @@ func (g *Group) servers() []hraft.Server {
 	return slices.Clone(r.GetConfiguration().Configuration().Servers)
 }
 
-// server is the member id as raft's configuration has it.
+// server is the member id in raft's configuration.
 func (g *Group) server(id string) (hraft.Server, bool) {
 	servers := g.servers()
 	i := slices.IndexFunc(servers, func(s hraft.Server) bool { return string(s.ID) == id })
@@ -152,56 +143,68 @@ func (g *Group) peer(id string) (Peer, bool) {
 	return roster[i], true
 }
 
-// link is the control connection to id, or nil.
-func (g *Group) link(id string) *link {
-	g.linksMu.Lock()
-	defer g.linksMu.Unlock()
-	return g.links[id]
+// links are the control connections to everybody in the roster but this peer.
+type links struct {
+	open func(Peer) *peerport.ControlLink
+
+	mu sync.Mutex
+	by map[string]*peerport.ControlLink // by id
 }
 
-// allLinks are the control connections to everybody else, by id.
-func (g *Group) allLinks() []*link {
-	g.linksMu.Lock()
-	defer g.linksMu.Unlock()
-	var all []*link
-	for _, id := range slices.Sorted(maps.Keys(g.links)) {
-		all = append(all, g.links[id])
+// to is the control connection to id, or nil.
+func (l *links) to(id string) *peerport.ControlLink {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.by[id]
+}
+
+// all are the control connections, by id.
+func (l *links) all() []*peerport.ControlLink {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []*peerport.ControlLink
+	for _, id := range slices.Sorted(maps.Keys(l.by)) {
+		all = append(all, l.by[id])
 	}
 	return all
 }
 
-// relink makes the links those of roster, and returns the ones that are not
-// needed any more: the caller closes them.
-func (g *Group) relink(roster []Peer) (gone []*link) {
-	g.port.list(roster, g.cfg.Join)
-	g.linksMu.Lock()
-	defer g.linksMu.Unlock()
+// follow makes the links those to peers, and returns the others: the caller closes them.
+func (l *links) follow(peers []Peer) (gone []*peerport.ControlLink) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	want := make(map[string]Peer)
-	for _, p := range roster {
-		if p.ID != g.cfg.ID {
-			want[p.ID] = p
-		}
+	for _, p := range peers {
+		want[p.ID] = p
 	}
-	for id, l := range g.links {
-		if want[id].Addr != l.addr {
-			gone = append(gone, l)
-			delete(g.links, id)
+	for id, is := range l.by {
+		if want[id].Addr != is.Addr {
+			gone = append(gone, is)
+			delete(l.by, id)
 		}
 	}
 	for id, p := range want {
-		if g.links[id] == nil {
-			g.links[id] = newLink(g.port, id, p.Addr)
+		if l.by[id] == nil {
+			l.by[id] = l.open(p)
 		}
 	}
 	return gone
 }
 
-// rosterPause is the longest that a change of the roster goes unnoticed: raft
-// tells followers nothing of it.
+// relink has the port and the links follow roster, and returns the links to close.
+func (g *Group) relink(roster []Peer) (gone []*peerport.ControlLink) {
+	expected := slices.Clone(g.cfg.Join)
+	for _, p := range roster {
+		expected = append(expected, p.Addr)
+	}
+	g.port.Expect(expected)
+	return g.links.follow(slices.DeleteFunc(slices.Clone(roster), func(p Peer) bool { return p.ID == g.cfg.ID }))
+}
+
+// rosterPause bounds how long a change of the roster goes unnoticed: raft does not tell followers of it.
 const rosterPause = 200 * time.Millisecond
 
-// followRoster watches and greets every peer of the roster, for as long as it
-// is in it.
+// followRoster watches and greets every other peer, for as long as it is in the roster.
 func (g *Group) followRoster(ctx context.Context) error {
 	type tie struct {
 		peer Peer
@@ -220,9 +223,9 @@ func (g *Group) followRoster(ctx context.Context) error {
 	for {
 		roster := g.roster()
 		g.rememberRoster(roster)
-		g.detector.follow(roster)
+		g.detector.Follow(hostsOf(roster))
 		for _, l := range g.relink(roster) {
-			wg.Go(l.close)
+			wg.Go(l.Close)
 		}
 		now := make(map[string]Peer)
 		for _, p := range roster {
@@ -241,9 +244,10 @@ func (g *Group) followRoster(ctx context.Context) error {
 			own, cut := context.WithCancel(ctx)
 			ties[p.ID] = tie{p, cut}
 			wg.Go(func() {
-				g.port.watch(own, p, g.cfg.Heartbeat/2, g.onSilence, func(d death) { g.onDeath(own, d) })
+				deathwatch.Watch(own, g.port, p.ID, p.Addr, g.cfg.Heartbeat/2, g.onSilence,
+					func(d deathwatch.Death) { g.onDeath(own, d) })
 			})
-			wg.Go(func() { g.probe(own, p) })
+			wg.Go(func() { g.keepGreeting(own, p) })
 		}
 		select {
 		case <-ctx.Done():
@@ -253,26 +257,53 @@ func (g *Group) followRoster(ctx context.Context) error {
 	}
 }
 
-// rosterKey is where the roster is on disk: a peer whose file lists nobody has
-// to find the others after a restart.
-const rosterKey = "roster"
+// keepGreeting says hello to a peer every second, for Status and to notice a peer that does not belong. It
+// also keeps an idle connection open, on which a vote can be asked for.
+func (g *Group) keepGreeting(ctx context.Context, p Peer) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	defer g.stream.Cool(p.Addr)
+	for woken := false; ; {
+		untold := g.untold.Next()
+		_, known := g.heartbeats.Of(p.ID)
+		if l := g.links.to(p.ID); l != nil && !(woken && known) {
+			once, cancel := context.WithTimeout(ctx, askTimeout)
+			h, err := g.greet(once, l)
+			if err == nil {
+				g.checkSplit(h)
+				if g.running() != nil {
+					g.stream.Warm(once, p.Addr)
+				}
+			}
+			cancel()
+		}
+		woken = false
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-untold:
+			woken = true
+		}
+	}
+}
 
 func (g *Group) rememberRoster(roster []Peer) {
 	if len(g.servers()) == 0 {
 		return
 	}
 	g.mu.Lock()
-	same := slices.EqualFunc(roster, g.met, Peer.equal)
+	same := slices.EqualFunc(roster, g.learned, Peer.equal)
 	g.mu.Unlock()
 	if same {
 		return
 	}
 	text, err := json.Marshal(roster)
-	if err != nil || g.store.BoltStore.Set([]byte(rosterKey), text) != nil {
-		return // told by the store already; again on the next tick
+	if err != nil || g.store.SetOwn(store.RosterKey, string(text)) != nil {
+		return // again on the next tick
 	}
 	g.mu.Lock()
-	g.met = roster
+	g.learned = roster
 	g.mu.Unlock()
 	g.change.Fire()
 }
@@ -280,37 +311,8 @@ func (g *Group) rememberRoster(roster []Peer) {
 // storedRoster is the roster as it was when this peer last ran.
 func (g *Group) storedRoster() []Peer {
 	var roster []Peer
-	text, err := g.store.Get([]byte(rosterKey))
-	if err != nil || json.Unmarshal(text, &roster) != nil {
+	if json.Unmarshal([]byte(g.store.Own(store.RosterKey)), &roster) != nil {
 		return nil
 	}
 	return slices.DeleteFunc(roster, func(p Peer) bool { return p.ID == g.cfg.ID })
-}
-
-// introduceTo asks the addresses to join for the group's members.
-func (g *Group) introduceTo(ctx context.Context) (problems []string) {
-	for _, addr := range g.cfg.Join {
-		l := newLink(g.port, "", addr)
-		once, cancel := context.WithTimeout(ctx, askTimeout)
-		rep, err := l.call(once, g.helloRequest())
-		cancel()
-		l.close()
-		switch {
-		case err != nil:
-			problems = append(problems, err.Error())
-		case rep.Hello == nil:
-			problems = append(problems, fmt.Sprintf("%s does not say who it is; is it an appliance's peer port?", addr))
-		case rep.Hello.Cluster == "":
-			problems = append(problems, fmt.Sprintf("peer %s at %s is in no group yet", rep.Hello.ID, addr))
-		default:
-			g.mu.Lock()
-			g.met = slices.DeleteFunc(slices.Clone(rep.Hello.Peers), func(p Peer) bool { return p.ID == g.cfg.ID })
-			g.mu.Unlock()
-			for _, l := range g.relink(g.roster()) {
-				l.close()
-			}
-			return nil
-		}
-	}
-	return problems
 }

@@ -7,11 +7,12 @@ import (
 	"testing"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/settings"
 )
 
-// What a peer was told of the others when it came, or knew when it ended, holds
-// until it has read the log: neither is anybody forgotten for a moment, nor are
-// further addresses.
+// What a peer learned of the others when it joined, or knew when it ended, counts until it has read the log:
+// it forgets nobody for a moment, and no further addresses either.
 func TestRosterWhileTheLogIsRead(t *testing.T) {
 	peer := func(id string, more ...string) Peer {
 		p := Peer{ID: id, Addr: netip.MustParseAddrPort("192.0.2." + id[1:] + ":10000")}
@@ -23,7 +24,9 @@ func TestRosterWhileTheLogIsRead(t *testing.T) {
 	server := func(id string) hraft.Server {
 		return hraft.Server{ID: hraft.ServerID(id), Address: hraft.ServerAddress(peer(id).Addr.String())}
 	}
-	record := func(p Peer) string { return member{Addr: p.Addr, Further: p.Further, Witness: p.Witness}.text() }
+	record := func(p Peer) string {
+		return settings.Member{Addr: p.Addr, Further: p.Further, Witness: p.Witness}.Text()
+	}
 	met := []Peer{peer("p1", "2001:db8::1"), peer("p2", "2001:db8::2")}
 	met[1].Witness = true
 	joiner := &Config{ID: "p3", Peers: []Peer{peer("p3", "2001:db8::3")}, Join: []netip.AddrPort{peer("p1").Addr}}
@@ -36,14 +39,16 @@ func TestRosterWhileTheLogIsRead(t *testing.T) {
 	}{
 		{"no log", nil, nil, all},
 		{"a log of the group's beginning", nil, []hraft.Server{server("p1")}, all},
-		{"the newest members, without what is known of them", nil, []hraft.Server{server("p1"), server("p2"), server("p3")}, all},
-		{"records of some", map[string]string{memberPrefix + "p1": record(peer("p1", "2001:db8::11"))},
+		{"the newest members, without what is known of them", nil, []hraft.Server{server("p1"), server("p2"),
+			server("p3")}, all},
+		{"records of some", map[string]string{settings.MemberPrefix + "p1": record(peer("p1", "2001:db8::11"))},
 			[]hraft.Server{server("p1"), server("p2"), server("p3")}, strings.Replace(all, "::1]", "::11]", 1)},
-		{"a record without further addresses", map[string]string{memberPrefix + "p1": record(peer("p1"))},
+		{"a record without further addresses", map[string]string{settings.MemberPrefix + "p1": record(peer("p1"))},
 			[]hraft.Server{server("p1"), server("p2"), server("p3")}, strings.Replace(all, "2001:db8::1]", "]", 1)},
-		{"one has been removed", map[string]string{removedPrefix + "p2": "2026-01-02T03:04:05Z"},
+		{"one has been removed", map[string]string{settings.RemovedPrefix + "p2": "2026-01-02T03:04:05Z"},
 			[]hraft.Server{server("p1")}, "p1[2001:db8::1] p3[2001:db8::3]"},
-		{"all is read, and one has gone", map[string]string{memberPrefix + "p1": record(met[0]), memberPrefix + "p3": record(joiner.Peers[0])},
+		{"all is read, and one has gone", map[string]string{settings.MemberPrefix + "p1": record(met[0]),
+			settings.MemberPrefix + "p3": record(joiner.Peers[0])},
 			[]hraft.Server{server("p1"), server("p3")}, "p1[2001:db8::1] p3[2001:db8::3]"},
 	} {
 		var got []string

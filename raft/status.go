@@ -1,12 +1,15 @@
 package raft
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
-	"slices"
+	"strings"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/settings"
 )
 
 // Counters only grow.
@@ -15,14 +18,14 @@ type Counters struct {
 	Refused uint64 `json:"refused"`
 	// Elections that this peer stood in.
 	Elections uint64 `json:"elections"`
-	// Deaths of a holder's process that this peer proved and stood for.
+	// Deaths is how often this peer proved the death of the holder's process and stood for election.
 	Deaths uint64 `json:"deaths"`
-	// Missed holders: silent for a majority of peers, this one among them, which stood.
+	// Missed is how often a majority did not hear the holder and this peer stood for election.
 	Missed uint64 `json:"missed"`
 	// Tenures of this peer.
 	Tenures uint64 `json:"tenures"`
-	// Commits of changes that this peer made as leader, and the time from
-	// asking until a majority had them on disk, in all.
+	// Commits counts changes that this peer made as leader; CommitTime is the sum of the times from the
+	// request until a majority had them on disk.
 	Commits    uint64        `json:"commits"`
 	CommitTime time.Duration `json:"commitTime"`
 	// Ended counts ends of tenures by cause: deposed, leaving, handover, failed.
@@ -55,8 +58,8 @@ type PeerStatus struct {
 	Addr netip.AddrPort `json:"address"`
 	// Further are other addresses of its host.
 	Further []netip.Addr `json:"addresses,omitempty"`
-	// OnLink are what addresses the peer says that its host has on the links of
-	// the virtual ones, which nobody had to configure.
+	// OnLink are addresses that, as the peer says, its host has on the links of the virtual addresses. Nobody
+	// had to configure them.
 	OnLink []netip.Addr `json:"onLink,omitempty"`
 	// Role is "voter", "nonvoter", "witness", or "" for one that is no member.
 	Role      string        `json:"role,omitempty"`
@@ -64,33 +67,31 @@ type PeerStatus struct {
 	Connected bool          `json:"connected"`
 	Since     time.Time     `json:"since,omitzero"` // of Connected
 	RoundTrip time.Duration `json:"roundTrip,omitempty"`
-	// Datagrams come from the peer. Vanished: they came, and have stopped
-	// although its process is not known to have ended, so its host or the way to it is gone.
+	// Datagrams says that datagrams come from the peer. Vanished says that they have stopped although its
+	// process is not known to have ended: its host or the way to it is gone.
 	Datagrams bool `json:"datagrams"`
 	Vanished  bool `json:"vanished"`
 	// LastContact is how long ago the leader heard from the peer, or the peer from its leader. Zero: unknown.
 	LastContact time.Duration `json:"lastContact,omitempty"`
-	// Heard is how long ago a heartbeat or a request for a vote of the peer
-	// came, and HeardTerm its term: of a holder in its own term, its last sign.
-	// Zero: never.
+	// Heard is how long ago a heartbeat, a probe or a request for a vote came from the peer, and HeardTerm is
+	// the latest term of one. Zero: never.
 	Heard     time.Duration `json:"heard,omitempty"`
 	HeardTerm uint64        `json:"heardTerm,omitempty"`
-	// Died is the last term that a process of the peer led which is known to
-	// have ended.
+	// Died is the last term led by a process of the peer that is known to have ended.
 	Died uint64 `json:"died,omitempty"`
-	// Left is when a process of the peer said last that it leaves. Zero: never.
+	// Left is when a process of the peer last said that it leaves. Zero: never.
 	Left    time.Time `json:"left,omitzero"`
 	Version string    `json:"version,omitempty"`
-	// Priority, Drained and Pinned are how much it is wanted as holder; Standby
-	// follows without a vote until it is promoted.
+	// Priority, Drained and Pinned say how much it is wanted as holder. Standby says that it follows without
+	// a vote until it is promoted.
 	Priority int  `json:"priority,omitempty"`
 	Drained  bool `json:"drained,omitempty"`
 	Pinned   bool `json:"pinned,omitempty"`
 	Standby  bool `json:"standby,omitempty"`
-	// Unfit is why it would rather not hold, or "".
+	// Unfit is why another peer should rather hold, or "".
 	Unfit   string `json:"unfit,omitempty"`
 	Witness bool   `json:"witness,omitempty"`
-	// Expected is a peer that may join and has not yet.
+	// Expected says that the peer may join and has not done so yet.
 	Expected bool `json:"expected,omitempty"`
 	// Problem says why the peer is not connected, or "".
 	Problem string `json:"problem,omitempty"`
@@ -101,54 +102,43 @@ type PeerStatus struct {
 // Addrs are the configured addresses of the peer's host.
 func (p PeerStatus) Addrs() []netip.Addr { return Peer{Addr: p.Addr, Further: p.Further}.Addrs() }
 
-// Changed is closed at the next change of what Status tells about roles,
-// leader and members. Take it before Status.
+// Changed is closed at the next change of roles, leader or members. Take it before Status.
 func (g *Group) Changed() <-chan struct{} { return g.change.Next() }
 
-// Status is a snapshot. It waits for nobody.
+// Status is a snapshot. It does not block.
 func (g *Group) Status() Status {
 	self := g.hello()
 	s := Status{ID: g.cfg.ID, Cluster: self.Cluster, Term: self.Term, Leader: self.Leader}
 	g.mu.Lock()
 	s.Phase = g.phase
 	s.Counters = g.count
-	s.Counters.Ended = maps.Clone(g.causes)
+	s.Counters.Ended = maps.Clone(g.count.Ended)
 	tenure := g.tenure
 	hellos, left := maps.Clone(g.hellos), maps.Clone(g.left)
 	g.mu.Unlock()
-	s.Counters.Refused = g.port.refused.Load()
+	s.Counters.Refused = g.port.Refused()
 	if tenure.may != nil {
 		s.Holder, s.Since, s.Lease = true, tenure.since, tenure.may()
 	}
-	if err := g.store.trouble(); err != nil {
-		s.Trouble = "cannot write to the data directory: " + err.Error()
-	} else if err := g.settings.err(); err != nil {
-		s.Trouble = err.Error()
-	}
-	settings := g.settings.all()
+	_, s.Trouble = g.trouble()
+	known := g.settings.All()
 	suffrage := make(map[string]hraft.ServerSuffrage)
 	r := g.running()
 	if r != nil {
-		s.Role = map[hraft.RaftState]string{hraft.Follower: "follower", hraft.Candidate: "candidate", hraft.Leader: "leader"}[r.State()]
+		s.Role = map[hraft.RaftState]string{hraft.Follower: "follower", hraft.Candidate: "candidate",
+			hraft.Leader: "leader"}[r.State()]
 		for _, m := range r.GetConfiguration().Configuration().Servers {
 			suffrage[string(m.ID)] = m.Suffrage
 		}
-		if len(suffrage) > 0 && !slices.Contains(self.Members, g.cfg.ID) && s.Trouble == "" {
-			s.Trouble = "this peer has been removed from the group; " + howBack
-		}
-	}
-	if s.Trouble == "" {
-		s.Trouble = g.refusal()
-	}
-	if s.Trouble == "" {
-		s.Trouble = g.oddHeartbeat()
 	}
 	for _, p := range g.roster() {
-		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, OnLink: hellos[p.ID].OnLink, Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
-		ps.Priority, ps.Drained, ps.Pinned = g.standingOf(p.ID).priority, settings[drainPrefix+p.ID] != "", settings[pinKey] == p.ID
+		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, OnLink: hellos[p.ID].OnLink,
+			Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
+		ps.Priority, ps.Drained, ps.Pinned = g.preferenceOf(p.ID).priority, known[settings.DrainPrefix+p.ID] != "",
+			known[settings.PinKey] == p.ID
 		ps.Witness, ps.Left = p.Witness, left[p.ID]
-		ps.Unfit = g.claimOf(p.ID).String()
-		m, known := memberOf(settings, p.ID)
+		ps.Unfit = g.fitnessOf(p.ID).String()
+		m, known := settings.MemberOf(known, p.ID)
 		ps.Standby = m.Standby
 		_, in := suffrage[p.ID]
 		ps.Expected = known && !in
@@ -161,14 +151,11 @@ func (g *Group) Status() Status {
 		default:
 			ps.Role = "voter"
 		}
-		ps.Datagrams, ps.Vanished = g.detector.reach(p.ID)
-		if l := g.link(p.ID); l != nil {
-			l.mu.Lock()
-			ps.Connected, ps.Since, ps.RoundTrip = l.connected, l.since, l.roundTrip
-			if l.problem != nil {
-				ps.Problem = l.problem.Error()
-			}
-			l.mu.Unlock()
+		ps.Datagrams, ps.Vanished = g.detector.Reach(p.ID)
+		if l := g.links.to(p.ID); l != nil {
+			state := l.State()
+			ps.Connected, ps.Since, ps.RoundTrip = state.Connected, state.Since, state.RoundTrip
+			ps.Problem = errText(state.Problem)
 		} else {
 			ps.Connected, ps.Version = true, g.cfg.Version
 		}
@@ -186,4 +173,24 @@ func (g *Group) Status() Status {
 		s.Peers = append(s.Peers, ps)
 	}
 	return s
+}
+
+// oddHeartbeat says that the voters with this peer's heartbeat are no majority, or "".
+func (g *Group) oddHeartbeat() string {
+	if g.running() == nil {
+		return ""
+	}
+	var others []string
+	voters := g.voters(nil)
+	for _, id := range voters {
+		if beat, known := g.heartbeats.Of(id); id != g.cfg.ID && known && !g.heartbeats.Fits(beat) {
+			others = append(others, fmt.Sprintf("%v on peer %s", beat, id))
+		}
+	}
+	if len(others) == 0 || len(voters)-len(others) > len(voters)/2 {
+		return ""
+	}
+	return fmt.Sprintf("group.heartbeat is %v here and %s: this peer neither votes nor holds until a majority "+
+		"has the same; write one value on every peer and restart the appliance there",
+		g.cfg.Heartbeat, strings.Join(others, ", "))
 }

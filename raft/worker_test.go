@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"appliance/raft/auth"
+	"appliance/raft/feed"
+	"appliance/raft/peerport"
+	"appliance/raft/settings"
 )
 
 func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
@@ -26,10 +29,10 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := ParseWorkerKey([]byte(key.Text() + "\n")); err != nil || again != key {
+	if again, err := auth.ParseWorkerKey([]byte(key.Text() + "\n")); err != nil || again != key {
 		t.Fatalf("%v, %v", again, err)
 	}
-	if strings.Contains(fmt.Sprint(key), key.Text()[len(workerKeyPrefix):]) {
+	if strings.Contains(fmt.Sprint(key), key.Text()[strings.Index(key.Text(), ":")+1:]) {
 		t.Error("a worker key prints its secret")
 	}
 	publish := func(text string) {
@@ -43,7 +46,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	lost := make(chan error, 1)
-	f := Follower{ID: "w1", Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
+	f := feed.Follower{ID: "w1", Key: key, Peers: b.listed()[:1], Log: slog.New(slog.DiscardHandler)}
 	go func() {
 		done <- f.Follow(ctx, func(data []byte) { last.Store(string(data)) }, func(err error) { lost <- err })
 	}()
@@ -55,7 +58,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	}()
 	b.eventually("the first list", func() bool { return last.Load() == `"one"` })
 	b.eventually("the group", func() bool { return b.nodes["a"].Status().Cluster != "" })
-	// The peer that it was told goes away; it has learned of the others.
+	// The peer that it began with goes away; it has learned of the others.
 	b.stop("a")
 	publish(`"two"`)
 	b.eventually("the second list", func() bool { return last.Load() == `"two"` })
@@ -65,24 +68,26 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	t.Logf("followed in %v", time.Since(began))
 
 	// The key opens nothing else.
-	cred, err := key.credentials("a")
+	cred, err := key.Credentials("a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := listen(netip.AddrPort{}, cred, &Config{dial: b.config("a").dial, Log: slog.New(slog.DiscardHandler)})
+	p, err := peerport.Listen(netip.AddrPort{}, cred, b.config("a").dial, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newLink(p, "b", b.peers[1].Addr)
-	defer l.close()
-	for _, op := range []operation{opHello, opAccount, opAdmit, opPropose, opTransfer, opAdd, opRemove, opPromote, opDemote, "view"} {
-		_, err := l.call(b.ctx(), request{Op: op, To: "b", Peer: &b.peers[1], Change: &change{Set: map[string]string{"k": "v"}}})
+	l := p.Link("b", b.peers[1].Addr)
+	defer l.Close()
+	for _, op := range []operation{opHello, opAccount, opAdmit, opPropose, opTransfer, opAdd, opRemove, opPromote,
+		opDemote, "view"} {
+		_, err := ask(b.ctx(), l, request{Op: op, To: "b", Peer: &b.peers[1],
+			Change: &settings.Command{Set: map[string]string{"k": "v"}}})
 		if err == nil || !strings.Contains(err.Error(), "worker may not") {
 			t.Errorf("%s with a worker key: %v", op, err)
 		}
 	}
-	for _, kind := range []byte{preambleRaft, preambleWatch} {
-		conn, err := p.open(b.ctx(), b.peers[1].Addr, "b", kind)
+	for _, kind := range []byte{peerport.PreambleRaft, peerport.PreambleWatch} {
+		conn, err := p.Open(b.ctx(), b.peers[1].Addr, "b", kind)
 		if err != nil {
 			continue
 		}
@@ -93,18 +98,18 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 		conn.Close()
 	}
 	// And a worker knows its peers: another group's do not count.
-	other, err := GenerateKey().Worker()
+	other, err := auth.GenerateKey().Worker()
 	if err != nil {
 		t.Fatal(err)
 	}
-	stranger, err := other.credentials("w2")
+	stranger, err := other.Credentials("w2")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p2, _ := listen(netip.AddrPort{}, stranger, &Config{dial: b.config("a").dial, Log: slog.New(slog.DiscardHandler)})
-	l2 := newLink(p2, "b", b.peers[1].Addr)
-	defer l2.close()
-	if _, err := l2.call(b.ctx(), request{Op: opFollow}); err == nil {
+	p2, _ := peerport.Listen(netip.AddrPort{}, stranger, b.config("a").dial, slog.New(slog.DiscardHandler))
+	l2 := p2.Link("b", b.peers[1].Addr)
+	defer l2.Close()
+	if _, err := ask(b.ctx(), l2, request{Op: opFollow}); err == nil {
 		t.Error("a worker of another group follows this one")
 	}
 	b.stop("b", "c")
@@ -115,27 +120,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	}
 }
 
-func TestOlderFeed(t *testing.T) {
-	have := feed{Cluster: "one", Index: 7}
-	for name, tt := range map[string]struct {
-		got  feed
-		want bool
-	}{
-		"behind":                    {feed{Cluster: "one", Index: 6}, true},
-		"the same":                  {feed{Cluster: "one", Index: 7}, false},
-		"ahead":                     {feed{Cluster: "one", Index: 8}, false},
-		"recovered, or begun anew":  {feed{Cluster: "two", Index: 1}, false},
-		"a version that tells none": {feed{}, false},
-		"a peer that does not know": {feed{Cluster: "one"}, false},
-	} {
-		if got := tt.got.older(have); got != tt.want {
-			t.Errorf("%s: older %v, want %v", name, got, tt.want)
-		}
-	}
-}
-
-// TestWorkerDoesNotGoBack: a peer that is behind does not make a worker forget
-// what it has from another.
+// TestWorkerDoesNotGoBack: a worker keeps what it has when it asks a peer that is behind.
 func TestWorkerDoesNotGoBack(t *testing.T) {
 	b := newBench(t, 3)
 	b.start("a", "b", "c")
@@ -160,13 +145,13 @@ func TestWorkerDoesNotGoBack(t *testing.T) {
 	b.nodes["c"].Publish([]byte(`"old"`), 1000)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	f := Follower{ID: "w1", Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
+	f := feed.Follower{ID: "w1", Key: key, Peers: b.listed()[:1], Log: slog.New(slog.DiscardHandler)}
 	var asked atomic.Int64
-	f.dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	f.Dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 		if addr == b.peers[1].Addr || addr == b.peers[2].Addr {
 			asked.Add(1)
 		}
-		return workerDialer().DialContext(ctx, "tcp", addr.String())
+		return feed.DialWorker(ctx, addr)
 	}
 	go func() {
 		done <- f.Follow(ctx, func(data []byte) {
@@ -183,7 +168,7 @@ func TestWorkerDoesNotGoBack(t *testing.T) {
 	}()
 	b.eventually("the new list", has(`"new"`))
 	b.stop("a")
-	// It goes from one that is behind to the other, and back.
+	// It goes back and forth between the two that are behind.
 	b.eventually("both others to be asked", func() bool { return asked.Load() >= 3 })
 	if !has(`"new"`)() {
 		t.Errorf("the worker went back: %v", lists)
@@ -212,7 +197,7 @@ func TestWorkerLeavesPeerThatIsCutOff(t *testing.T) {
 	got := make(chan string, 16)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	f := Follower{ID: "w1", Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
+	f := feed.Follower{ID: "w1", Key: key, Peers: b.listed()[:1], Log: slog.New(slog.DiscardHandler)}
 	go func() { done <- f.Follow(ctx, func(data []byte) { got <- string(data) }, func(error) {}) }()
 	defer func() {
 		cancel()
@@ -239,39 +224,7 @@ func TestWorkerLeavesPeerThatIsCutOff(t *testing.T) {
 	next(`"new"`)
 }
 
-// TestWorkersNoticeVanishedHosts: the kernel is told to.
-func TestWorkersNoticeVanishedHosts(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := workerDialer().DialContext(t.Context(), "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, o := range map[string]struct{ level, option, want int }{
-		"SO_KEEPALIVE":     {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		"TCP_KEEPIDLE":     {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1},
-		"TCP_KEEPINTVL":    {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
-		"TCP_USER_TIMEOUT": {unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1500},
-	} {
-		got := 0
-		if e := raw.Control(func(fd uintptr) { got, err = unix.GetsockoptInt(int(fd), o.level, o.option) }); e != nil || err != nil {
-			t.Fatal(name, e, err)
-		}
-		if got != o.want {
-			t.Errorf("%s is %d, want %d", name, got, o.want)
-		}
-	}
-}
-
-// TestAThousandWorkers measures what they cost a peer that serves all of them.
+// TestAThousandWorkers measures what a thousand workers cost a peer that serves all of them.
 func TestAThousandWorkers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a thousand TLS handshakes")
@@ -287,7 +240,8 @@ func TestAThousandWorkers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list := `{"loadBalancers":[` + strings.Repeat(`{"name":"an ordinary load balancer","backends":["192.0.2.1:6443"]},`, 10) + `{}]}`
+	const one = `{"name":"an ordinary load balancer","backends":["192.0.2.1:6443"]},`
+	list := `{"loadBalancers":[` + strings.Repeat(one, 10) + `{}]}`
 	a.Publish([]byte(list), a.Index())
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -297,7 +251,8 @@ func TestAThousandWorkers(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range workers {
 		wg.Go(func() {
-			f := Follower{ID: fmt.Sprintf("w%d", i), Key: key, Peers: b.peers[:1], Log: slog.New(slog.DiscardHandler)}
+			f := feed.Follower{ID: fmt.Sprintf("w%d", i), Key: key, Peers: b.listed()[:1],
+				Log: slog.New(slog.DiscardHandler)}
 			if err := f.Follow(ctx, func([]byte) { got.Add(1) }, func(error) {}); err != nil {
 				t.Error(err)
 			}
@@ -316,10 +271,12 @@ func TestAThousandWorkers(t *testing.T) {
 	b.eventually("every worker to have the change", func() bool { return got.Load() >= 2*workers })
 	took := time.Since(began)
 	change = cpu() - change
-	t.Logf("%d workers and their peer, in one process: %d KiB for each pair of ends; idle %.1f %% of a core; a change reaches all in %v for %v of CPU",
-		workers, int64(after.HeapInuse+after.StackInuse-before.HeapInuse-before.StackInuse)/workers/1024,
+	perPair := int64(after.HeapInuse+after.StackInuse-before.HeapInuse-before.StackInuse) / workers
+	t.Logf("%d workers and their peer, in one process: %d KiB for each pair of ends; idle %.1f %% of a core; a "+
+		"change reaches all in %v for %v of CPU",
+		workers, perPair>>10,
 		100*idle.Seconds()/3, took.Round(time.Millisecond), change.Round(time.Millisecond))
-	if perPair := int64(after.HeapInuse+after.StackInuse-before.HeapInuse-before.StackInuse) / workers; perPair > 512<<10 {
+	if perPair > 512<<10 {
 		t.Errorf("%d KiB for each worker and its peer", perPair>>10)
 	}
 	if !a.lawfully() {

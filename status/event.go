@@ -40,8 +40,10 @@ type Event struct {
 	// What is the change in a few words, Reason its cause.
 	What   string `json:"what"`
 	Reason string `json:"reason,omitempty"`
-	From   string `json:"from,omitempty"`
-	To     string `json:"to,omitempty"`
+	// Cause is one of a few fixed terms for the cause, for programs; empty: none fits.
+	Cause string `json:"cause,omitempty"`
+	From  string `json:"from,omitempty"`
+	To    string `json:"to,omitempty"`
 	// Took is the measured length of what the event ends. For a failover it runs from the last sign of the old
 	// holder to the start of the new one.
 	Took time.Duration `json:"tookNs,omitempty"`

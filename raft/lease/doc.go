@@ -2,13 +2,13 @@
 //
 // # Why no two peers may answer at once
 //
-// A holder answers while its lease runs. The argument below uses three facts only: a peer votes at
-// most once per term (the vote is on disk), a peer that has seen a term never acknowledges an older
-// one, and the clocks of different hosts run at the same rate within a known drift. It uses neither
-// synchronized clocks nor hashicorp/raft's habit of refusing votes while a leader is known: that habit
-// has exceptions (TimeoutNow, a restarted follower, a leader forgotten when a higher term was refused).
-// VerifyLeader does not prove what a lease needs either: it counts responses to heartbeats that were
-// sent before it was called, and responses of non-voters.
+// A holder answers while its lease runs. The argument below uses three facts only: a peer votes at most once
+// per term (the vote is on disk), a peer that has seen a term never acknowledges an older one, and the clocks
+// of different hosts run at the same rate within a known drift. It uses neither synchronized clocks nor
+// hashicorp/raft's habit of refusing votes while a leader is known: that habit has exceptions (TimeoutNow, a
+// restarted follower, a leader forgotten when a higher term was refused). VerifyLeader does not prove what a
+// lease needs either: it counts responses to heartbeats that were sent before it was called, and responses of
+// non-voters.
 //
 //  1. Grant. Whenever an AppendEntries or RequestVote of term T reaches a voter, the voter notes the
 //     sender, T and the time of arrival in its [Grants] before raft sees the message. The sender takes
@@ -43,36 +43,35 @@
 //     leader gives up its own before it is removed itself. So the id may go to another machine, which
 //     votes only when it has the log, and therefore a later term.
 //
-// Usually there is nothing to wait for. After a silence that the detector acts on, or a heartbeat
-// timeout, the entries are older than the lease, because the lease is shorter than both. After a
-// hand-over the old holder replies. After a kill its death is proved.
+// Usually there is nothing to wait for. After a silence that the detector acts on, or a heartbeat timeout,
+// the entries are older than the lease, because the lease is shorter than both. After a hand-over the old
+// holder replies. After a kill its death is proved.
 //
 // # Why every lease has the same length
 //
-// Steps 2 and 3 need a new leader to wait for as long as an older lease may run. The length of a lease
-// comes from group.heartbeat, which is in a file on each host. So peers grant only if they have the same
-// heartbeat, and both sides look ([Heartbeats]): unless a peer has told this process, in a hello, the
-// heartbeat that this process has, a voter takes from it no AppendEntries, no request for a vote and (by
-// withholding its key) no probe, a leader counts none of its answers and a candidate none of its votes.
+// Steps 2 and 3 need a new leader to wait for as long as an older lease may run. The length of a lease comes
+// from group.heartbeat, which is in a file on each host. So peers grant only if they have the same heartbeat,
+// and both sides look ([Heartbeats]): unless a peer has told this process, in a hello, the heartbeat that
+// this process has, a voter takes from it no AppendEntries, no request for a vote and (by withholding its
+// key) no probe, a leader counts none of its answers and a candidate none of its votes.
 //
-// That suffices although either may have restarted with another heartbeat since it told. Of the two
-// processes at the moment of a grant one is the younger. What it has been told since it began came from
-// the process that the other still is, because that one is older. So their heartbeats are the same.
+// That suffices although either may have restarted with another heartbeat since it told. Of the two processes
+// at the moment of a grant one is the younger. What it has been told since it began came from the process
+// that the other still is, because that one is older. So their heartbeats are the same.
 //
-// Then let X's lease rest on a majority of voters. All of them have X's length, and all of those who
-// elected Y, or whose accounts Y counts, have Y's. Some voter is in both majorities. If it is one process,
-// X and Y have the same length. If it has restarted in between, its former process granted before this
-// one began; and this one waits for the longer of both heartbeats (the former is on disk) before it takes
-// part, so what was granted before is over.
+// Then let X's lease rest on a majority of voters. All of them have X's length, and all of those who elected
+// Y, or whose accounts Y counts, have Y's. Some voter is in both majorities. If it is one process, X and Y
+// have the same length. If it has restarted in between, its former process granted before this one began; and
+// this one waits for the longer of both heartbeats (the former is on disk) before it takes part, so what was
+// granted before is over.
 //
-// Therefore the heartbeat of a running group may be changed on one peer after the other. Those with the
-// old value go on until they are no majority any more; then those with the new one elect. A peer of a
-// version that tells no heartbeat is taken for one that has the same.
+// Therefore the heartbeat of a running group may be changed on one peer after the other. Those with the old
+// value go on until they are no majority any more; then those with the new one elect. A peer of a version
+// that tells no heartbeat is taken for one that has the same.
 //
 // # What a program cannot do
 //
-// The gap between the look at the lease and the packet on the wire cannot be closed by a program: a
-// process that is frozen exactly between the two sends one packet when it thaws. So the lease must be
-// looked at immediately before each packet; the new holder's repeated announcements repair what one late
-// packet did.
+// The gap between the look at the lease and the packet on the wire cannot be closed by a program: a process
+// that is frozen exactly between the two sends one packet when it thaws. So the lease must be looked at
+// immediately before each packet; the new holder's repeated announcements repair what one late packet did.
 package lease

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Grants is the voter's side of the lease: what this process may have granted to whom, and which
-// processes it knows to be dead.
+// Grants is the voter's side of the lease: what this process may have granted to whom, and which processes it
+// knows to be dead.
 type Grants struct {
 	now   Clock
 	start time.Duration
@@ -17,8 +17,8 @@ type Grants struct {
 	dead    map[string]uint64 // peer → the last term that its dead process led
 }
 
-// maxEntries bounds what is remembered, because in insecure mode anybody can send any id. Further
-// peers share the entry of nobody, who never proves silence.
+// maxEntries bounds what is remembered, because in insecure mode anybody can send any id. Further peers share
+// the entry of nobody, who never proves silence.
 const (
 	maxEntries = 64
 	nobody     = ""
@@ -29,8 +29,8 @@ type entry struct {
 	at   time.Duration
 }
 
-// An Account is what a voter tells a new leader about its grants. It has ages instead of times:
-// clocks of two hosts share their rate, not their zero.
+// An Account is what a voter tells a new leader about its grants. It has ages instead of times: clocks of two
+// hosts share their rate, not their zero.
 type Account struct {
 	// Term is what the peer has reached.
 	Term uint64 `json:"term"`
@@ -54,14 +54,14 @@ func NewGrants(now Clock) *Grants {
 	return &Grants{now: now, start: now(), entries: make(map[string]entry), dead: make(map[string]uint64)}
 }
 
-// Heard notes a message that may become a grant. It comes before raft sees the message, so that the
-// entry is there whenever the grant is.
+// Heard notes a message that may become a grant. It comes before raft sees the message, so that the entry is
+// there whenever the grant is.
 func (g *Grants) Heard(from string, term uint64) {
 	now := g.now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	// Terms of one peer only grow; a late message of an older term must not hide behind a newer entry,
-	// nor a newer term behind an older: keep the larger of both, which only makes the entry more cautious.
+	// Terms of one peer only grow; a late message of an older term must not hide behind a newer entry, nor a
+	// newer term behind an older: keep the larger of both, which only makes the entry more cautious.
 	e, known := g.entries[from]
 	if !known && len(g.entries) >= maxEntries {
 		from = nobody
@@ -70,8 +70,8 @@ func (g *Grants) Heard(from string, term uint64) {
 	g.entries[from] = entry{term: max(e.term, term), at: max(e.at, now)}
 }
 
-// Silenced notes that the process of peer that led term is dead or never answers again, and that with
-// it every lease of that peer up to term is over.
+// Silenced notes that the process of peer that led term is dead or never answers again, and that with it
+// every lease of that peer up to term is over.
 func (g *Grants) Silenced(peer string, term uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -102,8 +102,8 @@ func (g *Grants) Account(reached uint64) Account {
 	return a
 }
 
-// Aged is the account as it reads by later, if nothing has been added: what has been added since is
-// of newer terms.
+// Aged is the account as it reads by later, if nothing has been added: what has been added since is of newer
+// terms.
 func (a Account) Aged(by time.Duration) Account {
 	a.Lived += by
 	granted := make([]GrantAge, len(a.Granted))
@@ -115,15 +115,15 @@ func (a Account) Aged(by time.Duration) Account {
 	return a
 }
 
-// Wait is how long the leader of term has to wait from now on until every older lease is over, given
-// the accounts of peers, its own included. Enough is false if they are no majority of voters.
+// Wait is how long the leader of term has to wait from now on until every older lease is over, given the
+// accounts of peers, its own included. Enough is false if they are no majority of voters.
 func Wait(
 	self string, term uint64, span time.Duration, voters []string, accounts map[string]Account,
 ) (_ time.Duration, enough bool) {
 	replied := 0
 	dead := make(map[string]uint64)
-	// The account of a peer whose leases have another length proves what it says of the dead and of
-	// itself, and nothing about leases: it has granted other ones.
+	// The account of a peer whose leases have another length proves what it says of the dead and of itself,
+	// and nothing about leases: it has granted other ones.
 	counts := func(a Account) bool { return a.Term >= term && (a.Lease == 0 || a.Lease == span) }
 	for _, v := range voters {
 		if a, ok := accounts[v]; ok && counts(a) {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Heartbeats is what other peers have told this process of their heartbeat, from which the length of
-// their leases comes. Peers that differ in it grant each other nothing.
+// Heartbeats is what other peers have told this process of their heartbeat, from which the length of their
+// leases comes. Peers that differ in it grant each other nothing.
 type Heartbeats struct {
 	own time.Duration
 	// unknown is called when a peer that has told nothing yet wants something.

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// driftNum over driftDen stretches every wait: 1 % covers clocks that are 20 times worse than the
-// 500 ppm that NTP can correct.
+// driftNum over driftDen stretches every wait: 1 % covers clocks that are 20 times worse than the 500 ppm
+// that NTP can correct.
 const driftNum, driftDen = 101, 100
 
 // Stretch is the time to wait here until span has passed on every other clock.
@@ -25,8 +25,8 @@ type Lease struct {
 	waitedOut uint64                   // the term for which older leases are over
 }
 
-// New returns the lease of peer self, which lasts span from the last majority of grants.
-// Same says that a peer's leases have this length too; nil means that all have.
+// New returns the lease of peer self, which lasts span from the last majority of grants. Same says that a
+// peer's leases have this length too; nil means that all have.
 func New(self string, span time.Duration, now Clock, same func(peer string) bool) *Lease {
 	return &Lease{self: self, now: now, span: span, same: same, granted: make(map[string]time.Duration)}
 }
@@ -64,8 +64,8 @@ func (l *Lease) Begun(term uint64) bool {
 	return l.waitedOut == term
 }
 
-// Left is how long the lease of term still runs, given who votes now. It is zero or less if the
-// lease does not run.
+// Left is how long the lease of term still runs, given who votes now. It is zero or less if the lease does
+// not run.
 func (l *Lease) Left(term uint64, voters []string) time.Duration {
 	now := l.now()
 	l.mu.Lock()
@@ -76,9 +76,8 @@ func (l *Lease) Left(term uint64, voters []string) time.Duration {
 	return l.span - (now - l.quorumAt(term, voters, now))
 }
 
-// quorumAt is the latest moment at which a majority of voters had granted. The caller holds mu.
-// Majorities have 1 to 4 members: sorting by insertion into a small array keeps Left free of
-// allocations.
+// quorumAt is the latest moment at which a majority of voters had granted. The caller holds mu. Majorities
+// have 1 to 4 members: sorting by insertion into a small array keeps Left free of allocations.
 func (l *Lease) quorumAt(term uint64, voters []string, now time.Duration) time.Duration {
 	var buf [9]time.Duration
 	at := buf[:0]

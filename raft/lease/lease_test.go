@@ -53,21 +53,38 @@ func TestWait(t *testing.T) {
 		want     time.Duration
 		enough   bool
 	}{
-		"no majority":                      {map[string]Account{"a": {Term: 9, Lived: old}}, 0, false},
-		"a reply from an older term":       {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 8, Lived: old}}, 0, false},
-		"nobody granted":                   {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old}}, 0, true},
-		"granted long ago":                 {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 101*ms)}}}, 0, true},
-		"granted lately":                   {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 41*ms)}}}, 60 * ms, true},
-		"own ledger counts too":            {map[string]Account{"a": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 41*ms)}}, "b": {Term: 9, Lived: old}}, 60 * ms, true},
-		"granted to the asker":             {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Granted: []GrantAge{to("a", 9, 0)}}}, 0, true},
-		"the old leader has spoken":        {map[string]Account{"a": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 0)}}, "c": {Term: 9, Lived: old}}, 0, true},
-		"it spoke from an old term":        {map[string]Account{"a": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 8, Lived: old}}, 101 * ms, true},
-		"its process is dead":              {map[string]Account{"a": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 8}}}, 0, true},
-		"an earlier process of it is":      {map[string]Account{"a": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 7}}}, 101 * ms, true},
-		"leases of another term are there": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Lease: 7 * ms}}, 0, false},
-		"leases of the same term":          {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: old, Lease: 100 * ms, Granted: []GrantAge{to("c", 8, 41*ms)}}}, 60 * ms, true},
-		"another term, and has spoken":     {map[string]Account{"a": {Term: 9, Lived: old, Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 9, Lived: old, Lease: 7 * ms}}, 0, true},
-		"a voter that has just restarted":  {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9, Lived: 31 * ms}}, 70 * ms, true},
+		"no majority": {map[string]Account{"a": {Term: 9, Lived: old}}, 0, false},
+		"a reply from an older term": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 8,
+			Lived: old}}, 0, false},
+		"nobody granted": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9,
+			Lived: old}}, 0, true},
+		"granted long ago": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9,
+			Lived: old, Granted: []GrantAge{to("c", 8, 101*ms)}}}, 0, true},
+		"granted lately": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9,
+			Lived: old, Granted: []GrantAge{to("c", 8, 41*ms)}}}, 60 * ms, true},
+		"own grants count too": {map[string]Account{"a": {Term: 9, Lived: old,
+			Granted: []GrantAge{to("c", 8, 41*ms)}}, "b": {Term: 9, Lived: old}}, 60 * ms, true},
+		"granted to the asker": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9,
+			Lived: old, Granted: []GrantAge{to("a", 9, 0)}}}, 0, true},
+		"the old leader has spoken": {map[string]Account{"a": {Term: 9, Lived: old,
+			Granted: []GrantAge{to("c", 8, 0)}}, "c": {Term: 9, Lived: old}}, 0, true},
+		"it spoke from an old term": {map[string]Account{"a": {Term: 9, Lived: old,
+			Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 8, Lived: old}}, 101 * ms,
+			true},
+		"its process is dead": {map[string]Account{"a": {Term: 9, Lived: old,
+			Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 8}}}, 0, true},
+		"an earlier process of it is": {map[string]Account{"a": {Term: 9, Lived: old,
+			Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old, Dead: map[string]uint64{"c": 7}}},
+			101 * ms, true},
+		"leases of another term are there": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9,
+			Lived: old, Lease: 7 * ms}}, 0, false},
+		"leases of the same term": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9,
+			Lived: old, Lease: 100 * ms, Granted: []GrantAge{to("c", 8, 41*ms)}}}, 60 * ms, true},
+		"another term, and has spoken": {map[string]Account{"a": {Term: 9, Lived: old,
+			Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 9, Lived: old,
+			Lease: 7 * ms}}, 0, true},
+		"a voter that has just restarted": {map[string]Account{"a": {Term: 9, Lived: old}, "b": {Term: 9,
+			Lived: 31 * ms}}, 70 * ms, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, enough := Wait("a", term, span, voters, tt.accounts)
@@ -78,10 +95,9 @@ func TestWait(t *testing.T) {
 	}
 }
 
-// TestModelNeverTwo plays lease, ledger and wait over a network that delays,
-// loses and reorders, with voters that restart, die and elect at the worst of
-// moments (no leader is ever respected), on clocks of different rates. After each
-// step at most one living process may answer.
+// TestModelNeverTwo plays lease, grants and waiting over a network that delays, loses and reorders, with
+// voters that restart, die and elect at the worst of moments (no leader is ever respected), on clocks of
+// different rates. After each step at most one living process may answer.
 func TestModelNeverTwo(t *testing.T) {
 	steps := 10_000_000
 	if testing.Short() {
@@ -107,5 +123,6 @@ func TestModelNeverTwo(t *testing.T) {
 	if held < steps/100 {
 		t.Fatalf("somebody answered in %d of %d steps only: the model shows nothing", held, steps)
 	}
-	t.Logf("%d steps, %d with a holder, %v of model time, %d tenures begun with a wait cut short", steps, held, m.now, m.short)
+	t.Logf("%d steps, %d with a holder, %v of model time, %d tenures begun with a wait cut short", steps, held,
+		m.now, m.short)
 }

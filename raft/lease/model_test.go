@@ -5,9 +5,8 @@ import (
 	"time"
 )
 
-// model is the smallest world in which the argument of lease.go has to hold.
-// It has Raft's terms and votes, and none of the library's caution about leaders that
-// are known: whoever wants stands for election.
+// model is the smallest world in which the argument of this package has to hold. It has Raft's terms and
+// votes, and none of the library's caution about known leaders: anybody may stand for election.
 type model struct {
 	rnd   *rand.Rand
 	now   time.Duration // true time
@@ -39,9 +38,9 @@ type proc struct {
 	accounts map[string]modelAccount
 }
 
-// begun is an exchange between its two steps: a probe that is in the ledger, and
-// whose term has yet to be looked at; or an account whose term has been read,
-// and whose ledger has not. Raft goes on in between, or the process is frozen.
+// begun is an exchange between its two steps: a probe that is in the grants and whose term is still to be
+// looked at, or an account of which the term has been read and the grants have not. Raft goes on in between,
+// or the process is frozen.
 type begun struct {
 	packet
 	reached uint64
@@ -59,7 +58,7 @@ type packet struct {
 	term     uint64
 	t0       time.Duration // the sender's clock when the exchange began
 	account  Account
-	life     *proc // the process that it belongs to; another one drops replies
+	owner    *proc // the process that it belongs to; another one drops replies
 }
 
 func newModel(rnd *rand.Rand, n int) *model {
@@ -143,16 +142,16 @@ func (m *model) step() {
 	case r < 400 && !p.frozen && p.leads:
 		m.others(id, func(o string) {
 			kind := []string{"beat", "probe", "probe"}[m.rnd.IntN(3)]
-			m.send(packet{from: id, to: o, kind: kind, term: p.term, t0: p.clock(), life: p})
+			m.send(packet{from: id, to: o, kind: kind, term: p.term, t0: p.clock(), owner: p})
 			if p.lease.waitedOut != p.term {
-				m.send(packet{from: id, to: o, kind: "ask", term: p.term, life: p})
+				m.send(packet{from: id, to: o, kind: "ask", term: p.term, owner: p})
 			}
 		})
 	}
 	m.deliver()
 	for _, id := range m.ids {
 		m.procs[id].goOn()
-		m.procs[id].clearOlder()
+		m.procs[id].waitOut()
 	}
 }
 
@@ -165,7 +164,7 @@ func (p *proc) begin(b begun) {
 	p.begun = append(p.begun, b)
 }
 
-// goOn is what the goroutines besides raft's do next.
+// goOn is what the goroutines other than raft's do next.
 func (p *proc) goOn() {
 	if p.frozen {
 		return
@@ -176,7 +175,7 @@ func (p *proc) goOn() {
 			later = append(later, b)
 			continue
 		}
-		back := packet{from: p.id, to: b.from, term: b.term, t0: b.t0, life: b.life}
+		back := packet{from: p.id, to: b.from, term: b.term, t0: b.t0, owner: b.owner}
 		switch {
 		case b.kind == "ask":
 			back.kind, back.account = "told", p.grants.Account(b.reached)
@@ -218,12 +217,12 @@ func (p *proc) stand() {
 	p.voted = p.id
 	p.votes = map[string]bool{p.id: true}
 	p.m.others(p.id, func(o string) {
-		p.m.send(packet{from: p.id, to: o, kind: "vote", term: p.term, t0: p.clock(), life: p})
+		p.m.send(packet{from: p.id, to: o, kind: "vote", term: p.term, t0: p.clock(), owner: p})
 	})
 }
 
 func (p *proc) receive(k packet) {
-	back := packet{from: p.id, to: k.from, term: k.term, t0: k.t0, life: k.life}
+	back := packet{from: p.id, to: k.from, term: k.term, t0: k.t0, owner: k.owner}
 	switch k.kind {
 	case "vote", "beat":
 		p.grants.Heard(k.from, k.term)
@@ -242,8 +241,8 @@ func (p *proc) receive(k packet) {
 	case "ask":
 		p.begin(begun{packet: k, reached: p.term})
 	}
-	if k.life != p || k.term != p.term {
-		return // a reply to an earlier life or term
+	if k.owner != p || k.term != p.term {
+		return // a reply to an earlier process or term
 	}
 	switch k.kind {
 	case "voted":
@@ -256,14 +255,14 @@ func (p *proc) receive(k packet) {
 	case "beaten", "granted":
 		p.lease.Grant(k.from, k.term, k.t0)
 	case "told":
-		if _, told := p.accounts[k.from]; p.leads && !told { // Group.clearOlder asks once
+		if _, told := p.accounts[k.from]; p.leads && !told { // Group.waitOutLeases asks once
 			p.accounts[k.from] = modelAccount{k.account, p.clock()}
 		}
 	}
 }
 
-// clearOlder is Group.clearOlder without the waiting.
-func (p *proc) clearOlder() {
+// waitOut is Group.waitOutLeases without the waiting.
+func (p *proc) waitOut() {
 	if p.frozen || !p.leads || p.lease.waitedOut == p.term {
 		return
 	}

@@ -3,29 +3,29 @@ package notify
 
 import "sync"
 
-// A Change tells listeners that something has changed. They look up what it was: the truth is in one
-// place only. The zero Change is ready to use.
-type Change struct {
+// A Signal tells listeners that something has changed. They look up what it was: the truth is in one place
+// only. The zero Signal is ready to use.
+type Signal struct {
 	mu sync.Mutex
 	ch chan struct{}
 }
 
 // Next is closed at the next Fire. Take it before looking at the state.
-func (c *Change) Next() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ch == nil {
-		c.ch = make(chan struct{})
+func (s *Signal) Next() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch == nil {
+		s.ch = make(chan struct{})
 	}
-	return c.ch
+	return s.ch
 }
 
 // Fire wakes everybody who waits. It does not block.
-func (c *Change) Fire() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ch != nil {
-		close(c.ch)
-		c.ch = nil
+func (s *Signal) Fire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
 	}
 }

@@ -1,0 +1,197 @@
+package detector
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The datagrams between peers
+//
+// Datagrams go between UDP ports that have the number of the peer port. A datagram is a probe, which wants a
+// reply, such a reply, or a sign that its sender is there, which wants none. Type datagram has the content;
+// nothing in it is secret.
+//
+// Authentication. Each process makes a random secret and derives one key per peer from it. It tells a peer
+// its key in the reply to hello, so over mutual TLS, and accepts from that peer only what carries a MAC made
+// with that key. So group keys, an operator's own CA and rotations of either need no code here, and insecure
+// mode is as insecure here as on TCP.
+//
+// Replay. A datagram names the process of its sender and the process of its receiver, both by a random
+// number, and carries a sequence number that only grows within a process: what was received before, or was
+// meant for an earlier process, is dropped. It also echoes a number of the receiver's. Only if that is one of
+// the last freshWindow, the datagram is a sign of life. So a datagram that was held back is none, and neither
+// is one from a peer that cannot hear this one.
+
+const (
+	datagramMagic = 0x61704431 // "apD1": another format gets another
+	datagramProbe = 'P'
+	datagramReply = 'R'
+	datagramSign  = 'S'
+
+	// maxDatagram is far more than nine peers need, and less than any MTU.
+	maxDatagram = 1200
+	macSize     = 16
+
+	// freshWindow is counted in datagrams, not in time, so that a process that could not send for a while
+	// does not take the resulting silence for the other's. One datagram is sent per probe interval: the
+	// window is 120 ms by default.
+	freshWindow = 12
+)
+
+// datagram is one message from a peer to another.
+type datagram struct {
+	kind        byte
+	from        string
+	process, to [8]byte // of the sender, and of the receiver as the sender knows it
+	seq         uint64
+	// echo, in a reply, is the number of the probe; otherwise it is the highest number that has come from the
+	// receiver.
+	echo uint64
+	// term, in a probe, is the term that the sender leads, and in a reply the term that the sender grants; 0
+	// for none: package lease, step 1.
+	term uint64
+	// silence is how long the sender has not heard other peers.
+	silence []silenceOf
+}
+
+type silenceOf struct {
+	id string
+	ms uint16
+}
+
+var errDatagram = errors.New("no datagram of this group")
+
+// seal appends the datagram with its MAC to b.
+func (d *datagram) seal(b, key []byte) []byte {
+	from := len(b)
+	b = binary.BigEndian.AppendUint32(b, datagramMagic)
+	b = append(b, d.kind, byte(len(d.from)))
+	b = append(b, d.from...)
+	b = append(append(b, d.process[:]...), d.to[:]...)
+	for _, n := range []uint64{d.seq, d.echo, d.term} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	b = append(b, byte(len(d.silence)))
+	for _, s := range d.silence {
+		b = append(append(b, byte(len(s.id))), s.id...)
+		b = binary.BigEndian.AppendUint16(b, s.ms)
+	}
+	return append(b, mac(key, b[from:])...)
+}
+
+// openDatagram reads a sealed datagram; key finds the key for a sender.
+func openDatagram(b []byte, key func(from string) []byte) (d datagram, err error) {
+	if len(b) < macSize {
+		return d, errDatagram
+	}
+	r := reader{b: b[:len(b)-macSize]}
+	magic := binary.BigEndian.Uint32(r.take(4))
+	d.kind = r.take(1)[0]
+	d.from = r.text()
+	if r.short || magic != datagramMagic || (d.kind != datagramProbe && d.kind != datagramReply &&
+		d.kind != datagramSign) {
+		return d, errDatagram
+	}
+	k := key(d.from)
+	if k == nil || !hmac.Equal(mac(k, r.b), b[len(b)-macSize:]) {
+		return d, errDatagram
+	}
+	copy(d.process[:], r.take(8))
+	copy(d.to[:], r.take(8))
+	d.seq, d.echo, d.term = r.number(), r.number(), r.number()
+	for range r.take(1)[0] {
+		id := r.text()
+		d.silence = append(d.silence, silenceOf{id, binary.BigEndian.Uint16(r.take(2))})
+	}
+	if r.short {
+		return d, errDatagram
+	}
+	return d, nil // what follows is a later version's
+}
+
+// reader takes fields off a message; short says that the message was too short.
+type reader struct {
+	b     []byte
+	at    int
+	short bool
+}
+
+func (r *reader) take(n int) []byte {
+	if r.short || len(r.b)-r.at < n {
+		r.short = true
+		return make([]byte, n)
+	}
+	r.at += n
+	return r.b[r.at-n : r.at]
+}
+
+func (r *reader) number() uint64 { return binary.BigEndian.Uint64(r.take(8)) }
+func (r *reader) text() string   { return string(r.take(int(r.take(1)[0]))) }
+
+func mac(key, msg []byte) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write(msg)
+	return h.Sum(nil)[:macSize]
+}
+
+// datagramSecret is what the keys of one process are derived from.
+type datagramSecret [32]byte
+
+// keyOf is the key that peer has to use towards this process.
+func (s *datagramSecret) keyOf(peer string) []byte {
+	h := hmac.New(sha256.New, s[:])
+	h.Write([]byte("appliance datagrams v1 from " + peer))
+	return h.Sum(nil)
+}
+
+// Packets sends datagrams to the UDP ports of others, and receives theirs.
+type Packets interface {
+	// ReadNow reads a datagram that has arrived; it does not wait for one.
+	ReadNow(b []byte) (int, error)
+	Write(b []byte, to netip.AddrPort) error
+	Close()
+}
+
+// udp is Packets over a real socket. Who sent a datagram is in the datagram.
+type udp struct{ *net.UDPConn }
+
+// Listen opens the UDP port at bind.
+func Listen(bind netip.AddrPort) (Packets, error) {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(bind))
+	if err != nil {
+		return nil, err
+	}
+	return udp{c}, nil
+}
+
+// ReadNow asks the kernel, and not the runtime's poller, which would wait. The runtime has made the socket
+// non-blocking.
+func (u udp) ReadNow(b []byte) (n int, err error) {
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if e := raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) }); e != nil {
+		return 0, e
+	}
+	return max(n, 0), err
+}
+
+// Write gives up when the socket's buffer is full of datagrams for hosts that are gone: the hosts that are
+// there must not wait for them.
+func (u udp) Write(b []byte, to netip.AddrPort) error {
+	if err := u.SetWriteDeadline(time.Now().Add(time.Millisecond)); err != nil {
+		return err
+	}
+	_, err := u.WriteToUDPAddrPort(b, to)
+	return err
+}
+
+func (u udp) Close() { u.UDPConn.Close() }

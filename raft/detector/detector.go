@@ -1,0 +1,488 @@
+package detector
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	ticksPerProbe     = 2
+	ticksPerHeartbeat = 30
+
+	// lateTick is how many ticks of silence a late tick adds at most to those after which it was due.
+	lateTick = 1
+	// forgetTicks is the time constant by which a learned pause is forgotten: 10 s by default.
+	forgetTicks = 2000
+	// blockedAfter is how long a peer has to be connected without sending any datagram until a firewall is
+	// suspected.
+	blockedAfter = 10 * time.Second
+)
+
+// A Detector is this peer's part in the probing. One goroutine, Run, reads the socket and counts ticks;
+// others tell it what it needs to know.
+type Detector struct {
+	self      string
+	witness   bool
+	process   [8]byte
+	secret    datagramSecret
+	heartbeat time.Duration
+	now       func() time.Duration
+	log       *slog.Logger
+	elections Elections
+
+	mu     sync.Mutex
+	peers  map[string]*contact
+	last   time.Duration // the latest tick
+	rests  int           // after how many ticks the next is due
+	due    int           // ticks until the next turn to probe
+	since  time.Duration // when this peer's turn to stand began to count, 0: it does not
+	asking bool          // others have been asked about the leader
+	stood  uint64        // the last term whose leader was to be replaced
+	buf    []byte
+}
+
+// A Host is what the detector needs to know of a peer.
+type Host struct {
+	ID      string
+	Addr    netip.AddrPort
+	Witness bool
+}
+
+// Elections are what the detector knows of raft, and does to it. No method may block.
+type Elections interface {
+	// Term is what raft has reached, 0 before it runs.
+	Term() uint64
+	// LeadsIn is the term that this peer leads, 0 for none.
+	LeadsIn() uint64
+	// Follows is the leader that this peer follows, and in which term.
+	Follows() (leader string, term uint64)
+	// Electorate are the voters, the most wanted holder first, the same everywhere.
+	Electorate() []string
+	// HeardFrom notes a message that may become a grant; Granted counts a grant of peer at t0.
+	HeardFrom(peer string, term uint64)
+	Granted(peer string, term uint64, t0 time.Duration)
+	// Replace has this peer stand for election.
+	Replace(leader string, term uint64)
+	// ReachChanged says that Reach has changed for some peer.
+	ReachChanged()
+}
+
+// contact is what the detector knows of another peer.
+type contact struct {
+	Host
+	key  []byte // what it accepts our datagrams by; nil: not known yet
+	ours []byte // what its datagrams are accepted by
+
+	process [8]byte
+	got     uint64 // the highest number from that process
+	seq     uint64 // our last number to it
+	sent    [32]sentProbe
+
+	heard    bool          // there has been a sign of life
+	silence  time.Duration // since the last one, in ticks
+	pause    time.Duration // the longest that it made lately
+	vanished bool
+	told     bool // it has been answered since the last turn to probe
+	warned   bool
+	keyed    time.Duration // when the key came, for warned
+
+	view   map[string]time.Duration // the silences that its reply to number viewed told
+	viewed uint64
+	asked  uint64 // the first number of the questions about the leader
+}
+
+type sentProbe struct {
+	seq, term uint64
+	t0        time.Duration
+}
+
+// New returns the detector of self. Process is a random number that tells this process from others of the
+// peer.
+func New(self Host, process [8]byte, heartbeat time.Duration, now func() time.Duration, log *slog.Logger) *Detector {
+	d := &Detector{
+		self: self.ID, witness: self.Witness, process: process, heartbeat: heartbeat, now: now, log: log,
+		peers: make(map[string]*contact), buf: make([]byte, 0, maxDatagram),
+	}
+	rand.Read(d.secret[:])
+	d.last, d.rests = now(), 1
+	return d
+}
+
+func (d *Detector) tick() time.Duration { return d.heartbeat / ticksPerHeartbeat }
+
+// suspicion is the silence after which c is suspected.
+func (d *Detector) suspicion(c *contact) time.Duration {
+	least := d.heartbeat * 11 / 30
+	return min(max(least, 2*c.pause), d.heartbeat)
+}
+
+// Follow sets who the peers are.
+func (d *Detector) Follow(hosts []Host) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	listed := make(map[string]bool)
+	for _, p := range hosts {
+		if p.ID == d.self {
+			continue
+		}
+		listed[p.ID] = true
+		if c := d.peers[p.ID]; c == nil || c.Addr != p.Addr {
+			d.peers[p.ID] = &contact{Host: p, ours: d.secret.keyOf(p.ID)}
+		} else {
+			c.Host = p
+		}
+	}
+	maps.DeleteFunc(d.peers, func(id string, _ *contact) bool { return !listed[id] })
+}
+
+// Accept stores the key that this process has to use towards peer.
+func (d *Detector) Accept(peer string, key []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.peers[peer]
+	if c == nil || len(key) == 0 {
+		return
+	}
+	if c.key == nil {
+		c.keyed = d.now()
+	}
+	c.key = key
+	if !c.heard && !c.warned && d.now()-c.keyed > blockedAfter {
+		c.warned = true
+		d.log.Warn("no datagrams come from this peer: let UDP through on the peer port, as TCP; until then the "+
+			"loss of a host takes two heartbeats instead of half of one",
+			"peer", peer, "address", c.Addr)
+	}
+}
+
+// KeyFor is the key that peer has to use towards this process.
+func (d *Detector) KeyFor(peer string) []byte { return d.secret.keyOf(peer) }
+
+// Ended says that the process of peer has ended: its silence says nothing about its host, and its key does
+// not fit the next process.
+func (d *Detector) Ended(peer string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.peers[peer]; c != nil {
+		*c = contact{Host: c.Host, ours: c.ours}
+	}
+}
+
+// Reach says whether datagrams come from peer, and whether its host, and not only a process, has vanished.
+func (d *Detector) Reach(peer string) (heard, vanished bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.peers[peer]
+	if c == nil {
+		return false, false
+	}
+	return c.heard && !c.vanished, c.vanished
+}
+
+// Received is the number of the latest datagram of peer's present process, 0 for none.
+func (d *Detector) Received(peer string) uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.peers[peer]; c != nil {
+		return c.got
+	}
+	return 0
+}
+
+// Run probes until ctx ends. It looks for datagrams once per tick instead of waiting for each: wake-ups are
+// what costs, and only a peer that suspects the leader is in a hurry.
+func (d *Detector) Run(ctx context.Context, link Packets, elections Elections) error {
+	defer link.Close()
+	d.mu.Lock()
+	d.elections = elections
+	d.last = d.now()
+	d.mu.Unlock()
+	b := make([]byte, maxDatagram)
+	at := time.Now()
+	for timer := time.NewTimer(0); ; timer.Reset(time.Until(at)) {
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		d.drain(link, b)
+		d.step(link)
+		for until := time.Now().Add(d.tick()); d.asks() && time.Now().Before(until) && ctx.Err() == nil; {
+			time.Sleep(d.tick() / 5)
+			d.drain(link, b)
+			d.count(link)
+		}
+		if at = at.Add(d.rest()); at.Before(time.Now()) {
+			at = time.Now() // missed ticks are not made up for
+		}
+	}
+}
+
+// rest is how long after the latest tick the next one is due.
+func (d *Detector) rest() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Duration(d.rests) * d.tick()
+}
+
+// pace is after how many ticks this peer looks again: wake-ups are what an idle peer costs. A leader looks
+// for the replies that keep its lease, and a peer that misses another has to see at once when the silence is
+// too long. The caller holds mu.
+func (d *Detector) pace() int {
+	if d.asking || d.elections.LeadsIn() != 0 {
+		return 1
+	}
+	for _, c := range d.peers {
+		if c.heard && !c.vanished && c.silence >= d.missed() {
+			return 1
+		}
+	}
+	return ticksPerProbe
+}
+
+// missed is the silence of a peer of which two probes in a row have not come.
+func (d *Detector) missed() time.Duration { return 2 * ticksPerProbe * d.tick() }
+
+// drain reads what has come, before anybody is judged.
+func (d *Detector) drain(link Packets, b []byte) {
+	for range 64 {
+		n, err := link.ReadNow(b)
+		if err != nil {
+			return // nothing is left; other errors only cost time
+		}
+		d.receive(link, b[:n])
+	}
+}
+
+// asks tells whether the others have been asked about the leader.
+func (d *Detector) asks() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.asking
+}
+
+// count counts the answers of the others.
+func (d *Detector) count(link Packets) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.consider(link, d.now(), false)
+}
+
+// step is one tick.
+func (d *Detector) step(link Packets) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	passed := min(now-d.last, time.Duration(d.rests+lateTick)*d.tick())
+	d.last = now
+	changed := false
+	for _, c := range d.peers {
+		c.pause -= c.pause * time.Duration(d.rests) / forgetTicks
+		if !c.heard {
+			continue
+		}
+		if c.silence += passed; c.silence >= d.suspicion(c) && !c.vanished {
+			c.vanished, changed = true, true
+			d.log.Info("a peer has vanished", "peer", c.ID, "silent", c.silence)
+		}
+	}
+	if d.due -= d.rests; d.due <= 0 {
+		d.due = ticksPerProbe
+		term := d.elections.LeadsIn()
+		for _, c := range d.peers {
+			d.show(link, c, term, now)
+		}
+	}
+	d.consider(link, now, true)
+	d.rests = d.pace()
+	if changed {
+		d.elections.ReachChanged()
+	}
+}
+
+// show tells c that this peer is there. A leader wants a reply, for the lease, and so does a peer that does
+// not hear c yet or hears little of it. Everybody else needs no more than the sign that c sends by itself.
+// The caller holds mu.
+func (d *Detector) show(link Packets, c *contact, term uint64, now time.Duration) {
+	told := c.told
+	c.told = false
+	switch {
+	case term != 0 || !c.heard || c.silence > d.missed():
+		d.probe(link, c, term, now)
+	case !told && c.key != nil:
+		c.seq++
+		d.send(link, c, datagram{kind: datagramSign, echo: c.got})
+	}
+}
+
+// probe sends one probe to c. The caller holds mu.
+func (d *Detector) probe(link Packets, c *contact, term uint64, t0 time.Duration) {
+	if c.key == nil {
+		return
+	}
+	c.seq++
+	c.sent[c.seq%uint64(len(c.sent))] = sentProbe{seq: c.seq, term: term, t0: t0}
+	d.send(link, c, datagram{kind: datagramProbe, echo: c.got, term: term})
+}
+
+func (d *Detector) send(link Packets, c *contact, m datagram) {
+	m.from, m.process, m.to, m.seq = d.self, d.process, c.process, c.seq
+	if m.kind == datagramReply {
+		for id, o := range d.peers {
+			if o.heard && id != c.ID && len(id) < 100 {
+				m.silence = append(m.silence, silenceOf{id, uint16(min(o.silence/time.Millisecond, 1<<16-1))})
+			}
+		}
+	}
+	d.buf = m.seal(d.buf[:0], c.key)
+	link.Write(d.buf, c.Addr) // a datagram that is not sent counts as lost
+}
+
+// receive takes one datagram.
+func (d *Detector) receive(link Packets, b []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m, err := openDatagram(b, func(from string) []byte {
+		if c := d.peers[from]; c != nil {
+			return c.ours
+		}
+		return nil
+	})
+	if err != nil {
+		return
+	}
+	c := d.peers[m.from]
+	fresh := m.to == d.process && m.echo > 0 && m.echo <= c.seq && m.echo+freshWindow > c.seq
+	switch {
+	case m.process == c.process && m.seq <= c.got:
+		return // a copy, or overtaken
+	case fresh:
+		c.process, c.got = m.process, m.seq
+		d.alive(c)
+	case m.process == c.process:
+		c.got = m.seq
+	}
+	switch m.kind {
+	case datagramProbe:
+		d.answer(link, c, m)
+	case datagramReply:
+		if !fresh {
+			return
+		}
+		if s := c.sent[m.echo%uint64(len(c.sent))]; s.seq == m.echo && s.term == m.term && m.term != 0 {
+			d.elections.Granted(c.ID, m.term, s.t0)
+		}
+		c.viewed, c.view = m.echo, make(map[string]time.Duration, len(m.silence))
+		for _, s := range m.silence {
+			c.view[s.id] = time.Duration(s.ms) * time.Millisecond
+		}
+	}
+}
+
+// answer answers a probe. For a leader's it is a grant: step 1 in package lease.
+func (d *Detector) answer(link Packets, c *contact, m datagram) {
+	var grant uint64
+	if m.term != 0 {
+		d.elections.HeardFrom(c.ID, m.term) // first the entry in the grants,
+		if d.elections.Term() == m.term {   // then the look at the term
+			grant = m.term
+		}
+	}
+	if c.key == nil {
+		return
+	}
+	c.told = true
+	c.seq++
+	was := c.process
+	c.process = m.process // the reply is for the process that asked, which may be new
+	d.send(link, c, datagram{kind: datagramReply, echo: m.seq, term: grant})
+	c.process = was
+}
+
+// alive notes a sign of life. The caller holds mu.
+func (d *Detector) alive(c *contact) {
+	if c.vanished {
+		d.log.Info("a peer is back", "peer", c.ID)
+		d.elections.ReachChanged()
+	}
+	// A long outage is not a pause that a busy host makes.
+	if c.heard && c.silence < 2*d.heartbeat {
+		c.pause = max(c.pause, c.silence)
+	}
+	if c.warned {
+		d.log.Info("datagrams come from this peer now", "peer", c.ID)
+	}
+	c.heard, c.vanished, c.warned, c.silence = true, false, false, 0
+}
+
+// consider replaces a leader that a majority does not hear. The caller holds mu.
+func (d *Detector) consider(link Packets, now time.Duration, ask bool) {
+	leader, term := d.elections.Follows()
+	c := d.peers[leader]
+	if c == nil || !c.vanished || term <= d.stood {
+		d.since, d.asking = 0, false
+		for _, o := range d.peers {
+			o.asked = 0
+		}
+		return
+	}
+	d.asking = true
+	voters := d.elections.Electorate()
+	agree := 0
+	for _, id := range voters {
+		o := d.peers[id]
+		switch {
+		case id == d.self:
+			agree++
+		case o == nil || id == leader || o.vanished:
+		default:
+			if o.asked == 0 {
+				o.asked = o.seq + 1
+			}
+			if o.viewed >= o.asked && o.view[leader] >= d.suspicion(c)-2*ticksPerProbe*d.tick() {
+				agree++
+			}
+			if ask {
+				d.probe(link, o, 0, now)
+			}
+		}
+	}
+	if !slices.Contains(voters, d.self) || agree <= len(voters)/2 {
+		d.since = 0
+		return
+	}
+	if d.since == 0 {
+		d.since = now
+	}
+	if rank := d.rank(voters, leader); rank < 0 || now-d.since < time.Duration(rank)*d.heartbeat {
+		return
+	}
+	d.stood, d.asking = term, false
+	d.elections.Replace(leader, term)
+}
+
+// rank is this peer's place among those that could hold instead of leader; -1: none.
+func (d *Detector) rank(voters []string, leader string) int {
+	if d.witness {
+		return -1
+	}
+	rank := 0
+	for _, id := range voters {
+		o := d.peers[id]
+		switch {
+		case id == d.self:
+			return rank
+		case id == leader || o == nil || o.Witness || o.vanished || !o.heard:
+		default:
+			rank++
+		}
+	}
+	return -1
+}

@@ -1,0 +1,468 @@
+package detector
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+)
+
+const (
+	ms        = time.Millisecond
+	heartbeat = 150 * ms
+)
+
+// hall is some detectors in fake time, with a network of its own. Peer a leads, the others follow.
+type hall struct {
+	t      *testing.T
+	now    time.Duration
+	ids    []string
+	ds     map[string]*Detector
+	cut    map[[2]string]bool
+	await  map[string][]parcel // sent and not read yet
+	asleep map[string]time.Duration
+	ended  map[string]bool
+	sent   map[[2]string]int // from, to
+
+	grants   map[string]time.Duration
+	heard    map[string]uint64
+	replaced map[string]time.Duration // by whom, when
+	terms    map[string]uint64
+	changes  int
+}
+
+type parcel struct {
+	from string
+	data []byte
+}
+
+func newHall(t *testing.T, n int) *hall {
+	h := &hall{t: t, ds: make(map[string]*Detector), cut: make(map[[2]string]bool), await: make(map[string][]parcel),
+		asleep: make(map[string]time.Duration), ended: make(map[string]bool), sent: make(map[[2]string]int),
+		now:    time.Hour,
+		grants: make(map[string]time.Duration), heard: make(map[string]uint64),
+		replaced: make(map[string]time.Duration), terms: make(map[string]uint64)}
+	var peers []Host
+	for i := range n {
+		id := string(rune('a' + i))
+		h.ids = append(h.ids, id)
+		h.terms[id] = 7
+		peers = append(peers, Host{ID: id, Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 1)})
+	}
+	for i, p := range peers {
+		h.start(p, [8]byte{byte(i)})
+	}
+	for _, id := range h.ids {
+		h.ds[id].Follow(peers)
+		h.introduce(id)
+	}
+	return h
+}
+
+func (h *hall) start(p Host, process [8]byte) {
+	h.ds[p.ID] = New(p, process, heartbeat, func() time.Duration { return h.now },
+		slog.New(slog.NewTextHandler(h.t.Output(), nil)).With("on", p.ID))
+	h.ds[p.ID].elections = &desk{h, p.ID}
+}
+
+// introduce exchanges the keys of id with all others, as hello does.
+func (h *hall) introduce(id string) {
+	for _, o := range h.ids {
+		if o != id {
+			h.ds[o].Accept(id, h.ds[id].secret.keyOf(o))
+			h.ds[id].Accept(o, h.ds[o].secret.keyOf(id))
+		}
+	}
+}
+
+// run lets time pass, half a tick at a time.
+func (h *hall) run(d time.Duration) {
+	for end := h.now + d; h.now < end; {
+		h.now += h.ds["a"].tick() / 2
+		for _, id := range h.ids {
+			if h.now < h.asleep[id] || h.ended[id] {
+				continue
+			}
+			h.read(id)
+			if dt := h.ds[id]; h.now-dt.last >= dt.rest() {
+				dt.step(&desk{h, id})
+			}
+		}
+	}
+}
+
+func (h *hall) read(id string) {
+	all := h.await[id]
+	h.await[id] = nil
+	for _, p := range all {
+		h.ds[id].receive(&desk{h, id}, p.data)
+	}
+}
+
+func (h *hall) isolate(id string, cut bool) {
+	for _, o := range h.ids {
+		h.cut[[2]string{id, o}], h.cut[[2]string{o, id}] = cut, cut
+	}
+}
+
+// desk is one peer's Elections, and its way to the others.
+type desk struct {
+	*hall
+	id string
+}
+
+func (d *desk) Term() uint64 { return d.terms[d.id] }
+func (d *desk) LeadsIn() uint64 {
+	if d.id == "a" {
+		return d.terms["a"]
+	}
+	return 0
+}
+func (d *desk) Follows() (string, uint64) {
+	if d.id == "a" {
+		return "", 0
+	}
+	return "a", d.terms[d.id]
+}
+func (d *desk) Electorate() []string { return d.ids }
+func (d *desk) HeardFrom(peer string, term uint64) {
+	d.hall.heard[d.id] = term
+}
+func (d *desk) Granted(peer string, term uint64, t0 time.Duration) {
+	if d.hall.heard[peer] != term {
+		d.t.Errorf("%s granted term %d, which is not in its grants", peer, term)
+	}
+	d.grants[peer] = t0
+}
+func (d *desk) Replace(string, uint64) {
+	if _, again := d.replaced[d.id]; again {
+		d.t.Errorf("%s stands twice for one term", d.id)
+	}
+	d.replaced[d.id] = d.now
+}
+func (d *desk) ReachChanged() { d.changes++ }
+
+func (d *desk) ReadNow([]byte) (int, error) { panic("unused") }
+func (d *desk) Close()                      {}
+func (d *desk) Write(b []byte, to netip.AddrPort) error {
+	id := d.ids[to.Addr().As4()[3]]
+	d.sent[[2]string{d.id, id}]++
+	if !d.cut[[2]string{d.id, id}] && !d.ended[id] {
+		d.await[id] = append(d.await[id], parcel{d.id, slices.Clone(b)})
+	}
+	return nil
+}
+
+func TestDetectorRenewsTheLease(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	for _, id := range []string{"b", "c"} {
+		if age := h.now - h.grants[id]; age > 30*ms {
+			t.Errorf("%s granted %v ago", id, age)
+		}
+	}
+	h.terms["b"] = 8 // has voted for another
+	h.run(200 * ms)
+	if age := h.now - h.grants["b"]; age < 190*ms {
+		t.Errorf("b, in a newer term, granted %v ago", age)
+	}
+	if len(h.replaced) > 0 {
+		t.Errorf("stood without a reason: %v", h.replaced)
+	}
+}
+
+// A peer hears each other peer once per interval: a peer that answers the leader sends it no sign as well,
+// and the others need no answers.
+func TestDetectorSaysNothingTwice(t *testing.T) {
+	h := newHall(t, 5)
+	h.run(time.Second)
+	clear(h.sent)
+	h.run(time.Second)
+	for _, from := range h.ids {
+		for _, to := range h.ids {
+			if n := h.sent[[2]string{from, to}]; from != to && (n < 90 || n > 110) {
+				t.Errorf("%s sent %d datagrams to %s in a second, want one every 10 ms", from, n, to)
+			}
+		}
+	}
+}
+
+// A follower that misses nobody wakes up half as often.
+func TestDetectorRests(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	rests := func(id string, want int) {
+		t.Helper()
+		if got := h.ds[id].rest(); got != time.Duration(want)*h.ds[id].tick() {
+			t.Errorf("%s looks again after %v, want %d ticks", id, got, want)
+		}
+	}
+	rests("a", 1)
+	rests("b", 2)
+	h.isolate("c", true)
+	h.run(35 * ms)
+	rests("b", 1)
+	h.run(time.Second)
+	rests("b", 2) // it has vanished, and that is that
+	h.isolate("c", false)
+	h.run(time.Second)
+	rests("c", 2)
+}
+
+func TestDetectorReplacesAVanishedLeader(t *testing.T) {
+	for name, fault := range map[string]func(*hall){
+		"cut off":        func(h *hall) { h.isolate("a", true) },
+		"frozen":         func(h *hall) { h.asleep["a"] = h.now + time.Hour },
+		"cannot send":    func(h *hall) { h.cut[[2]string{"a", "b"}], h.cut[[2]string{"a", "c"}] = true, true },
+		"cannot receive": func(h *hall) { h.cut[[2]string{"b", "a"}], h.cut[[2]string{"c", "a"}] = true, true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHall(t, 3)
+			h.run(time.Second)
+			began := h.now
+			fault(h)
+			h.run(time.Second)
+			took := h.replaced["b"] - began
+			bound := 85 * ms
+			if name == "cannot receive" {
+				bound += freshWindow * 10 * ms // the leader goes on echoing what is known
+			}
+			if took < 40*ms || took > bound {
+				t.Errorf("b, the first in rank, stands %v after the fault (%v)", took, h.replaced)
+			}
+			if _, gone := h.ds["c"].Reach("a"); !gone {
+				t.Error("a has not vanished for c")
+			}
+			if heard, gone := h.ds["c"].Reach("b"); !heard || gone {
+				t.Error("b has vanished for c too")
+			}
+		})
+	}
+}
+
+func TestDetectorNeedsAMajority(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	h.cut[[2]string{"a", "b"}], h.cut[[2]string{"b", "a"}] = true, true // c hears both
+	h.run(time.Second)
+	if len(h.replaced) > 0 {
+		t.Errorf("stood against a leader that another hears: %v", h.replaced)
+	}
+	if _, gone := h.ds["b"].Reach("a"); !gone {
+		t.Error("a has not vanished for b")
+	}
+	h.isolate("c", true)
+	h.run(time.Second)
+	if len(h.replaced) > 0 {
+		t.Errorf("stood from a minority: %v", h.replaced)
+	}
+}
+
+// TestDetectorKnowsItsOwnLateness: a peer that did not run suspects nobody.
+func TestDetectorKnowsItsOwnLateness(t *testing.T) {
+	for _, pause := range []time.Duration{40 * ms, 100 * ms, time.Second, time.Minute} {
+		for _, who := range [][]string{{"b"}, {"b", "c"}, {"a", "b", "c"}} {
+			t.Run(fmt.Sprintf("%v of %v", who, pause), func(t *testing.T) {
+				h := newHall(t, 3)
+				h.run(time.Second)
+				for _, id := range who {
+					h.asleep[id] = h.now + pause
+				}
+				h.run(pause + time.Second)
+				if len(h.replaced) > 0 {
+					t.Errorf("stood: %v", h.replaced)
+				}
+				for _, id := range who {
+					for _, o := range h.ids {
+						if _, gone := h.ds[id].Reach(o); gone && o != id {
+							t.Errorf("%s has vanished for %s, which did not run", o, id)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestDetectorLearnsPauses: a host that made a pause may be silent for longer, up to a heartbeat.
+func TestDetectorLearnsPauses(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	for range 5 {
+		h.asleep["a"] = h.now + 45*ms
+		h.run(300 * ms)
+	}
+	h.asleep["a"] = h.now + 75*ms
+	h.run(300 * ms)
+	if len(h.replaced) > 0 {
+		t.Errorf("a pause a little longer than the usual ones: %v", h.replaced)
+	}
+	began := h.now
+	h.asleep["a"] = h.now + time.Hour
+	h.run(time.Second)
+	if took := h.replaced["b"] - began; took < 60*ms || took > 190*ms {
+		t.Errorf("stood %v after the fault", took)
+	}
+}
+
+func TestDetectorRanks(t *testing.T) {
+	h := newHall(t, 5)
+	h.ds["b"].witness = true
+	for _, d := range h.ds {
+		if f := d.peers["b"]; f != nil {
+			f.Witness = true
+		}
+	}
+	h.run(time.Second)
+	h.isolate("c", true)
+	h.run(time.Second)
+	h.isolate("a", true)
+	began := h.now
+	h.run(time.Second)
+	// b is a witness and c is gone: d is the first.
+	if took := h.replaced["d"] - began; took > 90*ms {
+		t.Errorf("d stands after %v", took)
+	}
+	if took := h.replaced["e"] - began; took < 190*ms {
+		t.Errorf("e does not wait its turn: %v", h.replaced)
+	}
+	if len(h.replaced) != 2 {
+		t.Errorf("stood: %v, want d and e", h.replaced)
+	}
+}
+
+// TestDetectorOfADeadProcess: the host of a process that is known to be dead has not vanished, and the next
+// process is known as soon as it has said hello.
+func TestDetectorOfADeadProcess(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	h.ended["c"] = true
+	h.await["c"] = nil
+	h.ds["a"].Ended("c")
+	h.ds["b"].Ended("c")
+	h.run(time.Second)
+	if _, gone := h.ds["a"].Reach("c"); gone {
+		t.Error("the host of a killed process has vanished")
+	}
+	var peers []Host
+	for _, f := range h.ds["a"].peers {
+		peers = append(peers, f.Host)
+	}
+	c := h.ds["a"].peers["c"].Host
+	peers = append(peers, Host{ID: "a", Addr: h.ds["b"].peers["a"].Addr})
+	h.ended["c"] = false
+	h.start(c, [8]byte{99})
+	h.ds["c"].Follow(peers)
+	h.run(100 * ms)
+	if heard, _ := h.ds["a"].Reach("c"); heard {
+		t.Error("heard without a key")
+	}
+	h.introduce("c")
+	h.run(100 * ms)
+	for _, id := range []string{"a", "b"} {
+		if heard, _ := h.ds[id].Reach("c"); !heard {
+			t.Errorf("%s does not hear the new process", id)
+		}
+	}
+}
+
+// TestDatagramsAreNotReplayed: a recorded datagram is no sign of life.
+func TestDatagramsAreNotReplayed(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	var tape []parcel
+	for range 20 {
+		h.now += h.ds["a"].tick()
+		h.ds["a"].step(&desk{h, "a"})
+		tape = append(tape, h.await["b"]...)
+		h.read("b")
+		h.read("a")
+	}
+	h.isolate("a", true)
+	for range 200 {
+		h.run(5 * ms)
+		h.await["b"] = append(h.await["b"], tape...)
+	}
+	if _, gone := h.ds["b"].Reach("a"); !gone {
+		t.Error("a recording keeps a vanished peer alive")
+	}
+	if _, ok := h.replaced["b"]; !ok {
+		t.Error("a recording keeps a leader alive")
+	}
+}
+
+func TestDatagramsOfStrangersAreDropped(t *testing.T) {
+	h := newHall(t, 2)
+	h.run(100 * ms)
+	b := h.ds["b"]
+	good := datagram{kind: datagramProbe, from: "a", process: h.ds["a"].process, to: b.process, seq: 1 << 40,
+		echo: b.peers["a"].seq, term: 9}
+	sealed := good.seal(nil, b.secret.keyOf("a"))
+	for at := range sealed {
+		bad := slices.Clone(sealed)
+		bad[at] ^= 1
+		b.receive(&desk{h, "b"}, bad)
+		b.receive(&desk{h, "b"}, sealed[:at])
+	}
+	if h.heard["b"] == 9 {
+		t.Fatal("a changed datagram was taken")
+	}
+	b.receive(&desk{h, "b"}, sealed)
+	if h.heard["b"] != 9 {
+		t.Fatal("the right datagram was not taken: the test shows nothing")
+	}
+}
+
+func FuzzDatagram(f *testing.F) {
+	key := []byte("key")
+	d := datagram{kind: datagramReply, from: "a", seq: 3, silence: []silenceOf{{"b", 4}}}
+	f.Add(d.seal(nil, key), true)
+	f.Add([]byte("apD1"), false)
+	f.Fuzz(func(t *testing.T, b []byte, sealed bool) {
+		if sealed { // past the MAC
+			b = append(slices.Clone(b), mac(key, b)...)
+		}
+		got, err := openDatagram(b, func(string) []byte { return key })
+		if err != nil {
+			return
+		}
+		again, err := openDatagram(got.seal(nil, key), func(string) []byte { return key })
+		if err != nil || fmt.Sprint(again) != fmt.Sprint(got) {
+			t.Errorf("%v became %v (%v)", got, again, err)
+		}
+	})
+}
+
+// TestDetectorOnABusyLink: with a tenth of the datagrams lost and pauses of all peers in between, nobody is
+// deposed, and after that a real loss is still found.
+func TestDetectorOnABusyLink(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	h := newHall(t, 3)
+	h.run(time.Second)
+	for range 20_000 {
+		for _, from := range h.ids {
+			for _, to := range h.ids {
+				h.cut[[2]string{from, to}] = rnd.IntN(10) == 0
+			}
+		}
+		if id := h.ids[rnd.IntN(3)]; rnd.IntN(50) == 0 && h.asleep[id]+100*ms < h.now {
+			h.asleep[id] = h.now + time.Duration(rnd.IntN(25))*ms
+		}
+		h.run(5 * ms)
+	}
+	if len(h.replaced) > 0 {
+		t.Errorf("stood: %v", h.replaced)
+	}
+	clear(h.cut)
+	h.isolate("a", true)
+	began := h.now
+	h.run(time.Second)
+	if took := h.replaced["b"] - began; took < 0 || took > 200*ms {
+		t.Errorf("stands %v after a real loss", took)
+	}
+}

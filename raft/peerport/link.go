@@ -1,0 +1,155 @@
+package peerport
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"reflect"
+	"sync"
+	"time"
+)
+
+// A ControlLink is the control connection to one peer, kept open between questions.
+type ControlLink struct {
+	// ID is who has to answer; empty: any peer of the group.
+	ID   string
+	Addr netip.AddrPort
+	// Changed, if set, is called when the peer comes into reach or goes out of it, in order. It must not
+	// block.
+	Changed func(LinkState)
+
+	port *Port
+	turn chan struct{} // one token: waiting for this lock can be given up
+	// The following belong to the goroutine that has the token.
+	conn   net.Conn
+	lines  *bufio.Reader
+	closed bool
+
+	mu    sync.Mutex
+	state LinkState
+}
+
+// A LinkState says whether a peer answered when it was last asked.
+type LinkState struct {
+	Connected bool
+	Since     time.Time // of Connected; zero: never connected
+	Problem   error     // why the peer is not connected, or nil
+	RoundTrip time.Duration
+}
+
+// Link returns a control connection to the peer id at addr. It dials with the first question.
+func (p *Port) Link(id string, addr netip.AddrPort) *ControlLink {
+	l := &ControlLink{ID: id, Addr: addr, port: p, turn: make(chan struct{}, 1)}
+	l.turn <- struct{}{}
+	return l
+}
+
+// State is what is known of the peer.
+func (l *ControlLink) State() LinkState {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// Ask asks. A connection that turns out to have ended is replaced once.
+func (l *ControlLink) Ask(ctx context.Context, question, answer any) error {
+	return l.ask(ctx, question, answer, true)
+}
+
+// AskOnce is Ask without a second attempt if the connection has ended. It is for those who have other peers
+// to ask.
+func (l *ControlLink) AskOnce(ctx context.Context, question, answer any) error {
+	return l.ask(ctx, question, answer, false)
+}
+
+func (l *ControlLink) ask(ctx context.Context, question, answer any, again bool) error {
+	select {
+	case <-l.turn:
+		defer func() { l.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if l.closed {
+		return fmt.Errorf("peer %s at %s: %w", l.ID, l.Addr, net.ErrClosed) // and says nothing of the peer
+	}
+	kept := l.conn != nil
+	err := l.exchange(ctx, question, answer)
+	if err != nil && kept && again && ctx.Err() == nil {
+		reflect.ValueOf(answer).Elem().SetZero() // nothing of a first answer counts
+		err = l.exchange(ctx, question, answer)
+	}
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("peer %s at %s: %w", l.ID, l.Addr, err) // given up: that proves nothing
+	}
+	l.mu.Lock()
+	was := l.state.Connected
+	l.state.Connected, l.state.Problem = err == nil, err
+	if was != l.state.Connected {
+		l.state.Since = time.Now()
+	}
+	now := l.state
+	l.mu.Unlock()
+	if was != now.Connected && l.Changed != nil {
+		l.Changed(now)
+	}
+	if err != nil {
+		return fmt.Errorf("peer %s at %s: %w", l.ID, l.Addr, err)
+	}
+	return nil
+}
+
+func (l *ControlLink) exchange(ctx context.Context, question, answer any) (err error) {
+	if l.conn == nil {
+		conn, err := l.port.Open(ctx, l.Addr, l.ID, PreambleControl)
+		if err != nil {
+			return err
+		}
+		l.conn, l.lines = conn, bufio.NewReader(conn)
+	}
+	conn := l.conn
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer func() {
+		// After a failure, or if the deadline is already set, the connection is useless: a late answer would
+		// answer the next question.
+		if !stop() || err != nil {
+			conn.Close()
+			l.conn = nil
+		}
+	}()
+	asked := time.Now()
+	if err := WriteLine(conn, question); err != nil {
+		return err
+	}
+	if err := ReadLine(l.lines, answer); err != nil {
+		// With TLS 1.3 the first answer tells whether the peer has accepted our certificate.
+		err = l.port.explain(err)
+		l.port.tellForeign(l.Addr.Addr().Unmap(), err)
+		return err
+	}
+	l.mu.Lock()
+	l.state.RoundTrip = time.Since(asked)
+	l.mu.Unlock()
+	return nil
+}
+
+// AskApart asks on a new connection, for what takes long: the kept one has to stay free for a new leader's
+// questions.
+func (l *ControlLink) AskApart(ctx context.Context, question, answer any) error {
+	own := l.port.Link(l.ID, l.Addr)
+	defer own.Close()
+	return own.Ask(ctx, question, answer)
+}
+
+// Close ends the connection, after the questions that are under way.
+func (l *ControlLink) Close() {
+	<-l.turn
+	l.closed = true
+	if l.conn != nil {
+		l.conn.Close()
+		l.conn = nil
+	}
+	l.turn <- struct{}{}
+}

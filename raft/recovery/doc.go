@@ -1,0 +1,2 @@
+// Package recovery restarts a group of which only one member is left.
+package recovery

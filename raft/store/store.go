@@ -1,0 +1,181 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	hraft "github.com/hashicorp/raft"
+	boltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// Store is the disk: log, term and vote in one database, and snapshots. Log and term have to be on the same
+// disk: hashicorp/raft takes either for state.
+type Store struct {
+	*boltdb.BoltStore
+	voteTerm uint64 // the term of the vote that is about to be stored; raft's main loop's own
+	Snaps    *hraft.FileSnapshotStore
+	stop     chan struct{}
+
+	mu      sync.Mutex
+	problem error
+	OnError func(error)
+}
+
+// lockTimeout is how long another process may still hold the database, for example one that is just being
+// replaced.
+const lockTimeout = 2 * time.Second
+
+// retained is how many snapshots are kept: the last, and one more in case the last is damaged.
+const retained = 2
+
+// ErrDamaged is the error for a data directory whose content cannot be trusted.
+var ErrDamaged = errors.New("damaged")
+
+// Open opens the data directory dir, and makes it if there is none.
+func Open(dir string, log hclog.Logger) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w; make it writable or choose another", err)
+	}
+	path := filepath.Join(dir, "raft.db")
+	db, err := openBolt(path)
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, fmt.Errorf("%s is in use by another process; stop the other instance, or give this one its "+
+			"own data directory", path)
+	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+		return nil, fmt.Errorf("%s is %w (%w); move it away, and this peer joins its group again as a new one",
+			path, ErrDamaged, err)
+	case err != nil:
+		return nil, fmt.Errorf("data directory: %w; make %s writable", err, dir)
+	}
+	snaps, err := hraft.NewFileSnapshotStoreWithLogger(dir, retained, log)
+	if err != nil {
+		db.Close()
+		return nil, fmt.Errorf("data directory: %w; make %s writable", err, dir)
+	}
+	return &Store{BoltStore: db, Snaps: snaps, stop: make(chan struct{})}, nil
+}
+
+// openBolt turns bbolt's panics on a damaged file into errors.
+func openBolt(path string) (db *boltdb.BoltStore, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			db, err = nil, fmt.Errorf("%w: %v", bbolt.ErrInvalid, r)
+		}
+	}()
+	return boltdb.New(boltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: lockTimeout}})
+}
+
+// FormatKey is where the format of the data directory is stored.
+const FormatKey = "format"
+
+// CheckFormat refuses data of a format that is newer than known, and marks new data.
+func (s *Store) CheckFormat(known int) error {
+	text, err := s.Get([]byte(FormatKey))
+	if err != nil || len(text) == 0 {
+		return s.BoltStore.Set([]byte(FormatKey), []byte(strconv.Itoa(known)))
+	}
+	if v, err := strconv.Atoi(string(text)); err != nil || v > known {
+		return fmt.Errorf("it was written by a newer version (format %s, this program knows up to %d); install "+
+			"that version here", text, known)
+	}
+	return nil
+}
+
+// HasState tells a peer that has been in a group from a new one.
+func (s *Store) HasState() (bool, error) {
+	return hraft.HasExistingState(s, s, s.Snaps)
+}
+
+// persist stores terms and votes. hashicorp/raft panics if a term cannot be stored, but a full disk must
+// neither kill the process nor let it go on without having stored the term. So this blocks raft's main loop
+// until the disk takes it: a peer that cannot write does not vote, answer or hold, and takes part again by
+// itself when it can.
+func (s *Store) persist(write func() error) error {
+	for {
+		err := write()
+		s.note(err)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-s.stop:
+			// Shutting down: returning an error would panic, returning nil would be a lie. End raft's
+			// goroutine; its defers run.
+			runtime.Goexit()
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// StoreLogs fails without harm: a leader steps down, a follower says no.
+func (s *Store) StoreLogs(logs []*hraft.Log) error {
+	err := s.BoltStore.StoreLogs(logs)
+	s.note(err)
+	return err
+}
+
+// StoreLog is StoreLogs of one.
+func (s *Store) StoreLog(log *hraft.Log) error { return s.StoreLogs([]*hraft.Log{log}) }
+
+// Stop ends a write that waits for the disk.
+func (s *Store) Stop() { close(s.stop) }
+
+// Values of this program's own, for SetOwn and Own.
+const (
+	RosterKey    = "roster"    // the peers: one whose file lists nobody has to find them after a restart
+	HeartbeatKey = "heartbeat" // with which this peer last took part
+)
+
+// SetOwn stores a value of this program's own, once: an error is reported, and not waited for.
+func (s *Store) SetOwn(key, value string) error { return s.BoltStore.Set([]byte(key), []byte(value)) }
+
+// Own is what SetOwn has stored, or "".
+func (s *Store) Own(key string) string {
+	value, err := s.BoltStore.Get([]byte(key))
+	if err != nil {
+		return "" // none is stored
+	}
+	return string(value)
+}
+
+func (s *Store) note(err error) {
+	s.mu.Lock()
+	changed := (err == nil) != (s.problem == nil)
+	s.problem = err
+	tell := s.OnError
+	s.mu.Unlock()
+	if changed && tell != nil {
+		tell(err)
+	}
+}
+
+// Trouble is what keeps the peer from writing, or nil.
+func (s *Store) Trouble() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.problem
+}
+
+var _ io.Closer = (*Store)(nil)
+
+// Free says how much room is left on the disk of dir, in words for people.
+func Free(dir string) string {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return "unknown: " + err.Error()
+	}
+	const mib = 1 << 20
+	block := uint64(fs.Bsize)
+	return fmt.Sprintf("%d of %d MiB, %d of %d files", fs.Bavail*block/mib, fs.Blocks*block/mib, fs.Ffree, fs.Files)
+}

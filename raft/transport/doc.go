@@ -1,0 +1,2 @@
+// Package transport carries the RPCs of hashicorp/raft over the peer port.
+package transport

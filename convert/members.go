@@ -15,7 +15,7 @@ import (
 func (p *plan) findPeers(given Addresses) {
 	if len(given.Peers) > 0 {
 		for _, a := range given.Peers {
-			p.addPeer(draft.PeerEntry{Addr: a})
+			p.addPeer(draft.PeerDraft{Addr: a})
 		}
 		return
 	}
@@ -41,11 +41,11 @@ func (p *plan) findPeers(given Addresses) {
 		}
 		for _, srv := range lb.Servers {
 			if !srv.Backup {
-				p.addPeer(draft.PeerEntry{Place: srv.Place, Addr: srv.Addr})
+				p.addPeer(draft.PeerDraft{Place: srv.Place, Addr: srv.Addr})
 			}
 		}
 		isOther := func(a netip.Addr) bool { return !p.hasPeer(a) }
-		if slices.ContainsFunc(named, func(one draft.PeerEntry) bool { return isOther(one.Addr) }) ||
+		if slices.ContainsFunc(named, func(one draft.PeerDraft) bool { return isOther(one.Addr) }) ||
 			slices.ContainsFunc(p.Own, isOther) {
 			break // this box is not among them
 		}
@@ -58,11 +58,11 @@ func (p *plan) findPeers(given Addresses) {
 }
 
 func (p *plan) hasPeer(a netip.Addr) bool {
-	return slices.ContainsFunc(p.peers, func(one draft.PeerEntry) bool { return one.Addr == a })
+	return slices.ContainsFunc(p.peers, func(one draft.PeerDraft) bool { return one.Addr == a })
 }
 
 // addPeer adds a peer, unless it is there or on loopback.
-func (p *plan) addPeer(one draft.PeerEntry) {
+func (p *plan) addPeer(one draft.PeerDraft) {
 	for _, other := range p.peers {
 		if other.Addr == one.Addr || one.ID != "" && other.ID == one.ID {
 			return
@@ -79,7 +79,7 @@ func (p *plan) addPeer(one draft.PeerEntry) {
 // checkPeers removes peers that are virtual addresses, and wants enough of them for a group.
 func (p *plan) checkPeers(given Addresses) error {
 	named := len(p.peers)
-	p.peers = slices.DeleteFunc(p.peers, func(one draft.PeerEntry) bool {
+	p.peers = slices.DeleteFunc(p.peers, func(one draft.PeerDraft) bool {
 		isVIP := slices.Contains(p.vips, one.Addr)
 		if isVIP {
 			p.Note(nil, headOf(one.Place, one.Addr.String()),

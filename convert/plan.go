@@ -18,7 +18,7 @@ type plan struct {
 	// peersAsBackends writes the key, so that peers who join later count too.
 	peersAsBackends bool
 	vips            []netip.Addr
-	peers           []draft.PeerEntry
+	peers           []draft.PeerDraft
 	balancers       []*balancer
 	// hints are comments for the keys of that name that belong to no line of the files.
 	hints map[string][]string

@@ -78,7 +78,7 @@ func (p *plan) addServer(b *balancer, srv draft.ServerEntry) {
 	if srv.Port == 0 {
 		srv.Port = b.port
 	}
-	isPeerPort := slices.ContainsFunc(p.peers, func(one draft.PeerEntry) bool {
+	isPeerPort := slices.ContainsFunc(p.peers, func(one draft.PeerDraft) bool {
 		return one.Addr == srv.Addr && (one.Port == srv.Port || one.Port == 0 && srv.Port == peerPort)
 	})
 	at := netip.AddrPortFrom(srv.Addr, srv.Port)

@@ -14,12 +14,12 @@ import (
 type Draft struct {
 	VIPs          []VIPEntry
 	Interface     string
-	Peers         []PeerEntry
+	Peers         []PeerDraft
 	Own           []netip.Addr // addresses of the machine itself
 	Group         bool         // somebody elects a holder
 	LoadBalancers []*LB
-	Tracks        []*TrackEntry
-	Hooks         []HookEntry
+	Tracks        []*TrackDraft
+	Hooks         []HookDraft
 	Admin         AdminEntry
 	Single        bool
 	// PeersAsBackends is kube-vip's addPeersAsBackends.
@@ -42,8 +42,8 @@ type VIPEntry struct {
 	Addr netip.Addr
 }
 
-// A PeerEntry is a member of the group in a file.
-type PeerEntry struct {
+// A PeerDraft is a member of the group in a file.
+type PeerDraft struct {
 	syntax.Place
 	ID   string
 	Addr netip.Addr
@@ -135,8 +135,8 @@ type AdminEntry struct {
 	Off         bool
 }
 
-// A TrackEntry is a program that is run to see whether a node is fit.
-type TrackEntry struct {
+// A TrackDraft is a program that is run to see whether a node is fit.
+type TrackDraft struct {
 	syntax.Statement
 	Name           string
 	Exec           []string
@@ -146,8 +146,8 @@ type TrackEntry struct {
 	Used           bool
 }
 
-// A HookEntry is a program that is told of an event.
-type HookEntry struct {
+// A HookDraft is a program that is told of an event.
+type HookDraft struct {
 	syntax.Place
 	On   string
 	Exec []string

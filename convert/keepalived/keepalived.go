@@ -62,7 +62,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			d.NoteAll(nil, t.Statement, true, "no track_script names it")
 		}
 	}
-	d.Tracks = slices.DeleteFunc(d.Tracks, func(t *draft.TrackEntry) bool { return !t.Used })
+	d.Tracks = slices.DeleteFunc(d.Tracks, func(t *draft.TrackDraft) bool { return !t.Used })
 	for _, name := range slices.Sorted(maps.Keys(groups)) {
 		if !used[name] {
 			d.NoteAll(nil, groups[name], true, "no virtual_server uses it")
@@ -117,12 +117,12 @@ func readInstance(d *draft.Draft, st syntax.Statement) {
 			}
 			d.Own = append(d.Own, a)
 			if w == "unicast_src_ip" {
-				d.Peers = append(d.Peers, draft.PeerEntry{Place: l.Place, Addr: a})
+				d.Peers = append(d.Peers, draft.PeerDraft{Place: l.Place, Addr: a})
 			}
 		case "unicast_peer":
 			for _, a := range d.Lines(nil, l.Body) {
 				if addr, ok := draft.ReadAddr(a.Arg(0)); ok {
-					d.Peers = append(d.Peers, draft.PeerEntry{Place: a.Place, Addr: addr})
+					d.Peers = append(d.Peers, draft.PeerDraft{Place: a.Place, Addr: addr})
 				} else {
 					a.Note("%s", draft.WrongAddr(a.Arg(0)))
 				}
@@ -174,7 +174,7 @@ func readNotify(l draft.Line) {
 			l.Note("%s", why)
 			return
 		}
-		l.Hooks = append(l.Hooks, draft.HookEntry{Place: l.Place, On: on, Exec: exec})
+		l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec})
 	case w == "notify":
 		l.Note("wants the arguments INSTANCE name MASTER|BACKUP; " +
 			"write hooks: [{on: [holder], exec: [/path, INSTANCE, name, MASTER]}, {on: [released], ...}]")

@@ -248,6 +248,6 @@ func (v *virtualServer) notify(l draft.Line, on string) {
 			return // each server names the same script; one hook is for all
 		}
 	}
-	l.Hooks = append(l.Hooks, draft.HookEntry{Place: l.Place, On: on, Exec: exec})
+	l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec})
 	l.Advise("became a hook for every backend; it is told which one")
 }

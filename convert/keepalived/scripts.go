@@ -21,7 +21,7 @@ const (
 
 // readScript reads a vrrp_script, which becomes a track if an instance names it.
 func readScript(d *draft.Draft, st syntax.Statement) {
-	t := &draft.TrackEntry{Statement: st, Name: st.Arg(1)}
+	t := &draft.TrackDraft{Statement: st, Name: st.Arg(1)}
 	named := false
 	var timeoutAt draft.Line
 	for _, l := range d.Lines(nil, st.Body) {
@@ -66,7 +66,7 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 		t.Timeout.Value = t.Inter.Value
 		timeoutAt.Advise("became %s, the interval: runs do not overlap", draft.Short(t.Inter.Value))
 	}
-	taken := slices.ContainsFunc(d.Tracks, func(other *draft.TrackEntry) bool { return other.Name == t.Name })
+	taken := slices.ContainsFunc(d.Tracks, func(other *draft.TrackDraft) bool { return other.Name == t.Name })
 	if t.Name == "" || taken || !draft.ValidName(t.Name, maxName) {
 		d.Note(nil, st.Head(), "has a name that a track cannot have, or that another has")
 		return
@@ -97,7 +97,7 @@ func useScript(l draft.Line) {
 
 // readWeight reads what a failed script costs. keepalived adds the weight to the priority, or subtracts it; only the
 // difference matters.
-func readWeight(l draft.Line, word string, t *draft.TrackEntry) {
+func readWeight(l draft.Line, word string, t *draft.TrackDraft) {
 	var w draft.Number
 	l.Number(word, -254, 254, &w)
 	if w.Value < 0 {

@@ -148,7 +148,7 @@ var remarks = draft.NewRemarks(
 )
 
 func readPeer(of pair, n *yaml.Node) {
-	peer := draft.PeerEntry{Place: of.within(n)}
+	peer := draft.PeerDraft{Place: of.within(n)}
 	ok := false
 	for _, p := range pairs(of.Draft, nil, of.File, n) {
 		switch p.key {

@@ -15,7 +15,7 @@ var arrows = map[string]struct {
 	may []string
 	why string
 }{
-	"appliance/balancer":         {nil, "what is served imports none of our packages; it declares the small interfaces it needs"},
+	"appliance/balancer":         {nil, "it imports none of our packages and declares the small interfaces it needs"},
 	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
 	"appliance/raft": {[]string{
 		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",

@@ -30,8 +30,8 @@ func ask6(t *testing.T, client *host, dst net.HardwareAddr, hops byte) []byte {
 	return frame
 }
 
-// answered reports whether p answers frame, while p answers nothing else. It sends the frame again and again, as clients
-// do: the first one may come before p has begun to answer.
+// answered reports whether p answers frame, while p answers nothing else. It sends the frame again and again, as
+// clients do: the first one may come before p has begun to answer.
 func answered(t *testing.T, p *node, client *host, frame []byte, wait time.Duration) bool {
 	t.Helper()
 	before := p.status()[0].Answers

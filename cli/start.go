@@ -52,7 +52,9 @@ func demoCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return demo.Run(c.Context, demo.RunOptions{Binary: self, Out: c.App.Writer, Keep: c.Bool("keep"), IPv6: c.Bool("ipv6")})
+			return demo.Run(c.Context, demo.RunOptions{
+				Binary: self, Out: c.App.Writer, Keep: c.Bool("keep"), IPv6: c.Bool("ipv6"),
+			})
 		},
 	}
 }

@@ -34,7 +34,8 @@ const (
 func Prioritize(log *slog.Logger) {
 	if err := eachThread(renice); err != nil {
 		log.Info("runs at ordinary priority: "+
-			"on a host that is short of CPU it may lose the virtual addresses to a peer at times; give it CAP_SYS_NICE, or Nice= in its unit", "reason", err)
+			"on a host that is short of CPU it may lose the virtual addresses to a peer at times; "+
+			"give it CAP_SYS_NICE, or Nice= in its unit", "reason", err)
 	}
 	liftSession(niceness)
 	if err := lockMemory(); err != nil {

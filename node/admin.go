@@ -138,7 +138,8 @@ func peerNote(s raft.Status, p raft.PeerStatus) string {
 		is   bool
 		word string
 	}{
-		{p.ID == s.Leader && p.Role == "voter", "holder"}, {p.Drained, "drained"}, {p.Pinned, "pinned"}, {p.Standby, "demoted"},
+		{p.ID == s.Leader && p.Role == "voter", "holder"},
+		{p.Drained, "drained"}, {p.Pinned, "pinned"}, {p.Standby, "demoted"},
 		{p.Conflict != "", p.Conflict}, {p.Unfit != "", p.Unfit},
 	} {
 		if n.is {
@@ -170,7 +171,9 @@ func (n *node) changePeers(r *http.Request) (said string, err error) {
 			return "", err
 		}
 		p.Witness = q.Get("witness") != ""
-		return fmt.Sprintf("%s is expected at %s; start it there with --join and one of these peers, or with a file that lists it", p.ID, p.Addr), g.AddPeer(ctx, p, force)
+		said = fmt.Sprintf("%s is expected at %s; "+
+			"start it there with --join and one of these peers, or with a file that lists it", p.ID, p.Addr)
+		return said, g.AddPeer(ctx, p, force)
 	case "remove":
 		return id + " is removed", g.RemovePeer(ctx, id, force)
 	case "promote":
@@ -206,7 +209,8 @@ func parsePeer(text string, port uint16) (raft.Peer, error) {
 	for more := range strings.SplitSeq(more, "+") {
 		a, err := netip.ParseAddr(strings.Trim(more, "[]"))
 		if err != nil && more != "" {
-			return raft.Peer{}, fmt.Errorf("%q is not an address, in %q; write ID=ADDRESS+ADDRESS, such as node-4=192.0.2.14+2001:db8::14", more, text)
+			return raft.Peer{}, fmt.Errorf("%q is not an address, in %q; "+
+				"write ID=ADDRESS+ADDRESS, such as node-4=192.0.2.14+2001:db8::14", more, text)
 		}
 		if err == nil {
 			further = append(further, a.Unmap())
@@ -216,7 +220,8 @@ func parsePeer(text string, port uint16) (raft.Peer, error) {
 	if err != nil {
 		a, err := netip.ParseAddr(strings.Trim(at, "[]"))
 		if err != nil {
-			return raft.Peer{}, fmt.Errorf("%q is not a peer; write ID=ADDRESS or ID=ADDRESS:PORT, such as node-4=192.0.2.14", text)
+			return raft.Peer{}, fmt.Errorf("%q is not a peer; "+
+				"write ID=ADDRESS or ID=ADDRESS:PORT, such as node-4=192.0.2.14", text)
 		}
 		addr = netip.AddrPortFrom(a, port)
 	}

@@ -13,11 +13,16 @@ import (
 var sameAddrs = cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{})
 
 func TestParsePeer(t *testing.T) {
+	addr, port := netip.MustParseAddr, netip.MustParseAddrPort
 	for text, want := range map[string]raft.Peer{
-		"192.0.2.1":                             {ID: "192.0.2.1", Addr: netip.MustParseAddrPort("192.0.2.1:10000")},
-		"a=192.0.2.1:7":                         {ID: "a", Addr: netip.MustParseAddrPort("192.0.2.1:7")},
-		"a=192.0.2.1+2001:db8::1":               {ID: "a", Addr: netip.MustParseAddrPort("192.0.2.1:10000"), Further: []netip.Addr{netip.MustParseAddr("2001:db8::1")}},
-		"[2001:db8::1]:7+192.0.2.1+192.0.2.101": {ID: "2001:db8::1", Addr: netip.MustParseAddrPort("[2001:db8::1]:7"), Further: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.101")}},
+		"192.0.2.1":     {ID: "192.0.2.1", Addr: port("192.0.2.1:10000")},
+		"a=192.0.2.1:7": {ID: "a", Addr: port("192.0.2.1:7")},
+		"a=192.0.2.1+2001:db8::1": {
+			ID: "a", Addr: port("192.0.2.1:10000"), Further: []netip.Addr{addr("2001:db8::1")},
+		},
+		"[2001:db8::1]:7+192.0.2.1+192.0.2.101": {
+			ID: "2001:db8::1", Addr: port("[2001:db8::1]:7"), Further: []netip.Addr{addr("192.0.2.1"), addr("192.0.2.101")},
+		},
 	} {
 		got, err := parsePeer(text, 10000)
 		if diff := cmp.Diff(want, got, sameAddrs); err != nil || diff != "" {

@@ -38,7 +38,8 @@ func TestUnserved(t *testing.T) {
 		return s
 	}
 	lbs := []balancer.LoadBalancerStatus{
-		lb(balancer.Up, balancer.Down), lb(balancer.Down, balancer.Down), lb(balancer.Draining, balancer.Down), lb(balancer.Down, balancer.Unknown),
+		lb(balancer.Up, balancer.Down), lb(balancer.Down, balancer.Down),
+		lb(balancer.Draining, balancer.Down), lb(balancer.Down, balancer.Unknown),
 	}
 	if n := unserved(lbs); n != 2 {
 		t.Errorf("%d are unserved, want 2", n)
@@ -53,12 +54,24 @@ func TestFitness(t *testing.T) {
 		trouble  string
 		want     raft.Fitness
 	}{
-		"well":                  {want: raft.Fitness{}},
-		"unserved":              {unserved: 2, want: raft.Fitness{Unserved: 2}},
-		"tracks":                {tracks: &track.Verdict{Barred: "eth1 is down", Lowered: 20}, want: raft.Fitness{Barred: "eth1 is down", Lowered: 20}},
-		"a full disk":           {unserved: 1, trouble: "cannot write", want: raft.Fitness{Unserved: 1, Barred: "cannot write"}},
-		"a full disk and claim": {tracks: &track.Verdict{Lowered: 5}, trouble: "cannot write", want: raft.Fitness{Barred: "cannot write", Lowered: 5}},
-		"both":                  {tracks: &track.Verdict{Barred: "eth1 is down"}, trouble: "cannot write", want: raft.Fitness{Barred: "eth1 is down"}},
+		"well":     {want: raft.Fitness{}},
+		"unserved": {unserved: 2, want: raft.Fitness{Unserved: 2}},
+		"tracks": {
+			tracks: &track.Verdict{Barred: "eth1 is down", Lowered: 20},
+			want:   raft.Fitness{Barred: "eth1 is down", Lowered: 20},
+		},
+		"a full disk": {
+			unserved: 1, trouble: "cannot write",
+			want: raft.Fitness{Unserved: 1, Barred: "cannot write"},
+		},
+		"a full disk and a lower priority": {
+			tracks: &track.Verdict{Lowered: 5}, trouble: "cannot write",
+			want: raft.Fitness{Barred: "cannot write", Lowered: 5},
+		},
+		"both": {
+			tracks: &track.Verdict{Barred: "eth1 is down"}, trouble: "cannot write",
+			want: raft.Fitness{Barred: "eth1 is down"},
+		},
 	} {
 		if got := fitness(test.unserved, test.tracks, test.trouble); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)

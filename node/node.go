@@ -164,7 +164,8 @@ func raftPeers(cfg *configs.Config, self configs.PeerEntry) []raft.Peer {
 		if p.ID == self.ID {
 			role = self.Role // its own word goes first
 		}
-		peers = append(peers, raft.Peer{ID: p.ID, Addr: p.AddrPort(), Further: p.Further, Witness: role == configs.RoleWitness})
+		witness := role == configs.RoleWitness
+		peers = append(peers, raft.Peer{ID: p.ID, Addr: p.AddrPort(), Further: p.Further, Witness: witness})
 	}
 	return peers
 }

@@ -196,8 +196,8 @@ func capabilities(cfg *configs.Config) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("this process lacks %s; run it as root, or give the capabilities as the manifest and the systemd unit do",
-			strings.Join(missing, " and "))
+		return fmt.Errorf("this process lacks %s; "+
+			"run it as root, or give the capabilities as the manifest and the systemd unit do", strings.Join(missing, " and "))
 	}
 	return nil
 }

@@ -31,7 +31,9 @@ func TestHasSuccessor(t *testing.T) {
 
 // TestLoneNodeStopsAtOnce: it has been holder, and there is nobody to hand over to.
 func TestLoneNodeStopsAtOnce(t *testing.T) {
-	group, err := raft.Open(raft.Config{ID: "a", DataDir: t.TempDir(), SingleNode: true, Addr: netip.MustParseAddrPort("127.0.0.1:10000")})
+	group, err := raft.Open(
+		raft.Config{ID: "a", DataDir: t.TempDir(), SingleNode: true, Addr: netip.MustParseAddrPort("127.0.0.1:10000")},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,16 +57,24 @@ func TestPreviousHolderKeeps(t *testing.T) {
 	}
 	everywhere := balancer.LoadBalancerStatus{Plane: balancer.UserSpace,
 		Frontends: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:5"), netip.MustParseAddrPort("[::]:5")}}
-	lbs := []balancer.LoadBalancerStatus{of(balancer.UserSpace, 4), of(balancer.Direct, 1), of(balancer.IPVS, 2), of(balancer.NFTables, 3), everywhere}
+	lbs := []balancer.LoadBalancerStatus{
+		of(balancer.UserSpace, 4),
+		of(balancer.Direct, 1),
+		of(balancer.IPVS, 2),
+		of(balancer.NFTables, 3),
+		everywhere,
+	}
 	now := time.Now()
 	for name, tt := range map[string]struct {
 		peer raft.PeerStatus
 		want string // ports
 	}{
-		"lives":                   {raft.PeerStatus{Connected: true}, "[2 3 4 5]"},
-		"lives, and had died":     {raft.PeerStatus{Connected: true, Died: 6}, "[2 3 4 5]"},
-		"about to end":            {raft.PeerStatus{Since: now, Died: 7, Left: now}, "[2 3 4 5]"},
-		"has ended":               {raft.PeerStatus{Since: now.Add(-2 * time.Second), Died: 7, Left: now.Add(-2 * time.Second)}, "[2 3]"},
+		"lives":               {raft.PeerStatus{Connected: true}, "[2 3 4 5]"},
+		"lives, and had died": {raft.PeerStatus{Connected: true, Died: 6}, "[2 3 4 5]"},
+		"about to end":        {raft.PeerStatus{Since: now, Died: 7, Left: now}, "[2 3 4 5]"},
+		"has ended": {
+			raft.PeerStatus{Since: now.Add(-2 * time.Second), Died: 7, Left: now.Add(-2 * time.Second)}, "[2 3]",
+		},
 		"killed":                  {raft.PeerStatus{Since: now, Died: 7}, "[2 3]"},
 		"killed, not noticed yet": {raft.PeerStatus{Connected: true, Died: 7}, "[2 3]"},
 		"dead for long":           {raft.PeerStatus{Since: now.Add(-time.Minute), Died: 7}, "[]"},
@@ -87,11 +97,14 @@ func TestPreviousHolderKeeps(t *testing.T) {
 	}
 	for ago, want := range map[time.Duration]int{time.Minute: 4, 2 * time.Hour: 0} {
 		s := raft.Status{Holder: true, Since: now.Add(-ago), Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}
-		if _, frontends := (previousHolder{"a", 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(frontends) != want {
+		if _, frontends := (previousHolder{"a", 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(
+			frontends,
+		) != want {
 			t.Errorf("after a tenure of %v: %v", ago, frontends)
 		}
 	}
-	if _, frontends := (previousHolder{}).keeps(raft.Status{Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}, lbs, nil, time.Minute); frontends != nil {
+	s := raft.Status{Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}
+	if _, frontends := (previousHolder{}).keeps(s, lbs, nil, time.Minute); frontends != nil {
 		t.Errorf("nobody held before: %v", frontends)
 	}
 }

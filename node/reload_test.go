@@ -57,7 +57,10 @@ func startWorker(t *testing.T, path string) *worker {
 	dir := t.TempDir()
 	load := func() (*configs.Config, error) {
 		flags := map[string]string{"socket": filepath.Join(dir, "sock"), "data-dir": dir, "admin-listen": "off"}
-		return configs.Load(path, configs.Source{Flag: func(name string) (string, bool) { v, ok := flags[name]; return v, ok }})
+		return configs.Load(
+			path,
+			configs.Source{Flag: func(name string) (string, bool) { v, ok := flags[name]; return v, ok }},
+		)
 	}
 	cfg, err := load()
 	if err != nil {
@@ -259,7 +262,21 @@ func TestReload(t *testing.T) {
 	f.check("a bad file")
 
 	// A backend more, another scheduler and check; a load balancer more.
-	second := head + lb(0, "scheduler: lc", servers[0], servers[1], servers[3]) + lb(1, "maxFails: 9", servers[2]) + lb(2, "", servers[3])
+	second := head + lb(
+		0,
+		"scheduler: lc",
+		servers[0],
+		servers[1],
+		servers[3],
+	) + lb(
+		1,
+		"maxFails: 9",
+		servers[2],
+	) + lb(
+		2,
+		"",
+		servers[3],
+	)
 	write(second)
 	w.await(`configuration reloaded" changed=loadBalancers`, 1)
 	w.await("is served by data plane", 3)
@@ -268,7 +285,8 @@ func TestReload(t *testing.T) {
 	f.check("a file renamed over")
 
 	// SIGHUP, and a file written in place.
-	if err := os.WriteFile(path, []byte(strings.Replace(second, "scheduler: lc", "scheduler: random", 1)), 0o600); err != nil {
+	third := strings.Replace(second, "scheduler: lc", "scheduler: random", 1)
+	if err := os.WriteFile(path, []byte(third), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {

@@ -146,7 +146,8 @@ func workerKey(cfg *configs.Config) (*auth.WorkerKey, error) {
 	}
 	if err == nil && !strings.HasPrefix(strings.TrimSpace(string(text)), "appliance-worker-key") {
 		return nil, fmt.Errorf("%s is not a worker key, and a worker should not have the group's key; "+
-			"run `appliance keygen --worker --group-key %s` on a peer, and put its output here", cfg.Group.KeyFile, cfg.Group.KeyFile)
+			"run `appliance keygen --worker --group-key %s` on a peer, and put its output here",
+			cfg.Group.KeyFile, cfg.Group.KeyFile)
 	}
 	if err := knowsPeers(cfg); err != nil {
 		return nil, err

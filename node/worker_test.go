@@ -26,7 +26,12 @@ func TestWorkersSecrets(t *testing.T) {
 		return n
 	}
 	told := func(n *node) (l desired.List) {
-		data, err := json.Marshal(desired.List{ProbeKeys: n.keysForWorkers(), Nodes: []desired.ListedNode{{ID: "a", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}}})
+		data, err := json.Marshal(
+			desired.List{
+				ProbeKeys: n.keysForWorkers(),
+				Nodes:     []desired.ListedNode{{ID: "a", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}},
+			},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +48,8 @@ func TestWorkersSecrets(t *testing.T) {
 	if first := w.firstSecrets(); len(first.own) != 1 || len(first.own[0]) == 0 {
 		t.Error("a worker that was told nothing speaks with an empty key")
 	}
-	if got, ok := w.secretsFromPeers(told(a).ProbeKeys); !ok || !reflect.DeepEqual(got.own, a.inputs.secrets.workers) || reflect.DeepEqual(got.own, a.inputs.secrets.own) {
+	if got, ok := w.secretsFromPeers(told(a).ProbeKeys); !ok || !reflect.DeepEqual(got.own, a.inputs.secrets.workers) ||
+		reflect.DeepEqual(got.own, a.inputs.secrets.own) {
 		t.Errorf("the worker speaks with %s", got.own)
 	}
 	// The group's key rotates.
@@ -82,7 +88,10 @@ func loadWorker(t *testing.T) *configs.Config {
 func load(t *testing.T, words map[string]string) *configs.Config {
 	t.Helper()
 	words["vip"] = "192.0.2.10"
-	cfg, err := configs.Load("", configs.Source{Flag: func(name string) (string, bool) { v, ok := words[name]; return v, ok }})
+	cfg, err := configs.Load(
+		"",
+		configs.Source{Flag: func(name string) (string, bool) { v, ok := words[name]; return v, ok }},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +108,11 @@ func TestWorkersAreRemembered(t *testing.T) {
 	if got := n.recallWorkers(); got != nil {
 		t.Errorf("at first, %v", got)
 	}
-	n.planes = &planes.Planes{Prober: pathprobe.New(pathprobe.Config{Nodes: nodes, ProvedWorkers: []netip.Addr{a, netip.MustParseAddr("192.0.2.8")}})}
+	n.planes = &planes.Planes{
+		Prober: pathprobe.New(
+			pathprobe.Config{Nodes: nodes, ProvedWorkers: []netip.Addr{a, netip.MustParseAddr("192.0.2.8")}},
+		),
+	}
 	n.rememberWorkers()
 	again := &node{cfg: cfg, log: n.log}
 	if got := again.recallWorkers(); !slices.Equal(got, []netip.Addr{a}) {

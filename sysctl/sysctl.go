@@ -177,8 +177,9 @@ func (t *Tree) missing(p Parameter, changed []Parameter) (list []lacking, err er
 	return list, nil
 }
 
-// listening lists the interfaces that must be told to go on listening to router advertisements while this host forwards:
-// all that listen, if forwarding is off. If it is on, these are only the ones that we had told and somebody changed.
+// listening lists the interfaces that must be told to go on listening to router advertisements while this host
+// forwards: all that listen, if forwarding is off. If it is on, these are only the ones that we had told and somebody
+// changed.
 func (t *Tree) listening(off bool, changed []Parameter) (list []lacking, err error) {
 	files, err := filepath.Glob(t.file("net/ipv6/conf/*/accept_ra"))
 	if err != nil {

@@ -58,7 +58,9 @@ func withMembers(cfg *configs.Config, peers []raft.PeerStatus) *configs.Config {
 // withDrained returns the overrides with those that drained peers mean: a backend on a drained peer gets no new
 // connections, unless an operator has ordered otherwise. The holder's own backends wait until it has handed over:
 // only the holder knows which connections began before a change of backends.
-func withDrained(overrides map[BackendRef]balancer.Override, cfg *configs.Config, group raft.Status) map[BackendRef]balancer.Override {
+func withDrained(
+	overrides map[BackendRef]balancer.Override, cfg *configs.Config, group raft.Status,
+) map[BackendRef]balancer.Override {
 	for _, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
 			ref := BackendRef{lb.Name, b.Addr}

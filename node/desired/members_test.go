@@ -72,7 +72,11 @@ func TestBackendsOfBothFamiliesFollowTheMembers(t *testing.T) {
 	if diff := cmp.Diff(want, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
 		t.Error(diff)
 	}
-	overrides := withDrained(map[BackendRef]balancer.Override{}, got, raft.Status{Leader: "b", Peers: []raft.PeerStatus{a}})
+	overrides := withDrained(
+		map[BackendRef]balancer.Override{},
+		got,
+		raft.Status{Leader: "b", Peers: []raft.PeerStatus{a}},
+	)
 	for _, b := range want {
 		if o := overrides[BackendRef{"api", b.Addr}]; o.Out != balancer.Drain {
 			t.Errorf("the override for %v is %v", b.Addr, o)
@@ -91,7 +95,12 @@ func TestUnion(t *testing.T) {
 	}
 	before := []pathprobe.Node{node("a", "192.0.2.1"), node("b", "192.0.2.2"), node("gone", "192.0.2.3")}
 	next := []pathprobe.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22"), node("new", "192.0.2.4")}
-	want := []pathprobe.Node{node("a", "192.0.2.1"), node("b", "192.0.2.22", "2001:db8::22", "192.0.2.2"), node("new", "192.0.2.4"), node("gone", "192.0.2.3")}
+	want := []pathprobe.Node{
+		node("a", "192.0.2.1"),
+		node("b", "192.0.2.22", "2001:db8::22", "192.0.2.2"),
+		node("new", "192.0.2.4"),
+		node("gone", "192.0.2.3"),
+	}
 	if diff := cmp.Diff(want, Union(before, next), sameAddrs); diff != "" {
 		t.Error(diff)
 	}

@@ -18,8 +18,16 @@ import (
 // loadWorker is the configuration of a worker with these backends of its own.
 func loadWorker(t *testing.T, backends ...netip.AddrPort) *configs.Config {
 	t.Helper()
-	words := map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.1+2001:db8::1,192.0.2.2", "role": "worker", "data-dir": t.TempDir()}
-	cfg, err := configs.Load("", configs.Source{Flag: func(name string) (string, bool) { v, ok := words[name]; return v, ok }})
+	words := map[string]string{
+		"vip":      "192.0.2.10",
+		"peers":    "192.0.2.1+2001:db8::1,192.0.2.2",
+		"role":     "worker",
+		"data-dir": t.TempDir(),
+	}
+	cfg, err := configs.Load(
+		"",
+		configs.Source{Flag: func(name string) (string, bool) { v, ok := words[name]; return v, ok }},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,8 +52,18 @@ func TestNodesOfWorkers(t *testing.T) {
 	worker := func(a string) pathprobe.Node {
 		return pathprobe.Node{ID: "worker " + a, Addrs: []netip.Addr{host(a)}, Worker: true}
 	}
-	peers := []pathprobe.Node{peer("192.0.2.1", host("192.0.2.1"), host("2001:db8::1")), peer("192.0.2.2", host("192.0.2.2"))}
-	cfg := loadWorker(t, at(host("192.0.2.1")), at(own), at(host("192.0.2.7")), netip.MustParseAddrPort("192.0.2.8:7443"), netip.MustParseAddrPort("[2001:db8::7]:6443"))
+	peers := []pathprobe.Node{
+		peer("192.0.2.1", host("192.0.2.1"), host("2001:db8::1")),
+		peer("192.0.2.2", host("192.0.2.2")),
+	}
+	cfg := loadWorker(
+		t,
+		at(host("192.0.2.1")),
+		at(own),
+		at(host("192.0.2.7")),
+		netip.MustParseAddrPort("192.0.2.8:7443"),
+		netip.MustParseAddrPort("[2001:db8::7]:6443"),
+	)
 	k := Known{Self: "w", Local: []netip.Addr{own}, Now: time.Unix(1000, 0)}
 	compute := func(cfg *configs.Config) State {
 		k.Config = cfg
@@ -86,7 +104,10 @@ func TestNodesOfWorkers(t *testing.T) {
 	// What the peers say of themselves goes before the file.
 	k.Before = State{}
 	k.List = &List{Nodes: []ListedNode{{"three", []netip.Addr{host("192.0.2.3")}}}}
-	if d := cmp.Diff([]pathprobe.Node{peer("three", host("192.0.2.3")), peer("w", own), worker("192.0.2.1"), worker("192.0.2.7")}, compute(cfg).Nodes, sameAddrs, whereTheyAre); d != "" {
+	want := []pathprobe.Node{
+		peer("three", host("192.0.2.3")), peer("w", own), worker("192.0.2.1"), worker("192.0.2.7"),
+	}
+	if d := cmp.Diff(want, compute(cfg).Nodes, sameAddrs, whereTheyAre); d != "" {
 		t.Error(d)
 	}
 	// Another data plane was asked for.

@@ -14,7 +14,10 @@ import (
 func TestFindBackends(t *testing.T) {
 	at := netip.MustParseAddrPort
 	cfg := &configs.Config{LoadBalancers: []configs.LoadBalancerEntry{
-		{Name: "api", Backends: []configs.BackendEntry{entry("cp1", "192.0.2.1:6443", 0), entry("", "[2001:db8::2]:6443", 0)}},
+		{
+			Name:     "api",
+			Backends: []configs.BackendEntry{entry("cp1", "192.0.2.1:6443", 0), entry("", "[2001:db8::2]:6443", 0)},
+		},
 		{Name: "a/b", Backends: []configs.BackendEntry{entry("cp1", "192.0.2.1:443", 0)}},
 	}}
 	seven := 7
@@ -37,6 +40,7 @@ func TestFindBackends(t *testing.T) {
 			t.Errorf("%v: read %q, want %q", k, given[k], v)
 		}
 	}
+	const known = "a/b/192.0.2.9:443, a/b/cp1, api/[2001:db8::2]:6443, api/cp1"
 	for name, want := range map[string]string{
 		"api/cp1":            "api/cp1",
 		"cp1":                "a/b/cp1 api/cp1",
@@ -46,8 +50,8 @@ func TestFindBackends(t *testing.T) {
 		"2001:db8::2":        "api/[2001:db8::2]:6443",
 		"[2001:db8::2]:6443": "api/[2001:db8::2]:6443",
 		"a/b/192.0.2.9":      "a/b/192.0.2.9:443",
-		"cp2":                `there is no backend "cp2"; known here: a/b/192.0.2.9:443, a/b/cp1, api/[2001:db8::2]:6443, api/cp1`,
-		"":                   `there is no backend ""; known here: a/b/192.0.2.9:443, a/b/cp1, api/[2001:db8::2]:6443, api/cp1`,
+		"cp2":                `there is no backend "cp2"; known here: ` + known,
+		"":                   `there is no backend ""; known here: ` + known,
 	} {
 		found, err := find(cfg, given, name)
 		var names []string

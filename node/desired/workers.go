@@ -45,7 +45,9 @@ type listedServer struct {
 const listFormat = 1
 
 // listOf returns the list for workers of cfg. It is the same on all peers that know the same.
-func listOf(cfg *configs.Config, overrides map[BackendRef]balancer.Override, group raft.Status, probeKeys []string) List {
+func listOf(
+	cfg *configs.Config, overrides map[BackendRef]balancer.Override, group raft.Status, probeKeys []string,
+) List {
 	l := List{Format: listFormat, ProbeKeys: probeKeys}
 	for _, c := range cfg.LoadBalancers {
 		lb := listed{Name: c.Name, Port: c.Port}
@@ -73,7 +75,8 @@ func ReadList(data []byte) (*List, error) {
 		return nil, err
 	}
 	if l.Format > listFormat {
-		return nil, fmt.Errorf("it has format %d, and this program knows formats up to %d; install the peers' version here", l.Format, listFormat)
+		return nil, fmt.Errorf("it has format %d, and this program knows formats up to %d; install the peers' version here",
+			l.Format, listFormat)
 	}
 	return &l, nil
 }

@@ -44,11 +44,19 @@ func TestListOfTheFirstVersion(t *testing.T) {
 // TestWorkersList goes the whole way: from a peer's configuration and overrides to what a worker serves.
 func TestWorkersList(t *testing.T) {
 	at := netip.MustParseAddrPort
-	peer := &configs.Config{LoadBalancers: []configs.LoadBalancerEntry{{Name: "api", Port: 6443, Backends: []configs.BackendEntry{
-		entry("a", "192.0.2.1:6443", 1), entry("b", "192.0.2.2:6443", 2), entry("", "192.0.2.3:6443", 1),
-	}}}}
+	peer := &configs.Config{
+		LoadBalancers: []configs.LoadBalancerEntry{{Name: "api", Port: 6443, Backends: []configs.BackendEntry{
+			entry("a", "192.0.2.1:6443", 1), entry("b", "192.0.2.2:6443", 2), entry("", "192.0.2.3:6443", 1),
+		}}},
+	}
 	overrides := map[BackendRef]balancer.Override{{"api", at("192.0.2.1:6443")}: {Out: balancer.Disable}}
-	drained := raft.Status{Leader: "c", Peers: []raft.PeerStatus{{ID: "b", Addr: at("192.0.2.2:10000"), Drained: true}, {ID: "c", Addr: at("192.0.2.3:10000"), Drained: true}}}
+	drained := raft.Status{
+		Leader: "c",
+		Peers: []raft.PeerStatus{
+			{ID: "b", Addr: at("192.0.2.2:10000"), Drained: true},
+			{ID: "c", Addr: at("192.0.2.3:10000"), Drained: true},
+		},
+	}
 	data, err := json.Marshal(listOf(peer, withDrained(overrides, peer, drained), drained, nil))
 	if err != nil {
 		t.Fatal(err)

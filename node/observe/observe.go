@@ -142,7 +142,8 @@ func (o *Observer) keepJournal(ctx context.Context) error {
 	last, any := o.Journal.Last()
 	if any && (last.Kind != status.OfProcess || last.What != stopped) {
 		o.Note(status.Event{Kind: status.OfProcess, Bad: true, What: "the life before this one was cut off",
-			Reason: "it was killed, crashed, or the host went down; its last entry is of " + last.Time.UTC().Format(time.DateTime) + " UTC"})
+			Reason: "it was killed, crashed, or the host went down; its last entry is of " +
+				last.Time.UTC().Format(time.DateTime) + " UTC"})
 	}
 	o.Note(status.Event{Kind: status.OfProcess, What: "started", Reason: "version " + o.cfg.Version})
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -199,7 +200,10 @@ func (o *Observer) Note(e status.Event) {
 
 // Balanced records an event of the balancer.
 func (o *Observer) Balanced(e balancer.LoadBalancerEvent) {
-	out := status.Event{Time: e.Time, Kind: status.OfService, Subject: e.LoadBalancer, What: "is " + e.To, From: e.From, To: e.To, Reason: e.Reason}
+	out := status.Event{
+		Time: e.Time, Kind: status.OfService, Subject: e.LoadBalancer, What: "is " + e.To,
+		From: e.From, To: e.To, Reason: e.Reason,
+	}
 	switch {
 	case e.Backend != "":
 		out.Kind, out.Subject = status.OfBackend, e.LoadBalancer+" / "+e.Backend
@@ -236,7 +240,8 @@ func readToken(file string) (string, error) {
 	}
 	token := strings.TrimSpace(string(data))
 	if len(token) < 16 || len(token) > 512 || strings.ContainsAny(token, " \t\r\n") {
-		return "", fmt.Errorf("admin.tokenFile %s: a token is one word of 16 to 512 characters; `openssl rand -hex 32 > %s`", file, file)
+		return "", fmt.Errorf("admin.tokenFile %s: a token is one word of 16 to 512 characters; `openssl rand -hex 32 > %s`",
+			file, file)
 	}
 	return token, nil
 }

@@ -18,11 +18,14 @@ import (
 // asks for them, and with many services reading them takes milliseconds.
 const readEvery = 500 * time.Millisecond
 
+// readCounters reads a plane's counters.
+type readCounters func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error)
+
 // counted is a plane whose counters the kernel keeps, in the balancer's words.
 type counted struct {
 	balancer.Plane
 	// read gets the counters; names are the load balancers by frontend.
-	read func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error)
+	read readCounters
 	// passed, if not nil, is whom the plane passes over.
 	passed func() map[balancer.Target]string
 
@@ -105,7 +108,7 @@ func countDirect(p balancer.Plane, k *direct.DataPlane) balancer.Plane {
 	return &counted{Plane: p, read: counts(k.Stats), passed: k.PassedOver}
 }
 
-func counts(stats func() (ruleset.Stats, error)) func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+func counts(stats func() (ruleset.Stats, error)) readCounters {
 	return func(map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
 		all, err := stats()
 		if err != nil {

@@ -20,10 +20,15 @@ func TestMetered(t *testing.T) {
 		front := netip.MustParseAddrPort("192.0.2.10:6443")
 		to := balancer.Target{LoadBalancer: "a", Backend: netip.MustParseAddrPort("192.0.2.11:6443")}
 		reads, broken := 0, error(nil)
-		m := &counted{Plane: plain{}, read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
-			reads++
-			return map[balancer.Target]balancer.Traffic{{LoadBalancer: names[front], Backend: to.Backend}: {Total: uint64(reads)}}, broken
-		}}
+		m := &counted{
+			Plane: plain{},
+			read: func(names map[netip.AddrPort]string) (map[balancer.Target]balancer.Traffic, error) {
+				reads++
+				return map[balancer.Target]balancer.Traffic{
+					{LoadBalancer: names[front], Backend: to.Backend}: {Total: uint64(reads)},
+				}, broken
+			},
+		}
 		if m.Stats() != nil || reads != 0 {
 			t.Error("the kernel is asked for what it does not have")
 		}

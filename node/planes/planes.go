@@ -68,8 +68,8 @@ func Open(c Config) (*Planes, error) {
 	}
 	sysctls := sysctlRoot()
 	if missing := nft.Available(); missing != nil {
-		c.Log.Warn("nf_tables is missing: sysctls keep the kernel silent, and user space forwards on the load balancers' own ports",
-			"reason", missing)
+		c.Log.Warn("nf_tables is missing: "+
+			"sysctls keep the kernel silent, and user space forwards on the load balancers' own ports", "reason", missing)
 		return userSpaceOnly(user, arp.NewSysctls(sysctls)), nil
 	}
 

@@ -221,7 +221,7 @@ func (b *Balancer) decide(lb LoadBalancer, c planeChoice) (again bool) {
 
 	switch {
 	case c.err != nil && (before.err == nil || before.err.Error() != c.err.Error()):
-		b.emit(LoadBalancerEvent{LoadBalancer: lb.Name, To: "without data plane", Reason: c.err.Error()})
+		b.emit(LoadBalancerEvent{LoadBalancer: lb.Name, To: "without data plane", Unserved: true, Reason: c.err.Error()})
 	case c.err == nil && before.err != nil:
 		b.emit(LoadBalancerEvent{LoadBalancer: lb.Name, To: "given a data plane again", Reason: string(c.plane)})
 	}

@@ -17,10 +17,12 @@ type LoadBalancerEvent struct {
 	// load balancer.
 	Backend string `json:"backend,omitempty"`
 	// Plane says that From and To are data planes, not states.
-	Plane  bool   `json:"plane,omitempty"`
-	From   string `json:"from,omitempty"`
-	To     string `json:"to"`
-	Reason string `json:"reason,omitempty"`
+	Plane bool `json:"plane,omitempty"`
+	// Unserved says that no data plane serves the load balancer.
+	Unserved bool   `json:"unserved,omitempty"`
+	From     string `json:"from,omitempty"`
+	To       string `json:"to"`
+	Reason   string `json:"reason,omitempty"`
 }
 
 // emit logs events and hands them to OnEvent. The caller holds no lock.

@@ -210,7 +210,7 @@ func (o *Observer) Balanced(e balancer.LoadBalancerEvent) {
 		out.Bad = e.To == string(balancer.Down)
 	case e.Plane:
 		out.What = "is served by data plane " + e.To
-	case strings.HasPrefix(e.To, "without"):
+	case e.Unserved:
 		out.Bad = true
 	}
 	o.Note(out)

@@ -31,6 +31,9 @@ type Config struct {
 	// OnCheck, if set, is called after each check with its duration and its
 	// outcome. It must not block.
 	OnCheck func(t Target, took time.Duration, err error)
+	// Shortages, if set, takes the checks that failed for a lack of something on this
+	// host. They change no state.
+	Shortages *Shortages
 	// Level is the time between two calls of Apply when nothing has changed. They
 	// restore what somebody else removed. Zero means 2 s, the longest time that a
 	// flushed rule should stay lost.
@@ -109,7 +112,8 @@ func New(cfg Config) (*Balancer, error) {
 	}
 	b.monitor = &monitor{
 		checker: cfg.Checker, changed: b.healthChanged, vanished: b.hostVanished, ended: cfg.OnCheck,
-		probes: make(map[Target]*probe),
+		shortages: cfg.Shortages,
+		probes:    make(map[Target]*probe),
 	}
 	for _, p := range cfg.Planes {
 		b.appliers = append(b.appliers, &applier{plane: p, wake: make(chan struct{}, 1)})

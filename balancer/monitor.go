@@ -21,6 +21,8 @@ type monitor struct {
 	vanished func(host netip.Addr, cs []healthChange)
 	// ended, if not nil, is called after each check, with no lock held.
 	ended func(t Target, took time.Duration, err error)
+	// shortages takes the checks that this host could not do.
+	shortages *Shortages
 
 	loops  sync.WaitGroup
 	mu     sync.Mutex
@@ -131,9 +133,12 @@ func (m *monitor) watch(ctx context.Context, p *probe) {
 			return // the check was cut short, so it proves nothing
 		}
 		took := time.Since(started)
-		r := m.observe(p, result{started, took, err})
-		if m.ended != nil {
-			m.ended(p.target, took, err)
+		r, known := m.record(p.target)
+		if !m.shortages.Note("check", err) || !known {
+			r = m.observe(p, result{started, took, err})
+			if m.ended != nil {
+				m.ended(p.target, took, err)
+			}
 		}
 
 		pause := p.pause(r)

@@ -66,6 +66,7 @@ func (b *Balancer) notify(events ...LoadBalancerEvent) {
 type Status struct {
 	LoadBalancers []LoadBalancerStatus `json:"loadBalancers"`
 	Planes        []PlaneStatus        `json:"planes"`
+	Shortages     []Shortage           `json:"shortages,omitempty"`
 }
 
 // LoadBalancerStatus is one load balancer in a Status.
@@ -139,6 +140,7 @@ func (b *Balancer) Status() Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := Status{LoadBalancers: b.loadBalancers(traffic, passedOver), Planes: []PlaneStatus{}}
+	s.Shortages = b.cfg.Shortages.List()
 	for _, a := range b.appliers {
 		p := PlaneStatus{Name: a.plane.Name(), Services: a.last, Repairs: a.repaired, Applied: timeOrNil(a.at)}
 		if a.err != nil && a.applied {

@@ -67,6 +67,10 @@ func newTLSDialer(options TLSOptions) (s *tlsDialer, err error) {
 	if s.pin, err = options.PinHash(); err != nil {
 		return nil, err
 	}
+	if options.Verify && options.CAFile == "" {
+		// They are read once. Later the process may be out of files.
+		_, _ = x509.SystemCertPool()
+	}
 	if options.CAFile != "" {
 		if s.ca, err = newFileCache(parseCA, options.CAFile); err != nil {
 			return nil, err

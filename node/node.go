@@ -15,6 +15,7 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/hook"
+	"appliance/host"
 	"appliance/nft/ruleset"
 	"appliance/node/desired"
 	"appliance/node/lifecycle"
@@ -40,7 +41,9 @@ type node struct {
 	balancer *balancer.Balancer // nil on a witness
 	observer *observe.Observer
 	tracker  *track.Tracker
-	hooks    *hook.Dispatcher
+	// shortages are what this host was short of, which says nothing about any server.
+	shortages *balancer.Shortages
+	hooks     *hook.Dispatcher
 
 	// The apply loop owns inputs and stores in state what is in force.
 	inputs   inputs
@@ -61,6 +64,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 		cfg: cfg, site: site, version: version, log: log, started: time.Now(),
 		inputs: inputs{config: cfg}, requests: make(chan request), judged: make(chan struct{}, 1),
 	}
+	n.shortages = &balancer.Shortages{Log: log}
 	n.state.Store(&desired.State{Config: cfg})
 	defer func() {
 		if err != nil {
@@ -75,7 +79,10 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	}
 	n.hooks = hook.New(log)
 	n.hooks.Set(p.hooks)
-	n.tracker = track.New(track.Config{Changed: n.tracked, Log: log})
+	n.tracker = track.New(track.Config{
+		Changed: n.tracked, Log: log,
+		Inconclusive: func(err error) bool { return n.shortages.Note("track", err) },
+	})
 	n.tracker.Set(p.tracks)
 	n.observer = observe.Open(observe.Config{
 		Admin: cfg.Admin, DataDir: cfg.DataDir, VIPs: cfg.VIPs, ID: site.self.ID, Version: version,
@@ -95,10 +102,15 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	n.inputs.secrets = n.firstSecrets()
 	first := n.compute()
 	n.state.Store(&first)
+	files, err := host.FilesForClients()
+	if err != nil {
+		return n, err
+	}
 	n.planes, err = planes.Open(planes.Config{
 		Interfaces: n.interfaces(), Self: site.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
 		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers, Reached: n.recallWorkers(),
 		Grouped: n.group != nil, Report: func(t balancer.Target, err error) { n.balancer.Report(t, err) }, Log: log,
+		Files: files, Shortages: n.shortages,
 	})
 	if err != nil {
 		return n, err
@@ -113,7 +125,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	}
 	n.balancer, err = balancer.New(balancer.Config{
 		Planes: n.planes.List, LoadBalancers: first.LoadBalancers,
-		OnEvent: n.balanced, OnCheck: n.observer.Metrics.Checked, Log: log,
+		OnEvent: n.balanced, OnCheck: n.observer.Metrics.Checked, Shortages: n.shortages, Log: log,
 	})
 	return n, err
 }

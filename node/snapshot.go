@@ -69,7 +69,7 @@ func (n *node) snapshot() status.Snapshot {
 		}
 	}
 	served := n.balancer.Status()
-	s.LoadBalancers, s.Planes = served.LoadBalancers, served.Planes
+	s.LoadBalancers, s.Planes, s.Shortages = served.LoadBalancers, served.Planes, served.Shortages
 	for _, lb := range s.LoadBalancers {
 		switch {
 		case lb.Plane == "":

@@ -52,7 +52,10 @@ type Status struct {
 type Config struct {
 	// Changed is called with each new verdict, one call at a time. It must not block.
 	Changed func(Verdict)
-	Log     *slog.Logger // nil means slog.Default()
+	// Inconclusive, if set, says of a probe's error that it comes from this host's own lack of something. Such a
+	// probe changes nothing.
+	Inconclusive func(error) bool
+	Log          *slog.Logger // nil means slog.Default()
 }
 
 // A Tracker probes its conditions, each in a goroutine of its own, for which Run waits.
@@ -157,7 +160,9 @@ func (t *Tracker) probe(ctx context.Context, c *tracked) {
 		if ctx.Err() != nil {
 			return // the probe was cut short, so it says nothing
 		}
-		t.observe(c, began, err)
+		if err == nil || t.cfg.Inconclusive == nil || !t.cfg.Inconclusive(err) {
+			t.observe(c, began, err)
+		}
 		// Spread, so that many nodes do not probe in step.
 		pause := time.Duration(float64(c.Inter) * (0.9 + 0.2*rand.Float64()))
 		select {

@@ -54,6 +54,7 @@ func (w *world) track(name string, weight int) Condition {
 var (
 	errHangs = errors.New("hangs")
 	errNo    = errors.New("no route")
+	errShort = errors.New("too many open files")
 )
 
 // last is the newest verdict, and how many there were.
@@ -70,7 +71,7 @@ func (w *world) last() string {
 func run(t *testing.T, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{err: make(map[string]error), probed: make(map[string]int)}
-		w.Tracker = New(Config{Log: slog.New(slog.NewTextHandler(&w.log, nil)), Changed: func(v Verdict) {
+		w.Tracker = New(Config{Inconclusive: func(err error) bool { return err == errShort }, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Changed: func(v Verdict) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.verdicts = append(w.verdicts, v)
@@ -83,6 +84,22 @@ func run(t *testing.T, test func(w *world)) {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// What this host is short of says nothing about a condition.
+func TestInconclusive(t *testing.T) {
+	run(t, func(w *world) {
+		w.Set([]Condition{w.track("uplink", 0), w.track("disk", 0)})
+		w.set("disk", errNo)
+		time.Sleep(10 * time.Second)
+		before := w.last()
+		w.set("uplink", errShort)
+		w.set("disk", errShort)
+		time.Sleep(time.Minute)
+		if got := w.last(); got != before || w.count("uplink") < 60 {
+			t.Errorf("%s after %s, probed %d times", got, before, w.count("uplink"))
 		}
 	})
 }

@@ -80,7 +80,6 @@ func TestServerDiesUnderLoad(t *testing.T) {
 	var b *balancer.Balancer
 	f := New(Config{
 		Report: func(id balancer.Target, err error) { b.Report(id, err) },
-		Log:    slog.New(slog.DiscardHandler),
 	})
 	defer f.Close()
 	b, err := balancer.New(balancer.Config{

@@ -93,6 +93,9 @@ type opening struct {
 	deadline    int64 // of inspecting or waiting
 
 	waiter  *waiter // while waiting
+	began   int64   // when its turn to dial came
+	short   bool    // the last dial failed for lack of something on this host
+	extra   int     // files of dials beyond the first
 	dials   int
 	tried   []*target
 	live    []attempt
@@ -178,6 +181,7 @@ func (c *conn) freeOpening() {
 	c.opening = nil
 	clear(o.tried)
 	clear(o.live)
+	c.loop.f.files.free(int64(o.extra))
 	*o = opening{tried: o.tried[:0], live: o.live[:0]}
 	if len(c.loop.openings) < maxSpare {
 		c.loop.openings = append(c.loop.openings, o)
@@ -212,6 +216,7 @@ func (c *conn) release() {
 	}
 	c.id = 0
 	l.open.Add(-1)
+	l.f.files.free(perClient)
 	s.countOut()
 	l.f.conns.Done()
 }
@@ -316,7 +321,7 @@ func (c *conn) arm() {
 	// A timer that fires too early arms the right one.
 	if at = tick(at); c.wakeAt == 0 || at < c.wakeAt {
 		c.wakeAt = at
-		c.loop.timers.push(timer{at, ref{c.slot, c.id}})
+		c.loop.setTimer(timer{at, ref{c.slot, c.id}})
 	}
 }
 

@@ -277,19 +277,19 @@ func exhaust(t *testing.T, n int) (more func()) {
 func TestOutOfFiles(t *testing.T) {
 	at := frontend()
 	var log lines
-	start(t, Config{Log: log.logger()}, to(at, backend(t, echo)))
+	start(t, Config{Shortages: &balancer.Shortages{Log: log.logger()}}, to(at, backend(t, echo)))
 	more := exhaust(t, 1) // for the client; the forwarder gets none
 	c, err := dialErr(at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	eventually(t, "the shortage is logged", func() bool { return log.count("raise its limit") == 1 })
+	eventually(t, "the shortage is logged", func() bool { return log.count("short of files") == 1 })
 	more()
 	if err := ask(c, "late, but served"); err != nil {
 		t.Error(err)
 	}
-	if n := log.count("raise its limit"); n != 1 {
+	if n := log.count("short of files"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
 }

@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"errors"
 	"os"
 	"slices"
 	"time"
@@ -29,6 +28,7 @@ type Reporter func(t balancer.Target, err error)
 // connect finds a backend for a client that is allowed to have one.
 func (c *conn) connect() {
 	c.state = dialing
+	c.opening.began = c.loop.now
 	c.advance()
 }
 
@@ -53,20 +53,37 @@ func (c *conn) advance() {
 	}
 	switch {
 	case len(o.live) > 0:
+	case o.short && c.loop.now < o.began+o.table.dialTimeout:
+		c.retry() // what is short here may be there a moment later
 	case o.dials > 0 && o.dials < o.table.tries:
-		clear(o.tried)
-		o.tried = o.tried[:0]
-		o.retryAt = c.loop.now + int64(retryPause)
-		c.arm()
+		c.retry()
 	default:
 		c.abort()
 	}
+}
+
+// retry tries all backends again after a pause.
+func (c *conn) retry() {
+	o := c.opening
+	o.short = false
+	clear(o.tried)
+	o.tried = o.tried[:0]
+	o.retryAt = c.loop.now + int64(retryPause)
+	c.arm()
 }
 
 // dial starts a dial to t, which has counted the connection, and reports whether it is
 // under way.
 func (c *conn) dial(t *target) bool {
 	o, l := c.opening, c.loop
+	if len(o.live) > 0 {
+		if !l.f.files.claim(1) { // no race, then: the dial under way may still succeed
+			c.service.release(t)
+			c.arm()
+			return true
+		}
+		o.extra++
+	}
 	o.dials++
 	o.tried = append(o.tried, t)
 	o.retryAt = 0
@@ -89,7 +106,9 @@ func (c *conn) dial(t *target) bool {
 	errno = sysConnect(fd, t.sockaddr)
 	serial := l.next()
 	if errno == 0 || errno == unix.EINPROGRESS {
-		errno = l.watch(fd, c.slot, serial)
+		if errno = l.watch(fd, c.slot, serial); errno == unix.ENOSPC {
+			errno = unix.ENOMEM // fs.epoll.max_user_watches, see epoll_ctl(2)
+		}
 	}
 	if errno != 0 {
 		sysClose(fd)
@@ -129,13 +148,16 @@ func (c *conn) answer(serial, events uint32) {
 
 // failed records a dial that did not succeed.
 func (c *conn) failed(t *target, err error) {
-	f := c.loop.f
-	t.failed.Add(1)
+	f, o := c.loop.f, c.opening
+	c.settleFiles()
 	c.service.release(t)
-	if localShortage(err) {
-		f.shortage.log(f.log, "a backend cannot be dialed", err)
+	if f.shortages.Note("dial", err) {
+		o.short = true
+		o.dials--
 		return
 	}
+	o.short = false
+	t.failed.Add(1)
 	t.avoid(c.loop.now)
 	f.report(t.id, err)
 }
@@ -212,15 +234,4 @@ func (c *conn) dialDue(now int64) bool {
 	id := c.id
 	c.advance()
 	return c.id == id && c.state == dialing
-}
-
-// localShortage reports whether a dial failed because this host lacks a resource. Then
-// it says nothing about the backend.
-func localShortage(err error) bool {
-	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EADDRNOTAVAIL} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }

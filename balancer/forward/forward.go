@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -31,8 +30,11 @@ type Config struct {
 	Redirector PortRedirector
 	// Report, if set, gets each dial that failed or was slow.
 	Report Reporter
-	// Log is where shortages are logged; nil means slog.Default().
-	Log *slog.Logger
+	// Shortages takes what this host is short of; nil means that only the log of
+	// slog.Default() does.
+	Shortages *balancer.Shortages
+	// Files is how many files clients' connections may hold; zero means no limit.
+	Files int
 	// Loops is how many threads move connections; zero means GOMAXPROCS, at most
 	// maxLoops. While a loop waits for events it occupies one of the Go scheduler's
 	// Ps, and to take that back costs time: a program that needs speed raises
@@ -44,10 +46,10 @@ type Config struct {
 type Forwarder struct {
 	redirector PortRedirector
 	report     Reporter
-	log        *slog.Logger
+	shortages  *balancer.Shortages
+	files      fileBudget
 	count      int // of loops
 	pools      *pools
-	shortage   shortage
 
 	loops   []*loop        // started with the first service, and never replaced
 	running sync.WaitGroup // the loops
@@ -71,14 +73,16 @@ var (
 // New makes a Forwarder that serves nothing yet.
 func New(cfg Config) *Forwarder {
 	f := &Forwarder{
-		redirector: cfg.Redirector, report: cfg.Report, log: cfg.Log, count: cfg.Loops,
-		pools: newPools(), services: make(map[netip.AddrPort]*service),
+		redirector: cfg.Redirector, report: cfg.Report, shortages: cfg.Shortages, count: cfg.Loops,
+		services: make(map[netip.AddrPort]*service),
 	}
+	f.files.most = int64(cfg.Files)
+	f.pools = newPools(&f.files)
 	if f.count <= 0 {
 		f.count = min(runtime.GOMAXPROCS(0), maxLoops)
 	}
-	if f.log == nil {
-		f.log = slog.Default()
+	if f.shortages == nil {
+		f.shortages = new(balancer.Shortages)
 	}
 	if f.report == nil {
 		f.report = func(balancer.Target, error) {}

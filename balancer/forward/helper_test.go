@@ -37,8 +37,8 @@ func frontend() netip.AddrPort {
 // start is a forwarder that serves services and is closed with the test.
 func start(t testing.TB, cfg Config, services ...balancer.Service) *Forwarder {
 	t.Helper()
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Shortages == nil {
+		cfg.Shortages = &balancer.Shortages{Log: slog.New(slog.DiscardHandler)}
 	}
 	f := New(cfg)
 	t.Cleanup(func() {

@@ -2,9 +2,7 @@ package forward
 
 import (
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +21,8 @@ type service struct {
 	queue     queue
 	open      atomic.Int64 // clients' connections
 	full      atomic.Bool  // an acceptor waits for one of them to end
+	// starvedSince is when clients began to wait for want of files; 0 while none does.
+	starvedSince atomic.Int64
 
 	targets map[balancer.Target]*target // guarded by Forwarder.mu
 }
@@ -154,7 +154,8 @@ func (a *acceptor) resume() {
 		Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(slotAcceptor - a.number), Pad: int32(a.serial),
 	})
 	if a.watched = errno == 0; !a.watched {
-		a.backOff(errno)
+		a.service.f.shortages.Note("accept", errno)
+		a.backOff()
 	}
 }
 
@@ -166,11 +167,10 @@ func (a *acceptor) pause() {
 }
 
 // backOff leaves clients in the kernel's queue for a while.
-func (a *acceptor) backOff(errno unix.Errno) {
-	a.service.f.shortage.log(a.service.f.log, "no connection can be accepted", errno)
+func (a *acceptor) backOff() {
 	a.pause()
 	a.delay = min(max(2*a.delay, minBackOff), maxBackOff)
-	a.loop.timers.push(timer{a.loop.now + int64(a.delay), ref{int32(slotAcceptor - a.number), a.serial}})
+	a.loop.setTimer(timer{a.loop.now + int64(a.delay), ref{int32(slotAcceptor - a.number), a.serial}})
 }
 
 // accept accepts waiting clients.
@@ -182,15 +182,25 @@ func (a *acceptor) accept() {
 			a.pause()
 			return
 		}
+		if !s.f.files.claim(perClient) {
+			s.countOut()
+			a.starve()
+			return
+		}
 		fd, errno := sysAccept(s.listener, &from)
 		if errno != 0 {
+			s.f.files.free(perClient)
 			s.countOut()
 			a.batch = 1
 			switch errno {
 			case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-				a.backOff(errno)
+				s.f.shortages.Note("accept", errno)
+				a.backOff()
 			}
 			// Otherwise there is no client, or it left while it waited (accept(2)).
+			if errno == unix.EAGAIN && s.starvedSince.Load() != 0 {
+				s.starvedSince.Store(0) // nobody waits any more
+			}
 			return
 		}
 		a.delay = 0
@@ -260,21 +270,4 @@ func (s *service) stop() {
 		}
 	})
 	unix.Close(s.listener)
-}
-
-// shortage logs that the host lacks a resource, at most once per minute.
-type shortage struct {
-	mu   sync.Mutex
-	last time.Time
-}
-
-func (s *shortage) log(log *slog.Logger, what string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if time.Since(s.last) < time.Minute {
-		return
-	}
-	s.last = time.Now()
-	log.Error(what+": the host or this process is out of a resource; "+
-		"raise its limit (LimitNOFILE, ip_local_port_range) or lower the load", "error", err)
 }

@@ -22,6 +22,7 @@ type loop struct {
 	acceptors []*acceptor
 	serial    uint32
 	timers    timers
+	sweepAt   int   // the number of timers at which those that are void are removed
 	more      []ref // connections that could move more
 	buf       []byte
 	freeConns []*conn
@@ -199,8 +200,8 @@ type timer struct {
 	ref
 }
 
-// timers are a heap by time. A timer stays in it until its time even if its connection has
-// ended or has an earlier one, and is then ignored.
+// timers are a heap by time. A timer whose connection has ended or has an earlier one is
+// void: it is ignored at its time, or swept out before.
 type timers []timer
 
 func (h *timers) push(t timer) {
@@ -244,6 +245,37 @@ func (h *timers) pop() timer {
 	return first
 }
 
+// minSweep is how many timers a loop has at least before it looks for void ones.
+const minSweep = 1024
+
+// setTimer adds a timer. Void timers never outnumber the others by much: a connection that
+// has ended may have left one that is due in an hour.
+func (l *loop) setTimer(t timer) {
+	if len(l.timers) >= max(l.sweepAt, minSweep) {
+		l.sweepTimers()
+		l.sweepAt = 2 * len(l.timers)
+	}
+	l.timers.push(t)
+}
+
+// sweepTimers removes the void timers.
+func (l *loop) sweepTimers() {
+	old := l.timers
+	kept := old[:0] // never ahead of what is read
+	for _, t := range old {
+		if t.slot >= 0 {
+			if c := l.find(t.ref); c == nil || c.wakeAt != t.at {
+				continue
+			}
+		}
+		kept.push(t)
+	}
+	if cap(kept) > 4*max(len(kept), minSweep) {
+		kept = append(make(timers, 0, 2*max(len(kept), minSweep)), kept...)
+	}
+	l.timers = kept
+}
+
 // pollTimeout is how long epoll may wait, in milliseconds.
 func (l *loop) pollTimeout() int {
 	switch {
@@ -284,7 +316,7 @@ const lateOptionsAge = int64(time.Second)
 func (l *loop) scheduleLateOptions() {
 	if !l.lateOptionsDue {
 		l.lateOptionsDue = true
-		l.timers.push(timer{tick(l.now + lateOptionsAge), ref{slot: slotWake}})
+		l.setTimer(timer{tick(l.now + lateOptionsAge), ref{slot: slotWake}})
 	}
 }
 

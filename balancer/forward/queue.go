@@ -131,6 +131,7 @@ func (s *service) admit(k *waiter, t *target) {
 	c.opening.waiter = nil
 	c.opening.table = s.table.Load()
 	c.state = dialing
+	c.opening.began = c.loop.now
 	if !c.dial(t) {
 		c.advance()
 	}

@@ -26,11 +26,13 @@ type pools struct {
 	small   sync.Pool  // of *buffer of smallSize: a client's first bytes
 	large   sync.Pool  // of *buffer of bufferSize
 	pipes   chan *pipe // empty pipes, kept for reuse
+	files   *fileBudget
 	spliced atomic.Uint64
 }
 
-func newPools() *pools {
+func newPools(f *fileBudget) *pools {
 	return &pools{
+		files: f,
 		small: sync.Pool{New: func() any { return &buffer{buf: make([]byte, smallSize)} }},
 		large: sync.Pool{New: func() any { return &buffer{buf: make([]byte, bufferSize)} }},
 		pipes: make(chan *pipe, 64),
@@ -74,7 +76,11 @@ func (p *pools) pipe() *pipe {
 	default:
 	}
 	var fds [2]int
+	if !p.files.claim(int64(len(fds))) {
+		return nil
+	}
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		p.files.free(int64(len(fds)))
 		return nil
 	}
 	// On an error the pipe stays at 64 KiB, which only costs more system calls.
@@ -87,13 +93,14 @@ func (p *pools) put(q *pipe) {
 	select {
 	case p.pipes <- q:
 	default:
-		q.close()
+		p.closePipe(q)
 	}
 }
 
-func (q *pipe) close() {
+func (p *pools) closePipe(q *pipe) {
 	unix.Close(q.r)
 	unix.Close(q.w)
+	p.files.free(2)
 }
 
 // close closes the unused pipes.
@@ -101,7 +108,7 @@ func (p *pools) close() {
 	for {
 		select {
 		case q := <-p.pipes:
-			q.close()
+			p.closePipe(q)
 		default:
 			return
 		}
@@ -316,7 +323,7 @@ func (f *flow) releasePipe(p *pools) {
 func (f *flow) release(p *pools) {
 	f.releasePipe(p)
 	if f.pipe != nil {
-		f.pipe.close()
+		p.closePipe(f.pipe)
 		f.pipe = nil
 	}
 	if f.held != nil {

@@ -37,6 +37,9 @@ type Config struct {
 	Reached                []netip.Addr
 	// Grouped nodes give connections back to the previous holder.
 	Grouped bool
+	// Files is how many files clients may hold in user space. Shortages takes what user space is short of.
+	Files     int
+	Shortages *balancer.Shortages
 	// Report takes what real connections saw of a backend.
 	Report func(balancer.Target, error)
 	Log    *slog.Logger
@@ -59,7 +62,9 @@ type Planes struct {
 
 // Open chooses what keeps the kernel silent, and lists the data planes. It changes nothing on the host.
 func Open(c Config) (*Planes, error) {
-	user := forward.Config{Report: c.Report, Log: c.Log, Loops: min(runtime.GOMAXPROCS(0), maxLoops)}
+	user := forward.Config{
+		Report: c.Report, Shortages: c.Shortages, Files: c.Files, Loops: min(runtime.GOMAXPROCS(0), maxLoops),
+	}
 	// Go's scheduler gets a place more for each loop: the group's timers must not wait for a loop that waits for clients,
 	// and no place has to change hands whenever one does.
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + user.Loops)

@@ -101,6 +101,15 @@ func (s *snapshotMetrics) node(n status.Snapshot, version string) {
 		add(1, label("goversion", runtime.Version(), "role", n.Role, "version", version))
 	s.gauge("ready", "Whether this node would serve the virtual addresses now.").
 		add(truth(len(n.NotReady) == 0), nil)
+	short := s.counter("shortages_total",
+		"Times that this host was short of something (files, ports, buffers, memory, processes); no server is blamed for that.")
+	refused := s.counter("shortage_refused_total",
+		"Clients of user space that were refused because this host was short of something.")
+	for _, one := range n.Shortages {
+		labels := label("at", one.At, "of", one.Of)
+		short.add(float64(one.Count), labels)
+		refused.add(float64(one.Refused), labels)
+	}
 	if h := n.Hooks; h != nil {
 		events := s.counter("hook_events_total",
 			"Events for hooks, by what came of them (told, failed, dropped because the hook was too slow).")

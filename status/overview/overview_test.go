@@ -129,6 +129,14 @@ func TestVerdict(t *testing.T) {
 			mend(c)
 			c.Edit("n1", func(s *status.Snapshot) { s.Group.Peers[2].Unfit = "track uplink: exit code 1" })
 		}, warn, "n3 would rather not hold: track uplink: exit code 1"},
+		"a node is short of files": {func(c *statustest.Cluster, _ peers) {
+			mend(c)
+			c.Edit("n3", func(s *status.Snapshot) {
+				s.Shortages = []balancer.Shortage{
+					{Of: "files", At: "accept", Active: true}, {Of: "ports", At: "dial"}, // the second is over
+				}
+			})
+		}, warn, "n3 is " + balancer.Shortage{Of: "files", At: "accept"}.Words()},
 		"a node is not ready": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n3", func(s *status.Snapshot) { s.NotReady = []status.NotReady{{Kind: status.NoCarrier, Subject: "eth0"}} })

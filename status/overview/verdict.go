@@ -80,6 +80,13 @@ func (o *Overview) judge(s status.Snapshot, reports []report.PeerReport) verdict
 		note(true, "%s say at once that they hold; reports are up to %s apart, look again",
 			strings.Join(all, " and "), figures.Age(report.Interval))
 	}
+	for _, r := range reports {
+		for _, short := range r.Report.Snapshot.Shortages {
+			if short.Active {
+				note(short.Refused > 0, "%s is %s", r.Report.Snapshot.ID, short.Words())
+			}
+		}
+	}
 	for _, n := range o.Nodes {
 		problems = append(problems, o.nodeProblems(n)...)
 	}

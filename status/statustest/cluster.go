@@ -68,6 +68,7 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 		Group: status.GroupView{State: "follower", Elections: 1, TenuresEnded: map[string]uint64{"handover": 1}},
 	}
 	if id == "n2" {
+		s.Shortages = []balancer.Shortage{{Of: "ports", At: "dial", Count: 3}}
 		s.Group.State, s.Group.Holding, s.Group.Since, s.Group.Tenures = "leader", true, c.Time.Add(-90*time.Minute), 1
 	}
 	for k, other := range []string{"n1", "n2", "n3"} {

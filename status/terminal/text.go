@@ -59,6 +59,11 @@ func (t *text) node(s status.Snapshot) {
 	for _, why := range s.NotReadyTexts() {
 		t.line("not ready: %s", t.paint.bad(why))
 	}
+	for _, short := range s.Shortages {
+		if short.Active {
+			t.line("%s", t.paint.bad(short.Words()))
+		}
+	}
 	if trouble := s.Hooks.Trouble(); trouble != "" {
 		t.line("%s", t.paint.bad(trouble))
 	}

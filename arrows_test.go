@@ -191,8 +191,9 @@ var arrows = map[string]struct {
 		"an observer records what it is handed and changes nothing",
 	},
 	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},
-	"appliance":                {[]string{"appliance/cli"}, "main is the exit code of the command line"},
-	"appliance/lab":            {nil, "machines made of namespaces know nothing of what runs on them"},
+	"appliance": {[]string{"appliance/cli", "appliance/script"},
+		"main is the exit code of the command line, or becomes an operator's program"},
+	"appliance/lab": {nil, "machines made of namespaces know nothing of what runs on them"},
 	"appliance/demo": {
 		[]string{"appliance/lab", "appliance/status", "appliance/status/client"},
 		"the demo looks at the appliance from outside",

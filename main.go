@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"appliance/cli"
+	"appliance/script"
 )
 
 // The linker sets these; see the Makefile and .goreleaser.yaml.
@@ -18,6 +19,7 @@ var (
 )
 
 func main() {
+	script.RunIfChild()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once: a crash needs no clean-up, and the operator has a reason.
 	context.AfterFunc(ctx, stop)

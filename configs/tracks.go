@@ -18,7 +18,9 @@ type TrackEntry struct {
 	Name string
 	// Exec is the program with its arguments. It is empty where Check is meant,
 	// which goes to Address.
-	Exec           []string
+	Exec []string
+	// User is who Exec runs as; empty means nobody where that is possible.
+	User           string
 	Check          balancer.Check
 	Address        netip.AddrPort
 	Inter, Timeout time.Duration
@@ -34,6 +36,7 @@ type TrackEntry struct {
 type HookEntry struct {
 	On      []string
 	Exec    []string
+	User    string // who Exec runs as, as in a TrackEntry
 	URL     string
 	Timeout time.Duration
 	Origin  Origin
@@ -58,6 +61,9 @@ func trackSettings() []Setting {
 		{Key: "tracks[].exec[]", Type: List,
 			Usage: "a program and its arguments; exit code 0 means that this node is fit to hold",
 			Why:   "none: a check needs no program"},
+		{Key: "tracks[].user", Type: String,
+			Usage: "the user that the program runs as, by name or number",
+			Why:   "nobody where this process may change users, else its own: a program seldom needs more"},
 		{Key: "tracks[].check.address", Type: String,
 			Usage: "what is checked instead, address:port",
 			Why:   "none: only the operator knows it"},
@@ -85,6 +91,9 @@ func trackSettings() []Setting {
 		{Key: "hooks[].exec[]", Type: List,
 			Usage: "a program and its arguments; it finds the event in APPLIANCE_EVENT and the variables beside it",
 			Why:   "none"},
+		{Key: "hooks[].user", Type: String,
+			Usage: "the user that the program runs as, by name or number",
+			Why:   "nobody where this process may change users, else its own: a program seldom needs more"},
 		{Key: "hooks[].url", Type: String,
 			Usage: "a web server that gets the events by POST as JSON, instead of a program",
 			Why:   "none"},
@@ -98,7 +107,7 @@ func (b *builder) tracks() []TrackEntry {
 	var list []TrackEntry
 	for at, i := range b.elements(keyTracks) {
 		key := func(name string) string { return at + "." + name }
-		t := TrackEntry{Origin: b.origin(at), Exec: b.program(key("exec"))}
+		t := TrackEntry{Origin: b.origin(at), Exec: b.program(key("exec")), User: b.user(key, "exec")}
 		defaultName := fmt.Sprintf("track-%d", i+1)
 		checks := b.isSet(key("check"))
 		switch {
@@ -183,11 +192,24 @@ func (b *builder) program(key string) []string {
 	return argv
 }
 
+// user reads who a program runs as.
+func (b *builder) user(key func(string) string, exec string) string {
+	name := b.text(key("user"))
+	switch {
+	case name == "":
+	case b.lists[key(exec)] == 0:
+		b.bad(key("user"), "is who a program runs as, and there is none; remove it, or write exec")
+	case strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == ':' || r == 0x7f }):
+		b.bad(key("user"), "%s is not the name of a user; write one that /etc/passwd has, or a number", printable(name))
+	}
+	return name
+}
+
 func (b *builder) hooks() []HookEntry {
 	var list []HookEntry
 	for at := range b.elements(keyHooks) {
 		key := func(name string) string { return at + "." + name }
-		h := HookEntry{Origin: b.origin(at), Exec: b.program(key("exec")), URL: b.text(key("url"))}
+		h := HookEntry{Origin: b.origin(at), Exec: b.program(key("exec")), User: b.user(key, "exec"), URL: b.text(key("url"))}
 		for at := range b.elements(key("on")) {
 			event := b.text(at)
 			if slices.Contains(h.On, event) {

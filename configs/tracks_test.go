@@ -23,6 +23,7 @@ func TestTracksAndHooks(t *testing.T) {
 	cfg, err := parseHere(peers3 + `
 tracks:
 - exec: [/etc/check.sh, eth1]
+  user: '1000'
   inter: 10s
   weight: 20
 - name: api
@@ -30,6 +31,7 @@ tracks:
 hooks:
 - on: [holder, released]
   exec: [/etc/notify.sh]
+  user: monitor
 - on: [backend-down]
   url: https://alerts.example.org/x
   timeout: 1s
@@ -38,8 +40,8 @@ hooks:
 		t.Fatal(err)
 	}
 	want := []TrackEntry{
-		{Name: "check.sh", Exec: []string{"/etc/check.sh", "eth1"}, Inter: 10 * time.Second, Timeout: 10 * time.Second,
-			Rise: 2, Fall: 2, Weight: 20},
+		{Name: "check.sh", Exec: []string{"/etc/check.sh", "eth1"}, User: "1000", Inter: 10 * time.Second,
+			Timeout: 10 * time.Second, Rise: 2, Fall: 2, Weight: 20},
 		{Name: "api", Check: balancer.Check{Type: "tcp", Inter: trackConnectTime},
 			Address: netip.MustParseAddrPort("[::1]:6443"), Inter: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2},
 	}
@@ -51,7 +53,7 @@ hooks:
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]HookEntry{
-		{On: []string{"holder", "released"}, Exec: []string{"/etc/notify.sh"}, Timeout: 10 * time.Second},
+		{On: []string{"holder", "released"}, Exec: []string{"/etc/notify.sh"}, User: "monitor", Timeout: 10 * time.Second},
 		{On: []string{"backend-down"}, URL: "https://alerts.example.org/x", Timeout: time.Second},
 	}, cfg.Hooks, origins); diff != "" {
 		t.Error(diff)
@@ -70,6 +72,8 @@ func TestTracksAndHooksRefused(t *testing.T) {
 		{"tracks: [{check: {address: '127.0.0.1:1', port: 2}}]", "tracks[0].check.port: is 2, but address says 1"},
 		{"tracks: [{check: {type: tcp, address: '127.0.0.1:1', path: /x}}]", "means nothing to a check of type tcp"},
 		{"tracks: [{check: {address: '127.0.0.1:1', inter: 1s}}]", "tracks[0].check.inter: is not a known key"},
+		{"tracks: [{check: {address: '127.0.0.1:1'}, user: a}]", "tracks[0].user: is who a program runs as, and there is none"},
+		{"hooks: [{on: [holder], exec: [/a], user: 'a:b'}]", "hooks[0].user: a:b is not the name of a user"},
 		{"tracks: [{exec: [/a], rise: 0}]", "tracks[0].rise: 0 is not a number"},
 		{"tracks: [{exec: [/a], weight: 0}]", "tracks[0].weight: 0 is not a number from 1 to 1000"},
 		{"tracks: [{exec: [/a], inter: 1s, timeout: 2s}]", "tracks[0].timeout: 2s is longer than inter, 1s"},

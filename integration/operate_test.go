@@ -151,9 +151,11 @@ func TestTracksAndHooks(t *testing.T) {
 hooks:
 - on: [holder, released]
   exec: [%s]
+  user: root # the test's directory is root's alone
 tracks:
 - name: fit
   exec: [%s]
+  user: root
   inter: 5s
   rise: 1
   fall: 1

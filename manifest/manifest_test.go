@@ -143,8 +143,8 @@ func TestKubernetesReadsIt(t *testing.T) {
 
 // Least privilege (R14), checked in the types and not in the text.
 func TestPrivileges(t *testing.T) {
-	for _, low := range []bool{false, true} {
-		text, err := Pod(Params{Image: "i", LowPort: low})
+	for _, o := range []Params{{Image: "i"}, {Image: "i", LowPort: true}, {Image: "i", Programs: true}} {
+		text, err := Pod(o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -153,8 +153,11 @@ func TestPrivileges(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := []corev1.Capability{"NET_ADMIN", "NET_RAW"}
-		if low {
+		if o.LowPort {
 			want = append(want, "NET_BIND_SERVICE")
+		}
+		if o.Programs {
+			want = append(want, "SETUID", "SETGID", "KILL")
 		}
 		c := pod.Spec.Containers[0].SecurityContext
 		switch {

@@ -30,6 +30,8 @@ type Params struct {
 	DataDir, Socket string
 	// LowPort says that a port below 1024 is served.
 	LowPort bool
+	// Programs says that tracks or hooks run programs as another user.
+	Programs bool
 	// UserSpace says that the kernel is not programmed: this is a worker without virtual addresses.
 	UserSpace bool
 }
@@ -53,6 +55,9 @@ func New(cfg *configs.Config, image, file string, args []string) Params {
 			o.Files = append(o.Files, f)
 		}
 	}
+	other := func(exec []string, user string) bool { return len(exec) > 0 && user != "root" && user != "0" }
+	o.Programs = slices.ContainsFunc(cfg.Tracks, func(t configs.TrackEntry) bool { return other(t.Exec, t.User) }) ||
+		slices.ContainsFunc(cfg.Hooks, func(h configs.HookEntry) bool { return other(h.Exec, h.User) })
 	for _, lb := range cfg.LoadBalancers {
 		o.LowPort = o.LowPort || lb.Port < 1024
 	}
@@ -96,6 +101,9 @@ func (o Params) capabilities() []string {
 	}
 	if o.LowPort {
 		caps = append(caps, "NET_BIND_SERVICE")
+	}
+	if o.Programs {
+		caps = append(caps, "SETUID", "SETGID", "KILL") // to run them as nobody, and to end them
 	}
 	return caps
 }

@@ -34,12 +34,12 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 	}
 	for i, c := range cfg.Tracks {
 		t := track.Condition{
-			Name: c.Name, Identity: fmt.Sprint(c.Exec, c.Check, c.Address),
+			Name: c.Name, Identity: fmt.Sprint(c.Exec, c.User, c.Check, c.Address),
 			Inter: c.Inter, Timeout: c.Timeout, Rise: c.Rise, Fall: c.Fall, Weight: c.Weight,
 		}
 		key := fmt.Sprintf("tracks[%d].exec", i)
 		if len(c.Exec) > 0 {
-			p, err := script.Open(c.Exec)
+			p, err := script.Open(c.Exec, c.User)
 			note(c.Origin, key, err)
 			t.Probe = func(ctx context.Context) error { return p.Run(ctx, "APPLIANCE_TRACK="+c.Name) }
 		} else {
@@ -54,7 +54,7 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		if c.URL != "" {
 			h.Do = hook.Webhook(c.URL)
 		} else {
-			p, err := script.Open(c.Exec)
+			p, err := script.Open(c.Exec, c.User)
 			note(c.Origin, fmt.Sprintf("hooks[%d].exec", i), err)
 			h.Name = c.Exec[0]
 			h.Do = func(ctx context.Context, e hook.Notice) error { return p.Run(ctx, e.Env()...) }

@@ -9,7 +9,7 @@ import (
 )
 
 func ExampleProgram_Run() {
-	p, err := script.Open([]string{"/bin/sh", "-c", `echo "$DISK is full" >&2; exit 1`})
+	p, err := script.Open([]string{"/bin/sh", "-c", `echo "$DISK is full" >&2; exit 1`}, "")
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -18,7 +18,7 @@ func ExampleProgram_Run() {
 	defer cancel()
 	fmt.Println(p.Run(ctx, "DISK=/var"))
 
-	_, err = script.Open([]string{"check.sh"})
+	_, err = script.Open([]string{"check.sh"}, "")
 	fmt.Println(err)
 	// Output:
 	// sh: exit status 1: /var is full

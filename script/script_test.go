@@ -13,6 +13,14 @@ import (
 	"time"
 )
 
+func TestMain(m *testing.M) {
+	RunIfChild()
+	os.Exit(m.Run())
+}
+
+// own is the user of this process.
+var own = strconv.Itoa(os.Geteuid())
+
 // program writes a shell script and opens it.
 func program(t *testing.T, mode os.FileMode, text string, args ...string) (string, *Program, error) {
 	t.Helper()
@@ -23,7 +31,7 @@ func program(t *testing.T, mode os.FileMode, text string, args ...string) (strin
 	if err := os.Chmod(path, mode); err != nil {
 		t.Fatal(err)
 	}
-	p, err := Open(append([]string{path}, args...))
+	p, err := Open(append([]string{path}, args...), own)
 	return path, p, err
 }
 
@@ -128,13 +136,13 @@ func TestRefused(t *testing.T) {
 		_, _, err := program(t, mode, "exit 0")
 		refused(want, err)
 	}
-	_, err := Open(nil)
+	_, err := Open(nil, "")
 	refused("write its path", err)
-	_, err = Open([]string{"check.sh"})
+	_, err = Open([]string{"check.sh"}, "")
 	refused("begin it with /", err)
-	_, err = Open([]string{"/nonexistent/check.sh"})
+	_, err = Open([]string{"/nonexistent/check.sh"}, "")
 	refused("correct the path", err)
-	_, err = Open([]string{t.TempDir()})
+	_, err = Open([]string{t.TempDir()}, "")
 	refused("is no file", err)
 
 	// Everybody may replace the files of this directory.
@@ -151,7 +159,7 @@ func TestRefused(t *testing.T) {
 	if err := os.Symlink(path, link); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open([]string{link})
+	_, err = Open([]string{link}, "")
 	refused("chmod go-w "+filepath.Dir(path), err)
 	if os.Getuid() != 0 {
 		t.Skip("only root can give files away")
@@ -160,6 +168,6 @@ func TestRefused(t *testing.T) {
 	if err := os.Chown(path, 65534, 65534); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open([]string{path})
+	_, err = Open([]string{path}, "")
 	refused("belongs to user 65534", err)
 }

@@ -86,7 +86,7 @@ func TestDataOfANewerVersionAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.BoltStore.Set([]byte(store.FormatKey), []byte("2")); err != nil {
+	if err := s.SetOwn(store.FormatKey, "2"); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()

@@ -13,7 +13,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
-	boltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +20,7 @@ import (
 // Store is the disk: log, term and vote in one database, and snapshots. Log and term have to be on the same
 // disk: hashicorp/raft takes either for state.
 type Store struct {
-	*boltdb.BoltStore
+	*database
 	voteTerm uint64 // the term of the vote that is about to be stored; raft's main loop's own
 	Snaps    *hraft.FileSnapshotStore
 	stop     chan struct{}
@@ -63,17 +62,17 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("data directory: %w; make %s writable", err, dir)
 	}
-	return &Store{BoltStore: db, Snaps: snaps, stop: make(chan struct{})}, nil
+	return &Store{database: db, Snaps: snaps, stop: make(chan struct{})}, nil
 }
 
 // openBolt turns bbolt's panics on a damaged file into errors.
-func openBolt(path string) (db *boltdb.BoltStore, err error) {
+func openBolt(path string) (db *database, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			db, err = nil, fmt.Errorf("%w: %v", bbolt.ErrInvalid, r)
 		}
 	}()
-	return boltdb.New(boltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: lockTimeout}})
+	return openDatabase(path, &bbolt.Options{Timeout: lockTimeout})
 }
 
 // FormatKey is where the format of the data directory is stored.
@@ -83,7 +82,7 @@ const FormatKey = "format"
 func (s *Store) CheckFormat(known int) error {
 	text, err := s.Get([]byte(FormatKey))
 	if err != nil || len(text) == 0 {
-		return s.BoltStore.Set([]byte(FormatKey), []byte(strconv.Itoa(known)))
+		return s.database.Set([]byte(FormatKey), []byte(strconv.Itoa(known)))
 	}
 	if v, err := strconv.Atoi(string(text)); err != nil || v > known {
 		return fmt.Errorf("it was written by a newer version (format %s, this program knows up to %d); install "+
@@ -120,7 +119,7 @@ func (s *Store) persist(write func() error) error {
 
 // StoreLogs fails without harm: a leader steps down, a follower says no.
 func (s *Store) StoreLogs(logs []*hraft.Log) error {
-	err := s.BoltStore.StoreLogs(logs)
+	err := s.database.StoreLogs(logs)
 	s.note(err)
 	return err
 }
@@ -138,11 +137,11 @@ const (
 )
 
 // SetOwn stores a value of this program's own, once: an error is reported, and not waited for.
-func (s *Store) SetOwn(key, value string) error { return s.BoltStore.Set([]byte(key), []byte(value)) }
+func (s *Store) SetOwn(key, value string) error { return s.database.Set([]byte(key), []byte(value)) }
 
 // Own is what SetOwn has stored, or "".
 func (s *Store) Own(key string) string {
-	value, err := s.BoltStore.Get([]byte(key))
+	value, err := s.database.Get([]byte(key))
 	if err != nil {
 		return "" // none is stored
 	}

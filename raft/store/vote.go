@@ -3,8 +3,6 @@ package store
 import (
 	"encoding/binary"
 	"errors"
-
-	boltdb "github.com/hashicorp/raft-boltdb/v2"
 )
 
 // hashicorp/raft stores a vote as two values, first the term, then the candidate. Each costs a transaction,
@@ -19,9 +17,9 @@ const (
 
 // vote is the vote on disk, ok is false if there is none in this form.
 func (s *Store) vote() (term uint64, candidate []byte, ok bool, err error) {
-	v, err := s.BoltStore.Get([]byte(voteKey))
+	v, err := s.database.Get([]byte(voteKey))
 	switch {
-	case errors.Is(err, boltdb.ErrKeyNotFound):
+	case errors.Is(err, errNoValue):
 		return 0, nil, false, nil
 	case err != nil:
 		return 0, nil, false, err
@@ -37,7 +35,7 @@ func (s *Store) SetUint64(key []byte, val uint64) error {
 		s.voteTerm = val
 		return nil
 	}
-	return s.persist(func() error { return s.BoltStore.SetUint64(key, val) })
+	return s.persist(func() error { return s.database.SetUint64(key, val) })
 }
 
 // Set stores whom the vote of the term just set goes to.
@@ -45,7 +43,7 @@ func (s *Store) Set(key, val []byte) error {
 	if string(key) == voteCandidKey {
 		key, val = []byte(voteKey), append(binary.BigEndian.AppendUint64(nil, s.voteTerm), val...)
 	}
-	return s.persist(func() error { return s.BoltStore.Set(key, val) })
+	return s.persist(func() error { return s.database.Set(key, val) })
 }
 
 // GetUint64 reads what SetUint64 has stored.
@@ -55,7 +53,7 @@ func (s *Store) GetUint64(key []byte) (uint64, error) {
 			return term, err
 		}
 	}
-	return s.BoltStore.GetUint64(key)
+	return s.database.GetUint64(key)
 }
 
 // Get reads what Set has stored.
@@ -65,5 +63,5 @@ func (s *Store) Get(key []byte) ([]byte, error) {
 			return candidate, err
 		}
 	}
-	return s.BoltStore.Get(key)
+	return s.database.Get(key)
 }

@@ -41,7 +41,7 @@ func TestVoteIsOneValueOnDisk(t *testing.T) {
 		t.Errorf("no vote yet: %v; hashicorp/raft wants %q", err, "not found")
 	}
 	// The library's own two values count until there is a vote in this form.
-	must(s.BoltStore.SetUint64([]byte(voteTermKey), 3), s.BoltStore.Set([]byte(voteCandidKey), []byte("a")))
+	must(s.database.SetUint64([]byte(voteTermKey), 3), s.database.Set([]byte(voteCandidKey), []byte("a")))
 	check(s, "two values", 3, "a")
 
 	must(s.SetUint64([]byte(voteTermKey), 4), s.Set([]byte(voteCandidKey), []byte("b")))

@@ -9,6 +9,9 @@ export GOTOOLCHAIN := local
 BUSY := 0
 BEGAN := $(shell date +%s)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Left out of the binary: HTTP/2, which the page never spoke, and a generator of manuals. It is 0.8 MB smaller, and
+# strangers have less to try.
+TAGS := nethttpomithttp2 urfave_cli_no_docs
 LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
@@ -19,7 +22,7 @@ demo: build
 	./appliance demo
 
 build: setup-build
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o appliance .
+	CGO_ENABLED=0 go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o appliance .
 
 # What was skipped and how long each stage took is said at the end. With BUSY=2
 # two threads are busy beside the tests.

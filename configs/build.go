@@ -17,7 +17,7 @@ func (b *builder) build() {
 		c.role.value = b.text("role")
 	}
 	c.VIPs = b.vips()
-	c.Interface = b.interfaceName()
+	c.Interface = b.interfaceName("interface")
 	c.SingleNode = b.bool(keySingle)
 	c.StartAsLeader = b.bool("startAsLeader")
 	c.Group = b.group()
@@ -52,7 +52,19 @@ func (b *builder) vips() []netip.Addr {
 	for key := range b.elements(keyVIPs) {
 		keys = append(keys, key)
 	}
-	keys = slices.DeleteFunc(keys, func(key string) bool { _, ok := b.values[key]; return !ok })
+	for i, key := range keys {
+		if _, ok := b.values[key]; !ok { // {address: ..., interface: ...}, or empty, which is reported already
+			keys[i] = key + ".address"
+		}
+	}
+	keys = slices.DeleteFunc(keys, func(key string) bool {
+		_, ok := b.values[key]
+		vip := strings.TrimSuffix(key, ".address")
+		if !ok && b.values[vip+".interface"].value != "" {
+			b.bad(vip, "names an interface and no address; write {address: 192.0.2.10, interface: eth0}")
+		}
+		return !ok
+	})
 	if len(keys) == 0 && b.cfg.Worker() {
 		return nil // it may listen on addresses of its own; see validateWorker
 	}
@@ -62,6 +74,7 @@ func (b *builder) vips() []netip.Addr {
 	}
 	var vips []netip.Addr
 	b.vipOrigins = map[netip.Addr]Origin{}
+	b.cfg.vipInterfaces = map[netip.Addr]string{}
 	for _, key := range keys {
 		v, ok := b.vip(key)
 		if !ok {
@@ -74,6 +87,11 @@ func (b *builder) vips() []netip.Addr {
 		}
 		b.vipOrigins[v] = b.origin(key)
 		vips = append(vips, v)
+		if vip, ok := strings.CutSuffix(key, ".address"); ok {
+			if name := b.interfaceName(vip + ".interface"); name != "" {
+				b.cfg.vipInterfaces[v] = name
+			}
+		}
 	}
 	return vips
 }
@@ -104,11 +122,11 @@ func (b *builder) vip(key string) (netip.Addr, bool) {
 	return a, ok
 }
 
-func (b *builder) interfaceName() string {
-	c := b.get("interface")
-	b.show("interface", c.value, c.origin)
+func (b *builder) interfaceName(key string) string {
+	c := b.get(key)
+	b.show(key, c.value, c.origin)
 	if c.value != "" && (!isInterfaceName(c.value) || strings.Contains(c.value, ":")) {
-		b.bad("interface", "%s cannot be an interface's name; write one that `ip link` shows, "+
+		b.bad(key, "%s cannot be an interface's name; write one that `ip link` shows, "+
 			"or nothing to have it found by the virtual address's subnet", printable(c.value))
 	}
 	return c.value

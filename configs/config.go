@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -17,6 +18,8 @@ type Config struct {
 	// Interface is where the VIPs are answered for. Empty means the interface
 	// whose subnet contains the first VIP of a family.
 	Interface string
+	// vipInterfaces are the interfaces of the VIPs that name their own.
+	vipInterfaces map[netip.Addr]string
 	// ID says which of the peers this node is; see Self.
 	ID string
 	// Peers are all members of the group, this node included. They may be empty
@@ -87,6 +90,10 @@ type Value struct {
 	// secret is what Value hides. It is compared, so that a change is noticed.
 	secret string
 }
+
+// InterfaceOf is the interface on which vip is answered for: its own or that of all. Empty means that it is found by
+// vip's subnet.
+func (c *Config) InterfaceOf(vip netip.Addr) string { return cmp.Or(c.vipInterfaces[vip], c.Interface) }
 
 // Worker reports whether this node is outside the group.
 func (c *Config) Worker() bool { return Role(c.role.value) == RoleWorker }
@@ -170,7 +177,10 @@ func (c *Config) WithLive(next *Config) *Config {
 	out.Warnings = next.Warnings
 	out.LoadBalancers = slices.Clone(next.LoadBalancers)
 	for i, lb := range out.LoadBalancers {
-		if lb.BindToVIP {
+		switch {
+		case lb.OwnVIPs: // those of its VIPs that are in force
+			out.LoadBalancers[i].VIPs, _ = partition(lb.VIPs, func(a netip.Addr) bool { return slices.Contains(c.VIPs, a) })
+		case lb.BindToVIP:
 			out.LoadBalancers[i].VIPs = c.VIPs
 		}
 	}

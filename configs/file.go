@@ -244,7 +244,7 @@ func (p *parser) list(v *yaml.Node, key string) {
 		_, plain := setting(at)
 		_, short := setting(at + ".address")
 		switch {
-		case plain:
+		case plain && !(short && e.Kind == yaml.MappingNode):
 			p.scalar(e, at)
 		case short && e.Kind == yaml.ScalarNode:
 			p.scalar(e, at+".address") // - 192.0.2.1 is short for - address: 192.0.2.1

@@ -20,6 +20,8 @@ type LoadBalancerEntry struct {
 	BindToVIP bool
 	// VIPs are the addresses that it listens on; empty unless BindToVIP.
 	VIPs []netip.Addr
+	// OwnVIPs means that the entry names them; otherwise they are all.
+	OwnVIPs bool
 	// Listen are further addresses of the node, such as 127.0.0.1 and ::1.
 	Listen    []netip.Addr
 	Scheduler balancer.Scheduler
@@ -127,9 +129,7 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 	b.show(key("port"), port.value, port.origin)
 	lb.Port = b.port(key("port"), false)
 	lb.BindToVIP = b.bool(key("bindToVip"))
-	if lb.BindToVIP {
-		lb.VIPs = b.cfg.VIPs
-	}
+	b.lbVIPs(&lb, key("vips"), key("bindToVip"))
 	lb.Listen = b.addrs(key("listen"), b.cfg.VIPs, "is a virtual address, which bindToVip listens on; remove it here")
 	backendPort := b.port(key("backendPort"), true)
 	if backendPort == 0 {
@@ -155,6 +155,46 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 		lb.Backends = b.withPeers(i, lb.Backends, backendPort)
 	}
 	return lb
+}
+
+// lbVIPs reads which of the VIPs lb listens on.
+func (b *builder) lbVIPs(lb *LoadBalancerEntry, key, bindKey string) {
+	own := b.addrs(key, nil, "")
+	lb.OwnVIPs = b.lists[key] > 0
+	switch {
+	case !lb.BindToVIP && lb.OwnVIPs:
+		b.bad(key, "has no effect with bindToVip: false, which listens on every address%s; remove one of the two",
+			b.lineOf(bindKey))
+	case !lb.BindToVIP:
+	case !lb.OwnVIPs:
+		lb.VIPs = b.cfg.VIPs
+	default:
+		for at := range b.elements(key) {
+			a, err := netip.ParseAddr(unbracket(b.get(at).value))
+			if err == nil && slices.Contains(own, a.Unmap()) && !slices.Contains(b.cfg.VIPs, a.Unmap()) {
+				b.bad(at, "%s is none of the virtual addresses; write one of vips%s, or add it there", a.Unmap(),
+					b.lineOf(keyVIPs))
+			}
+		}
+		lb.VIPs = own
+	}
+}
+
+// sharesAddress reports whether lb and other would listen on one address and port, and on which; the zero address stands
+// for every address.
+func (lb LoadBalancerEntry) sharesAddress(other LoadBalancerEntry) (netip.Addr, bool) {
+	if lb.Port != other.Port || lb.Port == 0 {
+		return netip.Addr{}, false
+	}
+	if !lb.BindToVIP || !other.BindToVIP {
+		return netip.Addr{}, true
+	}
+	for _, a := range slices.Concat(lb.VIPs, lb.Listen) {
+		if slices.Contains(other.VIPs, a) || slices.Contains(other.Listen, a) {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
 }
 
 // connOptions reads the keys of connSettings.

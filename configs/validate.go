@@ -210,7 +210,12 @@ func (b *builder) validateLoadBalancer(i int) {
 			b.bad(b.lbKey(i, "name"), "%s is the name of two load balancers%s; write another",
 				printable(lb.Name), otherLine(other.Origin, lb.Origin))
 		}
-		if other.Port == lb.Port && lb.Port != 0 {
+		switch at, shared := lb.sharesAddress(other); {
+		case !shared:
+		case at.IsValid() && (lb.OwnVIPs || other.OwnVIPs):
+			b.bad(b.lbKey(i, "port"), "%s is already that of %s%s; write another port, or vips: for each which the other lacks",
+				netip.AddrPortFrom(at, lb.Port), printable(other.Name), otherLine(other.Origin, lb.Origin))
+		default:
 			b.bad(b.lbKey(i, "port"), "%d is already the port of %s%s; write another, or make the two one",
 				lb.Port, printable(other.Name), otherLine(other.Origin, lb.Origin))
 		}

@@ -65,7 +65,7 @@ func survey(cfg *configs.Config) (site, error) {
 	if s.self.Role != configs.RoleWitness {
 		note(capabilities(cfg))
 		for _, vip := range cfg.VIPs {
-			name, err := arp.FindInterface(vip, cfg.Interface)
+			name, err := arp.FindInterface(vip, cfg.InterfaceOf(vip))
 			note(err)
 			s.vips = append(s.vips, arp.VIP{Addr: vip, Interface: name})
 		}

@@ -129,7 +129,7 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 	b.show(key("port"), port.value, port.origin)
 	lb.Port = b.port(key("port"), false)
 	lb.BindToVIP = b.bool(key("bindToVip"))
-	b.lbVIPs(&lb, key("vips"), key("bindToVip"))
+	b.lbVIPs(&lb, key)
 	lb.Listen = b.addrs(key("listen"), b.cfg.VIPs, "is a virtual address, which bindToVip listens on; remove it here")
 	backendPort := b.port(key("backendPort"), true)
 	if backendPort == 0 {
@@ -157,14 +157,24 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 	return lb
 }
 
-// lbVIPs reads which of the VIPs lb listens on.
-func (b *builder) lbVIPs(lb *LoadBalancerEntry, key, bindKey string) {
+// lbVIPs reads which of the VIPs lb listens on: all, some, or with off none.
+func (b *builder) lbVIPs(lb *LoadBalancerEntry, keyOf func(name string) string) {
+	key := keyOf("vips")
+	if lb.OwnVIPs = b.lists[key] > 0; b.lists[key] == 1 && b.get(key+"[0]").value == "off" {
+		b.show(key+"[0]", "off", b.origin(key))
+		if !lb.BindToVIP {
+			b.bad(key, "is off, and bindToVip: false listens on every address; remove one of the two")
+		}
+		if b.lists[keyOf("listen")] == 0 {
+			b.bad(key, "is off, and no other address is named; write listen: [127.0.0.1], or remove it")
+		}
+		return
+	}
 	own := b.addrs(key, nil, "")
-	lb.OwnVIPs = b.lists[key] > 0
 	switch {
 	case !lb.BindToVIP && lb.OwnVIPs:
 		b.bad(key, "has no effect with bindToVip: false, which listens on every address%s; remove one of the two",
-			b.lineOf(bindKey))
+			b.lineOf(keyOf("bindToVip")))
 	case !lb.BindToVIP:
 	case !lb.OwnVIPs:
 		lb.VIPs = b.cfg.VIPs

@@ -214,7 +214,7 @@ var settings = slices.Concat([]Setting{
 		Usage: "listen on the virtual addresses only; false: on every address of the node",
 		Why:   "the node's own addresses belong to its own servers"},
 	{Key: "loadBalancers[].vips[]", Type: List,
-		Usage: "the virtual addresses that it is served on, some of vips",
+		Usage: "the virtual addresses that it is served on, some of vips; off: none, only those of listen",
 		Why:   "all: one address per service is the usual case, and the other addresses are for another family or network"},
 	{Key: "loadBalancers[].listen[]", Flag: "listen", Type: List,
 		Usage: "further addresses of this node to listen on, such as 127.0.0.1 and ::1",

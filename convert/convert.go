@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"appliance/convert/draft"
 	"appliance/convert/haproxy"
@@ -41,10 +42,8 @@ const maxFile = 1 << 20
 // whatever the files say.
 func Convert(files []File, given Addresses) (Output, error) {
 	d := draft.New()
-	for _, f := range files {
-		if err := read(d, f); err != nil {
-			return Output{}, err
-		}
+	if err := readAll(d, files); err != nil {
+		return Output{}, err
 	}
 	p, err := newPlan(d, given)
 	if err != nil {
@@ -72,45 +71,68 @@ func Convert(files []File, given Addresses) (Output, error) {
 	return out, nil
 }
 
-// read adds a file to d.
-func read(d *draft.Draft, f File) error {
-	name := syntax.Printable(f.Name)
-	if len(f.Data) > maxFile {
-		return fmt.Errorf("%s: is larger than %d bytes, which no configuration is; check the path", name, maxFile)
+// A program is a format whose files are read as one.
+type program struct {
+	format  Format
+	grammar syntax.Grammar
+	read    func(*draft.Draft, []syntax.Statement) error
+}
+
+var programs = []program{
+	{HAProxy, haproxy.Grammar, haproxy.Read},
+	{Nginx, nginx.Grammar, nginx.Read},
+	{Keepalived, keepalived.Grammar, keepalived.Read},
+}
+
+// readAll adds files to d. Those of one program are one configuration, as they are for that program.
+func readAll(d *draft.Draft, files []File) error {
+	parsed := map[Format][]parsedFile{}
+	for _, f := range files {
+		name := syntax.Printable(f.Name)
+		if len(f.Data) > maxFile {
+			return fmt.Errorf("%s: is larger than %d bytes, which no configuration is; check the path", name, maxFile)
+		}
+		f.Data = bytes.TrimPrefix(f.Data, []byte("\ufeff")) // some editors begin a file with it
+		if f.Format == "" {
+			var err error
+			if f.Format, err = Detect(f.Name, f.Data); err != nil {
+				return err
+			}
+		}
+		if f.Format == KubeVIP {
+			if err := kubevip.Read(d, f.Name, f.Data); err != nil {
+				return err
+			}
+			continue
+		}
+		i := slices.IndexFunc(programs, func(p program) bool { return p.format == f.Format })
+		if i < 0 {
+			return fmt.Errorf("%s: %q is no kind of configuration; write %s", name, f.Format, formatNames())
+		}
+		list, err := programs[i].grammar.Parse(f.Name, f.Data)
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return fmt.Errorf("%s: has nothing in it; check the path", name)
+		}
+		if d.Count(list); d.Statements > draft.MaxStatements {
+			return fmt.Errorf("%s: has more than %d statements, which no configuration of one machine has; check the path",
+				name, draft.MaxStatements)
+		}
+		parsed[f.Format] = append(parsed[f.Format], parsedFile{f.Name, list})
 	}
-	f.Data = bytes.TrimPrefix(f.Data, []byte("\ufeff")) // some editors begin a file with it
-	if f.Format == "" {
-		var err error
-		if f.Format, err = Detect(f.Name, f.Data); err != nil {
+	for _, p := range programs {
+		list, err := asOne(p.format, parsed[p.format])
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			continue
+		}
+		if err := p.read(d, list); err != nil {
 			return err
 		}
 	}
-	var (
-		grammar syntax.Grammar
-		add     func(*draft.Draft, []syntax.Statement) error
-	)
-	switch f.Format {
-	case HAProxy:
-		grammar, add = haproxy.Grammar, haproxy.Read
-	case Nginx:
-		grammar, add = nginx.Grammar, nginx.Read
-	case Keepalived:
-		grammar, add = keepalived.Grammar, keepalived.Read
-	case KubeVIP:
-		return kubevip.Read(d, f.Name, f.Data)
-	default:
-		return fmt.Errorf("%s: %q is no kind of configuration; write %s", name, f.Format, formatNames())
-	}
-	list, err := grammar.Parse(f.Name, f.Data)
-	if err != nil {
-		return err
-	}
-	if len(list) == 0 {
-		return fmt.Errorf("%s: has nothing in it; check the path", name)
-	}
-	if d.Count(list); d.Statements > draft.MaxStatements {
-		return fmt.Errorf("%s: has more than %d statements, which no configuration of one machine has; check the path",
-			name, draft.MaxStatements)
-	}
-	return add(d, list)
+	return nil
 }

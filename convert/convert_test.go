@@ -1,10 +1,12 @@
 package convert_test
 
 import (
+	stdcmp "cmp"
 	"flag"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,6 +35,9 @@ func samples(t testing.TB) map[string][]convert.File {
 		t.Fatal("no samples:", err)
 	}
 	list := map[string][]convert.File{}
+	slices.SortStableFunc(names, func(a, b string) int { // the main file first
+		return stdcmp.Or(strings.Compare(filepath.Dir(a), filepath.Dir(b)), len(a)-len(b), strings.Compare(a, b))
+	})
 	for _, name := range names {
 		base := filepath.Base(name)
 		if base == "want.yaml" || base == "want.err" || strings.Contains(name, "/fuzz/") {

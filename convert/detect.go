@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"bytes"
 	"fmt"
 	"regexp"
 	"slices"
@@ -48,6 +49,7 @@ var signs = []struct {
 // Detect finds out the format of data, the contents of the file of that name.
 func Detect(name string, data []byte) (Format, error) {
 	name = syntax.Printable(name)
+	data = bytes.ReplaceAll(bytes.TrimPrefix(data, []byte("\ufeff")), []byte("\r\n"), []byte("\n"))
 	var found []Format
 	for _, s := range signs {
 		if s.line.Match(data) {

@@ -60,6 +60,10 @@ backend control-plane
 	//   timeouts: {client: 24h, server: 24h}
 	//   check:
 	//     type: https
+	//     inter: 2s
+	//     timeout: 2s
+	//     rise: 2
+	//     fall: 3
 	//     method: GET
 	//     path: /readyz
 	//     expect: {status: [200-399]}

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -80,33 +81,16 @@ func limitRequest(c *draft.HealthCheck, advise func(words, why string)) {
 	}
 }
 
-// limitAccess removes duplicates from the access lists, and says if they would refuse everybody.
+// limitAccess says if an access list is longer than our loader takes.
 func limitAccess(lb *draft.LB) (refused string) {
-	lb.Allow, lb.Deny, lb.AcceptProxyFrom = once(lb.Allow), once(lb.Deny), once(lb.AcceptProxyFrom)
-	denied := func(p netip.Prefix) bool { return slices.Contains(lb.Deny, p) }
-	some := len(lb.Allow) > 0
-	lb.Allow = slices.DeleteFunc(lb.Allow, denied)
-	everybody := draft.Everybody()
-	switch {
-	case some && len(lb.Allow) == 0:
-		return "it refuses everybody whom it allows"
-	case denied(everybody[0]) && denied(everybody[1]):
-		return "it refuses everybody"
+	lb.AcceptProxyFrom = draft.Once(lb.AcceptProxyFrom)
+	for _, list := range [][]netip.Prefix{lb.Allow, lb.Deny, lb.AcceptProxyFrom} {
+		if len(list) > draft.MaxList {
+			return fmt.Sprintf("its access list has more than %d entries, the most of a list; write wider prefixes",
+				draft.MaxList)
+		}
 	}
 	return ""
-}
-
-// once is list in canonical form without duplicates.
-func once(list []netip.Prefix) (out []netip.Prefix) {
-	for _, p := range list {
-		if p.Addr().Is4In6() {
-			p = netip.PrefixFrom(p.Addr().Unmap(), max(0, p.Bits()-96))
-		}
-		if p = p.Masked(); !slices.Contains(out, p) {
-			out = append(out, p)
-		}
-	}
-	return out
 }
 
 // usualAdmin is where the state is shown if nobody says where.

@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,6 +23,7 @@ func (p *plan) findPeers(given Addresses) {
 	for _, one := range p.Peers {
 		p.addPeer(one)
 	}
+	p.hint("peers", p.PeerHint...)
 	if p.worker || p.Single {
 		return
 	}
@@ -58,13 +60,13 @@ func (p *plan) findPeers(given Addresses) {
 }
 
 func (p *plan) hasPeer(a netip.Addr) bool {
-	return slices.ContainsFunc(p.peers, func(one draft.PeerDraft) bool { return one.Addr == a })
+	return slices.ContainsFunc(p.peers, func(one draft.PeerDraft) bool { return slices.Contains(one.Addrs(), a) })
 }
 
 // addPeer adds a peer, unless it is there or on loopback.
 func (p *plan) addPeer(one draft.PeerDraft) {
 	for _, other := range p.peers {
-		if other.Addr == one.Addr || one.ID != "" && other.ID == one.ID {
+		if slices.Contains(other.Addrs(), one.Addr) || one.ID != "" && other.ID == one.ID {
 			return
 		}
 	}
@@ -80,7 +82,7 @@ func (p *plan) addPeer(one draft.PeerDraft) {
 func (p *plan) checkPeers(given Addresses) error {
 	named := len(p.peers)
 	p.peers = slices.DeleteFunc(p.peers, func(one draft.PeerDraft) bool {
-		isVIP := slices.Contains(p.vips, one.Addr)
+		isVIP := slices.ContainsFunc(one.Addrs(), func(a netip.Addr) bool { return slices.Contains(p.vips, a) })
 		if isVIP {
 			p.Note(nil, headOf(one.Place, one.Addr.String()),
 				"is a virtual address; write this peer's own address in peers")
@@ -99,6 +101,10 @@ func (p *plan) checkPeers(given Addresses) error {
 // findVIPs finds the virtual addresses: those that were given, or else those of keepalived and kube-vip, or else those
 // on which the load balancers of a group listen.
 func (p *plan) findVIPs(given Addresses) error {
+	p.interfaces = map[netip.Addr]string{}
+	for _, v := range p.VIPs {
+		p.interfaces[v.Addr] = cmp.Or(v.Interface, p.Interface)
+	}
 	add := func(a netip.Addr) {
 		if a.IsValid() && !slices.Contains(p.vips, a) && !a.IsLoopback() {
 			p.vips = append(p.vips, a)
@@ -122,8 +128,9 @@ func (p *plan) findVIPs(given Addresses) error {
 	for _, v := range p.VIPs {
 		add(v.Addr)
 	}
-	// The kernel balances at addresses that the box has.
-	addBinds(func(lb *draft.LB, _ netip.Addr) bool { return lb.LVS })
+	if len(p.vips) == 0 { // the kernel balances at addresses that the machine has
+		addBinds(func(lb *draft.LB, _ netip.Addr) bool { return lb.LVS })
+	}
 	if p.worker || len(p.vips) > 0 {
 		return nil
 	}

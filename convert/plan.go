@@ -18,6 +18,7 @@ type plan struct {
 	// peersAsBackends writes the key, so that peers who join later count too.
 	peersAsBackends bool
 	vips            []netip.Addr
+	interfaces      map[netip.Addr]string // of vips, as far as the files say
 	peers           []draft.PeerDraft
 	balancers       []*balancer
 	// hints are comments for the keys of that name that belong to no line of the files.
@@ -29,9 +30,10 @@ type balancer struct {
 	*draft.LB
 	name, scheduler, plane string
 	port                   uint16
-	everywhere, virtual    bool // listens on every address, on the virtual ones
-	listen                 []netip.Addr
-	servers                []draft.ServerEntry
+	everywhere             bool // listens on every address
+	// vips are the virtual addresses that it is served on, listen further addresses of the node.
+	vips, listen []netip.Addr
+	servers      []draft.ServerEntry
 }
 
 const (
@@ -60,7 +62,9 @@ func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
 	if err := p.checkPeers(given); err != nil {
 		return nil, err
 	}
-	p.planLoadBalancers()
+	if err := p.planLoadBalancers(); err != nil {
+		return nil, err
+	}
 	p.planAdmin()
 	if len(p.balancers) == 0 && p.worker {
 		return nil, fmt.Errorf("%w%s", errNothing, d.FirstReasons())
@@ -74,8 +78,8 @@ func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
 }
 
 // planLoadBalancers plans what the draft has, and notes the load balancers that cannot be carried over.
-func (p *plan) planLoadBalancers() {
-	kept := map[*draft.LB]bool{} // what became part of a load balancer
+func (p *plan) planLoadBalancers() error {
+	kept := map[syntax.Place]bool{} // what became part of a load balancer, also of one among several
 	for _, lb := range p.LoadBalancers {
 		if lb.Refused == "" {
 			lb.Refused = p.planLoadBalancer(lb)
@@ -84,7 +88,7 @@ func (p *plan) planLoadBalancers() {
 			continue
 		}
 		for _, part := range lb.Joined {
-			kept[part] = true
+			kept[part.Place] = true
 		}
 	}
 	for _, lb := range p.LoadBalancers {
@@ -94,17 +98,24 @@ func (p *plan) planLoadBalancers() {
 		p.Note(nil, lb.Statement, "was not carried over: %s", lb.Refused)
 		p.NoteRest(lb)
 		for _, part := range lb.Joined {
-			if !kept[part] {
+			if !kept[part.Place] {
 				p.Note(nil, part.Statement, "was not carried over with line %d", lb.Line)
 				p.NoteRest(part)
 			}
 		}
 	}
+	if len(p.balancers) == 0 && len(p.LoadBalancers) > 0 {
+		return fmt.Errorf("none of the %d load balancers in these files could be carried over%s",
+			len(p.LoadBalancers), p.FirstReasons())
+	}
 	if len(p.balancers) == 0 {
 		p.hint("loadBalancers",
-			"No load balancer is in these files, so there is the usual one: port 6443 of the virtual address, over",
-			"the peers. For others, convert haproxy.cfg or nginx.conf of the same box together with this file.")
+			"No load balancer is in these files. THIS FILE BALANCES ALL THE SAME: port 6443 of the virtual addresses, over",
+			"the peers, which is what the appliance does if it is told nothing else. If these machines are no control plane",
+			"of Kubernetes, write what is to be served, or convert haproxy.cfg or nginx.conf of the same machine together",
+			"with this file.")
 	}
+	return nil
 }
 
 // planLoadBalancer adds a balancer for each port of lb, or says why there is none.
@@ -125,17 +136,12 @@ func (p *plan) planLoadBalancer(lb *draft.LB) (refused string) {
 	why := "none of its addresses is one that the appliance serves"
 	added := false
 	for _, b := range byPort {
-		if !b.everywhere && !b.virtual && len(b.listen) == 0 {
+		p.leaveOthers(b)
+		if !b.everywhere && len(b.vips) == 0 && len(b.listen) == 0 {
 			continue
 		}
-		if !b.everywhere && !b.virtual && len(p.vips) > 0 {
-			p.Advise(lb, lb.Statement, "is served on the virtual addresses as well, "+
-				"as every load balancer of a node that has some")
-		}
-		taken := slices.IndexFunc(p.balancers, func(other *balancer) bool { return other.port == b.port })
-		if taken >= 0 {
-			why = fmt.Sprintf("port %d is already that of line %s, and load balancers are told apart by port",
-				b.port, p.balancers[taken].Place)
+		if taken, at := p.taken(b); taken != nil {
+			why = fmt.Sprintf("%s is already that of line %s", at, taken.Place)
 			if len(byPort) > 1 {
 				p.Note(lb, lb.Statement, "%s", why)
 			}
@@ -156,19 +162,62 @@ func (p *plan) planLoadBalancer(lb *draft.LB) (refused string) {
 	return why
 }
 
+// taken is the balancer that is served where b would be, and that address and port; nil if there is none.
+func (p *plan) taken(b *balancer) (*balancer, string) {
+	for _, other := range p.balancers {
+		if other.port != b.port {
+			continue
+		}
+		if other.everywhere || b.everywhere {
+			return other, fmt.Sprintf("port %d", b.port)
+		}
+		for _, a := range slices.Concat(b.vips, b.listen) {
+			if slices.Contains(other.vips, a) || slices.Contains(other.listen, a) {
+				return other, netip.AddrPortFrom(a, b.port).String()
+			}
+		}
+	}
+	return nil, ""
+}
+
+// leaveOthers takes from b, which listens on every address of a family, those virtual addresses on whose port another
+// load balancer listens by name: the kernel gives it the connections there, also if it could not be carried over.
+func (p *plan) leaveOthers(b *balancer) {
+	names := func(binds []draft.Bind, a netip.Addr) bool {
+		return slices.ContainsFunc(binds, func(at draft.Bind) bool { return at.Port == b.port && at.Addr == a })
+	}
+	b.vips = slices.DeleteFunc(b.vips, func(a netip.Addr) bool {
+		return !names(b.Binds, a) && slices.ContainsFunc(p.LoadBalancers, func(other *draft.LB) bool {
+			return other != b.LB && names(other.Binds, a)
+		})
+	})
+}
+
+// onAll reports whether b is served on all virtual addresses.
+func (p *plan) onAll(b *balancer) bool { return len(b.vips) == len(p.vips) }
+
 // listen decides what listening at the bind means here.
 func (p *plan) listen(b *balancer, at draft.Bind) {
+	served := false
+	for _, a := range p.vips {
+		if at.Has(a) {
+			served = true
+			if !slices.Contains(b.vips, a) {
+				b.vips = append(b.vips, a)
+			}
+		}
+	}
 	switch {
 	case b.Everywhere, !at.Addr.IsValid() && p.worker:
 		b.everywhere = true
+	case !at.Addr.IsValid() && !served:
+		p.Note(b.LB, at.Statement, "has none of the virtual addresses, which are of the other family")
 	case !at.Addr.IsValid():
-		b.virtual = true
 		if !at.Virtual {
 			p.Advise(b.LB, at.Statement, "is served on the virtual addresses, which keeps the fast data planes; "+
 				"write bindToVip: false if clients use the nodes' own addresses as well")
 		}
-	case slices.Contains(p.vips, at.Addr):
-		b.virtual = true
+	case served:
 	case !at.Addr.IsLoopback() && (p.hasPeer(at.Addr) || slices.Contains(p.Own, at.Addr)):
 		p.Note(b.LB, at.Statement, "is one node's own address; "+
 			"write bindToVip: false to listen on every address of every node")

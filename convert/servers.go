@@ -1,6 +1,7 @@
 package convert
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -59,6 +60,7 @@ func (p *plan) planServers(b *balancer) (refused string) {
 			b.servers[i].Backup = false
 		}
 	}
+	p.limitBackups(b)
 	if b.Queue.Set && !b.limited() {
 		p.Moot(nil, b.QueueAt, "nobody queues, because no server has maxconn")
 	}
@@ -71,6 +73,38 @@ func (p *plan) planServers(b *balancer) (refused string) {
 		b.listen = nil
 	}
 	return ""
+}
+
+// limitBackups keeps all backups but one from serving where the files mean that: with one server before them, that is
+// scheduler first; otherwise only one backup is carried over.
+func (p *plan) limitBackups(b *balancer) {
+	var backups, others int
+	for _, srv := range b.servers {
+		switch {
+		case srv.Backup:
+			backups++
+		case !srv.Weight.Set || srv.Weight.Value > 0:
+			others++
+		}
+	}
+	switch {
+	case !b.OneBackup || backups < 2:
+	case others < 2:
+		b.scheduler = "first"
+		p.Advise(b.LB, b.Statement, "has scheduler: first, because one server serves at a time, and of the backups "+
+			"the first that lives")
+	default:
+		seen := false
+		b.servers = slices.DeleteFunc(b.servers, func(srv draft.ServerEntry) bool {
+			extra := srv.Backup && seen
+			seen = seen || srv.Backup
+			if extra {
+				p.Note(b.LB, srv.Statement, "was left out, because only the first backup that lives serves in haproxy, "+
+					"and here all would; add it if they may serve at once")
+			}
+			return extra
+		})
+	}
 }
 
 // addServer adds a server to b, unless it cannot be one.
@@ -152,19 +186,19 @@ func (p *plan) scaleWeights(b *balancer) {
 	if heaviest > draft.MaxWeight {
 		p.Advise(b.LB, b.Statement, "weights above %d were made smaller, all by the same factor", draft.MaxWeight)
 	}
-	if uneven && !b.LVS && (b.scheduler == "rr" || b.scheduler == "lc") {
-		b.scheduler = "w" + b.scheduler
+	if uneven && !b.LVS && slices.Contains([]string{"", "rr", "lc"}, b.scheduler) {
+		b.scheduler = "w" + cmp.Or(b.scheduler, "rr")
 	}
 }
 
 // choosePlane leaves the choice of the data plane to the appliance where the one that the files ask for cannot serve.
 func (p *plan) choosePlane(b *balancer) {
-	if b.plane == "" || b.everywhere || len(p.vips) == 0 {
+	if b.plane == "" || b.everywhere || len(b.vips) == 0 {
 		return
 	}
 	why := ""
 	for _, is4 := range []bool{true, false} {
-		clients := slices.ContainsFunc(p.vips, func(a netip.Addr) bool { return a.Is4() == is4 })
+		clients := slices.ContainsFunc(b.vips, func(a netip.Addr) bool { return a.Is4() == is4 })
 		servers := slices.ContainsFunc(b.servers, func(s draft.ServerEntry) bool { return s.Addr.Is4() == is4 })
 		if clients != servers {
 			why = "virtual addresses and servers are not of the same families"

@@ -3,6 +3,7 @@ package convert_test
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -105,8 +106,8 @@ func TestWords(t *testing.T) {
 			[]string{"deny:"},
 		},
 		{"conditions side by side mean and", convert.HAProxy,
-			haproxyListen + "  tcp-request connection reject if { src 10.0.0.0/8 } { dst_port 80 }\n" + haproxyServers,
-			[]string{"f:3: tcp-request connection reject"}, []string{"deny:", "allow:"}},
+			haproxyListen + "  tcp-request connection reject if { src 10.0.0.0/8 } ! { src 10.1.0.0/16 }\n" + haproxyServers,
+			[]string{"deny: [10.0.0.0/16, 10.2.0.0/15,"}, []string{"allow:"}},
 		{
 			"accept without reject keeps nobody out", convert.HAProxy,
 			haproxyListen + "  tcp-request connection accept if { src 10.0.0.0/8 }\n" + haproxyServers,
@@ -146,13 +147,7 @@ func TestWords(t *testing.T) {
 		{
 			"a load balancer on loopback of a node with a virtual address", convert.HAProxy,
 			"listen api\n  bind 127.0.0.1:6443\n" + haproxyServers,
-			[]string{"listen: [127.0.0.1]", "is served on the virtual addresses as well"},
-			nil,
-		},
-		{
-			"conditions are not looked at", convert.HAProxy,
-			haproxyListen + "  .if defined(X)\n  maxconn 5\n  .endif\n" + haproxyServers,
-			[]string{"f:3: .if defined(X): conditions are not looked at", "maxconn: 5"},
+			[]string{"vips: [off]", "listen: [127.0.0.1]"},
 			nil,
 		},
 		{"a queue needs a limit", convert.HAProxy, haproxyListen + "  timeout queue 9s\n" + haproxyServers,
@@ -299,6 +294,16 @@ func TestRefused(t *testing.T) {
 			"listen web\n  mode http\n  bind *:80\n  server a 192.0.2.11:80\n",
 			"f:1: listen web: is in mode http",
 		},
+		{
+			"a condition decides about a line", convert.HAProxy,
+			haproxyListen + "  .if defined(X)\n  maxconn 5\n  .endif\n" + haproxyServers,
+			"f:3 decides about some of its lines, and conditions are not looked at",
+		},
+		{
+			"some are refused by what is not understood", convert.HAProxy,
+			haproxyListen + "  tcp-request connection reject if { src 10.0.0.0/8 } { dst_port 80 }\n" + haproxyServers,
+			"f:3 refuses some connections, and which is not understood",
+		},
 		{"multicast, and nobody to guess from", convert.Keepalived, instance + "}\n", "say it with --peers"},
 		{"itself alone", convert.Keepalived, instance + " unicast_src_ip 192.0.2.2\n}\n", "say it with --peers"},
 		{
@@ -341,8 +346,9 @@ func TestNoGuessAgainstTheFile(t *testing.T) {
 func TestDetect(t *testing.T) {
 	for sample, files := range samples(t) {
 		for _, f := range files {
-			want := map[string]convert.Format{"haproxy.cfg": convert.HAProxy, "keepalived.conf": convert.Keepalived,
-				"nginx.conf": convert.Nginx, "stream.conf": convert.Nginx, "config.yaml": convert.KubeVIP}[f.Name]
+			program, _, _ := strings.Cut(strings.TrimSuffix(f.Name, filepath.Ext(f.Name)), "-")
+			want := map[string]convert.Format{"haproxy": convert.HAProxy, "keepalived": convert.Keepalived,
+				"nginx": convert.Nginx, "stream": convert.Nginx, "config": convert.KubeVIP}[program]
 			if got, err := convert.Detect(f.Name, f.Data); got != want {
 				t.Errorf("%s/%s: %q, %v", sample, f.Name, got, err)
 			}

@@ -37,10 +37,7 @@ func write(p *plan, files []File) []byte {
 	w.line("")
 	if len(p.vips) > 0 {
 		w.writeHints("", "vips")
-		w.line("vips: %s", addrs(p.vips))
-		if p.Interface != "" {
-			w.line("interface: %s", draft.Scalar(p.Interface))
-		}
+		w.writeVIPs()
 	}
 	if p.worker {
 		w.writeHints("", "role")
@@ -104,6 +101,32 @@ func (w *writer) writeRest(title string, moot bool) {
 	w.writeNotes(title, moot, func(*draft.Note) bool { return true })
 }
 
+// writeVIPs writes the virtual addresses, each with its interface if they are not all on one.
+func (w *writer) writeVIPs() {
+	on := map[string]bool{}
+	for _, a := range w.vips {
+		on[w.interfaces[a]] = true
+	}
+	if len(on) == 1 {
+		w.line("vips: %s", addrs(w.vips))
+		if name := w.interfaces[w.vips[0]]; name != "" {
+			w.line("interface: %s", draft.Scalar(name))
+		}
+		return
+	}
+	w.line("vips:")
+	for _, a := range w.vips {
+		if w.interfaces[a] == "" {
+			w.line("- %s", draft.Scalar(a.String()))
+			continue
+		}
+		var f draft.Flow
+		f.Word("address", a.String())
+		f.Word("interface", w.interfaces[a])
+		w.line("- %s", f)
+	}
+}
+
 func (w *writer) writePeers() {
 	if w.Single {
 		w.line("singleNode: true")
@@ -116,13 +139,17 @@ func (w *writer) writePeers() {
 		if one.Port == peerPort {
 			one.Port = 0
 		}
+		joined := one.Addr.String()
+		for _, a := range one.Further {
+			joined += "+" + a.String()
+		}
 		if one.ID == "" && one.Port == 0 {
-			w.line("- %s", draft.Scalar(one.Addr.String()))
+			w.line("- %s", draft.Scalar(joined))
 			continue
 		}
 		var f draft.Flow
 		f.Word("id", one.ID)
-		f.Word("address", one.Addr.String())
+		f.Word("address", joined)
 		f.Port("port", one.Port)
 		w.line("- %s", f)
 	}
@@ -194,6 +221,13 @@ func (w *writer) writeBalancer(b *balancer) {
 	w.line("  port: %d", b.port)
 	if b.everywhere {
 		w.line("  bindToVip: false")
+	}
+	if len(w.vips) > 0 && !b.everywhere && !w.onAll(b) {
+		if len(b.vips) == 0 {
+			w.line("  vips: [off]")
+		} else {
+			w.line("  vips: %s", addrs(b.vips))
+		}
 	}
 	if len(b.listen) > 0 {
 		w.line("  listen: %s", addrs(b.listen))

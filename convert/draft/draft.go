@@ -12,11 +12,13 @@ import (
 // A Draft is what the files say, before it is known what belongs together: the peers may be in another file than the
 // servers.
 type Draft struct {
-	VIPs          []VIPEntry
-	Interface     string
-	Peers         []PeerDraft
-	Own           []netip.Addr // addresses of the machine itself
-	Group         bool         // somebody elects a holder
+	VIPs      []VIPEntry
+	Interface string // of the virtual addresses that name none
+	Peers     []PeerDraft
+	Own       []netip.Addr // addresses of the machine itself
+	// PeerHint says how Peers were found, if somebody has to look at it.
+	PeerHint      []string
+	Group         bool // somebody elects a holder
 	LoadBalancers []*LB
 	Tracks        []*TrackDraft
 	Hooks         []HookDraft
@@ -39,7 +41,8 @@ func New() *Draft { return &Draft{noted: map[string]bool{}, left: map[syntax.Pla
 // A VIPEntry is a virtual address in a file.
 type VIPEntry struct {
 	syntax.Place
-	Addr netip.Addr
+	Addr      netip.Addr
+	Interface string // empty if the file does not say
 }
 
 // A PeerDraft is a member of the group in a file.
@@ -47,8 +50,13 @@ type PeerDraft struct {
 	syntax.Place
 	ID   string
 	Addr netip.Addr
-	Port uint16
+	// Further are its host's other addresses.
+	Further []netip.Addr
+	Port    uint16
 }
+
+// Addrs are all addresses of the peer's host.
+func (p PeerDraft) Addrs() []netip.Addr { return append([]netip.Addr{p.Addr}, p.Further...) }
 
 // A Span is a duration; Set reports whether a file gives it.
 type Span struct {
@@ -62,12 +70,22 @@ type Number struct {
 	Set   bool
 }
 
-// A Bind is where clients connect to. The zero address is every address, or with Virtual every virtual one.
+// A Bind is where clients connect to. The zero address is every address, or with Virtual every virtual one, of both
+// families unless Only4 or Only6 says which.
 type Bind struct {
 	syntax.Statement
-	Virtual bool
-	Addr    netip.Addr
-	Port    uint16
+	Virtual      bool
+	Only4, Only6 bool
+	Addr         netip.Addr
+	Port         uint16
+}
+
+// Has reports whether a connection to a, one of the virtual addresses, comes to the bind.
+func (b Bind) Has(a netip.Addr) bool {
+	if b.Addr.IsValid() {
+		return b.Addr == a
+	}
+	return !(b.Only4 && a.Is6() || b.Only6 && a.Is4())
 }
 
 // An LB is a load balancer in the making.
@@ -91,8 +109,10 @@ type LB struct {
 	Servers                        []ServerEntry
 	PeersAsBackends                bool
 	BackendPort                    uint16
-	// DeniesRest says that only Allow may connect.
-	DeniesRest bool
+	// OneBackup means that of the backups only the first that lives serves.
+	OneBackup bool
+	// Access are nginx's rules of who may connect, in their order.
+	Access []AccessRule
 	// Everywhere means that it listens on every address of the node, LVS that the kernel balanced at its address.
 	Everywhere, LVS bool
 	// Lines are its statements, Joined the parts of files that became part of it.
@@ -161,8 +181,8 @@ func (d *Draft) Count(list []syntax.Statement) {
 	}
 }
 
-// AddVIP reads a virtual address: address[/length] [dev x] [label y] ...
-func (d *Draft) AddVIP(st syntax.Statement) {
+// AddVIP reads a virtual address: address[/length] [dev x] [label y] ... on is its interface if it names none.
+func (d *Draft) AddVIP(st syntax.Statement, on string) {
 	word, _, _ := strings.Cut(st.Words[0], "/")
 	a, ok := ReadAddr(word)
 	switch {
@@ -176,16 +196,16 @@ func (d *Draft) AddVIP(st syntax.Statement) {
 		d.Note(nil, st, "is there twice")
 		return
 	}
-	d.VIPs = append(d.VIPs, VIPEntry{st.Place, a})
 	for i, w := range st.Words[1:] {
 		if w == "dev" {
-			d.SetInterface(syntax.Statement{Place: st.Place, Words: []string{"dev", st.Arg(i + 2)}})
+			on = d.ReadInterface(syntax.Statement{Place: st.Place, Words: []string{"dev", st.Arg(i + 2)}})
 		}
 	}
+	d.VIPs = append(d.VIPs, VIPEntry{st.Place, a, on})
 }
 
-// SetInterface reads the name of the interface with the virtual addresses, the second word of st.
-func (d *Draft) SetInterface(st syntax.Statement) {
+// ReadInterface reads the name of an interface, the second word of st; empty if it is none.
+func (d *Draft) ReadInterface(st syntax.Statement) string {
 	name := st.Arg(1)
 	switch {
 	case Placeholder(name):
@@ -193,12 +213,10 @@ func (d *Draft) SetInterface(st syntax.Statement) {
 			"without it, the interface is the one whose subnet has the virtual address")
 	case name == "" || len(name) > 15 || strings.ContainsAny(name, "/ :%") || syntax.Printable(name) != name:
 		d.Note(nil, st, "is no interface's name")
-	case d.Interface == "":
-		d.Interface = name
-	case d.Interface != name:
-		d.Note(nil, st, "is another interface than %s; remove interface below, "+
-			"and each virtual address finds its own by its subnet", d.Interface)
+	default:
+		return name
 	}
+	return ""
 }
 
 // Everybody is all addresses.

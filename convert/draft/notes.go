@@ -2,7 +2,6 @@ package draft
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -63,12 +62,22 @@ func oneLine(s string) string {
 
 // Note notes that st was not carried over, and what to do about it.
 func (d *Draft) Note(owner *LB, st syntax.Statement, format string, args ...any) {
-	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, args...), Owner: owner})
+	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, masked(args)...), Owner: owner})
 }
 
 // Moot notes that st has no meaning here, and that nobody needs it.
 func (d *Draft) Moot(owner *LB, st syntax.Statement, format string, args ...any) {
-	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, args...), Owner: owner, Moot: true})
+	d.add(&Note{Place: st.Place, words: st.Text(), text: fmt.Sprintf(format, masked(args)...), Owner: owner, Moot: true})
+}
+
+// masked is args without the secrets in their texts.
+func masked(args []any) []any {
+	for i, a := range args {
+		if s, ok := a.(string); ok {
+			args[i] = syntax.Masked(s)
+		}
+	}
+	return args
 }
 
 // Advise notes something about st, which was carried over.
@@ -117,7 +126,7 @@ func (d *Draft) NoteRest(lb *LB) {
 }
 
 func (d *Draft) add(n *Note) {
-	n.words = withoutSecrets(n.words)
+	n.words = syntax.Masked(n.words)
 	key := n.Place.String() + "\x00" + n.words + "\x00" + n.text
 	if d.noted[key] {
 		return // haproxy's defaults are read once for each section that has them
@@ -126,13 +135,6 @@ func (d *Draft) add(n *Note) {
 	d.left[n.Place] = true
 	d.Notes = append(d.Notes, n)
 }
-
-// secret finds the words that a secret follows.
-var secret = regexp.MustCompile(`(?i)\b(auth_pass|auth|authorization|password|insecure-password|packetapikey|token|` +
-	`secret|bearer)([ :=]+)\S.*`)
-
-// withoutSecrets hides what must not be copied into another file.
-func withoutSecrets(words string) string { return secret.ReplaceAllString(words, "$1$2****") }
 
 // FirstReasons ends an error with what was in the way, empty if nothing was.
 func (d *Draft) FirstReasons() string {

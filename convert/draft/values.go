@@ -1,6 +1,7 @@
 package draft
 
 import (
+	"net"
 	"net/netip"
 	"regexp"
 	"strconv"
@@ -68,13 +69,30 @@ func ReadAddr(s string) (netip.Addr, bool) {
 // ReadPrefix reads an address or a subnet.
 func ReadPrefix(s string) (netip.Prefix, bool) {
 	if p, err := netip.ParsePrefix(s); err == nil {
-		return p.Masked(), true
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		return p.Masked(), !p.Addr().Is4In6()
+	}
+	if host, mask, ok := strings.Cut(s, "/"); ok {
+		return readMasked(host, mask)
 	}
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		a = a.Unmap()
 		return netip.PrefixFrom(a, a.BitLen()), true
 	}
 	return netip.Prefix{}, false
+}
+
+// readMasked reads an IPv4 subnet whose length is written as a mask.
+func readMasked(host, mask string) (netip.Prefix, bool) {
+	a, err := netip.ParseAddr(host)
+	m, err2 := netip.ParseAddr(mask)
+	if err != nil || err2 != nil || !a.Is4() || !m.Is4() {
+		return netip.Prefix{}, false
+	}
+	ones, width := net.IPMask(m.AsSlice()).Size()
+	return netip.PrefixFrom(a, ones).Masked(), width == 32
 }
 
 // ReadPort reads a TCP port.

@@ -20,14 +20,15 @@ type serverCheck struct {
 	verify, caFile, serverName, certFile string
 }
 
-// kind says how servers are checked. As in haproxy, the last line wins.
+// kind says how servers are checked. As in haproxy, the last line wins; what http-check and tcp-check lines say counts
+// for their kind alone, wherever they stand.
 func (p *proxy) kind(l draft.Line, kind string) {
-	if p.checkBy.Line != 0 && p.checkBy.Line != l.Line && !(p.Check.Type == "tcp" && kind == "tcp") {
+	if p.checkBy.Line != 0 && p.checkBy.Place != l.Place && !(p.Check.Type == "tcp" && kind == "tcp") {
 		l.Draft.Note(l.Owner, p.checkBy, "is overridden by line %d, as in haproxy; "+
 			"if both are meant, write check: {type: https, path: /healthz}", l.Line)
-		p.Check = draft.HealthCheck{}
 	}
-	p.Check.Type, p.checkBy = kind, l.Statement
+	p.Check = draft.HealthCheck{Type: kind}
+	p.checkBy, p.checkWords = l.Statement, l.Arg(1)
 }
 
 // httpchk reads option httpchk [method] [uri [version]].
@@ -46,36 +47,42 @@ func (p *proxy) httpchk(l draft.Line) {
 	rest := strings.Join(words[min(2, len(words)):], " ")
 	for i, line := range strings.Split(strings.ReplaceAll(rest, `\r\n`, "\n"), "\n") {
 		if name, value, ok := strings.Cut(line, ":"); i > 0 && ok {
-			p.header(l, strings.TrimSpace(name), strings.TrimSpace(value))
+			header(l, &p.Check, strings.TrimSpace(name), strings.TrimSpace(value))
 		}
 	}
-	p.path(l)
+	path(l, &p.Check)
 }
 
 // methods are those that a check can use.
 var methods = []string{http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPost}
 
 // path corrects the path and the method of a check.
-func (p *proxy) path(l draft.Line) {
-	if !strings.HasPrefix(p.Check.Path, "/") {
-		l.Advise("%s is no path; became /", syntax.Printable(p.Check.Path))
-		p.Check.Path = "/"
+func path(l draft.Line, c *draft.HealthCheck) {
+	if before, query, ok := strings.Cut(c.Path, "?"); ok && syntax.HasSecret("?"+query) {
+		l.Note("a secret is not copied; the path became %s: write what is missing", syntax.Printable(before))
+		c.Path = before
 	}
-	if !slices.Contains(methods, p.Check.Method) {
-		l.Advise("%s is no method; became GET", syntax.Printable(p.Check.Method))
-		p.Check.Method = "GET"
+	if !strings.HasPrefix(c.Path, "/") {
+		l.Advise("%s is no path; became /", syntax.Printable(c.Path))
+		c.Path = "/"
+	}
+	if !slices.Contains(methods, c.Method) {
+		l.Advise("%s is no method; became GET", syntax.Printable(c.Method))
+		c.Method = "GET"
 	}
 }
 
-func (p *proxy) header(l draft.Line, name, value string) {
+func header(l draft.Line, c *draft.HealthCheck, name, value string) {
 	switch {
 	case name == "":
 	case strings.EqualFold(name, "authorization"):
 		l.Note("a secret is not copied; put the token in a file, and write check: {bearerTokenFile: /path}")
+	case syntax.IsSecretName(name):
+		l.Note("a secret is not copied; write check: {headers: {%s: ...}}", syntax.Printable(name))
 	case strings.EqualFold(name, "host"):
-		p.Check.Host = value
+		c.Host = value
 	default:
-		p.Check.Headers = append(p.Check.Headers, [2]string{name, value})
+		c.Headers = append(c.Headers, [2]string{name, value})
 	}
 }
 
@@ -92,6 +99,8 @@ func (p *proxy) httpCheck(l draft.Line) {
 		p.expect(l, l.Words[2:])
 	case "disable-on-404":
 		l.Note("a server that answers 404 is down; `appliance backends drain` takes one out softly")
+	case "comment", "send-state", "set-var", "set-var-fmt", "unset-var":
+		l.Moot("changes nothing of what a check asks for")
 	default:
 		l.Note(draft.IsUnknown)
 	}
@@ -100,41 +109,52 @@ func (p *proxy) httpCheck(l draft.Line) {
 // httpConnect reads http-check connect [ssl] [sni x] [port x] ...
 func (p *proxy) httpConnect(l draft.Line) {
 	for i := 2; i < len(l.Words); i++ {
-		switch l.Words[i] {
+		switch w := l.Words[i]; w {
 		case "ssl":
-			p.Check.Type = "https"
+			p.askTLS = true
 		case "sni":
 			i++
-			p.Check.ServerName = l.Arg(i)
+			p.ask.ServerName = l.Arg(i)
 		case "port":
 			i++
-			p.Check.Port, _ = draft.ReadPort(l.Arg(i))
+			p.ask.Port, _ = draft.ReadPort(l.Arg(i))
+		case "default", "linger":
+		case "alpn", "comment":
+			i++
+		default:
+			l.Advise("carried over without %s", syntax.Printable(w))
 		}
 	}
 }
 
 // httpSend reads http-check send [meth x] [uri x] [hdr name value] ...
 func (p *proxy) httpSend(l draft.Line) {
+	if p.asks {
+		l.Note("a check asks once; this second request is not made")
+		return
+	}
+	p.asks = true
+	c := &p.ask
 	for i := 2; i < len(l.Words); i++ {
 		switch w := l.Words[i]; w {
 		case "meth":
 			i++
-			p.Check.Method = l.Arg(i)
+			c.Method = l.Arg(i)
 		case "uri":
 			i++
-			p.Check.Path = l.Arg(i)
+			c.Path = l.Arg(i)
 		case "hdr":
-			p.header(l, l.Arg(i+1), l.Arg(i+2))
+			header(l, c, l.Arg(i+1), l.Arg(i+2))
 			i += 2
-		case "ver":
+		case "ver", "comment":
 			i++
 		default:
 			l.Advise("carried over without %s", syntax.Printable(w))
+			i++
 		}
 	}
-	p.Check.Path = cmp.Or(p.Check.Path, "/")
-	p.Check.Method = cmp.Or(p.Check.Method, http.MethodGet)
-	p.path(l)
+	c.Path, c.Method = cmp.Or(c.Path, "/"), cmp.Or(c.Method, http.MethodGet)
+	path(l, c)
 }
 
 // expect reads http-check expect; words are those after it.
@@ -154,18 +174,38 @@ func (p *proxy) expect(l draft.Line, words []string) {
 			l.Note(draft.NoStatuses)
 			return
 		}
-		p.Check.Status = status
+		p.ask.Status = status
 		p.expects = true
 	case "string":
-		p.Check.Contains, p.expects = value, true
+		p.ask.Contains, p.expects = value, true
 	case "rstring":
 		if !draft.ReadRegexp(value) {
 			l.Note(draft.NoRegexp)
 			return
 		}
-		p.Check.Matches, p.expects = value, true
+		p.ask.Matches, p.expects = value, true
 	default:
 		l.Note("write the statuses out: check: {expect: {status: [200, 204]}}")
+	}
+}
+
+// joinRules adds what http-check and tcp-check lines say to a check of their kind.
+func (p *proxy) joinRules() {
+	c := &p.Check
+	switch c.Type {
+	case "tcp":
+		if p.tcpTLS && p.checkWords == "tcp-check" {
+			c.Type = "tls"
+		}
+	case "http":
+		if p.askTLS {
+			c.Type = "https"
+		}
+		c.ServerName, c.Port = cmp.Or(p.ask.ServerName, c.ServerName), cmp.Or(p.ask.Port, c.Port)
+		if p.asks {
+			c.Method, c.Path, c.Host, c.Headers = p.ask.Method, p.ask.Path, cmp.Or(p.ask.Host, c.Host), p.ask.Headers
+		}
+		c.Status, c.Contains, c.Matches = p.ask.Status, p.ask.Contains, p.ask.Matches
 	}
 }
 
@@ -175,6 +215,7 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 	if len(p.checks) == 0 {
 		return
 	}
+	p.joinRules()
 	first := p.checks[0]
 	for i, other := range p.checks {
 		if other.on && !first.on {
@@ -197,8 +238,14 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 	} else if !p.expects {
 		c.Status = []string{"200-399"} // healthy for haproxy
 	}
-	if first.fastInter.Set && !first.inter.Set {
+	if !first.inter.Set {
 		first.inter = draft.Span{Value: defaultInter, Set: true}
+	}
+	if !first.rise.Set {
+		first.rise = draft.Number{Value: defaultRise, Set: true}
+	}
+	if !first.fall.Set {
+		first.fall = draft.Number{Value: defaultFall, Set: true}
 	}
 	c.Inter, c.FastInter, c.DownInter = first.inter, first.fastInter, first.downInter
 	c.Rise, c.Fall = first.rise, first.fall
@@ -221,15 +268,16 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 // limitTimeout holds timeout check against inter, which only http and https may exceed.
 func (p *proxy) limitTimeout(d *draft.Draft) {
 	c := &p.Check
+	isHTTP := c.Type == "http" || c.Type == "https"
 	if !p.checkTimeout.Set {
+		if isHTTP { // ours would be longer
+			c.Timeout = c.Inter
+		}
 		return
 	}
 	c.Timeout = p.checkTimeout
-	if c.Type == "http" || c.Type == "https" {
+	if isHTTP {
 		return
-	}
-	if !c.Inter.Set {
-		c.Inter = draft.Span{Value: defaultInter, Set: true}
 	}
 	if c.Timeout.Value > c.Inter.Value {
 		c.Timeout.Value = c.Inter.Value

@@ -21,6 +21,8 @@ var units = draft.Units{Bare: time.Millisecond, Named: map[string]time.Duration{
 // What haproxy means if it says nothing, and what we write for what has no equal.
 const (
 	defaultInter       = 2 * time.Second
+	defaultRise        = 2
+	defaultFall        = 3
 	defaultHello       = 5 * time.Second
 	defaultPersistence = 30 * time.Minute
 )
@@ -35,6 +37,15 @@ var sectionWords = []string{
 type section struct {
 	syntax.Statement
 	lines, defaults []syntax.Statement
+	// conditional is the .if that decides about the section or some of its lines.
+	conditional syntax.Statement
+}
+
+// inherit takes from defaults that a condition decides about them.
+func (s *section) inherit(defaults section) {
+	if s.conditional.Line == 0 {
+		s.conditional = defaults.conditional
+	}
 }
 
 func (s section) all() []syntax.Statement { return append(slices.Clone(s.defaults), s.lines...) }
@@ -53,29 +64,44 @@ func (s section) mode() string {
 // split cuts the file into sections; first are the lines before them.
 func split(list []syntax.Statement) (first []syntax.Statement, sections []section, err error) {
 	const most = 10 * draft.MaxStatements
-	var last []syntax.Statement // the latest defaults
-	named := map[string][]syntax.Statement{}
+	var last section // the latest defaults
+	named := map[string]section{}
 	inherited := 0
+	var open []syntax.Statement // the .if whose .endif is still to come
 	for _, st := range list {
+		switch st.Words[0] {
+		case ".if":
+			open = append(open, st)
+		case ".endif":
+			open = open[:max(0, len(open)-1)]
+		}
 		if !slices.Contains(sectionWords, st.Words[0]) {
-			if len(sections) == 0 {
+			if len(sections) == 0 || sections[len(sections)-1].File != st.File {
 				first = append(first, st)
-			} else {
-				now := &sections[len(sections)-1]
-				now.lines = append(now.lines, st)
+				continue
+			}
+			now := &sections[len(sections)-1]
+			now.lines = append(now.lines, st)
+			if len(open) > 0 && now.conditional.Line == 0 {
+				now.conditional = open[0]
 			}
 			continue
 		}
 		if n := len(sections); n > 0 && sections[n-1].Words[0] == "defaults" {
-			last = sections[n-1].all()
-			named[sections[n-1].Arg(1)] = last
+			last = sections[n-1]
+			named[last.Arg(1)] = last
 		}
 		s := section{Statement: st}
+		if len(open) > 0 {
+			s.conditional = open[0]
+		}
 		switch i := slices.Index(st.Words, "from"); {
 		case i > 0 && i+1 < len(st.Words):
-			s.defaults = named[st.Words[i+1]]
+			s.defaults = named[st.Words[i+1]].all()
+			s.inherit(named[st.Words[i+1]])
 		case st.Words[0] != "defaults":
-			s.defaults = last
+			s.defaults = last.all()
+			s.inherit(last)
 		}
 		if inherited += len(s.defaults); inherited > most {
 			return nil, nil, fmt.Errorf("%s: the defaults of all sections together are more than %d lines; "+
@@ -150,20 +176,27 @@ func readFrontend(d *draft.Draft, s section, backends map[string]section, used m
 		return
 	}
 	f := newProxy(d, s)
-	if to := f.target(); to != "" && s.Words[0] == "frontend" {
-		if back, ok := backends[to]; ok {
-			used[to] = true
-			f.join(newProxy(d, back).LB)
-		} else if f.Refused == "" {
-			f.Refused = "its backend " + to + " is not in these files"
+	to := f.target()
+	var back *proxy
+	if own := s.Words[0] == "listen"; to != "" && !(own && len(f.uses) == 0) {
+		section, ok := backends[to]
+		switch {
+		case !ok:
+			f.refuse("its backend %s is not in these files", to)
+		case section.mode() != "tcp":
+			f.refuse("its backend %s is in mode %s", to, section.mode())
 		}
+		if ok {
+			used[to] = true
+			back = newProxy(d, section)
+			f.join(back)
+		}
+	} else if to == "" && !own {
+		f.refuse("it has no default_backend")
 	}
-	switch {
-	case f.Refused != "":
-	case f.target() == "" && s.Words[0] == "frontend":
-		f.Refused = "it has no default_backend"
-	case len(f.Binds) == 0:
-		f.Refused = "it listens on no address and port"
+	f.limitAccess(d, back)
+	if len(f.Binds) == 0 {
+		f.refuse("it listens on no address and port")
 	}
 	d.LoadBalancers = append(d.LoadBalancers, f.LB)
 }

@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -16,28 +17,76 @@ type proxy struct {
 	// usual are the words of default-server.
 	usual []string
 	// checks are what each server says about its check; the first one's is for all.
-	checks  []serverCheck
-	checkBy syntax.Statement // the line that says how servers are checked
-	expects bool
-	acls    map[string]aclTerm
-	rules   []aclRule
-	inspect syntax.Statement
-	hello   syntax.Statement
-	refuse  bool // content is refused unless it was accepted
+	checks     []serverCheck
+	checkWords string           // which option that is
+	checkBy    syntax.Statement // the line that says how servers are checked
+	// askTLS and ask are what http-check connect and send say, tcpTLS what tcp-check connect says.
+	askTLS, tcpTLS, asks bool
+	ask                  draft.HealthCheck
+	expects, allBackups  bool
+	acls                 map[string][]aclLine
+	known                map[string]term
+	// ruleLines and proxyLines are the tcp-request lines, rules what they say, by stage.
+	ruleLines    []ruleLine
+	proxyLines   []draft.Line
+	rules        [][]draft.AccessRule
+	inspect      syntax.Statement
+	hello        syntax.Statement
+	refusesOther bool // content is refused unless it was accepted
 
-	defaultTo, useTo string
-	tunnel           draft.Span       // timeout tunnel
-	checkTimeout     draft.Span       // timeout check
-	checkTimeoutAt   syntax.Statement // its line
+	defaultTo      string
+	uses           []draft.Line     // the use_backend lines
+	tunnel         draft.Span       // timeout tunnel
+	checkTimeout   draft.Span       // timeout check
+	checkTimeoutAt syntax.Statement // its line
 }
 
-// target is the backend of a frontend.
-func (p *proxy) target() string { return cmp.Or(p.defaultTo, p.useTo) }
+// refuse says why p cannot be carried over; the first reason counts.
+func (p *proxy) refuse(format string, args ...any) {
+	if p.Refused == "" {
+		p.Refused = fmt.Sprintf(format, args...)
+	}
+}
+
+// target is the backend of a frontend: that of the first use_backend whose condition is met, or else the default. It
+// refuses the frontend if that depends on the connection.
+func (p *proxy) target() string {
+	to := p.defaultTo
+	var depends draft.Line
+	for _, l := range p.uses {
+		c, ok := p.condition(l.Words[min(2, len(l.Words)):])
+		isConstant := ok && !c.has(func(t term) bool { return !t.always })
+		if !isConstant {
+			if depends.Line == 0 {
+				depends = l
+			}
+			continue
+		}
+		if holds(c) {
+			to = l.Arg(1)
+			break
+		}
+	}
+	if depends.Line != 0 {
+		p.refuse("%s chooses the backend by something of the connection, and %s", depends.Place, draft.OneTarget)
+	}
+	return to
+}
+
+// holds reports whether a condition whose tests are all constant is met.
+func holds(c condition) bool {
+	if c.always() {
+		return true
+	}
+	isFalse := func(t term) bool { return t.not }
+	met := slices.ContainsFunc(c.anyOf, func(all []term) bool { return !slices.ContainsFunc(all, isFalse) })
+	return met != c.unless
+}
 
 func newProxy(d *draft.Draft, s section) *proxy {
 	p := &proxy{
 		LB:      &draft.LB{Statement: s.Statement, Name: s.Arg(1), Lines: s.lines},
-		section: s, acls: map[string]aclTerm{},
+		section: s, acls: map[string][]aclLine{}, known: map[string]term{},
 	}
 	// listen 443 and frontend web *:443 name addresses in the header.
 	if n := len(s.Words); n > 2 && s.Words[2] != "from" {
@@ -53,13 +102,18 @@ func newProxy(d *draft.Draft, s section) *proxy {
 	}
 	// listen 443, without any bind, is a name that is meant for a port.
 	if port, ok := draft.ReadPort(p.Name); ok && len(p.Binds) == 0 && s.Words[0] == "listen" {
-		p.Binds = append(p.Binds, draft.Bind{Statement: s.Statement, Port: port})
+		p.Binds = append(p.Binds, draft.Bind{Statement: s.Statement, Port: port, Only4: true})
 		d.Advise(p.LB, s.Statement, "has no bind; its name is taken for the port")
+	}
+	if at := s.conditional; at.Line != 0 {
+		p.refuse("%s decides about some of its lines, and conditions are not looked at; "+
+			"remove the lines between that are not in force, and convert again", at.Place)
 	}
 	if p.tunnel.Set {
 		p.Client, p.Server = p.tunnel, p.tunnel
 	}
-	p.access(d)
+	p.access()
+	p.OneBackup = !p.allBackups
 	if s.Words[0] != "frontend" {
 		p.joinChecks(d)
 	}
@@ -67,14 +121,15 @@ func newProxy(d *draft.Draft, s section) *proxy {
 }
 
 // join makes the statements of a backend part of its frontend's load balancer.
-func (p *proxy) join(b *draft.LB) {
+func (p *proxy) join(back *proxy) {
+	b := back.LB
 	p.Scheduler, p.Servers, p.Check = b.Scheduler, b.Servers, b.Check
 	p.Persistence, p.Retries = b.Persistence, b.Retries
 	p.Connect, p.Server, p.Queue, p.QueueAt = b.Connect, b.Server, b.Queue, b.QueueAt
 	p.MaxFails, p.FailTimeout = b.MaxFails, b.FailTimeout
+	p.OneBackup = b.OneBackup
 	p.SendProxy, p.OnMarkedDown, p.OnMarkedUp = b.SendProxy, b.OnMarkedDown, b.OnMarkedUp
 	p.Refused = cmp.Or(p.Refused, b.Refused)
-	p.Allow, p.Deny = append(p.Allow, b.Allow...), append(p.Deny, b.Deny...)
 	p.Joined = append(p.Joined, b)
 }
 
@@ -117,9 +172,15 @@ var lines = map[string]reader{
 	"tcp-request": (*proxy).request,
 	"stick-table": (*proxy).stickTable,
 	"stick":       (*proxy).stick,
+	"use-server":  leadsElsewhere, "dispatch": leadsElsewhere, "filter": leadsElsewhere,
 	"disabled": func(p *proxy, l draft.Line) {
 		p.Refused = "line " + l.Place.String() + " disables it"
 	},
+}
+
+// leadsElsewhere refuses what sends connections by rules that are not there.
+func leadsElsewhere(p *proxy, l draft.Line) {
+	p.refuse("%s leads connections by rules of its own, and %s", l.Place, draft.OneTarget)
 }
 
 const (
@@ -143,11 +204,11 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "external-check", Text: noScript},
 	draft.Remark{Keywords: "errorfile errorloc errorloc302 errorloc303 errorfiles http-request http-response " +
 		"http-after-response cookie http-reuse http-send-name-header compression redirect reqadd rspadd reqrep rsprep " +
-		"reqdel rspdel filter http-error force-persist appsession", Moot: true, Text: draft.IsHTTP},
+		"reqdel rspdel http-error force-persist appsession", Moot: true, Text: draft.IsHTTP},
 	draft.Remark{Keywords: "tcp-response", Text: "what servers send is carried unread"},
 	draft.Remark{Keywords: "include .include", Text: "nothing is included; convert that file too"},
-	draft.Remark{Keywords: ".if .elif .else .endif .notice .warning .alert .diag",
-		Text: "conditions are not looked at; the lines between were read as if it was not there"},
+	draft.Remark{Keywords: ".if .elif .else .endif", Text: "conditions are not looked at"},
+	draft.Remark{Keywords: ".notice .warning .alert .diag", Moot: true, Text: "says something when haproxy starts"},
 )
 
 // line reads one line of a section, or of its defaults.
@@ -162,12 +223,19 @@ func (p *proxy) line(l draft.Line) {
 // bind reads bind [addr]:port[,...] with its parameters. Its notes always belong to the section.
 func (p *proxy) bind(l draft.Line) {
 	l.Owner = p.LB
+	for _, w := range []string{"interface", "namespace"} {
+		if slices.Contains(l.Words, w) {
+			l.Note("listens within that %s only, which is not possible here; write vips: with the virtual addresses there", w)
+			return
+		}
+	}
 	for word := range strings.SplitSeq(l.Arg(1), ",") {
 		if b, ok := p.bindAddress(l, word); ok {
+			b.Only6 = b.Only6 && slices.Contains(l.Words, "v6only")
 			p.Binds = append(p.Binds, b)
 		}
 	}
-	const silent = " v4v6 transparent tfo defer-accept "
+	const silent = " v4v6 v6only transparent tfo defer-accept "
 	const silentWithValue = " nice name backlog level mode uid gid user group id process thread shards tcp-ut mss "
 	for i := 2; i < len(l.Words); i++ {
 		w := l.Words[i]
@@ -180,14 +248,11 @@ func (p *proxy) bind(l draft.Line) {
 			l.Advise("haproxy believes the PROXY header of anybody; so does acceptProxyFrom below: " +
 				"write the prefixes of the senders there")
 		case w == "ssl":
-			p.Refused = l.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
+			p.refuse("%s ends TLS here, while "+draft.IsTLS+": give the servers the certificate", l.Place)
 			return
 		case w == "maxconn":
 			i++
 			l.Number(l.Arg(i), 0, draft.MaxConns, &p.MaxConn)
-		case w == "interface" || w == "namespace":
-			i++
-			l.Advise("%s is not carried over", w)
 		default:
 			l.Advise("%s is not carried over", syntax.Printable(w))
 		}
@@ -196,7 +261,8 @@ func (p *proxy) bind(l draft.Line) {
 
 // bindAddress reads one address and port of bind.
 func (p *proxy) bindAddress(l draft.Line, word string) (draft.Bind, bool) {
-	for _, prefix := range []string{"ipv4@", "ipv6@", "tcp@"} {
+	whole := word
+	for _, prefix := range []string{"ipv4@", "ipv6@", "tcp@", "tcp4@", "tcp6@"} {
 		word = strings.TrimPrefix(word, prefix)
 	}
 	host, tail := draft.SplitPort(word)
@@ -215,6 +281,8 @@ func (p *proxy) bindAddress(l draft.Line, word string) (draft.Bind, bool) {
 	default:
 		host = strings.Trim(host, "[]")
 		if host == "" || host == "*" || host == "0.0.0.0" || host == "::" {
+			b.Only6 = host == "::" || strings.HasPrefix(whole, "ipv6@") || strings.HasPrefix(whole, "tcp6@")
+			b.Only4 = !b.Only6
 			return b, true
 		}
 		if b.Addr, ok = draft.ReadAddr(host); ok {
@@ -290,15 +358,14 @@ var optionRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "external-check", Text: noScript},
 	draft.Remark{Keywords: "dontlognull logasap tcplog httplog log-separate-errors log-health-checks socket-stats " +
 		"dontlog-normal", Moot: true, Text: draft.IsLogging},
-	draft.Remark{Keywords: "allbackups", Moot: true, Text: "backups are used together anyway"},
 	draft.Remark{Keywords: "forwardfor http-server-close httpclose forceclose http-keep-alive http-pretend-keepalive " +
 		"http-no-delay http-use-htx http-use-proxy-header originalto accept-invalid-http-request " +
-		"accept-invalid-http-response http-buffer-request http-ignore-probes http_proxy prefer-last-server " +
+		"accept-invalid-http-response http-buffer-request http-ignore-probes prefer-last-server " +
 		"disable-h2-upgrade http-restrict-req-hdr-names h1-case-adjust-bogus-client h1-case-adjust-bogus-server " +
 		"checkcache persist", Moot: true, Text: draft.IsHTTP},
 	draft.Remark{Keywords: "nolinger tcp-smart-accept tcp-smart-connect abortonclose contstats idle-close-on-response",
 		Moot: true, Text: draft.IsTuning},
-	draft.Remark{Keywords: "transparent", Text: "connections go to backends, never to where they were addressed"},
+	draft.Remark{Keywords: "transparent http_proxy", Text: "connections go to backends, never to where they were addressed"},
 )
 
 func (p *proxy) option(l draft.Line) {
@@ -313,6 +380,8 @@ func (p *proxy) option(l draft.Line) {
 	case "smtpchk", "ldap-check", "mysql-check", "pgsql-check", "redis-check", "spop-check":
 		p.kind(l, "tcp")
 		l.Advise("that protocol is not spoken; a connection is opened")
+	case "allbackups":
+		p.allBackups = true
 	case "redispatch", "tcpka", "clitcpka", "srvtcpka", "splice-auto", "splice-request", "splice-response":
 		// Always so.
 	default:
@@ -327,6 +396,10 @@ func (p *proxy) no(l draft.Line) {
 		l.Note("a connection whose server does not answer always goes to another; retries: 0 tries none")
 		return
 	}
+	if l.Arg(1) == "option" && l.Arg(2) == "allbackups" {
+		p.allBackups = false
+		return
+	}
 	l.Moot("switches off what is not there")
 }
 
@@ -336,17 +409,11 @@ func (p *proxy) tcpCheck(l draft.Line) {
 		l.Note("checks say nothing and expect nothing over plain TCP; " +
 			"write check: {type: http or https} if the server speaks it")
 	case slices.Contains(l.Words, "ssl"):
-		p.Check.Type, p.checkBy = "tls", l.Statement
+		p.tcpTLS = true
 	}
 }
 
-func (p *proxy) useBackend(l draft.Line) {
-	if len(l.Words) == 2 {
-		p.useTo = l.Arg(1)
-		return
-	}
-	l.Note(draft.OneTarget)
-}
+func (p *proxy) useBackend(l draft.Line) { p.uses = append(p.uses, l) }
 
 func (p *proxy) stick(l draft.Line) {
 	by := l.Arg(1)

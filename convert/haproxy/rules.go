@@ -9,103 +9,198 @@ import (
 	"appliance/convert/syntax"
 )
 
-// An aclTerm is one condition: the client is in one of from, or the connection begins with a TLS ClientHello, or
+// A term is one test of a condition: the client is in one of from, or the connection begins with a TLS ClientHello, or
 // something unknown.
-type aclTerm struct {
+type term struct {
 	from    []netip.Prefix
+	always  bool // from is everybody
 	hello   bool
 	not     bool
 	unknown bool
 }
 
-// An aclRule is tcp-request connection|content accept|reject [if ...].
-type aclRule struct {
-	syntax.Statement
-	accept bool
-	always bool
-	term   aclTerm
+func (t term) set() draft.AddrSet {
+	set := draft.AllAddrs()
+	if !t.always {
+		set = draft.NewAddrSet(t.from)
+	}
+	if t.not {
+		set = set.Not()
+	}
+	return set
+}
+
+// A condition is what stands behind if or unless: alternatives, of which each is tests that must all be met.
+type condition struct {
+	anyOf  [][]term
+	unless bool
+}
+
+// always reports whether a condition without alternatives stands there.
+func (c condition) always() bool { return len(c.anyOf) == 0 }
+
+// has reports whether any test of the condition is so.
+func (c condition) has(is func(t term) bool) bool {
+	return slices.ContainsFunc(c.anyOf, func(all []term) bool { return slices.ContainsFunc(all, is) })
+}
+
+func isUnknown(t term) bool { return t.unknown }
+func isHello(t term) bool   { return t.hello }
+
+// hello reports whether the condition is a single test for a TLS ClientHello, and whether it asks for one.
+func (c condition) hello() (wants, single bool) {
+	if len(c.anyOf) == 0 {
+		return false, false
+	}
+	first := c.anyOf[0]
+	for _, all := range c.anyOf {
+		if len(all) != 1 || !all[0].hello || all[0].not != first[0].not {
+			return false, false
+		}
+	}
+	return first[0].not == c.unless, true
+}
+
+// rule is what the condition says of clients.
+func (c condition) rule(at syntax.Statement, accept bool) []draft.AccessRule {
+	r := draft.AccessRule{Statement: at, Accept: accept, Except: c.unless}
+	if c.always() {
+		r.Set = draft.AllAddrs()
+		return []draft.AccessRule{r}
+	}
+	simple := !c.unless || len(c.anyOf) == 1
+	for _, all := range c.anyOf {
+		simple = simple && len(all) == 1 && !all[0].always
+	}
+	if simple { // each alternative is a rule of its own, with the prefixes as they are written
+		var list []draft.AccessRule
+		for _, all := range c.anyOf {
+			r.From, r.Except = all[0].from, c.unless != all[0].not
+			list = append(list, r)
+		}
+		return list
+	}
+	r.Set = draft.AddrSet{}
+	for _, all := range c.anyOf {
+		set := draft.AllAddrs()
+		for _, t := range all {
+			set = set.And(t.set())
+		}
+		r.Set = append(r.Set, set...)
+	}
+	r.Set = r.Set.Or(nil)
+	return []draft.AccessRule{r}
 }
 
 func (p *proxy) acl(l draft.Line) {
-	term := readTerm(l.Words[min(2, len(l.Words)):])
-	if old, ok := p.acls[l.Arg(1)]; ok && !old.unknown && !term.unknown && !old.hello && !term.hello {
-		old.from = append(slices.Clone(old.from), term.from...) // lines with one name add up
-		term = old
-	}
-	p.acls[l.Arg(1)] = term
-	if term.unknown {
-		l.Note("only source addresses and TLS ClientHellos are told apart; write allow and deny with prefixes")
-	}
+	t := readTerm(l.Words[min(2, len(l.Words)):])
+	t.line = l
+	p.acls[l.Arg(1)] = append(p.acls[l.Arg(1)], t)
 }
 
+// An aclLine is one line of a named acl, whose lines add up.
+type aclLine struct {
+	term
+	line draft.Line
+}
+
+// named is the test of the acl of that name. Its lines are noted if they cannot be understood, which matters only where
+// the acl is used.
+func (p *proxy) named(name string) term {
+	if t, ok := p.known[name]; ok {
+		return t
+	}
+	lines := p.acls[name]
+	t := term{unknown: len(lines) == 0}
+	for i, one := range lines {
+		switch {
+		case one.unknown:
+			one.line.Note(onlyAddresses)
+			t.unknown = true
+		case one.hello != lines[0].hello:
+			t.unknown = true
+		default:
+			t.hello, t.always = one.hello, t.always || one.always
+			t.from = append(t.from, lines[i].from...)
+		}
+	}
+	p.known[name] = t
+	return t
+}
+
+const onlyAddresses = "only source addresses and TLS ClientHellos are told apart; write allow and deny with prefixes"
+
 // readTerm reads src 10.0.0.0/8 ... and req.ssl_hello_type 1.
-func readTerm(words []string) aclTerm {
+func readTerm(words []string) (l aclLine) {
 	if len(words) == 0 {
-		return aclTerm{unknown: true}
+		l.unknown = true
+		return l
 	}
 	switch words[0] {
 	case "src":
-		var t aclTerm
 		for _, w := range words[1:] {
 			if w == "--" || w == "-n" {
 				continue
 			}
 			prefix, ok := draft.ReadPrefix(w)
-			if !ok {
-				return aclTerm{unknown: true}
-			}
-			t.from = append(t.from, prefix)
+			l.unknown = l.unknown || !ok
+			l.from = append(l.from, prefix)
 		}
-		t.unknown = len(t.from) == 0
-		return t
-	case "req_ssl_hello_type", "req.ssl_hello_type", "req_ssl_ver", "req.ssl_ver":
-		return aclTerm{hello: true}
+		l.unknown = l.unknown || len(l.from) == 0
+	case "req_ssl_hello_type", "req.ssl_hello_type":
+		l.hello = true
+		l.unknown = len(words) != 2 || words[1] != "1"
+	case "req_ssl_ver", "req.ssl_ver":
+		l.hello = true
 	case "always_true":
-		return aclTerm{from: draft.Everybody()}
+		l.always = true
+	case "always_false":
+		l.always, l.not = true, true
+	default:
+		l.unknown = true
 	}
-	return aclTerm{unknown: true}
+	return l
 }
 
-// condition reads if|unless and what follows: one term, or several joined by or. Without any words it is always so.
-func (p *proxy) condition(words []string) (term aclTerm, always bool) {
+// condition reads if|unless and what follows: tests side by side must all be met, and or separates alternatives.
+func (p *proxy) condition(words []string) (c condition, ok bool) {
 	if len(words) == 0 {
-		return aclTerm{}, true
+		return c, true
 	}
-	unless := words[0] == "unless"
-	words = words[1:]
-	var terms []aclTerm
-	joined := true // by an or before the next term
-	for len(words) > 0 {
-		if words[0] == "or" || words[0] == "||" {
-			joined, words = true, words[1:]
+	if words[0] != "if" && words[0] != "unless" || len(words) == 1 {
+		return c, false
+	}
+	c.unless = words[0] == "unless"
+	var all []term
+	end := func() bool {
+		some := len(all) > 0
+		c.anyOf, all = append(c.anyOf, all), nil
+		return some
+	}
+	for words = words[1:]; len(words) > 0; {
+		if w := words[0]; w == "or" || w == "||" || w == "OR" {
+			if !end() {
+				return c, false
+			}
+			words = words[1:]
 			continue
 		}
 		t, rest, ok := p.term(words)
 		if !ok {
-			return aclTerm{unknown: true}, false
+			return c, false
 		}
-		t.unknown = t.unknown || !joined // terms side by side mean and
-		joined, words = false, rest
-		terms = append(terms, t)
+		all, words = append(all, t), rest
 	}
-	if len(terms) == 0 {
-		return aclTerm{unknown: true}, false
-	}
-	term = terms[0]
-	term.from = slices.Clone(term.from)
-	for _, t := range terms[1:] {
-		term.unknown = term.unknown || t.unknown || t.not || term.not || t.hello != term.hello
-		term.from = append(term.from, t.from...)
-	}
-	term.not = term.not != unless
-	return term, false
+	return c, end()
 }
 
-// term reads one term at the beginning of words: [!] name, or [!] { test }.
-func (p *proxy) term(words []string) (t aclTerm, rest []string, ok bool) {
+// term reads one test at the beginning of words: [!] name, or [!] { test }.
+func (p *proxy) term(words []string) (t term, rest []string, ok bool) {
 	w, rest := words[0], words[1:]
-	not := strings.HasPrefix(w, "!")
-	w = strings.TrimPrefix(w, "!")
+	not := false
+	for strings.HasPrefix(w, "!") {
+		not, w = !not, w[1:]
+	}
 	if w == "" && len(rest) > 0 {
 		w, rest = rest[0], rest[1:]
 	}
@@ -113,106 +208,133 @@ func (p *proxy) term(words []string) (t aclTerm, rest []string, ok bool) {
 	case "{":
 		end := slices.Index(rest, "}")
 		if end < 0 {
-			return aclTerm{}, nil, false
+			return t, nil, false
 		}
-		t, rest = readTerm(rest[:end]), rest[end+1:]
-	case "TRUE":
-		t = aclTerm{from: draft.Everybody()}
+		t, rest = readTerm(rest[:end]).term, rest[end+1:]
+	case "TRUE", "WAIT_END":
+		t.always = true
+	case "FALSE":
+		t.always, t.not = true, true
 	case "LOCALHOST":
-		t = aclTerm{from: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+		t.from = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	default:
-		if t, ok = p.acls[w]; !ok {
-			t = aclTerm{unknown: true}
-		}
+		t = p.named(w)
 	}
 	t.not = t.not != not
 	return t, rest, true
 }
 
+// stages are the lists of rules that a connection passes one after the other.
+var stages = []string{"connection", "session", "content"}
+
 // request reads a tcp-request line.
 func (p *proxy) request(l draft.Line) {
-	switch l.Arg(1) {
-	case "inspect-delay":
-		p.inspect = l.Statement
-		return
-	case "connection", "content", "session":
-	default:
-		l.Note(draft.IsUnknown)
-		return
-	}
-	switch l.Arg(2) {
-	case "accept", "reject":
-		p.rule(l, l.Arg(2) == "reject")
-	case "expect-proxy":
-		p.AcceptProxy = true
-		term, always := p.condition(l.Words[min(4, len(l.Words)):])
-		if always || term.unknown || term.not || term.hello {
-			l.Advise("the PROXY header is believed from everybody; " +
-				"write the prefixes of the senders in acceptProxyFrom below")
-			return
-		}
-		p.AcceptProxyFrom = append(p.AcceptProxyFrom, term.from...)
-	default:
-		l.Note("connections are neither counted nor rewritten; maxconn limits them")
-	}
-}
-
-// rule reads tcp-request connection|content accept|reject.
-func (p *proxy) rule(l draft.Line, reject bool) {
-	term, always := p.condition(l.Words[3:])
+	stage := slices.Index(stages, l.Arg(1))
+	action := l.Arg(2)
 	switch {
-	case term.unknown:
-		l.Note("connections are told apart by source address and TLS ClientHello only; " +
-			"write allow and deny with prefixes")
-	case term.hello && term.not != reject: // neither accept if hello nor reject unless hello
-		l.Note("requireTLS lets in what begins with a TLS ClientHello, never the contrary")
-	case term.hello:
-		p.hello = l.Statement
-		p.refuse = p.refuse || reject
-	case always && l.Arg(1) == "content" && p.hello.Line != 0:
-		p.refuse = p.refuse || reject
+	case l.Arg(1) == "inspect-delay":
+		p.inspect = l.Statement
+	case stage < 0:
+		l.Note(draft.IsUnknown)
+	case action == "accept" || action == "reject" || action == "silent-drop":
+		p.ruleLines = append(p.ruleLines, ruleLine{l, stage})
+	case action == "expect-proxy":
+		p.AcceptProxy = true
+		p.proxyLines = append(p.proxyLines, l)
+	case slices.ContainsFunc(harmless, func(prefix string) bool { return strings.HasPrefix(action, prefix) }):
+		l.Note("connections are neither counted nor rewritten; maxconn limits them")
 	default:
-		p.rules = append(p.rules, aclRule{Statement: l.Statement, accept: !reject, always: always, term: term})
+		p.refuse("%s does to connections what is not possible here", l.Place)
 	}
 }
 
-// access turns the rules, of which the first that fits decides, into allow and deny, of which deny wins.
-func (p *proxy) access(d *draft.Draft) {
-	var accepted []aclRule
-	allow := func() {
-		for _, a := range accepted {
-			p.Allow = append(p.Allow, a.term.from...)
+// harmless begin the actions that neither refuse a connection nor lead it elsewhere.
+var harmless = []string{"track-sc", "sc-", "sc0-", "sc1-", "sc2-", "set-var", "unset-var", "capture", "log", "set-log-level",
+	"set-priority", "set-mark", "set-tos", "set-nice", "send-spoe-group", "set-fc-", "set-bc-"}
+
+// A ruleLine is tcp-request connection|session|content accept|reject [if ...].
+type ruleLine struct {
+	draft.Line
+	stage int
+}
+
+// expectProxy reads who sends the PROXY header.
+func (p *proxy) expectProxy(l draft.Line) {
+	c, ok := p.condition(l.Words[min(4, len(l.Words)):])
+	if ok && !c.always() && !c.unless && !c.has(func(t term) bool { return t.unknown || t.hello || t.not || t.always }) &&
+		!slices.ContainsFunc(c.anyOf, func(all []term) bool { return len(all) > 1 }) {
+		for _, all := range c.anyOf {
+			p.AcceptProxyFrom = append(p.AcceptProxyFrom, all[0].from...)
 		}
-		accepted = nil
+		return
 	}
-	for i, r := range p.rules {
-		last := i == len(p.rules)-1
-		switch {
-		case r.always && r.accept && last:
-		case r.always && !r.accept && last && len(accepted) > 0:
-			allow()
-		case r.always && !r.accept:
-			p.Refused = r.Place.String() + " rejects every connection"
-		case r.always:
-			d.Note(p.LB, r.Statement, "lets everybody in before the lines below it can refuse; remove either")
-			return
-		case r.accept && r.term.not:
-			d.Note(p.LB, r.Statement, "write it as allow and deny, of which deny wins")
-		case r.accept:
-			accepted = append(accepted, r)
-		case r.term.not && len(p.Allow) > 0:
-			d.Note(p.LB, r.Statement, "is a second list of who may come in; make it one list at allow")
-		case r.term.not:
-			p.Allow = append(p.Allow, r.term.from...)
-			allow()
-		default:
-			p.Deny = append(p.Deny, r.term.from...)
-			for _, a := range accepted {
-				if overlap(a.term.from, r.term.from) {
-					d.Advise(p.LB, a.Statement, "comes before line %d, which refuses some of these; here deny wins", r.Line)
-				}
-			}
+	if ok && c.always() {
+		l.Advise("the PROXY header is believed from everybody; write the prefixes of the senders in acceptProxyFrom below")
+		return
+	}
+	p.refuse("%s believes the PROXY header of some clients, and who they are is not understood", l.Place)
+}
+
+// access reads the rules, of which the first that fits decides, once for each stage.
+func (p *proxy) access() {
+	for _, l := range p.proxyLines {
+		p.expectProxy(l)
+	}
+	p.rules = make([][]draft.AccessRule, len(stages))
+	decided := make([]bool, len(stages)) // every client is accepted or refused already
+	seen := map[string]bool{}
+	for _, l := range p.ruleLines {
+		accept := l.Arg(2) == "accept"
+		if text := l.Text(); decided[l.stage] || seen[text] {
+			continue // never reached, or never fits
+		} else {
+			seen[text] = true
 		}
+		c, ok := p.condition(l.Words[3:])
+		wants, single := c.hello()
+		switch {
+		case (!ok || c.has(isUnknown)) && accept:
+			l.Note("was left out, so that nobody comes in by it; connections are told apart by source address and " +
+				"TLS ClientHello only: write allow and deny with prefixes")
+		case !ok || c.has(isUnknown):
+			p.refuse("%s refuses some connections, and which is not understood: they are told apart by source address "+
+				"and TLS ClientHello only", l.Place)
+		case single && wants == accept: // accept if it is one, or reject unless it is
+			p.hello = l.Statement
+			p.refusesOther = p.refusesOther || !accept
+			decided[l.stage] = accept
+		case single && accept:
+			l.Note("requireTLS lets in what begins with a TLS ClientHello, never the contrary")
+		case c.has(isHello):
+			p.refuse("%s refuses connections by their TLS ClientHello; "+
+				"requireTLS lets in what begins with one, never the contrary", l.Place)
+		default:
+			p.rules[l.stage] = append(p.rules[l.stage], c.rule(l.Statement, accept)...)
+			decided[l.stage] = c.always()
+		}
+	}
+	if p.hello.Line != 0 { // what is no ClientHello comes to the end of the rules
+		for _, l := range p.ruleLines {
+			p.refusesOther = p.refusesOther || l.Arg(2) != "accept" && len(l.Words) == 3
+		}
+	}
+}
+
+// limitAccess gives the load balancer its lists. A backend's rules come after its frontend's.
+func (p *proxy) limitAccess(d *draft.Draft, backend *proxy) {
+	all := slices.Clone(p.rules)
+	if backend != nil {
+		all = append(all, backend.rules...)
+		if backend.hello.Line != 0 {
+			p.hello, p.refusesOther = backend.hello, p.refusesOther || backend.refusesOther
+		}
+		if p.inspect.Line == 0 {
+			p.inspect = backend.inspect
+		}
+	}
+	var refused string
+	if p.Allow, p.Deny, refused = draft.Access(all...); refused != "" {
+		p.refuse("%s", refused)
 	}
 	p.requireTLS(d)
 }
@@ -230,12 +352,8 @@ func (p *proxy) requireTLS(d *draft.Draft) {
 		at := draft.Line{Draft: d, Owner: p.LB, Statement: p.inspect}
 		at.Span(units, at.Arg(2), draft.MinHello, draft.MaxHello, &p.RequireTLS)
 	}
-	if !p.refuse {
+	if !p.refusesOther {
 		d.Advise(p.LB, p.hello, "haproxy lets everything else in after the delay, "+
 			"because no line says tcp-request content reject; with requireTLS it is refused")
 	}
-}
-
-func overlap(a, b []netip.Prefix) bool {
-	return slices.ContainsFunc(a, func(x netip.Prefix) bool { return slices.ContainsFunc(b, x.Overlaps) })
 }

@@ -10,6 +10,10 @@ import (
 type server struct {
 	*draft.ServerEntry
 	check serverCheck
+	// out means that the server gets no connections until somebody lets it in; sendProxy, onDown and onUp are
+	// settings that a load balancer has as a whole here.
+	out, tls                bool
+	sendProxy, onDown, onUp string
 }
 
 // server reads a server line: name, address, parameters. Its notes always belong to the section.
@@ -44,6 +48,24 @@ func (p *proxy) server(l draft.Line) {
 	if len(p.checks) > 0 && set.check != p.checks[0] {
 		l.Advise("is checked in another way than the first server; " +
 			"one load balancer checks all its backends as it does the first")
+	}
+	if set.tls {
+		p.refuse("%s begins TLS towards the servers, while "+draft.IsTLS+": let the clients speak TLS", l.Place)
+	}
+	if set.out {
+		srv.Weight = draft.Number{Value: 0, Set: true}
+		l.Advise("disabled became weight 0; remove that to let connections in again")
+	}
+	if len(p.checks) == 0 {
+		p.SendProxy, p.OnMarkedDown, p.OnMarkedUp = set.sendProxy, set.onDown, set.onUp
+	}
+	if set.sendProxy != p.SendProxy {
+		p.refuse("%s begins connections in another way than the server before it, with the PROXY header or without, "+
+			"and all servers of a load balancer get the same", l.Place)
+	}
+	if set.onDown != p.OnMarkedDown || set.onUp != p.OnMarkedUp {
+		l.Advise("does something else than the first server when a server goes down or comes back; " +
+			"what the first one does is for all")
 	}
 	p.checks = append(p.checks, set.check)
 	p.Servers = append(p.Servers, srv)
@@ -100,20 +122,17 @@ var parameters = map[string]func(s *server, r *reading){
 	"no-check-ssl": func(s *server, _ *reading) { s.check.ssl = false },
 	"backup":       func(s *server, _ *reading) { s.Backup = true },
 	"no-backup":    func(s *server, _ *reading) { s.Backup = false },
-	"enabled":      func(*server, *reading) {},
-	"disabled": func(s *server, r *reading) {
-		s.Weight = draft.Number{Value: 0, Set: true}
-		r.Advise("disabled became weight 0; remove that to let connections in again")
-	},
-	"inter":     func(s *server, r *reading) { r.inter(&s.check.inter) },
-	"fastinter": func(s *server, r *reading) { r.inter(&s.check.fastInter) },
-	"downinter": func(s *server, r *reading) { r.inter(&s.check.downInter) },
-	"rise":      func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.rise) },
-	"fall":      func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.fall) },
-	"weight":    func(s *server, r *reading) { r.number(0, draft.MaxWeight, &s.Weight) },
-	"maxconn":   func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
-	"maxqueue":  func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
-	"slowstart": func(s *server, r *reading) { r.Span(units, r.word(), 0, draft.MaxSlow, &s.SlowStart) },
+	"enabled":      func(s *server, _ *reading) { s.out = false },
+	"disabled":     func(s *server, _ *reading) { s.out = true },
+	"inter":        func(s *server, r *reading) { r.inter(&s.check.inter) },
+	"fastinter":    func(s *server, r *reading) { r.inter(&s.check.fastInter) },
+	"downinter":    func(s *server, r *reading) { r.inter(&s.check.downInter) },
+	"rise":         func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.rise) },
+	"fall":         func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.fall) },
+	"weight":       func(s *server, r *reading) { r.number(0, draft.MaxWeight, &s.Weight) },
+	"maxconn":      func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
+	"maxqueue":     func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
+	"slowstart":    func(s *server, r *reading) { r.Span(units, r.word(), 0, draft.MaxSlow, &s.SlowStart) },
 	"port": func(s *server, r *reading) {
 		if port, ok := draft.ReadPort(r.word()); ok {
 			s.check.port = port
@@ -126,19 +145,21 @@ var parameters = map[string]func(s *server, r *reading){
 	"crt":                  func(s *server, r *reading) { s.check.certFile = r.word() },
 	"check-sni":            func(s *server, r *reading) { s.check.serverName = r.word() },
 	"verifyhost":           func(s *server, r *reading) { s.check.serverName = r.word() },
-	"send-proxy":           func(_ *server, r *reading) { r.proxy.SendProxy = "v1" },
-	"send-proxy-v2":        func(_ *server, r *reading) { r.proxy.SendProxy = "v2" },
-	"send-proxy-v2-ssl":    func(_ *server, r *reading) { r.proxy.SendProxy = "v2" },
-	"send-proxy-v2-ssl-cn": func(_ *server, r *reading) { r.proxy.SendProxy = "v2" },
+	"send-proxy":           func(s *server, _ *reading) { s.sendProxy = "v1" },
+	"send-proxy-v2":        func(s *server, _ *reading) { s.sendProxy = "v2" },
+	"send-proxy-v2-ssl":    func(s *server, _ *reading) { s.sendProxy = "v2" },
+	"send-proxy-v2-ssl-cn": func(s *server, _ *reading) { s.sendProxy = "v2" },
 	"check-send-proxy":     func(*server, *reading) {},
-	"on-marked-down": func(_ *server, r *reading) {
+	"no-send-proxy":        func(s *server, _ *reading) { s.sendProxy = "" },
+	"no-send-proxy-v2":     func(s *server, _ *reading) { s.sendProxy = "" },
+	"on-marked-down": func(s *server, r *reading) {
 		if r.word() == "shutdown-sessions" {
-			r.proxy.OnMarkedDown = "shutdown-sessions"
+			s.onDown = "shutdown-sessions"
 		}
 	},
-	"on-marked-up": func(_ *server, r *reading) {
+	"on-marked-up": func(s *server, r *reading) {
 		if r.word() == "shutdown-backup-sessions" {
-			r.proxy.OnMarkedUp = "shutdown-backup-sessions"
+			s.onUp = "shutdown-backup-sessions"
 		}
 	},
 	"observe": func(_ *server, r *reading) {
@@ -152,11 +173,8 @@ var parameters = map[string]func(s *server, r *reading){
 			r.unknown = append(r.unknown, strings.TrimSpace("on-error "+mode))
 		}
 	},
-	"ssl": func(s *server, r *reading) {
-		s.check.ssl = true
-		r.proxy.Refused = r.Place.String() + " begins TLS towards the servers, while " + draft.IsTLS +
-			": let the clients speak TLS"
-	},
+	"ssl":    func(s *server, _ *reading) { s.tls, s.check.ssl = true, true },
+	"no-ssl": func(s *server, _ *reading) { s.tls, s.check.ssl = false, false },
 }
 
 func (r *reading) number(low, high int, into *draft.Number) { r.Number(r.word(), low, high, into) }

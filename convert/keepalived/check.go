@@ -2,6 +2,7 @@ package keepalived
 
 import (
 	"strings"
+	"time"
 
 	"appliance/convert/draft"
 )
@@ -9,13 +10,14 @@ import (
 // readCheck reads TCP_CHECK, HTTP_GET or SSL_GET.
 func (v *virtualServer) readCheck(l draft.Line) {
 	c := &v.Check
-	inter := c.Inter
-	*c = draft.HealthCheck{Inter: inter, Host: c.Host, Type: "tcp"}
 	switch l.Words[0] {
 	case "HTTP_GET":
-		c.Type, c.Method, c.Path = "http", "GET", "/"
+		*c = v.usualCheck("http")
 	case "SSL_GET":
-		c.Type, c.Method, c.Path, c.Verify = "https", "GET", "/", "false"
+		*c = v.usualCheck("https")
+		c.Verify = "false"
+	default:
+		*c = v.usualCheck("tcp")
 	}
 	urls := 0
 	for _, line := range l.Lines(v.LB, l.Body) {
@@ -29,19 +31,45 @@ func (v *virtualServer) readCheck(l draft.Line) {
 		}
 		v.checkURL(line)
 	}
-	if c.FastInter.Set && !c.Inter.Set {
-		c.Inter = draft.Span{Value: defaultDelay, Set: true}
+	if limitTimeout(c) {
+		l.Advise("connect_timeout became %s, the delay_loop: checks of one server do not overlap",
+			draft.Short(c.Inter.Value))
 	}
-	if c.Timeout.Set && c.Type == "tcp" {
-		if c.Inter = inter; !inter.Set {
-			c.Inter = draft.Span{Value: defaultDelay, Set: true}
-		}
-		if c.Timeout.Value > c.Inter.Value {
-			c.Timeout.Value = c.Inter.Value
-			l.Advise("connect_timeout became %s, the delay_loop: checks of one server do not overlap",
-				draft.Short(c.Inter.Value))
+}
+
+// usualCheck is a check of that kind as keepalived makes it where a server says nothing about it.
+func (v *virtualServer) usualCheck(kind string) draft.HealthCheck {
+	c := v.usual
+	c.Type = kind
+	again := defaultTCPAgain
+	if kind != "tcp" {
+		again = defaultHTTPAgain
+		c.Method, c.Path, c.Status = "GET", "/", []string{"200-299"}
+	}
+	for _, one := range []struct {
+		into  *draft.Span
+		usual time.Duration
+	}{{&c.Inter, defaultDelay}, {&c.Timeout, defaultTimeout}, {&c.FastInter, again}} {
+		if !one.into.Set {
+			*one.into = draft.Span{Value: one.usual, Set: true}
 		}
 	}
+	if c.FastInter.Value >= c.Inter.Value && !v.usual.FastInter.Set {
+		c.FastInter = draft.Span{}
+	}
+	if !c.Fall.Set {
+		c.Fall = draft.Number{Value: defaultRetry + 1, Set: true}
+	}
+	return c
+}
+
+// limitTimeout keeps the timeout of a tcp check within its interval, and reports whether somebody has to know.
+func limitTimeout(c *draft.HealthCheck) bool {
+	if c.Type != "tcp" || c.Timeout.Value <= c.Inter.Value {
+		return false
+	}
+	c.Timeout.Value = c.Inter.Value
+	return true
 }
 
 // checkURL reads the url block of a check.
@@ -80,6 +108,9 @@ func (v *virtualServer) checkURL(l draft.Line) {
 
 // checkLines are the keywords of all kinds of checks with something to read.
 var checkLines = map[string]reader{
+	"delay_loop": func(v *virtualServer, l draft.Line) {
+		l.Span(units, l.Arg(1), draft.MinInter, draft.MaxInter, &v.Check.Inter)
+	},
 	"connect_port": func(v *virtualServer, l draft.Line) {
 		if port, ok := draft.ReadPort(l.Arg(1)); ok {
 			v.Check.Port = port
@@ -99,7 +130,6 @@ var checkLines = map[string]reader{
 
 // checkRemarks are the keywords of all kinds of checks that are noted and nothing else.
 var checkRemarks = draft.NewRemarks(
-	draft.Remark{Keywords: "delay_loop", Text: oneRhythm},
 	draft.Remark{Keywords: "warmup", Moot: true, Text: "checks begin at different moments anyway"},
 	draft.Remark{Keywords: "enable_sni", Text: "write check: {tls: {serverName: ...}}"},
 	draft.Remark{Keywords: "connect_ip bindto bind_if bind_port fwmark http_protocol tls_compliant fast_recovery",

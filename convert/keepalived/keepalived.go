@@ -11,13 +11,16 @@ import (
 )
 
 // Grammar is that of keepalived.conf.
-var Grammar = syntax.Grammar{Comments: "#!", Inside: true, Braces: true}
+var Grammar = syntax.Grammar{Comments: "#!", Inside: true, Braces: true, Continues: true}
 
 var units = draft.Units{Bare: time.Second, Named: map[string]time.Duration{"s": time.Second}}
 
 // Read adds what the statements of a keepalived.conf say to d.
 func Read(d *draft.Draft, list []syntax.Statement) error {
+	list = (&expander{values: map[string]string{}}).expand(list)
 	groups := map[string]syntax.Statement{}
+	var instances []*instance
+	together := false // a vrrp_sync_group has all of them
 	for _, st := range list {
 		switch st.Words[0] {
 		case "vrrp_script":
@@ -32,12 +35,14 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		switch w := l.Words[0]; w {
 		case "vrrp_script", "virtual_server_group": // read above
 		case "vrrp_instance":
-			readInstance(d, st)
+			instances = append(instances, readInstance(d, st))
 		case "vrrp_sync_group":
 			for _, line := range d.Lines(nil, l.Body) {
 				if line.Words[0] != "group" { // all virtual addresses have one holder
 					readNotify(line)
+					continue
 				}
+				together = together || len(line.Body) == count(list, "vrrp_instance")
 			}
 		case "virtual_server":
 			readVirtualServer(d, st, groups)
@@ -50,13 +55,14 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			switch {
 			case l.Remark(remarks, w):
 			case strings.HasPrefix(w, "@"):
-				l.NoteAll(false, "is for some machines only; "+
-					"one file of ours fits all peers, write what they have in common")
+				l.NoteAll(false, someMachines)
 			default:
 				l.NoteAll(false, draft.IsUnknown)
 			}
 		}
 	}
+	addMachines(d, instances)
+	preferences(instances, together)
 	for _, t := range d.Tracks {
 		if !t.Used {
 			d.NoteAll(nil, t.Statement, true, "no track_script names it")
@@ -69,6 +75,16 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		}
 	}
 	return nil
+}
+
+// count is how many statements begin with a word.
+func count(list []syntax.Statement, word string) (n int) {
+	for _, st := range list {
+		if st.Words[0] == word {
+			n++
+		}
+	}
+	return n
 }
 
 // remarks are the keywords at the top that are noted and nothing else.
@@ -99,42 +115,58 @@ func readGlobal(d *draft.Draft, st syntax.Statement) {
 }
 
 // readInstance reads a vrrp_instance.
-func readInstance(d *draft.Draft, st syntax.Statement) {
+func readInstance(d *draft.Draft, st syntax.Statement) *instance {
 	d.Group = true
+	now := &instance{Statement: st}
+	on := ""
 	for _, l := range d.Lines(nil, st.Body) {
-		switch w := l.Words[0]; w {
-		case "interface":
-			d.SetInterface(l.Statement)
-		case "virtual_ipaddress", "virtual_ipaddress_excluded":
-			for _, a := range l.Body {
-				d.AddVIP(a)
-			}
-		case "unicast_src_ip", "mcast_src_ip":
-			a, ok := draft.ReadAddr(l.Arg(1))
-			if !ok {
-				l.Note("%s", draft.WrongAddr(l.Arg(1)))
+		if l.Words[0] == "interface" {
+			on = d.ReadInterface(l.Statement)
+		}
+	}
+	for _, l := range d.Lines(nil, st.Body) {
+		name, rest := only(l)
+		switch w := rest.Words[0]; {
+		case w == "unicast_src_ip" || w == "mcast_src_ip":
+			now.source(rest, name)
+		case w == "unicast_peer":
+			now.peers(rest)
+		case name != "" && (w == "state" || w == "priority"):
+			l.Moot("the peers elect among themselves; all are equal until a track says otherwise")
+		case name != "":
+			l.NoteAll(false, someMachines)
+		default:
+			now.line(l, on)
+		}
+	}
+	return now
+}
+
+const someMachines = "is for some machines only; one file of ours fits all peers, write what they have in common"
+
+// line reads a line of an instance on the interface of that name.
+func (i *instance) line(l draft.Line, on string) {
+	switch w := l.Words[0]; w {
+	case "interface": // read before
+	case "state":
+		i.state = l
+	case "priority":
+		i.priority = l
+	case "virtual_ipaddress", "virtual_ipaddress_excluded":
+		for _, a := range l.Lines(nil, l.Body) {
+			if name, _ := only(a); name != "" {
+				a.Note(someMachines)
 				continue
 			}
-			d.Own = append(d.Own, a)
-			if w == "unicast_src_ip" {
-				d.Peers = append(d.Peers, draft.PeerDraft{Place: l.Place, Addr: a})
-			}
-		case "unicast_peer":
-			for _, a := range d.Lines(nil, l.Body) {
-				if addr, ok := draft.ReadAddr(a.Arg(0)); ok {
-					d.Peers = append(d.Peers, draft.PeerDraft{Place: a.Place, Addr: addr})
-				} else {
-					a.Note("%s", draft.WrongAddr(a.Arg(0)))
-				}
-			}
-		case "track_script":
-			for _, name := range d.Lines(nil, l.Body) {
-				useScript(name)
-			}
-		default:
-			if !l.Remark(instanceRemarks, w) {
-				readNotify(l)
-			}
+			l.AddVIP(a.Statement, on)
+		}
+	case "track_script":
+		for _, name := range l.Lines(nil, l.Body) {
+			useScript(name)
+		}
+	default:
+		if !l.Remark(instanceRemarks, w) {
+			readNotify(l)
 		}
 	}
 }
@@ -144,7 +176,7 @@ var instanceRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "track_interface", Text: "the link that has the virtual addresses is watched anyway; " +
 		"others are not, write a track that runs a program"},
 	draft.Remark{Keywords: "authentication", Moot: true, Text: "the group key takes its place"},
-	draft.Remark{Keywords: "state priority virtual_router_id", Moot: true,
+	draft.Remark{Keywords: "virtual_router_id", Moot: true,
 		Text: "the peers elect among themselves; all are equal until a track says otherwise"},
 	draft.Remark{Keywords: "advert_int", Moot: true,
 		Text: "a killed holder is noticed at once, a silent one after group.heartbeat"},
@@ -161,7 +193,7 @@ var instanceRemarks = draft.NewRemarks(
 
 // notifyEvents are our events for keepalived's.
 var notifyEvents = map[string]string{
-	"notify_master": "holder", "notify_backup": "released", "notify_fault": "released", "notify_stop": "released",
+	"notify_master": "holder", "notify_backup": "released",
 }
 
 // readNotify reads the scripts that follow changes of state.
@@ -174,7 +206,15 @@ func readNotify(l draft.Line) {
 			l.Note("%s", why)
 			return
 		}
+		for _, h := range l.Hooks {
+			if h.On == on && slices.Equal(h.Exec, exec) {
+				return // the same for each instance
+			}
+		}
 		l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec})
+	case w == "notify_fault" || w == "notify_stop":
+		l.Note("is no event here, where a node that fails or stops is only told released, as every other is; " +
+			"if it has to know why, write hooks: [{on: [released], exec: [...]}] with a program that finds out")
 	case w == "notify":
 		l.Note("wants the arguments INSTANCE name MASTER|BACKUP; " +
 			"write hooks: [{on: [holder], exec: [/path, INSTANCE, name, MASTER]}, {on: [released], ...}]")

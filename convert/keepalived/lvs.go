@@ -11,10 +11,14 @@ import (
 )
 
 const (
-	// defaultPersistence and defaultDelay are what keepalived means by persistence_timeout without a time, and if there
-	// is no delay_loop.
+	// What keepalived means by persistence_timeout without a time, and where nothing is said of scheduler and checks.
 	defaultPersistence = 6 * time.Minute
+	defaultScheduler   = "wlc"
 	defaultDelay       = time.Minute
+	defaultTimeout     = 5 * time.Second
+	defaultRetry       = 1
+	defaultTCPAgain    = time.Second
+	defaultHTTPAgain   = 3 * time.Second
 	// maxLVSWeight is the largest weight of IPVS that matters here; larger ones are scaled down.
 	maxLVSWeight = 1 << 20
 )
@@ -28,6 +32,9 @@ var schedulers = []string{
 type virtualServer struct {
 	*draft.LB
 	checked bool // a server has had a check, which is that of all
+	// usual is what the block says of all checks, other the first check that cannot be made here.
+	usual draft.HealthCheck
+	other draft.Line
 }
 
 // readVirtualServer reads a virtual_server block: an address and port, and the servers behind it.
@@ -50,13 +57,30 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 	if len(v.Binds) == 0 && v.Refused == "" {
 		v.Refused = "it has no address and port"
 	}
-	for _, l := range d.Lines(v.LB, st.Body) {
-		v.line(l)
+	isServer := func(l draft.Line) bool { return l.Words[0] == "real_server" || l.Words[0] == "sorry_server" }
+	all := d.Lines(v.LB, st.Body)
+	for _, l := range all {
+		if !isServer(l) {
+			v.line(l)
+		}
 	}
-	if !v.checked {
-		inter := v.Check.Inter
+	v.usual = v.Check
+	for _, l := range all {
+		if isServer(l) {
+			v.line(l)
+		}
+	}
+	if v.Scheduler == "" {
+		v.Scheduler = defaultScheduler
+	}
+	switch {
+	case v.checked:
+	case v.other.Line != 0:
+		v.Check = v.usualCheck("tcp")
+		limitTimeout(&v.Check)
+	default:
 		v.Check = draft.HealthCheck{Type: "none"}
-		if inter.Set {
+		if v.usual.Inter.Set {
 			d.Advise(v.LB, v.Statement, "no real server has a check, so none is made; remove check below to have one")
 		}
 	}
@@ -133,13 +157,14 @@ var lineRemarks = draft.NewRemarks(
 
 const (
 	isMissing  = "is not there"
-	oneRhythm  = "checks of one load balancer are made in one rhythm; write check: {inter: 10s}"
 	noSuchPort = "is no port; write a number from 1 to 65535"
 )
 
 // line reads one line of the block.
 func (v *virtualServer) line(l draft.Line) {
-	if read := lines[l.Words[0]]; read != nil {
+	if name, _ := only(l); name != "" {
+		v.Refused = l.Place.String() + " is for some machines only, and one file of ours fits all peers"
+	} else if read := lines[l.Words[0]]; read != nil {
 		read(v, l)
 	} else if !l.Remark(lineRemarks, l.Words[0]) {
 		l.NoteAll(false, draft.IsUnknown)
@@ -158,7 +183,9 @@ func (v *virtualServer) method(l draft.Line) {
 	switch l.Arg(1) {
 	case "NAT":
 		v.Plane = "ipvs"
-	case "DR": // auto takes direct if every server is a peer on the same port
+	case "DR":
+		l.Advise("became the choice of the appliance, which sends packets on unchanged, as DR does, only where every server " +
+			"is a peer or worker on the same port; elsewhere servers see a node's address in place of the client's")
 	default:
 		l.Note("there are no tunnels; the data plane is chosen by what kernel and network can do")
 	}
@@ -190,8 +217,17 @@ func (v *virtualServer) realServer(l draft.Line) {
 		l.NoteWithin(v.LB, l.Body, l.Place, false)
 		return
 	}
-	before := v.Check
+	before, usual := v.Check, v.usual
+	defer func() { v.usual = usual }()
 	checks := 0
+	for _, line := range l.Lines(v.LB, l.Body) {
+		if w := line.Words[0]; w == "retry" || w == "delay_before_retry" || w == "connect_timeout" || w == "delay_loop" {
+			v.Check = v.usual
+			v.checkLine(line)
+			v.usual = v.Check
+		}
+	}
+	v.Check = before
 	for _, line := range l.Lines(v.LB, l.Body) {
 		switch w := line.Words[0]; w {
 		case "weight":
@@ -210,9 +246,15 @@ func (v *virtualServer) realServer(l draft.Line) {
 			v.notify(line, "backend-up")
 		case "notify_down":
 			v.notify(line, "backend-down")
-		case "retry", "delay_before_retry", "connect_timeout":
-			v.checkLine(line)
+		case "retry", "delay_before_retry", "connect_timeout", "delay_loop": // read before
 		default:
+			if name, _ := only(line); name != "" {
+				v.Refused = line.Place.String() + " is for some machines only, and one file of ours fits all peers"
+				continue
+			}
+			if strings.HasSuffix(w, "_CHECK") && v.other.Line == 0 {
+				v.other = line
+			}
 			if !line.Remark(serverRemarks, w) {
 				line.NoteAll(false, isMissing)
 			}
@@ -232,8 +274,8 @@ func (v *virtualServer) realServer(l draft.Line) {
 // serverRemarks are the keywords of a real_server that are noted and nothing else.
 var serverRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "MISC_CHECK SMTP_CHECK DNS_CHECK BFD_CHECK UDP_CHECK PING_CHECK FILE_CHECK",
-		Text: "is not there; write check: {type: tcp, tls, http or https}"},
-	draft.Remark{Keywords: "delay_loop", Text: oneRhythm},
+		Text: "is not made here; what stands in check below is made instead, which may say less: " +
+			"write check: {type: tcp, tls, http or https}"},
 )
 
 // notify reads a script that follows a change of a server's state.

@@ -120,6 +120,9 @@ func command(words []string) (exec []string, why string) {
 	case strings.Contains(line, "haproxy") || strings.Contains(line, "nginx"):
 		return nil, "looks after a program that is not needed any more; " +
 			"a holder whose load balancers have no healthy backend gives way by itself"
+	case syntax.HasSecret(line):
+		return nil, "has a secret among its words, which is not copied; " +
+			"put it in a script that only root may read, and name that in tracks or hooks: exec: [/path]"
 	case strings.ContainsAny(line, "|&;<>`"):
 		return nil, "is for a shell, and none is asked; " +
 			"put it in a file that only root may write, with #!/bin/sh and mode 0700, and name that in tracks or hooks"

@@ -105,11 +105,11 @@ func readKey(d *draft.Draft, p pair) {
 	switch p.key {
 	case "vip":
 		if set {
-			d.AddVIP(syntax.Statement{Place: p.Place, Words: []string{p.value}})
+			d.AddVIP(syntax.Statement{Place: p.Place, Words: []string{p.value}}, "")
 		}
 	case "interface":
 		if set {
-			d.SetInterface(p.Statement)
+			d.Interface = d.ReadInterface(p.Statement)
 		}
 	case "localpeer":
 		readPeer(p, p.node)

@@ -2,6 +2,7 @@ package nginx
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,7 +13,7 @@ import (
 )
 
 // Grammar is that of nginx.conf.
-var Grammar = syntax.Grammar{Comments: "#", Semicolons: true, Braces: true, Escapes: true}
+var Grammar = syntax.Grammar{Comments: "#", Semicolons: true, Braces: true, Escapes: true, QuotesWords: true}
 
 var units = draft.Units{Bare: time.Second, Named: map[string]time.Duration{
 	"ms": time.Millisecond, "s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour,
@@ -104,8 +105,22 @@ func readUpstream(d *draft.Draft, st syntax.Statement) *upstream {
 			}
 		}
 	}
+	if len(lb.Servers) > 1 { // a single server is tried always
+		if !lb.MaxFails.Set {
+			lb.MaxFails = draft.Number{Value: defaultMaxFails, Set: true}
+		}
+		if !lb.FailTimeout.Set {
+			lb.FailTimeout = draft.Span{Value: defaultFailTimeout, Set: true}
+		}
+	}
 	return &upstream{LB: lb}
 }
+
+// What nginx means where a server says nothing.
+const (
+	defaultMaxFails    = 1
+	defaultFailTimeout = 10 * time.Second
+)
 
 // upstreamRemarks are the directives of an upstream that are noted and nothing else.
 var upstreamRemarks = draft.NewRemarks(
@@ -171,10 +186,10 @@ func readBackend(lb *draft.LB, l draft.Line) {
 func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams map[string]*upstream) {
 	lb := &usual
 	lb.Statement, lb.Lines = st.Head(), st.Body
-	lb.Allow, lb.Deny = slices.Clone(lb.Allow), slices.Clone(lb.Deny)
+	lb.Access, lb.AcceptProxyFrom = slices.Clone(lb.Access), slices.Clone(lb.AcceptProxyFrom)
 	isAccess := func(st syntax.Statement) bool { return st.Words[0] == "allow" || st.Words[0] == "deny" }
 	if slices.ContainsFunc(st.Body, isAccess) {
-		lb.Allow, lb.Deny, lb.DeniesRest = nil, nil, false // what stands here replaces what stands outside
+		lb.Access = nil // what stands here replaces what stands outside
 	}
 	var pass syntax.Statement
 	for _, l := range d.Lines(lb, st.Body) {
@@ -192,9 +207,13 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 	if len(lb.AcceptProxyFrom) > 0 && !lb.AcceptProxy {
 		d.Advise(lb, lb.Statement, "set_real_ip_from says nothing without listen ... proxy_protocol")
 	}
-	if len(lb.Allow) > 0 && !lb.DeniesRest {
+	var refused string
+	if lb.Allow, lb.Deny, refused = draft.Access(lb.Access); refused != "" {
+		lb.Refused = cmp.Or(lb.Refused, refused)
+	}
+	isAllow := func(r draft.AccessRule) bool { return r.Accept && r.Set == nil }
+	if slices.ContainsFunc(lb.Access, isAllow) && len(lb.Allow)+len(lb.Deny) == 0 {
 		d.Note(lb, lb.Statement, "its allow lines keep nobody out, because no line says deny all; they were left out")
-		lb.Allow = nil
 	}
 	if len(lb.Binds) > 0 {
 		lb.Name = "lb-" + strconv.Itoa(int(lb.Binds[0].Port))
@@ -259,6 +278,8 @@ func readListen(lb *draft.LB, l draft.Line) {
 		return
 	}
 	b := draft.Bind{Statement: l.Statement, Port: port}
+	b.Only6 = strings.Contains(host, ":") && !slices.Contains(l.Words, "ipv6only=off")
+	b.Only4 = !strings.Contains(host, ":")
 	if host = strings.Trim(host, "[]"); host != "" && host != "*" && host != "0.0.0.0" && host != "::" {
 		if b.Addr, ok = draft.ReadAddr(host); !ok {
 			l.Note("%s", draft.WrongAddr(host))
@@ -338,7 +359,7 @@ var remarks = draft.NewRemarks(
 		"variables_hash_bucket_size proxy_session_drop", Moot: true, Text: draft.IsTuning},
 	draft.Remark{Keywords: "log_format access_log error_log open_log_file_cache", Moot: true, Text: draft.IsLogging},
 	draft.Remark{Keywords: "resolver resolver_timeout", Moot: true, Text: draft.IsDNS},
-	draft.Remark{Keywords: "include", Text: "nothing is included; convert that file too"},
+	draft.Remark{Keywords: "include", Text: "is not among these files; convert that file too"},
 	draft.Remark{Keywords: "ssl_preread", Text: "the server name that a client asks for is not looked at; " +
 		"requireTLS: 5s looks whether it speaks TLS"},
 	draft.Remark{Keywords: "proxy_bind", Text: "the kernel's routes choose the source address"},
@@ -362,31 +383,24 @@ func readLine(lb *draft.LB, l draft.Line) {
 	}
 }
 
-// readAccess reads allow and deny, of which the first that fits decides; here deny wins.
+// readAccess reads allow and deny, of which the first that fits decides.
 func readAccess(lb *draft.LB, l draft.Line) {
-	allow := l.Words[0] == "allow"
-	if l.Arg(1) == "all" {
-		switch {
-		case !allow && len(lb.Allow) == 0:
-			lb.Refused = l.Place.String() + " refuses everybody"
-		case !allow:
-			lb.DeniesRest = true
-		case len(lb.Allow) > 0:
-			l.Advise("became an empty allow list; the allow lines before it say nothing")
-			lb.Allow = nil
-		}
-		return
-	}
+	r := draft.AccessRule{Statement: l.Statement, Accept: l.Words[0] == "allow"}
 	prefix, ok := draft.ReadPrefix(l.Arg(1))
 	switch {
+	case l.Arg(1) == "all":
+		r.Set = draft.AllAddrs()
+	case l.Arg(1) == "unix:":
+		l.Moot("nobody connects over a unix socket")
+		return
+	case !ok && r.Accept:
+		l.Note("%s; it was left out, so that nobody comes in by it", draft.WrongAddr(l.Arg(1)))
+		return
 	case !ok:
-		l.Note("%s", draft.WrongAddr(l.Arg(1)))
-	case allow:
-		lb.Allow = append(lb.Allow, prefix)
+		lb.Refused = cmp.Or(lb.Refused, l.Place.String()+" refuses some clients, and which is not understood")
+		return
 	default:
-		if slices.ContainsFunc(lb.Allow, prefix.Overlaps) {
-			l.Advise("refuses some whom a line before it lets in; here deny wins")
-		}
-		lb.Deny = append(lb.Deny, prefix)
+		r.From = []netip.Prefix{prefix}
 	}
+	lb.Access = append(lb.Access, r)
 }

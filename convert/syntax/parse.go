@@ -38,7 +38,7 @@ func (g Grammar) body(file string, tokens []token, depth int) (list []Statement,
 	// semicolon checks the end of a body or file, before which a statement needs its semicolon.
 	semicolon := func() error {
 		if len(now.Words) > 0 && g.Semicolons {
-			return fmt.Errorf("%s: %s lacks its semicolon; write it", now.Place, Printable(now.Text()))
+			return fmt.Errorf("%s: %s lacks its semicolon; write it", now.Place, Printable(Masked(now.Text())))
 		}
 		end()
 		return nil
@@ -70,7 +70,7 @@ func (g Grammar) body(file string, tokens []token, depth int) (list []Statement,
 			}
 			if len(after) == 0 {
 				return nil, nil, fmt.Errorf("%s: the { of %s is never closed; write the } that is missing",
-					now.Place, Printable(now.Text()))
+					now.Place, Printable(Masked(now.Text())))
 			}
 			now.Body, tokens = body, after
 			end()

@@ -1,6 +1,7 @@
 package syntax
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 )
@@ -14,9 +15,13 @@ type Grammar struct {
 	Semicolons bool
 	// Braces open and close bodies.
 	Braces bool
-	// Escapes means that a backslash takes the next byte as it is, Letters that outside quotes some letters after it
-	// mean more, such as \n.
+	// Escapes means that a backslash takes the next byte as it is, Letters that it does so before the few bytes alone
+	// that haproxy names, and that some letters after it mean more, such as \n.
 	Escapes, Letters bool
+	// Continues means that a backslash at the end of a line joins it with the next.
+	Continues bool
+	// QuotesWords means that a quote begins at the beginning of a word alone.
+	QuotesWords bool
 }
 
 // A token is a word, or one of the marks { } ; and the end of a line.
@@ -57,6 +62,10 @@ func (g Grammar) scan(file string, data []byte) ([]token, error) {
 		switch {
 		case c == '\r' && s.peek() == '\n':
 			// The end of a line as Windows writes it.
+		case g.Continues && c == '\\' && s.endsLine():
+			s.line++
+		case g.Letters && c == '\\' && s.quote != '\'' && s.next < len(data):
+			s.letter()
 		case g.Escapes && c == '\\' && s.quote != '\'' && s.next < len(data):
 			s.escape()
 		case s.quote != 0 && c == '\n' && !g.Semicolons:
@@ -109,6 +118,36 @@ func (s *scanner) mark(c byte) {
 	s.tokens = append(s.tokens, token{line: s.line, mark: c})
 }
 
+// endsLine reports whether the line ends here, and skips its end if it does.
+func (s *scanner) endsLine() bool {
+	for _, end := range []string{"\n", "\r\n"} {
+		if bytes.HasPrefix(s.data[s.next:], []byte(end)) {
+			s.next += len(end)
+			return true
+		}
+	}
+	return false
+}
+
+// letter reads what follows a backslash in haproxy.cfg. Before any other byte the backslash is one.
+func (s *scanner) letter() {
+	c := s.data[s.next]
+	switch c {
+	case 'n':
+		c = '\n'
+	case 'r':
+		c = '\r'
+	case 't':
+		c = '\t'
+	case ' ', '\\', '#', '"', '\'':
+	default:
+		s.add('\\')
+		return
+	}
+	s.next++
+	s.add(c)
+}
+
 // escape reads the byte after a backslash.
 func (s *scanner) escape() {
 	c := s.data[s.next]
@@ -119,16 +158,6 @@ func (s *scanner) escape() {
 	}
 	if s.quote != 0 && c != s.quote && c != '\\' {
 		s.add('\\')
-	}
-	if s.Letters && s.quote == 0 {
-		switch c {
-		case 'n':
-			c = '\n'
-		case 'r':
-			c = '\r'
-		case 't':
-			c = '\t'
-		}
 	}
 	s.add(c)
 }
@@ -148,7 +177,7 @@ func (s *scanner) quoted(c byte) {
 // bare reads a byte outside quotes.
 func (s *scanner) bare(c byte) {
 	switch {
-	case c == '"' || c == '\'' && (s.Escapes || !s.begun):
+	case (c == '"' || c == '\'' && (s.Escapes || !s.begun)) && !(s.QuotesWords && s.begun):
 		s.quote = c
 		s.begin()
 	case strings.IndexByte(s.Comments, c) >= 0 && (!s.begun || s.Inside):

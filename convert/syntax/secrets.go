@@ -1,0 +1,50 @@
+package syntax
+
+import (
+	"regexp"
+	"strings"
+)
+
+// hidden is what stands in the place of a secret.
+const hidden = "****"
+
+// secretName matches names of things whose value is a secret.
+const secretName = `[A-Za-z0-9_-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_-]?key|[_-]key|` +
+	`credentials?|cookie|bearer|auth(?:entication|orization)?)[A-Za-z0-9_-]*`
+
+// secrets match what a secret follows, or is within; $1 is kept, and $2 as well.
+var secrets = []*regexp.Regexp{
+	// Words whose every value is a secret.
+	regexp.MustCompile(`(?is)(\b(?:auth_pass|auth|authorization|password|insecure-password|packetapikey|bearer)[ :=]+)\S.*()`),
+	regexp.MustCompile(`(?is)((?:^|\s)(?:setenv|presetenv)\s+\S+\s+)\S.*()`),
+	regexp.MustCompile(`(?is)(\btcp-check\s+send\S*\s+)\S.*()`),
+	regexp.MustCompile(`(?is)(\bhttp-check\s+send\b.*?\sbody(?:-file|-lf)?\s+)\S.*()`),
+	regexp.MustCompile(`(?is)(\buser\s+\S+\s+(?:insecure-)?password\s+)\S.*()`),
+	// NAME=value, NAME: value, NAME value and --name value.
+	regexp.MustCompile(`(?is)((?:^|[\s"'$?&{;-])` + secretName + `["']?\s*[=:]\s*)\S.*()`),
+	regexp.MustCompile(`(?is)((?:^|[\s"'])(?:--?|hdr\s+|set-header\s+|add-header\s+|X-)` + secretName + `\s+)\S.*()`),
+	// Options of the clients that scripts call.
+	regexp.MustCompile(`(?s)((?:redis-cli|valkey-cli|keydb-cli)\b.*?\s(?:-a|--pass|--user)[ =]*)\S.*()`),
+	regexp.MustCompile(`(?s)((?:curl|wget)\b.*?\s(?:-u|--user|-U|--proxy-user|-H|--header|-b|-E|--cert|--oauth2-bearer|-d|--data\S*)` +
+		`[ =]*)\S.*()`),
+	regexp.MustCompile(`(?s)((?:mysql|mariadb|mysqladmin|mysqlcheck|mariadb-admin|mysqlsh|mongo|mongosh|sshpass|rabbitmqadmin|` +
+		`psql|isql|sqlcmd|snmp\w+|ldap\w+|ipmitool|cqlsh|clickhouse\S*)\b.*?\s(?:-p|-w|-P|-c|-a|-U|-A|-X|-I)[ =]?)\S.*()`),
+	// scheme://user:password@host
+	regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+(@)`),
+}
+
+// Masked is text without the secrets that must not be copied to another place.
+func Masked(text string) string {
+	for _, s := range secrets {
+		text = s.ReplaceAllString(text, "${1}"+hidden+"${2}")
+	}
+	return text
+}
+
+// HasSecret reports whether Masked would hide some of text.
+func HasSecret(text string) bool { return Masked(text) != text }
+
+var secretNames = regexp.MustCompile(`(?is)^(?:` + secretName + `|.*[_-]?key)$`)
+
+// IsSecretName reports whether the value of the thing of that name, such as a header's, is a secret.
+func IsSecretName(name string) bool { return secretNames.MatchString(strings.TrimSpace(name)) }

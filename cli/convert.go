@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/netip"
@@ -52,36 +53,69 @@ func printConverted(c *cli.Context) error {
 	if options.Peers, err = addresses("peers", c.StringSlice("peers")); err != nil {
 		return err
 	}
+	type output struct {
+		convert.Output
+		cfg *configs.Config
+		err error
+	}
+	done := make(chan output, 1)
+	go func() { // a signal ends it: the main thread is the one that hears of it
+		var o output
+		o.Output, o.cfg, o.err = converted(c, kind, options)
+		done <- o
+	}()
+	select {
+	case <-c.Context.Done():
+		return fmt.Errorf("convert: %w", context.Cause(c.Context))
+	case o := <-done:
+		if o.err != nil {
+			return o.err
+		}
+		printWarnings(c.App.ErrWriter, o.cfg)
+		printCounts(c.App.ErrWriter, o.Output)
+		_, err = c.App.Writer.Write(o.YAML)
+		return err
+	}
+}
+
+// converted reads the files and converts them.
+func converted(c *cli.Context, kind convert.Format, options convert.Addresses) (
+	result convert.Output, cfg *configs.Config, err error,
+) {
 	var files []convert.File
 	for _, name := range c.Args().Slice() {
 		if len(name) > 1 && name[0] == '-' {
-			return usagef("%s comes after a file; write flags first, and ./%s if it is a file", name, name)
+			return result, nil, usagef("%s comes after a file; write flags first, and ./%s if it is a file", name, name)
 		}
 		if slices.ContainsFunc(files, func(f convert.File) bool { return f.Name == name }) {
-			return usagef("%s is given twice; name each file once", name)
+			return result, nil, usagef("%s is given twice; name each file once", name)
 		}
 		data, err := readForeign(c, name)
 		if err != nil {
-			return err
+			return result, nil, err
 		}
 		files = append(files, convert.File{Name: name, Format: kind, Data: data})
 	}
-	result, err := convert.Convert(files, options)
-	if err != nil {
-		return fmt.Errorf("convert: %w", err)
+	if result, err = convert.Convert(files, options); err != nil {
+		return result, nil, fmt.Errorf("convert: %w", err)
 	}
 	// Whoever redirects stdout to a file relies on it.
-	cfg, err := configs.Parse("the result", result.YAML, configs.Source{})
-	if err != nil {
-		return fmt.Errorf("convert: the result does not load, which is a bug of this program; please report it:\n%w", err)
+	if cfg, err = configs.Parse("the result", result.YAML, configs.Source{}); err != nil {
+		err = fmt.Errorf("convert: the result does not load, which is a bug of this program; please report it:\n%w", err)
 	}
-	printWarnings(c.App.ErrWriter, cfg)
-	fmt.Fprintf(c.App.ErrWriter,
-		"%d statements read: %d carried over as they are, %d to look at, %d without a meaning here; "+
-			"the comments say which and why\n",
-		result.Statements, result.Statements-result.Decide-result.Moot, result.Decide, result.Moot)
-	_, err = c.App.Writer.Write(result.YAML)
-	return err
+	return result, cfg, err
+}
+
+// printCounts says how much of the files is in the result.
+func printCounts(w io.Writer, o convert.Output) {
+	switch {
+	case o.Refused > 0:
+		fmt.Fprintf(w, "%d of %d load balancers were not carried over; ", o.Refused, o.LoadBalancers)
+	case o.LoadBalancers == 0:
+		fmt.Fprint(w, "no load balancer is in these files, so the result balances port 6443 over the peers; ")
+	}
+	fmt.Fprintf(w, "%d statements read: %d carried over as they are, %d to look at, %d without a meaning here; "+
+		"the comments say which and why\n", o.Statements, o.Statements-o.Decide-o.Moot, o.Decide, o.Moot)
 }
 
 // maxForeign is more than convert reads, so that it can say that a file is too large.

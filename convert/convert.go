@@ -33,6 +33,8 @@ type Output struct {
 	// Statements is how many were read. Of these, Decide need a decision of somebody, and Moot have no meaning here. The
 	// rest were carried over.
 	Statements, Decide, Moot int
+	// LoadBalancers is how many the files have, and Refused how many of these were not carried over.
+	LoadBalancers, Refused int
 }
 
 // maxFile is how many bytes our loader reads.
@@ -62,7 +64,8 @@ func Convert(files []File, given Addresses) (Output, error) {
 			decide[n.Place] = true
 		}
 	}
-	out := Output{YAML: text, Statements: d.Statements, Decide: len(decide)}
+	out := Output{YAML: text, Statements: d.Statements, Decide: len(decide), LoadBalancers: len(d.LoadBalancers),
+		Refused: p.refused()}
 	for at := range moot {
 		if !decide[at] {
 			out.Moot++

@@ -21,6 +21,8 @@ type plan struct {
 	interfaces      map[netip.Addr]string // of vips, as far as the files say
 	peers           []draft.PeerDraft
 	balancers       []*balancer
+	// named are the load balancers that listen on an address by name.
+	named map[netip.AddrPort][]*draft.LB
 	// hints are comments for the keys of that name that belong to no line of the files.
 	hints map[string][]string
 }
@@ -62,6 +64,7 @@ func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
 	if err := p.checkPeers(given); err != nil {
 		return nil, err
 	}
+	p.followChains()
 	if err := p.planLoadBalancers(); err != nil {
 		return nil, err
 	}
@@ -79,6 +82,15 @@ func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
 
 // planLoadBalancers plans what the draft has, and notes the load balancers that cannot be carried over.
 func (p *plan) planLoadBalancers() error {
+	p.named = map[netip.AddrPort][]*draft.LB{}
+	for _, lb := range p.LoadBalancers {
+		for _, at := range lb.Binds {
+			if at.Addr.IsValid() {
+				key := netip.AddrPortFrom(at.Addr, at.Port)
+				p.named[key] = append(p.named[key], lb)
+			}
+		}
+	}
 	kept := map[syntax.Place]bool{} // what became part of a load balancer, also of one among several
 	for _, lb := range p.LoadBalancers {
 		if lb.Refused == "" {
@@ -116,6 +128,16 @@ func (p *plan) planLoadBalancers() error {
 			"with this file.")
 	}
 	return nil
+}
+
+// refused is how many load balancers of the files were not carried over.
+func (p *plan) refused() (n int) {
+	for _, lb := range p.LoadBalancers {
+		if lb.Refused != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // planLoadBalancer adds a balancer for each port of lb, or says why there is none.
@@ -183,13 +205,9 @@ func (p *plan) taken(b *balancer) (*balancer, string) {
 // leaveOthers takes from b, which listens on every address of a family, those virtual addresses on whose port another
 // load balancer listens by name: the kernel gives it the connections there, also if it could not be carried over.
 func (p *plan) leaveOthers(b *balancer) {
-	names := func(binds []draft.Bind, a netip.Addr) bool {
-		return slices.ContainsFunc(binds, func(at draft.Bind) bool { return at.Port == b.port && at.Addr == a })
-	}
 	b.vips = slices.DeleteFunc(b.vips, func(a netip.Addr) bool {
-		return !names(b.Binds, a) && slices.ContainsFunc(p.LoadBalancers, func(other *draft.LB) bool {
-			return other != b.LB && names(other.Binds, a)
-		})
+		by := p.named[netip.AddrPortFrom(a, b.port)]
+		return len(by) > 0 && !slices.Contains(by, b.LB)
 	})
 }
 

@@ -386,7 +386,18 @@ func TestTime(t *testing.T) {
 		fmt.Fprintf(&script, "10.%d.%d.1\n", i/256, i%256)
 	}
 	script.WriteString("}\n}\n")
+	var rules, growing strings.Builder
+	rules.WriteString("listen a\nbind :1\nserver a 192.0.2.1:1\n")
+	growing.WriteString("listen a\nbind :1\nserver a 192.0.2.1:1\n")
+	for i := range 9_000 {
+		action := []string{"accept", "reject"}[i%2]
+		fmt.Fprintf(&rules, "tcp-request connection %s if { src 10.%d.%d.0/30 }\n", action, i/256, i%256)
+		fmt.Fprintf(&growing, "acl x src 10.%d.%d.0/30\ntcp-request connection %s if !x { src 10.0.%d.%d }\n",
+			i/256, i%256, action, i/256, i%256)
+	}
 	for _, f := range []convert.File{
+		{Name: "rules", Format: convert.HAProxy, Data: []byte(rules.String())},
+		{Name: "growing", Format: convert.HAProxy, Data: []byte(growing.String())},
 		{Name: "servers", Format: convert.HAProxy, Data: []byte(servers.String())},
 		{Name: "sections", Format: convert.HAProxy, Data: []byte(sections.String())},
 		{Name: "addresses", Format: convert.Keepalived, Data: []byte(script.String())},

@@ -33,6 +33,9 @@ func write(p *plan, files []File) []byte {
 		names[i] = syntax.Printable(f.Name)
 	}
 	w.line("# Made by `appliance convert` of %s.", strings.Join(names, ", "))
+	if refused := p.refused(); refused > 0 {
+		w.line("# %d OF %d LOAD BALANCERS WERE NOT CARRIED OVER: see below.", refused, len(p.LoadBalancers))
+	}
 	w.line("# A comment with a file and a line is about something that was not carried over, or not as it was.")
 	w.line("")
 	if len(p.vips) > 0 {

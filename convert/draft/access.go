@@ -34,6 +34,17 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
+// and is the addresses in both r and other, if there are any.
+func (r addrRange) and(other addrRange) addrRange {
+	if r.low.Less(other.low) {
+		r.low = other.low
+	}
+	if other.high.Less(r.high) {
+		r.high = other.high
+	}
+	return r
+}
+
 // NewAddrSet is the set of the addresses in prefixes.
 func NewAddrSet(prefixes []netip.Prefix) AddrSet {
 	ranges := make(AddrSet, 0, len(prefixes))
@@ -86,17 +97,22 @@ func (s AddrSet) Not() AddrSet {
 
 // And is the addresses in both s and t.
 func (s AddrSet) And(t AddrSet) AddrSet {
+	if len(t) < len(s) {
+		s, t = t, s
+	}
 	var out AddrSet
+	if len(s) < len(t)/16 { // look up each of the few among the many
+		for _, r := range s {
+			i, _ := slices.BinarySearchFunc(t, r.low, func(r addrRange, a netip.Addr) int { return r.high.Compare(a) })
+			for ; i < len(t) && t[i].low.Compare(r.high) <= 0; i++ {
+				out = append(out, r.and(t[i]))
+			}
+		}
+		return out
+	}
 	for i, j := 0, 0; i < len(s) && j < len(t); {
-		low, high := s[i].low, s[i].high
-		if low.Less(t[j].low) {
-			low = t[j].low
-		}
-		if t[j].high.Less(high) {
-			high = t[j].high
-		}
-		if low.BitLen() == high.BitLen() && !high.Less(low) {
-			out = append(out, addrRange{low, high})
+		if both := s[i].and(t[j]); both.low.BitLen() == both.high.BitLen() && !both.high.Less(both.low) {
+			out = append(out, both)
 		}
 		if s[i].high.Less(t[j].high) {
 			i++
@@ -160,8 +176,8 @@ func (r AccessRule) set() AddrSet {
 	return s
 }
 
-// maxAccessWork is how many ranges of addresses may be compared while access rules are read, which takes about a second.
-const maxAccessWork = 20_000_000
+// maxAccessWork is how many ranges of addresses may be compared while access rules are read, which takes less than a second.
+const maxAccessWork = 4_000_000
 
 // Access turns lists of rules, all of which a client has to pass, into the allow and deny lists of ours, of which deny
 // wins. A client whom no rule of a list fits passes it. refused says why there are no such lists.

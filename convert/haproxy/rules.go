@@ -17,17 +17,25 @@ type term struct {
 	hello   bool
 	not     bool
 	unknown bool
+	// sets are the clients that are in from and those that are not, once somebody has asked.
+	sets *[2]draft.AddrSet
 }
 
 func (t term) set() draft.AddrSet {
-	set := draft.AllAddrs()
-	if !t.always {
-		set = draft.NewAddrSet(t.from)
+	if t.always {
+		if t.not {
+			return draft.AddrSet{}
+		}
+		return draft.AllAddrs()
+	}
+	if t.sets[0] == nil {
+		t.sets[0] = draft.NewAddrSet(t.from)
+		t.sets[1] = t.sets[0].Not()
 	}
 	if t.not {
-		set = set.Not()
+		return t.sets[1]
 	}
-	return set
+	return t.sets[0]
 }
 
 // A condition is what stands behind if or unless: alternatives, of which each is tests that must all be met.
@@ -82,11 +90,15 @@ func (c condition) rule(at syntax.Statement, accept bool) []draft.AccessRule {
 	}
 	r.Set = draft.AddrSet{}
 	for _, all := range c.anyOf {
-		set := draft.AllAddrs()
-		for _, t := range all {
-			set = set.And(t.set())
+		sets := make([]draft.AddrSet, len(all))
+		for i, t := range all {
+			sets[i] = t.set()
 		}
-		r.Set = append(r.Set, set...)
+		slices.SortFunc(sets, func(a, b draft.AddrSet) int { return len(a) - len(b) }) // the cheapest order
+		for _, set := range sets[1:] {
+			sets[0] = sets[0].And(set)
+		}
+		r.Set = append(r.Set, sets[0]...)
 	}
 	r.Set = r.Set.Or(nil)
 	return []draft.AccessRule{r}
@@ -111,7 +123,7 @@ func (p *proxy) named(name string) term {
 		return t
 	}
 	lines := p.acls[name]
-	t := term{unknown: len(lines) == 0}
+	t := term{unknown: len(lines) == 0, sets: &[2]draft.AddrSet{}}
 	for i, one := range lines {
 		switch {
 		case one.unknown:
@@ -132,6 +144,7 @@ const onlyAddresses = "only source addresses and TLS ClientHellos are told apart
 
 // readTerm reads src 10.0.0.0/8 ... and req.ssl_hello_type 1.
 func readTerm(words []string) (l aclLine) {
+	l.sets = &[2]draft.AddrSet{}
 	if len(words) == 0 {
 		l.unknown = true
 		return l
@@ -216,6 +229,7 @@ func (p *proxy) term(words []string) (t term, rest []string, ok bool) {
 	case "FALSE":
 		t.always, t.not = true, true
 	case "LOCALHOST":
+		t.sets = &[2]draft.AddrSet{}
 		t.from = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	default:
 		t = p.named(w)

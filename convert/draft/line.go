@@ -43,7 +43,7 @@ func (l Line) NoteAll(moot bool, format string, args ...any) {
 // Remark notes the statement and everything within it if there is a remark for the keyword, and reports whether there
 // was.
 func (l Line) Remark(all Remarks, keyword string) bool {
-	r, ok := all[keyword]
+	r, ok := all.find(keyword)
 	if ok {
 		l.NoteAll(r.Moot, "%s", r.Text)
 	}

@@ -156,25 +156,3 @@ func (d *Draft) FirstReasons() string {
 	}
 	return ":" + text.String()
 }
-
-// A Remark is a note that all statements with some keyword get.
-type Remark struct {
-	// Keywords are separated by spaces.
-	Keywords string
-	Moot     bool
-	Text     string
-}
-
-// Remarks are remarks by keyword.
-type Remarks map[string]Remark
-
-// NewRemarks indexes remarks by their keywords.
-func NewRemarks(list ...Remark) Remarks {
-	all := Remarks{}
-	for _, r := range list {
-		for _, word := range strings.Fields(r.Keywords) {
-			all[word] = r
-		}
-	}
-	return all
-}

@@ -220,23 +220,35 @@ func readOtherMode(d *draft.Draft, s section) {
 
 // readGlobal notes everything: it is about the process.
 func readGlobal(d *draft.Draft, s section) {
-	for _, st := range s.lines {
-		begins := func(prefix string) bool { return strings.HasPrefix(st.Words[0], prefix) }
-		switch w := st.Words[0]; {
-		case w == "log" || begins("log-"):
-			d.Moot(nil, st, draft.IsLogging)
-		case w == "maxconn":
-			d.Note(nil, st, "limits the whole process; write maxconn at the load balancers that need it")
-		case w == "stats":
-			d.Moot(nil, st, "`appliance status` talks to a socket of its own, which only root may open")
-		case begins("ssl-") || strings.HasSuffix(w, "-base") || w == "tune.ssl.default-dh-param":
-			d.Moot(nil, st, draft.IsTLS)
-		case begins("tune.") || begins("nb") || begins("max") || w == "ulimit-n" || w == "cpu-map" || w == "spread-checks":
-			d.Moot(nil, st, draft.IsTuning)
-		case begins("lua-") || w == "external-check" || w == "insecure-fork-wanted":
-			d.Note(nil, st, "nothing is loaded or run from it")
-		default:
-			d.Moot(nil, st, draft.IsProcess)
+	for _, l := range d.Lines(nil, s.lines) {
+		if !l.Remark(globalRemarks, l.Words[0]) {
+			l.Moot(draft.IsProcess)
 		}
 	}
+}
+
+// globalRemarks are the keywords of global that are about more than the process.
+var globalRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "log log-*", Moot: true, Text: draft.IsLogging},
+	draft.Remark{Keywords: "maxconn", Text: "limits the whole process; write maxconn at the load balancers that need it"},
+	draft.Remark{Keywords: "stats", Moot: true,
+		Text: "`appliance status` talks to a socket of its own, which only root may open"},
+	draft.Remark{Keywords: "ssl-* ca-base crt-base key-base tune.ssl.default-dh-param", Moot: true, Text: draft.IsTLS},
+	draft.Remark{Keywords: "tune.* nb* max* ulimit-n cpu-map spread-checks", Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "lua-* external-check insecure-fork-wanted", Text: "nothing is loaded or run from it"},
+)
+
+// Keywords lists the words of haproxy.cfg that are known, and what becomes of them.
+func Keywords() []draft.Keyword {
+	bindWords := strings.Fields(silentOfBind + silentWithValueOfBind)
+	return slices.Concat(
+		draft.Keywords("sections", []string{"defaults", "frontend", "backend", "listen"}, foreignSections),
+		draft.Keywords("global", nil, globalRemarks),
+		draft.Keywords("defaults, frontend, backend, listen", draft.Words(lines), remarks, refusals),
+		draft.Keywords("option", carriedOptions, optionRemarks),
+		draft.Keywords("bind", []string{"accept-proxy", "maxconn"}, bindRemarks,
+			draft.NewRemarks(draft.Remark{Keywords: strings.Join(bindWords, " "), Moot: true, Text: draft.IsTuning})),
+		draft.Keywords("server, default-server", draft.Words(parameters),
+			draft.NewRemarks(draft.Remark{Keywords: droppedWithValue, Text: "the server is carried over without it"})),
+	)
 }

@@ -172,16 +172,16 @@ var lines = map[string]reader{
 	"tcp-request": (*proxy).request,
 	"stick-table": (*proxy).stickTable,
 	"stick":       (*proxy).stick,
-	"use-server":  leadsElsewhere, "dispatch": leadsElsewhere, "filter": leadsElsewhere,
 	"disabled": func(p *proxy, l draft.Line) {
 		p.Refused = "line " + l.Place.String() + " disables it"
 	},
 }
 
-// leadsElsewhere refuses what sends connections by rules that are not there.
-func leadsElsewhere(p *proxy, l draft.Line) {
-	p.refuse("%s leads connections by rules of its own, and %s", l.Place, draft.OneTarget)
-}
+// refusals are the keywords that send connections by rules that are not there.
+var refusals = draft.NewRemarks(
+	draft.Remark{Keywords: "use-server dispatch filter",
+		Text: "leads connections by rules of its own, and " + draft.OneTarget},
+)
 
 const (
 	noMail   = "no mail is sent; a hook can run a program on backend-down: hooks: [{on: [backend-down], exec: [/path]}]"
@@ -215,6 +215,8 @@ var remarks = draft.NewRemarks(
 func (p *proxy) line(l draft.Line) {
 	if read := lines[l.Words[0]]; read != nil {
 		read(p, l)
+	} else if r, ok := refusals[l.Words[0]]; ok {
+		p.refuse("%s %s", l.Place, r.Text)
 	} else if !l.Remark(remarks, l.Words[0]) {
 		l.Note(draft.IsUnknown)
 	}
@@ -223,9 +225,9 @@ func (p *proxy) line(l draft.Line) {
 // bind reads bind [addr]:port[,...] with its parameters. Its notes always belong to the section.
 func (p *proxy) bind(l draft.Line) {
 	l.Owner = p.LB
-	for _, w := range []string{"interface", "namespace"} {
-		if slices.Contains(l.Words, w) {
-			l.Note("listens within that %s only, which is not possible here; write vips: with the virtual addresses there", w)
+	for _, w := range l.Words[min(2, len(l.Words)):] {
+		if r, ok := bindRemarks[w]; ok && w != "ssl" {
+			l.Note("%s", r.Text)
 			return
 		}
 	}
@@ -235,20 +237,18 @@ func (p *proxy) bind(l draft.Line) {
 			p.Binds = append(p.Binds, b)
 		}
 	}
-	const silent = " v4v6 v6only transparent tfo defer-accept "
-	const silentWithValue = " nice name backlog level mode uid gid user group id process thread shards tcp-ut mss "
 	for i := 2; i < len(l.Words); i++ {
 		w := l.Words[i]
 		switch {
-		case strings.Contains(silent, " "+w+" "):
-		case strings.Contains(silentWithValue, " "+w+" "):
+		case strings.Contains(silentOfBind, " "+w+" "):
+		case strings.Contains(silentWithValueOfBind, " "+w+" "):
 			i++
 		case w == "accept-proxy":
 			p.AcceptProxy = true
 			l.Advise("haproxy believes the PROXY header of anybody; so does acceptProxyFrom below: " +
 				"write the prefixes of the senders there")
 		case w == "ssl":
-			p.refuse("%s ends TLS here, while "+draft.IsTLS+": give the servers the certificate", l.Place)
+			p.refuse("%s %s", l.Place, bindRemarks[w].Text)
 			return
 		case w == "maxconn":
 			i++
@@ -258,6 +258,20 @@ func (p *proxy) bind(l draft.Line) {
 		}
 	}
 }
+
+// The parameters of bind that change nothing here, without and with a value.
+const (
+	silentOfBind          = " v4v6 v6only transparent tfo defer-accept "
+	silentWithValueOfBind = " nice name backlog level mode uid gid user group id process thread shards tcp-ut mss "
+)
+
+// bindRemarks are the parameters of bind for which the address, or with ssl the load balancer, is not carried over.
+var bindRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "ssl", Text: "ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"},
+	draft.Remark{Keywords: "interface namespace", Text: "listens within that interface or namespace only, " +
+		"which is not possible here; write vips: with the virtual addresses there"},
+	draft.Remark{Keywords: "accept-netscaler-cip", Text: "clients are named by that header, which is not read"},
+)
 
 // bindAddress reads one address and port of bind.
 func (p *proxy) bindAddress(l draft.Line, word string) (draft.Bind, bool) {
@@ -367,6 +381,11 @@ var optionRemarks = draft.NewRemarks(
 		Moot: true, Text: draft.IsTuning},
 	draft.Remark{Keywords: "transparent http_proxy", Text: "connections go to backends, never to where they were addressed"},
 )
+
+// carriedOptions are the options that option reads.
+var carriedOptions = []string{"tcp-check", "ssl-hello-chk", "httpchk", "smtpchk", "ldap-check", "mysql-check",
+	"pgsql-check", "redis-check", "spop-check", "allbackups", "redispatch", "tcpka", "clitcpka", "srvtcpka", "splice-auto",
+	"splice-request", "splice-response"}
 
 func (p *proxy) option(l draft.Line) {
 	switch o := l.Arg(1); o {

@@ -98,20 +98,41 @@ var remarks = draft.NewRemarks(
 
 func readGlobal(d *draft.Draft, st syntax.Statement) {
 	for _, l := range d.Lines(nil, st.Body) {
-		switch w := l.Words[0]; {
-		case w == "notification_email" || strings.HasPrefix(w, "smtp_"):
-			l.NoteAll(false, "no mail is sent; "+
-				"a hook can run a program: hooks: [{on: [holder, released], exec: [/path]}]")
-		case w == "vrrp_script_user" || w == "script_user" || w == "enable_script_security":
-			l.Moot("scripts run as the appliance does, and only if nobody else can write them")
-		case strings.HasPrefix(w, "vrrp_garp") || strings.HasPrefix(w, "vrrp_gna"):
-			l.Moot("the holder announces itself at once, several times, and every 30 s")
-		case strings.HasPrefix(w, "lvs_"):
-			l.Moot(draft.IsTuning)
-		default:
+		if !l.Remark(globalRemarks, l.Words[0]) {
 			l.NoteAll(true, "has no meaning here")
 		}
 	}
+}
+
+// globalRemarks are the keywords of global_defs that mean something; all others have no meaning here.
+var globalRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "notification_email smtp_*", Text: "no mail is sent; " +
+		"a hook can run a program: hooks: [{on: [holder, released], exec: [/path]}]"},
+	draft.Remark{Keywords: "vrrp_script_user script_user enable_script_security", Moot: true,
+		Text: "scripts run as the appliance does, and only if nobody else can write them"},
+	draft.Remark{Keywords: "vrrp_garp* vrrp_gna*", Moot: true,
+		Text: "the holder announces itself at once, several times, and every 30 s"},
+	draft.Remark{Keywords: "lvs_*", Moot: true, Text: draft.IsTuning},
+)
+
+// Keywords lists the words of keepalived.conf that are known, and what becomes of them.
+func Keywords() []draft.Keyword {
+	notify := draft.NewRemarks(
+		draft.Remark{Keywords: "notify notify_fault notify_stop notify_*", Text: noEvent},
+		draft.Remark{Keywords: "smtp_alert", Text: "no mail is sent; a hook can run a program"})
+	return slices.Concat(
+		draft.Keywords("top", []string{"vrrp_script", "vrrp_instance", "vrrp_sync_group", "virtual_server",
+			"virtual_server_group", "global_defs", "$NAME="}, remarks),
+		draft.Keywords("global_defs", nil, globalRemarks),
+		draft.Keywords("vrrp_instance", []string{"interface", "virtual_ipaddress", "virtual_ipaddress_excluded",
+			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify_master", "notify_backup"},
+			instanceRemarks, notify, draft.NewRemarks(draft.Remark{Keywords: "state priority", Moot: true, Text: isEqual})),
+		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight"}, scriptRemarks),
+		draft.Keywords("virtual_server", draft.Words(lines), lineRemarks),
+		draft.Keywords("real_server", []string{"weight", "uthreshold", "inhibit_on_failure", "TCP_CHECK", "HTTP_GET",
+			"SSL_GET", "notify_up", "notify_down", "retry", "delay_before_retry", "connect_timeout", "delay_loop"}, serverRemarks),
+		draft.Keywords("TCP_CHECK, HTTP_GET, SSL_GET", draft.Words(checkLines, "url"), checkRemarks),
+	)
 }
 
 // readInstance reads a vrrp_instance.
@@ -132,7 +153,7 @@ func readInstance(d *draft.Draft, st syntax.Statement) *instance {
 		case w == "unicast_peer":
 			now.peers(rest)
 		case name != "" && (w == "state" || w == "priority"):
-			l.Moot("the peers elect among themselves; all are equal until a track says otherwise")
+			l.Moot(isEqual)
 		case name != "":
 			l.NoteAll(false, someMachines)
 		default:
@@ -177,7 +198,7 @@ var instanceRemarks = draft.NewRemarks(
 		"others are not, write a track that runs a program"},
 	draft.Remark{Keywords: "authentication", Moot: true, Text: "the group key takes its place"},
 	draft.Remark{Keywords: "virtual_router_id", Moot: true,
-		Text: "the peers elect among themselves; all are equal until a track says otherwise"},
+		Text: isEqual},
 	draft.Remark{Keywords: "advert_int", Moot: true,
 		Text: "a killed holder is noticed at once, a silent one after group.heartbeat"},
 	draft.Remark{Keywords: "dont_track_primary native_ipv6 version garp_master_delay garp_master_repeat " +

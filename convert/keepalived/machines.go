@@ -205,6 +205,8 @@ func number(a netip.Addr) string {
 	return s[strings.LastIndexAny(s, ".:")+1:]
 }
 
+const isEqual = "the peers elect among themselves; all are equal until a track says otherwise"
+
 // preferences notes states and priorities: without a meaning if they are those of all virtual addresses, and something
 // to decide if this machine is preferred for some of them alone.
 func preferences(instances []*instance, together bool) {
@@ -222,7 +224,7 @@ func preferences(instances []*instance, together bool) {
 					"once; here one peer holds all virtual addresses: decide whether one machine can carry it all, " +
 					"or run two groups")
 			default:
-				l.Moot("the peers elect among themselves; all are equal until a track says otherwise")
+				l.Moot(isEqual)
 			}
 		}
 	}

@@ -45,12 +45,10 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 			l.Number(l.Arg(1), 1, draft.MaxCount, &t.Fall)
 		case "weight":
 			readWeight(l, l.Arg(1), t)
-		case "init_fail":
-			l.Note("the first run decides")
-		case "user":
-			l.Note("scripts run as the appliance does")
 		default:
-			l.Note(draft.IsUnknown)
+			if !l.Remark(scriptRemarks, l.Words[0]) {
+				l.Note(draft.IsUnknown)
+			}
 		}
 	}
 	if len(t.Exec) == 0 {
@@ -79,6 +77,12 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 	}
 	d.Tracks = append(d.Tracks, t)
 }
+
+// scriptRemarks are the keywords of a vrrp_script that are noted and nothing else.
+var scriptRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "init_fail", Text: "the first run decides"},
+	draft.Remark{Keywords: "user", Text: "scripts run as the appliance does"},
+)
 
 // useScript marks a script as used; a weight here is the instance's own.
 func useScript(l draft.Line) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -146,6 +147,20 @@ var remarks = draft.NewRemarks(
 		Text: "the virtual address is answered for on the link, not routed"},
 	draft.Remark{Keywords: "enablepacket packetapikey packetproject", Text: "no cloud's interface is called"},
 )
+
+// Keywords lists the keys of config.yaml, and what becomes of them.
+func Keywords() []draft.Keyword {
+	return slices.Concat(
+		draft.Keywords("top", []string{"vip", "interface", "localpeer", "remotepeers", "singlenode", "addpeersasbackends",
+			"loadbalancers"}, remarks, draft.NewRemarks(
+			draft.Remark{Keywords: "startasleader", Text: "is for one node alone: give --start-as-leader to the first node"},
+			draft.Remark{Keywords: "address", Text: "names are not looked up; write the address in vips"})),
+		draft.Keywords("localpeer, remotepeers", []string{"id", "address", "port"}),
+		draft.Keywords("loadbalancers", []string{"name", "type", "port", "bindtovip", "backendport", "backends"}),
+		draft.Keywords("backends", []string{"address", "port", "url", "rawurl"},
+			draft.NewRemarks(draft.Remark{Keywords: "parsedurl", Moot: true, Text: "url says it"})),
+	)
+}
 
 func readPeer(of pair, n *yaml.Node) {
 	peer := draft.PeerDraft{Place: of.within(n)}

@@ -198,8 +198,6 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 			readListen(lb, l)
 		case "proxy_pass":
 			pass = l.Statement
-		case "server_name":
-			l.Note("a load balancer is told apart by its port alone")
 		default:
 			readLine(lb, l)
 		}
@@ -364,10 +362,21 @@ var remarks = draft.NewRemarks(
 		"requireTLS: 5s looks whether it speaks TLS"},
 	draft.Remark{Keywords: "proxy_bind", Text: "the kernel's routes choose the source address"},
 	draft.Remark{Keywords: "proxy_ssl", Text: draft.IsTLS},
+	draft.Remark{Keywords: "ssl_* proxy_ssl_*", Moot: true, Text: draft.IsTLS},
+	draft.Remark{Keywords: "server_name", Text: "a load balancer is told apart by its address and port alone"},
 	draft.Remark{Keywords: "limit_conn limit_conn_zone proxy_download_rate proxy_upload_rate",
 		Text: "connections are not counted per client; maxconn limits them all together"},
 	draft.Remark{Keywords: "map geo split_clients", Text: draft.OneTarget},
 )
+
+// Keywords lists the words of nginx.conf that are known, and what becomes of them.
+func Keywords() []draft.Keyword {
+	return slices.Concat(
+		draft.Keywords("main", []string{"stream"}, mainRemarks),
+		draft.Keywords("stream, server", draft.Words(lines, "listen", "proxy_pass"), remarks),
+		draft.Keywords("upstream", []string{"server", "least_conn", "least_time", "random", "hash"}, upstreamRemarks),
+	)
+}
 
 // readLine reads what may stand in stream and in server. Its notes belong to owner.
 func readLine(lb *draft.LB, l draft.Line) {
@@ -376,8 +385,6 @@ func readLine(lb *draft.LB, l draft.Line) {
 	case read != nil:
 		read(lb, l)
 	case l.Remark(remarks, w):
-	case strings.HasPrefix(w, "ssl_") || strings.HasPrefix(w, "proxy_ssl_"):
-		l.Moot(draft.IsTLS)
 	default:
 		l.NoteAll(false, draft.IsUnknown)
 	}

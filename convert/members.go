@@ -28,7 +28,7 @@ func (p *plan) findPeers(given Addresses) {
 		return
 	}
 	if len(p.peers) > 1 {
-		if len(p.Own) == 0 && p.Peers[0].ID == "" {
+		if len(p.Own) == 0 && !p.AllNamed && p.Peers[0].ID == "" {
 			p.hint("peers", "The file names the other boxes only: add this one's own address.")
 		}
 		return

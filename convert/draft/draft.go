@@ -16,6 +16,8 @@ type Draft struct {
 	Interface string // of the virtual addresses that name none
 	Peers     []PeerDraft
 	Own       []netip.Addr // addresses of the machine itself
+	// AllNamed means that the machine itself is among Peers, though not which one it is.
+	AllNamed bool
 	// PeerHint says how Peers were found, if somebody has to look at it.
 	PeerHint      []string
 	Group         bool // somebody elects a holder

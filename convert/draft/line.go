@@ -2,6 +2,7 @@ package draft
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	"appliance/convert/syntax"
@@ -96,4 +97,14 @@ func (l Line) Number(word string, low, high int, into *Number) {
 	default:
 		*into = Number{n, true}
 	}
+}
+
+// PathWithoutSecret is the path of a request without a query that has a secret in it.
+func (l Line) PathWithoutSecret(path string) string {
+	before, query, ok := strings.Cut(path, "?")
+	if !ok || !syntax.HasSecret("?"+query) {
+		return path
+	}
+	l.Note("a secret is not copied; the path became %s: write what is missing", syntax.Printable(before))
+	return before
 }

@@ -58,10 +58,7 @@ var methods = []string{http.MethodGet, http.MethodHead, http.MethodOptions, http
 
 // path corrects the path and the method of a check.
 func path(l draft.Line, c *draft.HealthCheck) {
-	if before, query, ok := strings.Cut(c.Path, "?"); ok && syntax.HasSecret("?"+query) {
-		l.Note("a secret is not copied; the path became %s: write what is missing", syntax.Printable(before))
-		c.Path = before
-	}
+	c.Path = l.PathWithoutSecret(c.Path)
 	if !strings.HasPrefix(c.Path, "/") {
 		l.Advise("%s is no path; became /", syntax.Printable(c.Path))
 		c.Path = "/"

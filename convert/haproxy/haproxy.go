@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -112,9 +113,38 @@ func split(list []syntax.Statement) (first []syntax.Statement, sections []sectio
 	return first, sections, nil
 }
 
+var variable = regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?`)
+
+// withVariables is list with the values that setenv gives in the places of their names, in the lines below it. Secrets
+// stay names, and so do the variables of haproxy's own environment.
+func withVariables(list []syntax.Statement) []syntax.Statement {
+	const mostGrown = 1 << 20
+	values, grown := map[string]string{}, 0
+	expand := func(ref string) string {
+		v, ok := values[variable.FindStringSubmatch(ref)[1]]
+		if grown += len(v); !ok || grown > mostGrown {
+			return ref
+		}
+		return v
+	}
+	out := slices.Clone(list)
+	for i, st := range out {
+		out[i].Words = slices.Clone(st.Words)
+		for j, w := range st.Words {
+			if strings.Contains(w, "$") {
+				out[i].Words[j] = variable.ReplaceAllStringFunc(w, expand)
+			}
+		}
+		if w := out[i].Words; (w[0] == "setenv" || w[0] == "presetenv") && len(w) == 3 && !syntax.IsSecretName(w[1]) {
+			values[w[1]] = w[2]
+		}
+	}
+	return out
+}
+
 // Read adds what the statements of a haproxy.cfg say to d.
 func Read(d *draft.Draft, list []syntax.Statement) error {
-	first, sections, err := split(list)
+	first, sections, err := split(withVariables(list))
 	if err != nil {
 		return err
 	}
@@ -235,6 +265,8 @@ var globalRemarks = draft.NewRemarks(
 		Text: "`appliance status` talks to a socket of its own, which only root may open"},
 	draft.Remark{Keywords: "ssl-* ca-base crt-base key-base tune.ssl.default-dh-param", Moot: true, Text: draft.IsTLS},
 	draft.Remark{Keywords: "tune.* nb* max* ulimit-n cpu-map spread-checks", Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "setenv presetenv unsetenv resetenv", Moot: true,
+		Text: "its value stands where its name stood, unless it is a secret"},
 	draft.Remark{Keywords: "lua-* external-check insecure-fork-wanted", Text: "nothing is loaded or run from it"},
 )
 

@@ -315,6 +315,9 @@ func (p *proxy) access() {
 				"and TLS ClientHello only", l.Place)
 		case single && wants == accept: // accept if it is one, or reject unless it is
 			p.hello = l.Statement
+			if slices.ContainsFunc(p.rules[l.stage], func(r draft.AccessRule) bool { return r.Accept }) {
+				l.Advise("requireTLS is for every client, also for those whom a line before lets in without it")
+			}
 			p.refusesOther = p.refusesOther || !accept
 			decided[l.stage] = accept
 		case single && accept:

@@ -78,7 +78,7 @@ func (v *virtualServer) checkURL(l draft.Line) {
 	for _, line := range l.Lines(v.LB, l.Body) {
 		switch line.Words[0] {
 		case "path":
-			c.Path = line.Arg(1)
+			c.Path = line.PathWithoutSecret(line.Arg(1))
 			if !strings.HasPrefix(c.Path, "/") {
 				line.Advise("is no path; became /")
 				c.Path = "/"

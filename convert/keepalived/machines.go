@@ -109,6 +109,7 @@ func addMachines(d *draft.Draft, instances []*instance) {
 		}
 	}
 	for _, m := range all {
+		d.AllNamed = d.AllNamed || m.name != ""
 		d.Peers = append(d.Peers, m.PeerDraft)
 	}
 }

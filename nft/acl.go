@@ -21,6 +21,7 @@ import (
 // serves all planes.
 type ACL struct {
 	reconciler ruleset.Reconciler
+	defrag     ruleset.Defragmenter
 
 	mu   sync.Mutex
 	want map[balancer.PlaneName][]balancer.Service
@@ -54,7 +55,7 @@ func (g guardedPlane) Usable(ctx context.Context, lb balancer.LoadBalancer) erro
 	for _, f := range lb.Frontends {
 		services = append(services, balancer.Service{LoadBalancer: lb.Name, Frontend: f, ConnOptions: lb.ConnOptions})
 	}
-	if err := ruleset.Try(aclTable(services)); err != nil {
+	if err := ruleset.Try(g.acl.table(services)); err != nil {
 		return err
 	}
 	return g.Plane.Usable(ctx, lb)
@@ -90,7 +91,14 @@ func (a *ACL) apply(plane balancer.PlaneName, services []balancer.Service) (repa
 	for _, of := range a.want {
 		all = append(all, of...)
 	}
-	return a.reconciler.Apply(aclTable(all))
+	return a.reconciler.Apply(a.table(all))
+}
+
+// table is aclTable with the chain that has the kernel show whole packets to it.
+func (a *ACL) table(services []balancer.Service) ruleset.Table {
+	t := aclTable(services)
+	a.defrag.AddTo(&t)
+	return t
 }
 
 // Close removes the rules.
@@ -100,6 +108,10 @@ func (a *ACL) Close() error {
 }
 
 // aclTable is the table for those of services that do not take everybody.
+//
+// A fragment without ports tells not for which service it is. Fragments are seen only
+// where the kernel cannot put them together before. There, a client must be welcome at
+// each service of the address, or its fragments are dropped.
 func aclTable(services []balancer.Service) ruleset.Table {
 	t := ruleset.Table{Family: nftables.TableFamilyINet, Name: ruleset.ACLTable}
 	services = slices.Clone(services)
@@ -109,26 +121,36 @@ func aclTable(services []balancer.Service) ruleset.Table {
 	var rules []ruleset.Rule
 	for _, f := range ruleset.Families() {
 		var to []nftables.SetElement
+		var fragments []ruleset.Rule
 		for _, s := range services {
 			h := s.ConnOptions
 			if !f.Has(s.Frontend.Addr()) || len(h.Allow)+len(h.Deny) == 0 {
 				continue
 			}
 			c := ruleset.Chain{Name: "clients_of_" + ruleset.NameOf(s.Frontend)}
+			part := ruleset.Chain{Name: "fragments_to_" + ruleset.NameOf(s.Frontend)}
 			for _, p := range h.Deny {
 				if f.Has(p.Addr()) {
 					c.Add(p.String()+" is denied", append(fromPrefix(f, p), ruleset.Reset()))
+					part.Add(p.String()+" is denied", fromPrefix(f, p), ruleset.Verdict(expr.VerdictDrop))
 				}
 			}
 			for _, p := range h.Allow {
 				if f.Has(p.Addr()) {
 					c.Add(p.String()+" is allowed", fromPrefix(f, p), ruleset.Verdict(expr.VerdictAccept))
+					part.Add(p.String()+" is allowed", fromPrefix(f, p), ruleset.Verdict(expr.VerdictReturn))
 				}
 			}
 			if len(h.Allow) > 0 {
 				c.Add("nobody else is allowed", []expr.Any{ruleset.Reset()})
+				part.Add("nobody else is allowed", ruleset.Verdict(expr.VerdictDrop))
 			}
-			t.Chains = append(t.Chains, c)
+			t.Chains = append(t.Chains, c, part)
+			fragments = append(fragments, ruleset.NewRule("fragments for "+s.Frontend.String(), f.Fragment(), []expr.Any{
+				ruleset.LoadNetwork(reg1, f.DstOffset, f.AddrLen),
+				ruleset.Equal(reg1, s.Frontend.Addr().Unmap().AsSlice()...),
+				&expr.Verdict{Kind: expr.VerdictJump, Chain: part.Name},
+			}))
 			to = append(to, ruleset.GotoElement(ruleset.AddrPortKey(s.Frontend), c.Name))
 		}
 		if len(to) == 0 {
@@ -138,6 +160,7 @@ func aclTable(services []balancer.Service) ruleset.Table {
 			Elements: to})
 		rules = append(rules, ruleset.NewRule("load balancers that do not take everybody", f.TCP(), ruleset.SYN(),
 			f.DstAddrPort(), []expr.Any{ruleset.InMap("limited"+f.Name, ruleset.RegVerdict)}))
+		rules = append(rules, fragments...)
 	}
 	if len(rules) == 0 {
 		return t

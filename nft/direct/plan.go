@@ -24,6 +24,7 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 		nodeMACs:   d.knownMACs(now),
 		passedOver: make(map[balancer.Target]string),
 		handsTo:    make(map[netip.AddrPort]map[string]bool),
+		defrag:     &d.defrag,
 	}
 	for _, name := range d.links {
 		if l, ok := now.Links[name]; ok {

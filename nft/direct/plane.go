@@ -73,8 +73,12 @@ type PathProber interface {
 // node without a listener goes on in the same way.
 //
 // This does not cover idle clients: nobody knows of their connections, so they do
-// not learn of the death of their server's host before their keepalive. IP fragments
-// stay with the holder, as do TCP packets behind IPv6 extension headers.
+// not learn of the death of their server's host before their keepalive.
+//
+// The fragments of a packet, of which only the first has ports, all stay with the
+// holder, whatever their order: its kernel puts them together, and the whole packet goes
+// to the owner of its slot from there, as do TCP packets behind IPv6 extension headers.
+// So every node chooses by the same addresses and ports, and nobody remembers anything.
 //
 // Run's goroutine follows links and neighbours; the prober has its own goroutines.
 // Apply may be called at the same time.
@@ -98,6 +102,7 @@ type DataPlane struct {
 	workersSince map[string]time.Time // when workers were added, or could be asked first
 	running      bool
 	tables       [3]ruleset.Reconciler
+	defrag       ruleset.Defragmenter
 	applied      []balancer.Service
 	natNeeded    time.Time // when clients here last needed other nodes; zero: unknown
 	tried        bool      // the kernel takes the rules

@@ -137,28 +137,29 @@ func (s service) addArrival(t *ruleset.Table) {
 	}
 	t.Chains = append(t.Chains, have, lack, absent, onward)
 	for _, h := range s.others() {
-		t.Chains = append(t.Chains, s.handOn(h))
+		t.Chains = append(t.Chains, s.handOn(h)...)
 	}
 }
 
-// handOn is the chain that hands a packet on to a backend and counts in the packet
-// how often that has happened. The TTL, which the kernel lowers, would end the ring
-// too late.
-func (s service) handOn(to hop) ruleset.Chain {
-	f := s.family()
-	c := ruleset.Chain{Name: "hand_" + ruleset.NameOf(s.frontend) + "_" + ruleset.NameOf(to.addr)}
+// handOn are the chains that hand a packet on to a backend and count in the packet how
+// often that has happened. The TTL, which the kernel lowers, would end the ring too late.
+func (s service) handOn(to hop) []ruleset.Chain {
+	f, n := s.family(), ruleset.NameOf(s.frontend)+"_"+ruleset.NameOf(to.addr)
+	hand, onto := ruleset.Chain{Name: "hand_" + n}, ruleset.Chain{Name: "onto_" + n}
 	for n := s.handOns() + 1; n > 0; n-- {
 		before := []expr.Any(nil)
 		if n > 1 {
 			before = f.handedOn(n - 1)
 		}
-		c.Add(fmt.Sprintf("hand on to %v, number %d", to.addr.Addr(), n), before,
-			f.markHandedOn(n), f.seal(), []expr.Any{
-				&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
-				&expr.Immediate{Register: reg2, Data: ruleset.Native(s.link.Index)},
-				&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},
-				&expr.Verdict{Kind: expr.VerdictDrop},
-			})
+		hand.Add(fmt.Sprintf("hand on to %v, number %d", to.addr.Addr(), n), before, f.markHandedOn(n),
+			ruleset.Goto(onto.Name))
 	}
-	return c
+	onto.Add("its sender is a node", f.sealable(), f.seal())
+	onto.Add("by way of the stack", []expr.Any{
+		&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
+		&expr.Immediate{Register: reg2, Data: ruleset.Native(s.link.Index)},
+		&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	})
+	return []ruleset.Chain{hand, onto}
 }

@@ -65,6 +65,8 @@ type rulePlan struct {
 	handsTo map[netip.AddrPort]map[string]bool
 	// nat says that clients on this node may be translated to other nodes.
 	nat bool
+	// defrag has fragments of clients' packets put together before they go anywhere.
+	defrag *ruleset.Defragmenter
 }
 
 // self is the service's backend on this node, if there is one.
@@ -194,6 +196,9 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 	}
 	if p.nat {
 		addLocalClients(&t, f, services)
+	}
+	if p.defrag != nil && len(services) > 0 {
+		p.defrag.AddTo(&t)
 	}
 	return t
 }

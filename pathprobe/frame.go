@@ -56,7 +56,13 @@ type probe struct {
 	// src and dst are those of the packet's header. They are signed, so nobody has
 	// altered what arrives.
 	src, dst netip.AddrPort
+	// process and number are the sender's run and how many probes it has sent. A probe
+	// of the first form has none.
+	process process
+	number  uint64
 }
+
+func (m probe) isSecondForm() bool { return m.process != (process{}) }
 
 // madeUpClient is an address that no client has, from the blocks for
 // benchmarks between networks (RFC 2544, RFC 5180): 198.18.0.0/15 and
@@ -70,10 +76,16 @@ func madeUpClient(like netip.Addr, n nonce) netip.AddrPort {
 }
 
 // payload is magic, kind, nonce, the two nodes, the frontend, and a signature
-// that also covers the header's addresses.
+// that also covers the header's addresses. That is the first form.
+//
+// In the second form the process, the number, and another signature follow, which covers
+// all of these and the MAC addresses. Nodes that know the first form only do not look at
+// them, so all understand what any of them sends.
 const (
 	probeBody = len(Magic) + 1 + 16 + 2*16 + 18
 	probeLen  = probeBody + sha256.Size
+	addedBody = 16 + 8
+	addedLen  = addedBody + sha256.Size
 )
 
 func appendAddrPort(b []byte, ap netip.AddrPort) []byte {
@@ -99,6 +111,17 @@ func (m probe) signature(body, key []byte) []byte {
 	return h.Sum(nil)
 }
 
+// secondSignature signs everything of a probe: the Ethernet header's addresses, and the
+// payload up to the signature.
+func (m probe) secondSignature(macs, payload, key []byte) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte("second form\x00"))
+	h.Write(macs)
+	h.Write(appendAddrPort(appendAddrPort(nil, m.src), m.dst))
+	h.Write(payload)
+	return h.Sum(nil)
+}
+
 // frame is the probe as an Ethernet frame, signed with the key.
 func (m probe) frame(src, dst [6]byte, key []byte) []byte {
 	ethertype := uint16(unix.ETH_P_IPV6)
@@ -106,11 +129,17 @@ func (m probe) frame(src, dst [6]byte, key []byte) []byte {
 		ethertype = unix.ETH_P_IP
 	}
 	b := binary.BigEndian.AppendUint16(slices.Concat(dst[:], src[:]), ethertype)
-	return append(b, segment.Packet(m.src, m.dst, binary.BigEndian.Uint32(m.nonce[:]), segment.RST, m.payload(key))...)
+	payload := m.payload(key)
+	if m.isSecondForm() {
+		payload = binary.BigEndian.AppendUint64(append(payload, m.process[:]...), m.number)
+		payload = append(payload, m.secondSignature(b[:12], payload, key)...)
+	}
+	return append(b, segment.Packet(m.src, m.dst, binary.BigEndian.Uint32(m.nonce[:]), segment.RST, payload)...)
 }
 
 // parseProbe returns the probe in a frame, and the MAC address of its sender,
-// if it is whole and was signed with the key.
+// if it is whole and was signed with the key. In the first form, the MAC addresses
+// are not signed.
 func parseProbe(frame, key []byte) (m probe, mac [6]byte, ok bool) {
 	if len(frame) < etherLen+20 {
 		return m, mac, false
@@ -144,6 +173,16 @@ func parseProbe(frame, key []byte) (m probe, mac [6]byte, ok bool) {
 	m.from = netip.AddrFrom16([16]byte(body[17:33])).Unmap()
 	m.to = netip.AddrFrom16([16]byte(body[33:49])).Unmap()
 	m.frontend = netip.AddrPortFrom(netip.AddrFrom16([16]byte(body[49:65])).Unmap(), binary.BigEndian.Uint16(body[65:67]))
+	if added := tcp[segment.HeaderLen+probeLen:]; len(added) >= addedLen {
+		payload := tcp[segment.HeaderLen : segment.HeaderLen+probeLen+addedBody]
+		if !hmac.Equal(m.secondSignature(frame[:12], payload, key), added[addedBody:addedLen]) {
+			return m, mac, false
+		}
+		m.process, m.number = process(added[:16]), binary.BigEndian.Uint64(added[16:])
+		if !m.isSecondForm() {
+			return m, mac, false
+		}
+	}
 	return m, mac, m.kind.known()
 }
 

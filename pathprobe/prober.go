@@ -2,11 +2,13 @@ package pathprobe
 
 import (
 	"context"
+	"crypto/rand"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -57,6 +59,12 @@ const probeEvery = 2 * time.Second
 // before it has the VIPs and the rules, and, if it is new, not before it and the
 // others know each other. See readiness, pathState and discovery for the states.
 //
+// Probes cannot be forged or repeated: see sighting. A recording changes nothing, and
+// only the answer to a challenge of ours changes an entry of the kernel's table of
+// neighbours. In a group that is being upgraded, this holds for the nodes that have the
+// new version: those that have not are taken at their word, but change no neighbour, and
+// a leave notice is at most a moment's doubt.
+//
 // Probes are resets with a payload (RFC 9293 section 3.5.3 allows one): no kernel
 // answers a reset, and a packet socket sees it whatever a firewall of the host
 // does.
@@ -68,6 +76,9 @@ type EthernetProber struct {
 	cfg  Config
 	keys keyring
 	kick chan struct{}
+	// process and sent number what this process sends.
+	process process
+	sent    atomic.Uint64
 	// moved carries the MAC addresses of senders to Run.
 	moved chan sender
 
@@ -77,6 +88,7 @@ type EthernetProber struct {
 	paths   pathTable
 	workers discovery
 	self    readiness
+	senders map[senderID]*sighting
 }
 
 // New returns a prober that does nothing before Run.
@@ -96,7 +108,9 @@ func New(cfg Config) *EthernetProber {
 		paths:   pathTable{states: make(map[pathID]*pathState), logged: make(map[string]Path), log: cfg.Log},
 		workers: discovery{proofs: make(map[netip.Addr]Proof), calls: make(map[string]*call)},
 		self:    readiness{announced: true},
+		senders: make(map[senderID]*sighting),
 	}
+	rand.Read(p.process[:])
 	for _, a := range cfg.ProvedWorkers {
 		p.workers.proofs[a] = ProofPath
 	}
@@ -126,6 +140,10 @@ func (p *EthernetProber) SetNodes(nodes []Node) {
 	}
 	p.nodes = nodes
 	maps.DeleteFunc(p.paths.states, func(id pathID, _ *pathState) bool { return !stays[id.node] })
+	maps.DeleteFunc(p.senders, func(id senderID, _ *sighting) bool {
+		_, known := NodeAt(nodes, id.addr)
+		return !known
+	})
 	p.workers.keep(nodes)
 	p.Hurry()
 }
@@ -246,7 +264,7 @@ func (p *EthernetProber) Run(ctx context.Context, changed func()) error {
 			case <-ctx.Done():
 				return nil
 			case s := <-p.moved:
-				// The probe is signed, so it is better founded than any ARP.
+				// The answer to our challenge is signed, so it is better founded than any ARP.
 				s.link.Correct(s.addr, s.mac)
 				continue
 			case <-p.kick:
@@ -399,6 +417,9 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 	}
 	kind, word := m.kind.asks()
 	if m.kind == kindLeave {
+		if !m.isSecondForm() {
+			p.Hurry() // it may be a recording: whether the node is there is asked at once
+		}
 		return p.paths.change(id, s, s.leave)
 	}
 	knewUs := s.knowsUs
@@ -447,7 +468,7 @@ func (p *EthernetProber) hasMet() bool {
 	return true
 }
 
-// A sender is where a signed probe came from.
+// A sender is where the answer to a challenge came from.
 type sender struct {
 	link neighbours.Link
 	addr netip.Addr

@@ -77,6 +77,7 @@ func ignoreOutgoing(conn *packet.Conn) {
 // node. A probe that is lost here is like one that is lost on the way.
 func (p *EthernetProber) write(s probeSocket, m probe, mac [6]byte, isWorker bool) {
 	if key, ok := p.keys.to(m.to, isWorker); ok {
+		m.process, m.number = p.process, p.sent.Add(1)
 		_, _ = s.conn.WriteTo(m.frame(s.link.MAC, mac, key[:]), &packet.Addr{HardwareAddr: mac[:]})
 	}
 }
@@ -96,7 +97,6 @@ func (p *EthernetProber) send(o outgoing) {
 // receive takes probes until the socket is closed or its interface is gone.
 func (p *EthernetProber) receive(s probeSocket, changed func()) {
 	buf := make([]byte, 2048)
-	cards := make(map[netip.Addr][6]byte)
 	isWorker := func(addr netip.Addr) bool {
 		n, _ := p.nodeAt(addr)
 		return n.Worker
@@ -116,12 +116,25 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 		if self, _ := p.nodeAt(m.to); self.ID != p.cfg.Self || p.cfg.Interfaces[m.frontend.Addr()] != s.link.Name {
 			continue // our own on its way out, handed on, or for a VIP of another interface
 		}
-		if m.kind == kindControl && cards[m.from] != mac {
+		if m.isSecondForm() && [6]byte(buf[:6]) != s.link.MAC {
+			continue // seen by a card that shows all frames
+		}
+		admitted, moved, challenge, due := p.admit(s.link.Name, m, mac)
+		if !admitted {
+			continue
+		}
+		if moved {
 			select {
 			case p.moved <- sender{s.link, m.from, mac}:
-				cards[m.from] = mac
-			default: // the next probe will do
+			default:
+				p.forgetMAC(s.link.Name, m.from) // the next challenge will do
 			}
+		}
+		if due {
+			p.write(s, probe{
+				kind: kindControl, nonce: challenge, from: m.to, to: m.from, frontend: m.frontend,
+				src: netip.AddrPortFrom(m.to, probePort), dst: netip.AddrPortFrom(m.from, probePort),
+			}, mac, isWorker(m.from))
 		}
 		p.noteSender(m.from)
 		switch m.kind {

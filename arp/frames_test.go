@@ -19,6 +19,7 @@ import (
 var (
 	ownMAC    = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	clientMAC = net.HardwareAddr{2, 0, 0, 0, 0, 0x99}
+	cardMAC   = net.HardwareAddr{2, 0, 0, 0, 0, 0x98}
 	client4   = netip.MustParseAddr("192.0.2.99")
 	client6   = netip.MustParseAddr("2001:db8::99")
 )
@@ -129,21 +130,6 @@ func TestNDPFrames(t *testing.T) {
 	}
 }
 
-// checksumOK sums up the pseudo-header and the message (RFC 8200, section 8.1).
-func checksumOK(p []byte) bool {
-	body := p[ipv6HeaderLen:]
-	sum := uint32(len(body)) + icmpv6
-	for _, b := range [][]byte{p[8:40], body} {
-		for i := 0; i+1 < len(b); i += 2 {
-			sum += uint32(b[i])<<8 | uint32(b[i+1])
-		}
-	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return sum == 0xffff
-}
-
 // arpFields is what may differ in ARP frames of other machines.
 type arpFields struct {
 	op       arp.Operation
@@ -238,35 +224,25 @@ func TestARPFilter(t *testing.T) {
 	}
 	many[filteredVIPs-1] = vip4
 	for _, vips := range [][]netip.Addr{{vip4}, many} {
-		f := arpFilter(0, vips)
-		if _, err := bpf.Assemble(f); err != nil {
-			t.Fatal(err)
-		}
+		f := append(linkFilter(0, unix.ETH_P_ARP), arpFilter(vips)...)
 		if len(f) > 4096 {
 			t.Errorf("%d instructions, more than the kernel takes", len(f))
 		}
-		// The virtual machine has no packet type, interface and VLAN tag. Replace what is loaded from there by what an
-		// untagged packet to us has.
-		for i, ins := range f {
-			if _, ok := ins.(bpf.LoadExtension); ok {
-				f[i] = bpf.LoadConstant{Dst: bpf.RegA, Val: unix.PACKET_HOST}
-			}
-		}
-		vm, err := bpf.NewVM(f)
-		if err != nil {
-			t.Fatal(err)
-		}
+		vm := filterVM(t, f, unix.PACKET_HOST)
 		for _, tt := range []struct {
 			name   string
+			op     arp.Operation
 			sip    netip.Addr
 			tip    netip.Addr
 			accept bool
 		}{
-			{"request", client4, vip4, true},
-			{"claim", vip4, other, true},
-			{"others", client4, other, false},
+			{"request", arp.OperationRequest, client4, vip4, true},
+			{"claim", arp.OperationRequest, vip4, other, true},
+			{"claim by a reply", arp.OperationReply, vip4, other, true},
+			{"others", arp.OperationRequest, client4, other, false},
+			{"reply of no claim", arp.OperationReply, client4, vip4, false},
 		} {
-			frame := arpFrame(t, arpFields{op: arp.OperationRequest, smac: clientMAC, sip: tt.sip, tip: tt.tip})
+			frame := arpFrame(t, arpFields{op: tt.op, smac: clientMAC, sip: tt.sip, tip: tt.tip})
 			n, err := vm.Run(frame)
 			if err != nil || (n > 0) != tt.accept {
 				t.Errorf("%d VIPs, %s: %d, %v", len(vips), tt.name, n, err)
@@ -284,6 +260,145 @@ func ndpMessage(t testing.TB, m ndp.Message) []byte {
 	return b
 }
 
+// ndpFrame is a message in the frame of another machine.
+func ndpFrame(t testing.TB, m ndp.Message, src, dst netip.Addr, from, to net.HardwareAddr) []byte {
+	t.Helper()
+	body, err := ndp.MarshalMessageChecksum(m, src, dst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := []byte{6 << 4, 0, 0, 0, byte(len(body) >> 8), byte(len(body)), icmpv6, hopLimit}
+	p = append(append(append(p, src.AsSlice()...), dst.AsSlice()...), body...)
+	f := ethernet.Frame{Destination: to, Source: from, EtherType: unix.ETH_P_IPV6, Payload: p}
+	b, err := f.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// mendChecksum corrects the checksum of an ICMPv6 message in a frame, if that is what b is.
+func mendChecksum(b []byte) {
+	const at = offICMP + 2
+	if len(b) < at+2 {
+		return
+	}
+	p := b[ethernetHeaderLen:]
+	end := ipv6HeaderLen + int(p[4])<<8 + int(p[5])
+	if end > len(p) || end < ipv6HeaderLen+4 {
+		return
+	}
+	b[at], b[at+1] = 0, 0
+	for sum := range 1 << 16 {
+		b[at], b[at+1] = byte(sum>>8), byte(sum)
+		if checksumOK(p[:end]) {
+			return
+		}
+	}
+}
+
+// A frame is read only if its headers and checksum are those of neighbour discovery on this link.
+func TestParseNDPFrame(t *testing.T) {
+	group, err := ndp.SolicitedNodeMulticast(vip6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := &ndp.NeighborSolicitation{TargetAddress: vip6}
+	good := ndpFrame(t, ns, client6, vip6, clientMAC, ownMAC)
+	change := func(off int, v byte) []byte { b := bytes.Clone(good); b[off] = v; return b }
+	var all, none netip.Addr = vip6, netip.IPv6Unspecified()
+	for _, tt := range []struct {
+		name  string
+		frame []byte
+		kind  messageKind
+		why   dropReason
+	}{
+		{"to the VIP", good, request, accepted},
+		{"to the group", ndpFrame(t, ns, client6, group, clientMAC, ownMAC), request, accepted},
+		{"duplicate address detection", ndpFrame(t, ns, none, group, clientMAC, ownMAC), request, accepted},
+		{"from :: to the VIP", ndpFrame(t, ns, none, all, clientMAC, ownMAC), nothing, malformed},
+		{"to all nodes", ndpFrame(t, ns, client6, netip.IPv6LinkLocalAllNodes(), clientMAC, ownMAC), nothing, malformed},
+		{"our own", ndpFrame(t, ns, client6, vip6, ownMAC, ownMAC), nothing, ownPacket},
+		{"group as source", ndpFrame(t, ns, client6, vip6, ethernet.Broadcast, ownMAC), nothing, noMAC},
+		{"through a router", change(ethernetHeaderLen+7, 64), nothing, malformed},
+		{"with an extension header", change(ethernetHeaderLen+6, 60), nothing, malformed},
+		{"wrong checksum", change(offICMP+2, good[offICMP+2]^1), nothing, malformed},
+		{"IPv4", change(ethernetHeaderLen, 4<<4), nothing, malformed},
+		{"longer than the frame", change(ethernetHeaderLen+5, 200), nothing, malformed},
+		{"ends in the header", good[:ethernetHeaderLen+20], nothing, malformed},
+		{"empty", nil, nothing, malformed},
+	} {
+		m, why := parseNDPFrame(tt.frame, string(ownMAC), []netip.Addr{vip6})
+		if m.kind != tt.kind || why != tt.why {
+			t.Errorf("%s: got %v, %q; want %v, %q", tt.name, m.kind, why, tt.kind, tt.why)
+		}
+		if why == accepted && m.mac != string(clientMAC) {
+			t.Errorf("%s: the answer goes to %x", tt.name, m.mac)
+		}
+	}
+}
+
+// The filter of neighbour discovery passes what is about a VIP, and nothing else of the IPv6 traffic on the link.
+func TestNDPFilter(t *testing.T) {
+	many := make([]netip.Addr, filteredVIPs)
+	for i := range many {
+		many[i] = netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 15: byte(i)})
+	}
+	many[filteredVIPs-1] = vip6
+	other := netip.MustParseAddr("2001:db8::1:10") // differs in one word
+	full := admission{sample: 1}
+	for i := range knownMax {
+		full.known = append(full.known, string([]byte{2, 0, 0, 0, 1, byte(i)}))
+		full.blocked = append(full.blocked, string([]byte{2, 0, 0, 0, 2, byte(i)}))
+	}
+	blocked := net.HardwareAddr(full.blocked[9])
+	sent := func(m ndp.Message, dst netip.Addr, from net.HardwareAddr) []byte {
+		return ndpFrame(t, m, client6, dst, from, ownMAC)
+	}
+	for _, vips := range [][]netip.Addr{{vip6}, many} {
+		f := append(append(linkFilter(0, unix.ETH_P_IPV6), admissionFilter(full)...), ndpFilter(vips)...)
+		if len(f) > 4096 {
+			t.Errorf("%d instructions, more than the kernel takes", len(f))
+		}
+		vm := filterVM(t, f, 0)
+		for _, tt := range []struct {
+			name   string
+			frame  []byte
+			accept bool
+		}{
+			{"solicitation", sent(&ndp.NeighborSolicitation{TargetAddress: vip6}, vip6, clientMAC), true},
+			{"claim", sent(&ndp.NeighborAdvertisement{TargetAddress: vip6}, vip6, clientMAC), true},
+			{"of another", sent(&ndp.NeighborSolicitation{TargetAddress: other}, other, clientMAC), false},
+			{"router solicitation", sent(&ndp.RouterSolicitation{}, vip6, clientMAC), false},
+			{"blocked", sent(&ndp.NeighborSolicitation{TargetAddress: vip6}, vip6, blocked), false},
+		} {
+			n, err := vm.Run(tt.frame)
+			if err != nil || (n > 0) != tt.accept {
+				t.Errorf("%d VIPs, %s: %d, %v", len(vips), tt.name, n, err)
+			}
+		}
+	}
+}
+
+// filterVM executes a filter. The virtual machine has no packet type, interface, VLAN tag and random number: it loads
+// value instead, which for 0 is what an untagged packet to us has.
+func filterVM(t *testing.T, f []bpf.Instruction, value uint32) *bpf.VM {
+	t.Helper()
+	if _, err := bpf.Assemble(f); err != nil {
+		t.Fatal(err)
+	}
+	for i, ins := range f {
+		if _, ok := ins.(bpf.LoadExtension); ok {
+			f[i] = bpf.LoadConstant{Dst: bpf.RegA, Val: value}
+		}
+	}
+	vm, err := bpf.NewVM(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
 func TestParseNDP(t *testing.T) {
 	lla := func(d ndp.Direction, mac net.HardwareAddr) ndp.Option {
 		return &ndp.LinkLayerAddress{Direction: d, Addr: mac}
@@ -296,6 +411,10 @@ func TestParseNDP(t *testing.T) {
 		return ndpMessage(t, &ndp.NeighborAdvertisement{TargetAddress: target, Options: options})
 	}
 	ns := asks(vip6, lla(ndp.Source, clientMAC))
+	group, err := ndp.SolicitedNodeMulticast(vip6)
+	if err != nil {
+		t.Fatal(err)
+	}
 	coded := bytes.Clone(ns)
 	coded[1] = 1
 	for _, tt := range []struct {
@@ -307,22 +426,26 @@ func TestParseNDP(t *testing.T) {
 		why  dropReason
 	}{
 		{"solicitation", ns, client6, request, string(clientMAC), accepted},
-		{"without link-layer address", asks(vip6), client6, request, "", accepted},
-		{"duplicate address detection", asks(vip6), netip.IPv6Unspecified(), request, "", accepted},
+		{"without link-layer address", asks(vip6), client6, request, string(clientMAC), accepted},
+		{"of a link-layer address other than the frame's", asks(vip6, lla(ndp.Source, cardMAC)), client6, request,
+			string(cardMAC), accepted},
+		{"duplicate address detection", asks(vip6), netip.IPv6Unspecified(), request, string(clientMAC), accepted},
+		{"from a group", ns, netip.MustParseAddr("ff02::1"), nothing, "", malformed},
 		{"from :: with link-layer address", ns, netip.IPv6Unspecified(), nothing, "", malformed},
 		{"for another", asks(other), client6, nothing, "", notAVIP},
 		{"our own", asks(vip6, lla(ndp.Source, ownMAC)), client6, nothing, "", ownPacket},
 		{"group as sender", asks(vip6, lla(ndp.Source, ethernet.Broadcast)), client6, nothing, "", noMAC},
 		{"claim", claims(vip6, lla(ndp.Target, clientMAC)), client6, claim, string(clientMAC), accepted},
 		{"our own claim", claims(vip6, lla(ndp.Target, ownMAC)), client6, nothing, "", ownPacket},
-		{"claim that names no MAC", claims(vip6), client6, nothing, "", noMAC},
+		{"claim that names no MAC", claims(vip6), client6, claim, string(clientMAC), accepted},
 		{"claim of another address", claims(other, lla(ndp.Target, clientMAC)), client6, nothing, "", notAVIP},
 		{"router solicitation", ndpMessage(t, &ndp.RouterSolicitation{}), client6, nothing, "", malformed},
 		{"code 1", coded, client6, nothing, "", malformed},
 		{"short", ns[:20], client6, nothing, "", malformed},
 		{"empty", nil, client6, nothing, "", malformed},
 	} {
-		h, why := parseNDP(tt.b, tt.src, string(ownMAC), []netip.Addr{vip6})
+		from := ndpSender{addr: tt.src, to: group, mac: string(clientMAC)}
+		h, why := parseNDP(tt.b, from, string(ownMAC), []netip.Addr{vip6})
 		if h.kind != tt.kind || why != tt.why || h.mac != tt.mac {
 			t.Errorf("%s: got %+v, %q; want %v, %q", tt.name, h, why, tt.kind, tt.why)
 		}
@@ -361,26 +484,34 @@ func FuzzParseARP(f *testing.F) {
 func FuzzParseNDP(f *testing.F) {
 	src := []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: clientMAC}}
 	tgt := []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Target, Addr: clientMAC}}
-	f.Add(ndpMessage(f, &ndp.NeighborSolicitation{TargetAddress: vip6, Options: src}), client6.AsSlice())
-	f.Add(ndpMessage(f, &ndp.NeighborSolicitation{TargetAddress: vip6}), netip.IPv6Unspecified().AsSlice())
-	f.Add(ndpMessage(f, &ndp.NeighborAdvertisement{TargetAddress: vip6, Options: tgt}), client6.AsSlice())
+	group, err := ndp.SolicitedNodeMulticast(vip6)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, m := range []struct {
+		message ndp.Message
+		src     netip.Addr
+	}{
+		{&ndp.NeighborSolicitation{TargetAddress: vip6, Options: src}, client6},
+		{&ndp.NeighborSolicitation{TargetAddress: vip6}, netip.IPv6Unspecified()},
+		{&ndp.NeighborAdvertisement{TargetAddress: vip6, Options: tgt}, client6},
+	} {
+		f.Add(ndpFrame(f, m.message, m.src, group, clientMAC, ethernet.Broadcast))
+	}
 	st := &ndpSocket{ifi: &net.Interface{HardwareAddr: ownMAC}}
-	f.Fuzz(func(t *testing.T, b, from []byte) {
-		src, ok := netip.AddrFromSlice(from)
-		if !ok || !src.Is6() {
-			return
-		}
-		h, why := parseNDP(b, src, string(ownMAC), []netip.Addr{vip6})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		mendChecksum(b)
+		h, why := parseNDPFrame(b, string(ownMAC), []netip.Addr{vip6})
 		if (why == accepted) != (h.kind != nothing) {
 			t.Fatalf("got %+v because %q", h, why)
 		}
 		if h.kind == nothing {
 			return
 		}
-		if h.vip != vip6 || h.mac == string(ownMAC) || h.mac != "" && !unicastMAC(h.mac) {
+		if h.vip != vip6 || h.mac == string(ownMAC) || !unicastMAC(h.mac) {
 			t.Fatalf("got %+v", h)
 		}
-		if h.kind == request && (h.mac != "" || src.IsUnspecified()) {
+		if h.kind == request {
 			answer := packet{kind: reply, vip: h.vip, to: h.from, toMAC: net.HardwareAddr(h.mac)}
 			if _, err := st.marshal(answer); err != nil {
 				t.Fatal(err)

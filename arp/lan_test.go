@@ -378,13 +378,7 @@ func claimant(f ethernet.Frame, vip netip.Addr) (string, bool) {
 	case ethernet.EtherTypeARP:
 		h, _ = parseARP(b, "", []netip.Addr{vip})
 	case ethernet.EtherTypeIPv6:
-		p := f.Payload
-		if len(p) < ipv6HeaderLen || p[6] != icmpv6 {
-			return "", false
-		}
-		n := min(len(p), ipv6HeaderLen+int(p[4])<<8+int(p[5]))
-		src, _ := netip.AddrFromSlice(p[8:24])
-		h, _ = parseNDP(p[ipv6HeaderLen:n], src, "none", []netip.Addr{vip})
+		h, _ = parseNDPFrame(b, "none", []netip.Addr{vip})
 	}
 	return net.HardwareAddr(h.mac).String(), h.kind == claim
 }

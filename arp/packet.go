@@ -1,30 +1,38 @@
 package arp
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"time"
+
+	rawpacket "github.com/mdlayher/packet"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 )
 
 const (
-	// sendWithin bounds one send, so that a stuck device delays nothing else.
-	sendWithin = 100 * time.Millisecond
-
 	ethernetAddrLen = 6
+
+	// receiveBuffer bounds the frames that wait for this process, in bytes as SO_RCVBUF counts them: a few hundred. What
+	// a flood leaves in it is read in a millisecond.
+	receiveBuffer = 128 << 10
 )
 
 var (
 	errNotOpen    = errors.New("arp: socket is not open")
 	errNoCarrier  = errors.New("arp: link is down")
 	errNotAllowed = errors.New("arp: the time to answer is over")
+	errBusy       = errors.New("arp: the link takes no frame at once, and none may wait there")
 )
 
 // A packet is what the tenure sends, in either protocol.
 type packet struct {
 	kind packetKind
 	vip  netip.Addr
-	// Whom a reply is for. toMAC is empty where the request did not tell.
+	// Whom a reply is for.
 	to    netip.Addr
 	toMAC net.HardwareAddr
 }
@@ -44,7 +52,7 @@ type message struct {
 	kind messageKind
 	vip  netip.Addr
 	from netip.Addr // the sender's protocol address, unspecified in a probe
-	mac  string     // the sender's link-layer address: 6 bytes, or empty if unknown
+	mac  string     // the sender's link-layer address, 6 bytes
 	via  *responder
 }
 
@@ -71,7 +79,146 @@ const (
 type socket interface {
 	// send sends p if may returns true. It calls may as late as possible, because this process may be delayed anywhere.
 	send(p packet, may func() bool) error
-	// receive delivers messages until close.
-	receive(deliver func(message)) error
+	// receive delivers messages until close, and says which machines send so many that the kernel drops them.
+	receive(deliver func(message), flooded func(mac string)) error
 	close() error
 }
+
+// A frameSocket sends and receives whole frames of one EtherType on one interface.
+//
+// What it sends never waits where the lease could run out meanwhile: this process has addressed the frame, so no
+// neighbour entry is missing; the frame goes past the queueing discipline to the device (PACKET_QDISC_BYPASS); and a
+// device that is busy drops it. So it is not seen by packet captures on this host either.
+type frameSocket struct {
+	conn  *rawpacket.Conn
+	head  []bpf.Instruction // what comes before the admission of sources
+	tail  []bpf.Instruction // what comes after it
+	meter meter
+}
+
+func openFrames(ifi *net.Interface, etherType uint16, about []bpf.Instruction) (*frameSocket, error) {
+	s := &frameSocket{head: linkFilter(ifi.Index, uint32(etherType)), tail: about}
+	filter, err := s.filter(admission{})
+	if err != nil {
+		return nil, err
+	}
+	s.conn, err = rawpacket.Listen(ifi, rawpacket.Raw, int(etherType), &rawpacket.Config{Filter: filter})
+	if err != nil {
+		return nil, fmt.Errorf("arp: open packet socket on %s: %w: run as root or give CAP_NET_RAW", ifi.Name, err)
+	}
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, s.conn.Close())
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1),
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer),
+		)
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return nil, errors.Join(fmt.Errorf("arp: set up packet socket on %s: %w", ifi.Name, err), s.conn.Close())
+	}
+	return s, nil
+}
+
+func (s *frameSocket) filter(a admission) ([]bpf.RawInstruction, error) {
+	f := append(append(append([]bpf.Instruction{}, s.head...), admissionFilter(a)...), s.tail...)
+	raw, err := bpf.Assemble(f)
+	if err != nil {
+		return nil, fmt.Errorf("arp: assemble filter: %w", err)
+	}
+	return raw, nil
+}
+
+// write sends a frame if may returns true. Between that call and the system call are only a few instructions: a process
+// that is stopped or has to wait for a core there would answer in a lost term when it goes on. The call itself never
+// waits.
+func (s *frameSocket) write(frame []byte, may func() bool) error {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Write(func(fd uintptr) (done bool) {
+		if !may() {
+			failed = errNotAllowed
+			return true
+		}
+		// The socket is bound to its interface, and the frame has the addresses.
+		_, failed = unix.SendmsgN(int(fd), frame, nil, nil, unix.MSG_DONTWAIT)
+		return true
+	})
+	if errors.Is(failed, unix.EAGAIN) || errors.Is(failed, unix.ENOBUFS) {
+		failed = errBusy
+	}
+	return cmp.Or(err, failed)
+}
+
+// frames calls handle with every frame until close. The kernel drops those of machines that flood, of whom flooded is
+// told.
+func (s *frameSocket) frames(size int, flooded func(mac string), handle func(frame []byte)) error {
+	raw, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	b := make([]byte, size)
+	var n int
+	var failed error
+	receive := func(fd uintptr) (done bool) {
+		n, failed = unix.Read(int(fd), b)
+		return failed != unix.EAGAIN && failed != unix.EINTR
+	}
+	var deadline time.Time
+	for {
+		if next := s.meter.next(); next != deadline {
+			deadline = next
+			if err := s.conn.SetReadDeadline(deadline); err != nil {
+				return err
+			}
+		}
+		err := raw.Read(receive)
+		changed := false
+		switch {
+		case isTimeout(err):
+			changed = s.meter.look(time.Now())
+		case err != nil || failed != nil:
+			return cmp.Or(err, failed)
+		case n < ethernetHeaderLen:
+			continue
+		default:
+			mac := string(b[offSourceMAC : offSourceMAC+ethernetAddrLen])
+			var wanted, flooder bool
+			if wanted, changed, flooder = s.meter.take(mac, time.Now()); wanted {
+				handle(b[:n])
+			}
+			if flooder {
+				flooded(mac)
+			}
+		}
+		if changed {
+			if err := s.admit(s.meter.admitted); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *frameSocket) admit(a admission) error {
+	filter, err := s.filter(a)
+	if err != nil {
+		return err
+	}
+	if err := s.conn.SetBPF(filter); err != nil {
+		return fmt.Errorf("arp: set filter: %w", err)
+	}
+	return nil
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+func (s *frameSocket) close() error { return s.conn.Close() }

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	rawpacket "github.com/mdlayher/packet"
 	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
@@ -70,16 +71,19 @@ func runNode(conf string) error {
 	}
 	fmt.Println("ready")
 
-	var lease atomic.Bool
+	var lease atomic.Int64 // its end, by the monotonic clock
+	clock := time.Now()
+	setLease := func(d time.Duration) { lease.Store(int64(time.Since(clock) + d)) }
 	endTenure := func() error { return nil }
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
 		var out string
-		switch in.Text() {
+		command, word, _ := strings.Cut(in.Text(), " ")
+		switch command {
 		case "answer":
 			tctx, end := context.WithCancel(ctx)
 			done := make(chan error, 1)
-			go func() { done <- w.Answer(tctx, lease.Load) }()
+			go func() { done <- w.Answer(tctx, func() bool { return time.Since(clock) < time.Duration(lease.Load()) }) }()
 			endTenure = func() error { end(); return <-done }
 		case "silent":
 			if err := endTenure(); err != nil {
@@ -87,14 +91,39 @@ func runNode(conf string) error {
 			}
 			endTenure = func() error { return nil }
 		case "lease":
-			lease.Store(true)
+			d := 24 * time.Hour
+			if word != "" {
+				if d, err = time.ParseDuration(word); err != nil {
+					return err
+				}
+			}
+			setLease(d)
 		case "nolease":
-			lease.Store(false)
+			setLease(0)
 		case "announce":
 			w.Announce()
 		case "carrier":
 			up, _ := w.Carrier()
 			out = fmt.Sprint(up)
+		case "received": // frames that passed the filter since the question before
+			n := uint32(0)
+			for _, r := range w.responders {
+				r.mu.Lock()
+				s := r.current
+				r.mu.Unlock()
+				frames, ok := s.(interface {
+					stats() (*rawpacket.Stats, error)
+				})
+				if !ok {
+					continue
+				}
+				stats, err := frames.stats()
+				if err != nil {
+					return err
+				}
+				n += stats.Packets
+			}
+			out = fmt.Sprint(n)
 		case "status":
 			b, err := json.Marshal(w.Status())
 			if err != nil {
@@ -192,6 +221,8 @@ func (n *node) status() (s []VIPStatus) {
 	}
 	return s
 }
+
+func (s *frameSocket) stats() (*rawpacket.Stats, error) { return s.conn.Stats() }
 
 func (n *node) hold()    { n.lan.t.Helper(); n.do("lease"); n.do("answer") }
 func (n *node) release() { n.lan.t.Helper(); n.do("silent") }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type responder struct {
 
 	ready   sync.Once
 	failing string // the error that was last logged
+	floods  damper
 }
 
 func newResponder(w *Wire, k responderKey, vips []netip.Addr) *responder {
@@ -76,6 +78,14 @@ func (r *responder) send(p packet, may func() bool) error {
 func (r *responder) deliver(m message) {
 	m.via = r
 	r.wire.deliver(m)
+}
+
+// logFlood says that the kernel drops the frames of a machine for a while. Only the receiver calls it.
+func (r *responder) logFlood(mac string) {
+	if r.floods.due(time.Now()) {
+		r.wire.log.Warn("a machine sends more packets about the VIPs than any needs, and most are dropped unread: "+
+			"find it by its MAC", "what", r.String(), "mac", net.HardwareAddr(mac).String())
+	}
 }
 
 func (r *responder) open() (socket, linkState, error) {
@@ -152,7 +162,7 @@ func (r *responder) serve(ctx context.Context) error {
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		if err := st.receive(r.deliver); ctx.Err() == nil {
+		if err := st.receive(r.deliver, r.logFlood); ctx.Err() == nil {
 			return fmt.Errorf("%s: receive: %w", r, err)
 		}
 		return nil

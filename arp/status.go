@@ -10,7 +10,7 @@ import (
 
 // claimantsMax bounds the MACs that are remembered, and so logged, of foreign claims: an attacker has as many as it
 // likes.
-const claimantsMax = 64
+const claimantsMax = 8
 
 // VIPStatus is the state of one VIP.
 type VIPStatus struct {
@@ -44,6 +44,7 @@ type vipState struct {
 	bound     bool
 	last      Claim
 	claimants map[string]damper // by MAC
+	crowd     damper            // more of them
 }
 
 func (s *vipState) setBound(b bool) {
@@ -52,8 +53,9 @@ func (s *vipState) setBound(b bool) {
 	s.bound = b
 }
 
-// countClaim counts c and reports whether it is to be logged.
-func (s *vipState) countClaim(c Claim) bool {
+// countClaim counts c. It reports whether that is to be logged, and whether it is to be logged that so many others
+// claim the VIP that no more are told apart.
+func (s *vipState) countClaim(c Claim) (due, crowd bool) {
 	s.foreign.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,12 +71,12 @@ func (s *vipState) countClaim(c Claim) bool {
 			}
 		}
 		if len(s.claimants) >= claimantsMax {
-			return false
+			return false, s.crowd.due(c.At)
 		}
 	}
-	due := q.due(c.At)
+	due = q.due(c.At)
 	s.claimants[c.MAC] = q
-	return due
+	return due, false
 }
 
 // Status is the state of every VIP, in the order of Config.VIPs.

@@ -37,7 +37,7 @@ func burst() []time.Duration {
 type tenure struct {
 	wire       *Wire
 	may        func() bool  // the lease, asked before every packet
-	suppressed bool         // a packet was not sent because the lease had run out
+	suppressed bool         // a packet was not sent because the lease had run out or the link was busy
 	messages   chan message // what the receivers read; the only field that others write to
 	defended   map[netip.Addr]time.Time
 	failing    map[*responder]string // the error that was last logged
@@ -146,6 +146,8 @@ func (t *tenure) send(r *responder, p packet) bool {
 		return false
 	case errors.Is(err, errNoCarrier), errors.Is(err, errNotOpen):
 		return false // the responder logs it, and announces when it is over
+	case errors.Is(err, errBusy):
+		t.suppressed = true
 	}
 	if err.Error() != t.failing[r] {
 		t.failing[r] = err.Error()
@@ -173,7 +175,12 @@ func (t *tenure) defend(m message) {
 	}
 	now := time.Now()
 	c := Claim{VIP: m.vip, Interface: m.via.iface, MAC: net.HardwareAddr(m.mac).String(), At: now}
-	if t.wire.vips[m.vip].countClaim(c) {
+	due, crowd := t.wire.vips[m.vip].countClaim(c)
+	if crowd {
+		t.wire.log.Warn("so many machines claim the VIP that further ones are only counted",
+			"vip", c.VIP, "interface", c.Interface, "logged", claimantsMax)
+	}
+	if due {
 		t.wire.log.Warn("another machine claims the VIP that we hold: find it by its MAC and take the address from it",
 			"vip", c.VIP, "mac", c.MAC, "interface", c.Interface)
 		if t.wire.cfg.OnForeign != nil {

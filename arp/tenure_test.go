@@ -43,8 +43,8 @@ func (s *fakeSocket) send(p packet, may func() bool) error {
 	return nil
 }
 
-func (s *fakeSocket) receive(func(message)) error { return nil }
-func (s *fakeSocket) close() error                { return nil }
+func (s *fakeSocket) receive(func(message), func(string)) error { return nil }
+func (s *fakeSocket) close() error                              { return nil }
 
 func (s *fakeSocket) forget() {
 	s.mu.Lock()

@@ -27,6 +27,8 @@ type binder struct {
 
 	failing  string // the error that was last logged
 	repaired damper
+
+	onLink map[netip.Addr]time.Time // when the interface was last seen to have the VIP's subnet
 }
 
 func newBinder(w *Wire) *binder {
@@ -36,6 +38,7 @@ func newBinder(w *Wire) *binder {
 		bound:     make(map[netip.Addr]bool),
 		nodeAddr:  make(map[string]netip.Addr),
 		elsewhere: make(map[netip.Addr]int),
+		onLink:    make(map[netip.Addr]time.Time),
 	}
 }
 
@@ -118,10 +121,11 @@ func (b *binder) reconcile(ctx context.Context) error {
 	for _, vip := range w.order {
 		w.vips[vip].setBound(have[vip])
 	}
+	now := time.Now()
+	b.watchSubnets(all, now)
 	if err := b.silence(ctx, all); err != nil {
 		return err
 	}
-	now := time.Now()
 	renew := now.Sub(b.renewed) >= w.cfg.Lifetime/3
 	var errs []error
 	for _, vip := range w.order {
@@ -152,6 +156,54 @@ func (b *binder) reconcile(ctx context.Context) error {
 	}
 	b.ready.Do(w.oneReady)
 	return nil
+}
+
+// subnetGrace is how long an interface may be without the subnet of its VIP: DHCP may remove the address for a moment
+// while it renews its lease, and an IPv6 address comes back only some time after the link.
+const subnetGrace = 3 * time.Second
+
+// watchSubnets notices an interface that had the subnet of its VIP and has lost it: its address has moved, to a bridge
+// mostly, or is gone. Answers to clients would not leave there. An interface that never had it is the operator's choice.
+func (b *binder) watchSubnets(all []address, now time.Time) {
+	w := b.wire
+	reasons := make(map[string]string)
+	for _, vip := range w.order {
+		name := w.vips[vip].vip.Interface
+		link, exists, _ := w.links.get(name)
+		if !exists {
+			continue
+		}
+		if b.hasSubnet(all, link.index, vip) {
+			b.onLink[vip] = now
+			continue
+		}
+		last, had := b.onLink[vip]
+		switch {
+		case !had:
+		case now.Sub(last) >= subnetGrace:
+			reasons[name] = fmt.Sprintf("has lost its address in the subnet of VIP %s", vip)
+		default:
+			time.AfterFunc(subnetGrace-now.Sub(last), b.wake)
+		}
+	}
+	for _, name := range w.links.names {
+		w.links.setLost(name, reasons[name])
+	}
+	w.logFault()
+}
+
+func (b *binder) hasSubnet(all []address, index int, vip netip.Addr) bool {
+	for _, a := range all {
+		if a.index == index && subnetContains(netip.PrefixFrom(a.addr, a.bits), vip) {
+			return true
+		}
+	}
+	if vip.Is4() {
+		return false
+	}
+	// An address from DHCPv6 has no subnet, but the link has a route.
+	on, err := subnets(vip, map[int]string{index: "it"})
+	return err != nil || len(on) > 0
 }
 
 func (b *binder) silence(ctx context.Context, all []address) error {

@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FindInterface finds the interface on whose link vip is answered. pattern is its name, or a regular expression for the
-// whole name, or empty. If pattern leaves several interfaces, the one whose subnet contains vip is taken.
+// FindInterface finds the interface on whose link vip is answered. pattern is its name, or an alternative name of it
+// (ip link property), or a regular expression for the whole name, or empty. If pattern leaves several interfaces, the
+// one whose subnet contains vip is taken.
 func FindInterface(vip netip.Addr, pattern string) (string, error) {
 	links, err := listLinks()
 	if err != nil {
@@ -26,6 +27,9 @@ func FindInterface(vip netip.Addr, pattern string) (string, error) {
 		a := l.Attrs()
 		if a.RawFlags&unix.IFF_LOOPBACK != 0 {
 			continue
+		}
+		if slices.Contains(a.AltNames, pattern) {
+			return a.Name, nil // what rules of the kernel go by
 		}
 		names = append(names, a.Name)
 		index[a.Index] = a.Name
@@ -186,6 +190,26 @@ func AddrsOn(names ...string) ([]netip.Addr, error) {
 	}
 	slices.SortFunc(found, func(a, b netip.Addr) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b)) })
 	return slices.Compact(found), nil
+}
+
+// Tentative reports whether this host has addr and may not use it yet, because duplicate address detection is not over
+// (RFC 4862, section 5.4). That another machine has it is an error.
+func Tentative(addr netip.Addr) (bool, error) {
+	all, err := addresses()
+	if err != nil {
+		return false, err
+	}
+	for _, a := range all {
+		switch {
+		case a.addr != addr.WithZone(""):
+		case a.flags&unix.IFA_F_DADFAILED != 0:
+			return false, fmt.Errorf("arp: another machine on the link has this host's address %s (duplicate address "+
+				"detection failed): give one of the two another address", addr)
+		case a.flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_OPTIMISTIC) == unix.IFA_F_TENTATIVE:
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // interfaceNames maps index to name.

@@ -103,8 +103,11 @@ func runNode(conf string) error {
 		case "announce":
 			w.Announce()
 		case "carrier":
-			up, _ := w.Carrier()
-			out = fmt.Sprint(up)
+			f, _ := w.Fault()
+			out = fmt.Sprint(f == Fault{})
+		case "fault":
+			f, _ := w.Fault()
+			out = f.String()
 		case "received": // frames that passed the filter since the question before
 			n := uint32(0)
 			for _, r := range w.responders {

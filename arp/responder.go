@@ -55,7 +55,7 @@ func (r *responder) announcement(vip netip.Addr) []packet {
 }
 
 func (r *responder) send(p packet, may func() bool) error {
-	if link, _, _ := r.wire.links.get(r.iface); !link.up {
+	if link, _, _ := r.wire.links.get(r.iface); !link.usable() {
 		return errNoCarrier
 	}
 	r.mu.Lock()
@@ -176,19 +176,17 @@ func (r *responder) serve(ctx context.Context) error {
 	return g.Wait()
 }
 
-// follow returns when the interface is no longer the opened one, or ctx ends. It announces the VIPs when the carrier
-// returns.
+// follow returns when the interface is no longer the opened one, or ctx ends. It announces the VIPs when the interface
+// is usable again.
 func (r *responder) follow(ctx context.Context, opened linkState) {
-	up := opened.up
+	up := opened.usable()
 	for {
 		s, ok, changed := r.wire.links.get(r.iface)
 		if !ok || s.identity() != opened.identity() {
 			return
 		}
-		if s.up != up {
-			up = s.up
-			r.wire.log.Info("link changed", "what", r.String(), "up", up)
-			if up {
+		if s.usable() != up {
+			if up = s.usable(); up {
 				r.wire.Announce()
 			}
 		}

@@ -17,8 +17,10 @@ type VIPStatus struct {
 	VIP       netip.Addr `json:"vip"`
 	Interface string     `json:"interface"`
 	// MAC is the interface's own address, which answers carry.
-	MAC       string `json:"mac"`
-	Carrier   bool   `json:"carrier"`
+	MAC     string `json:"mac"`
+	Carrier bool   `json:"carrier"`
+	// Fault is what else is wrong with the interface: it goes on after its name.
+	Fault     string `json:"fault,omitempty"`
 	Bound     bool   `json:"bound"`
 	Answering bool   `json:"answering"`
 
@@ -85,7 +87,7 @@ func (w *Wire) Status() []VIPStatus {
 	all := make([]VIPStatus, 0, len(w.order))
 	for _, vip := range w.order {
 		r := w.vips[vip]
-		link, _, _ := w.links.get(r.vip.Interface)
+		link, fault := w.links.look(r.vip.Interface)
 		r.mu.Lock()
 		bound, last := r.bound, r.last
 		r.mu.Unlock()
@@ -94,6 +96,7 @@ func (w *Wire) Status() []VIPStatus {
 			Interface:      r.vip.Interface,
 			MAC:            net.HardwareAddr(link.mac).String(),
 			Carrier:        link.up,
+			Fault:          fault,
 			Bound:          bound,
 			Answering:      answering,
 			Answers:        r.answers.Load(),

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -91,6 +92,9 @@ type Wire struct {
 	reannounce chan struct{} // wakes the tenure for a new burst of announcements
 	running    atomic.Bool
 	tenure     atomic.Pointer[tenure]
+
+	faultMu sync.Mutex
+	fault   Fault // that was last logged
 }
 
 // Open checks that the VIPs can be bound on this host and that the sockets may be opened. It changes nothing.
@@ -125,7 +129,7 @@ func Open(cfg Config) (*Wire, error) {
 		names = append(names, v.Interface)
 	}
 	w.links = newLinks(names)
-	if err := w.links.refresh(); err != nil {
+	if err := errors.Join(w.links.refresh(), w.links.portOfAnother()); err != nil {
 		return nil, err
 	}
 	for _, k := range keys {
@@ -214,5 +218,22 @@ func (w *Wire) Announce() {
 // the rule is back, the kernel answers for the VIP.
 func (w *Wire) Recheck() { w.binder.wake() }
 
-// Carrier reports whether every interface of a VIP can send, and returns a channel that is closed when a link changes.
-func (w *Wire) Carrier() (up bool, changed <-chan struct{}) { return w.links.carrier() }
+// Fault says why this host cannot answer for every VIP now, or is zero: the interface of a VIP is gone, down, without
+// carrier, the port of another one, or no longer in the VIP's subnet. The channel is closed when that may have changed.
+func (w *Wire) Fault() (f Fault, changed <-chan struct{}) { return w.links.firstFault() }
+
+// logFault logs a fault that appears, changes or goes away.
+func (w *Wire) logFault() {
+	w.faultMu.Lock()
+	defer w.faultMu.Unlock()
+	f, _ := w.links.firstFault()
+	switch {
+	case f == w.fault:
+		return
+	case f == (Fault{}):
+		w.log.Info("this host can answer for the VIPs again")
+	default:
+		w.log.Warn("this host cannot answer for the VIPs", "reason", f.String())
+	}
+	w.fault = f
+}

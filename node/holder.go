@@ -1,12 +1,14 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"appliance/arp"
 	"appliance/balancer"
 	"appliance/hook"
 	"appliance/raft"
@@ -24,24 +26,24 @@ func (n *node) hold(ctx context.Context, may func() bool) error {
 	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.wire.Answer(ctx, may) })
-	g.Go(func() error { return n.yieldWithoutCarrier(ctx) })
+	g.Go(func() error { return n.yieldAtFault(ctx) })
 	return g.Wait()
 }
 
 // retryTransfer is the pause between two tries to hand over what this node can no longer answer for.
 const retryTransfer = 5 * time.Second
 
-// yieldWithoutCarrier hands the VIPs over when this node's own link is gone: a peer that clients can reach takes over
-// without waiting for a timeout. If the group's traffic went over the same link, no peer hears it, and the timeout
-// remains.
-func (n *node) yieldWithoutCarrier(ctx context.Context) error {
+// yieldAtFault hands the VIPs over when this node's own link is gone, or its interface hears nothing any more: a peer
+// that clients can reach takes over without waiting for a timeout. If the group's traffic went over the same link, no
+// peer hears it, and the timeout remains.
+func (n *node) yieldAtFault(ctx context.Context) error {
 	for {
-		up, changed := n.wire.Carrier()
+		fault, changed := n.wire.Fault()
 		var again <-chan time.Time
-		if !up {
+		if fault != (arp.Fault{}) {
 			// If it succeeds, ctx ends with the tenure.
 			if err := n.group.Transfer(ctx, ""); err != nil && ctx.Err() == nil {
-				n.log.Debug("no carrier, and nobody to hand over to", "error", err)
+				n.log.Debug("nobody to hand over to", "reason", fault.String(), "error", err)
 			}
 			again = time.After(retryTransfer)
 		}
@@ -91,11 +93,13 @@ func (n *node) followFitness(ctx context.Context) error {
 	defer tick.Stop()
 	var d damped
 	for {
+		fault, changed := n.wire.Fault()
 		few := d.look(time.Now(), unserved(n.balancer.Health()))
-		n.group.SetFitness(fitness(few, n.verdict.Load(), n.group.Status().Trouble))
+		n.group.SetFitness(fitness(few, n.verdict.Load(), fault.String(), n.group.Status().Trouble))
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-changed:
 		case <-n.judged:
 		case <-tick.C:
 		}
@@ -103,16 +107,14 @@ func (n *node) followFitness(ctx context.Context) error {
 }
 
 // fitness puts together what speaks against this node as holder: load balancers without a healthy backend, the
-// verdict of the tracks, and trouble with the group. A node whose disk is full can neither vote nor take over, so a
-// hand-over to it would only cost answers.
-func fitness(unserved int, tracks *track.Verdict, trouble string) raft.Fitness {
+// verdict of the tracks, a fault of a VIP's interface, and trouble with the group. A node whose disk is full can neither
+// vote nor take over, so a hand-over to it would only cost answers.
+func fitness(unserved int, tracks *track.Verdict, fault, trouble string) raft.Fitness {
 	c := raft.Fitness{Unserved: unserved}
 	if tracks != nil {
 		c.Barred, c.Lowered = tracks.Barred, tracks.Lowered
 	}
-	if c.Barred == "" {
-		c.Barred = trouble
-	}
+	c.Barred = cmp.Or(c.Barred, fault, trouble)
 	return c
 }
 

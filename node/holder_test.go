@@ -51,6 +51,7 @@ func TestFitness(t *testing.T) {
 	for name, test := range map[string]struct {
 		unserved int
 		tracks   *track.Verdict
+		fault    string
 		trouble  string
 		want     raft.Fitness
 	}{
@@ -60,6 +61,7 @@ func TestFitness(t *testing.T) {
 			tracks: &track.Verdict{Barred: "eth1 is down", Lowered: 20},
 			want:   raft.Fitness{Barred: "eth1 is down", Lowered: 20},
 		},
+		"deaf": {fault: "eth0 is down", trouble: "cannot write", want: raft.Fitness{Barred: "eth0 is down"}},
 		"a full disk": {
 			unserved: 1, trouble: "cannot write",
 			want: raft.Fitness{Unserved: 1, Barred: "cannot write"},
@@ -73,7 +75,7 @@ func TestFitness(t *testing.T) {
 			want: raft.Fitness{Barred: "eth1 is down"},
 		},
 	} {
-		if got := fitness(test.unserved, test.tracks, test.trouble); got != test.want {
+		if got := fitness(test.unserved, test.tracks, test.fault, test.trouble); got != test.want {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)
 		}
 	}

@@ -261,6 +261,9 @@ func (n *node) parts() []lifecycle.Part {
 			lifecycle.Part{Name: "tenure", Run: func(ctx context.Context) error { return n.group.Lead(ctx, n.hold) }},
 		)
 	}
+	if n.wire != nil {
+		parts = append(parts, lifecycle.Part{Name: "interfaces", Run: n.followInterfaces})
+	}
 	return parts
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -64,11 +66,8 @@ func survey(cfg *configs.Config) (site, error) {
 	}
 	if s.self.Role != configs.RoleWitness {
 		note(capabilities(cfg))
-		for _, vip := range cfg.VIPs {
-			name, err := arp.FindInterface(vip, cfg.InterfaceOf(vip))
-			note(err)
-			s.vips = append(s.vips, arp.VIP{Addr: vip, Interface: name})
-		}
+		s.vips, err = findInterfaces(cfg.VIPs, cfg.Interface)
+		note(err)
 	}
 	return s, errors.Join(problems...)
 }
@@ -264,4 +263,48 @@ func (n *node) checkNow(ctx context.Context) error {
 	err := n.balancer.Check(ctx)
 	stop()
 	return errors.Join(err, <-done)
+}
+
+// usableWithin bounds how long a node waits for its own IPv6 address at the start. Duplicate address detection takes a
+// second or two once there is carrier (RFC 4862, section 5.4).
+const usableWithin = time.Minute
+
+// findInterfaces finds on which interface each VIP is answered.
+func findInterfaces(vips []netip.Addr, pattern string) (found []arp.VIP, err error) {
+	var errs []error
+	for _, vip := range vips {
+		name, err := arp.FindInterface(vip, pattern)
+		errs = append(errs, err)
+		found = append(found, arp.VIP{Addr: vip, Interface: name})
+	}
+	return found, errors.Join(errs...)
+}
+
+// awaitAddress waits until this host may use its own address, which for IPv6 takes as long as duplicate address
+// detection, and for that carrier: nothing can listen there before.
+func awaitAddress(ctx context.Context, own netip.Addr, log *slog.Logger) error {
+	end := time.Now().Add(usableWithin)
+	for waits := false; ; waits = true {
+		tentative, err := arp.Tentative(own)
+		switch {
+		case err != nil:
+			return err
+		case !tentative && waits:
+			log.Info("this node's own address can be used now", "address", own)
+			return nil
+		case !tentative:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("this node's own address %s is still tentative after %v (RFC 4862): "+
+				"see whether its link has carrier, or add the address with nodad", own, usableWithin)
+		case !waits:
+			log.Warn("this node's own address is tentative: the start waits for duplicate address detection, which takes "+
+				"carrier", "address", own, "atMost", usableWithin)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }

@@ -3,9 +3,15 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
 	"time"
 
+	"appliance/arp"
 	"appliance/configs"
 	"appliance/host"
 	"appliance/node/lifecycle"
@@ -29,18 +35,48 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	log := book.Logger
 	for _, w := range cfg.Warnings {
-		log.Warn(w.String())
+		book.Warn(w.String())
 	}
-	host.Prioritize(log)
+	host.Prioritize(book.Logger)
+	// Where a node ends and begins anew nobody else listens to these for a moment, and they would end the process.
+	held := make(chan os.Signal, 1)
+	signal.Notify(held, syscall.SIGHUP, syscall.SIGUSR1)
+	defer signal.Stop(held)
+	var moved time.Time // when the node last had to begin anew
+	for {
+		next, err := runOnce(ctx, o, cfg, book)
+		switch {
+		case next != nil && ctx.Err() == nil:
+			cfg, moved = next, time.Now()
+		case err == nil || ctx.Err() != nil || moved.IsZero() || time.Since(moved) > returnWithin:
+			return err
+		default:
+			// The host is being changed, and may not be as it is to be yet.
+			book.Warn("the node cannot begin anew yet, and tries again", "error", err)
+			select {
+			case <-ctx.Done():
+				return err
+			case <-time.After(time.Second):
+			}
+		}
+	}
+}
+
+// runOnce runs a node until ctx ends. It returns the configuration with which the node is to begin anew where a VIP
+// belongs on another interface than it began with.
+func runOnce(ctx context.Context, o Options, cfg *configs.Config, book *host.Log) (again *configs.Config, err error) {
+	log := book.Logger
 	site, err := survey(cfg)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if err := awaitAddress(ctx, site.self.Address, log); err != nil {
+		return nil, err
 	}
 	n, err := newNode(cfg, site, o.Version, log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if n.light() {
 		host.PrioritizeLight(log)
@@ -52,16 +88,16 @@ func Run(ctx context.Context, o Options) error {
 	}()
 	if n.balancer != nil {
 		if err := errors.Join(n.checkConflicts(), n.check(ctx)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	socket, err := web.ListenUnix(cfg.Socket)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := n.observer.Listen(); err != nil {
 		socket.Close()
-		return err
+		return nil, err
 	}
 	log.Info("appliance starts", "version", o.Version, "id", site.self.ID, "role", site.self.Role, "vips", cfg.VIPs)
 
@@ -85,5 +121,69 @@ func Run(ctx context.Context, o Options) error {
 	if ctx.Err() != nil && err == nil {
 		log.Info("appliance has stopped", "after", time.Since(n.started).Round(time.Second))
 	}
-	return err
+	if errors.Is(err, errMoved) {
+		log.Info("this node has ended, to begin anew", "because", err)
+		return reload.current, nil
+	}
+	return nil, err
+}
+
+// errMoved ends a run of a node because a VIP belongs on another interface than it began with.
+var errMoved = errors.New("the interface of a virtual address is another now")
+
+const (
+	// lookAgain is the time between two looks for the interface of a VIP while the one that it has is at fault, and
+	// movedFor how long the same other one must have been found: an address is moved in several steps.
+	lookAgain = 250 * time.Millisecond
+	movedFor  = time.Second
+
+	// returnWithin bounds how long a node that begins anew tries to, until whoever started the process decides.
+	returnWithin = 30 * time.Second
+)
+
+// followInterfaces returns errMoved when the interface of a VIP is at fault, and the rule by which it was chosen now
+// leads to another one for good: its address has moved to a bridge, or it has been renamed.
+func (n *node) followInterfaces(ctx context.Context) error {
+	var m mover
+	for {
+		fault, changed := n.wire.Fault()
+		var again <-chan time.Time
+		if fault != (arp.Fault{}) {
+			again = time.After(lookAgain)
+			found, err := findInterfaces(n.cfg.VIPs, n.cfg.Interface)
+			if err != nil {
+				found = nil
+			}
+			if m.moved(n.site.vips, found, time.Now()) {
+				n.log.Warn("the virtual addresses are to be answered on another interface; this node begins anew there",
+					"reason", fault.String(), "interfaces", fmt.Sprint(found))
+				return errMoved
+			}
+		} else {
+			m = mover{}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-again:
+		}
+	}
+}
+
+// A mover notices that the VIPs' interfaces are others for long enough.
+type mover struct {
+	found []arp.VIP
+	since time.Time
+}
+
+func (m *mover) moved(before, found []arp.VIP, now time.Time) bool {
+	if len(found) == 0 || slices.Equal(found, before) {
+		*m = mover{}
+		return false
+	}
+	if !slices.Equal(found, m.found) {
+		m.found, m.since = found, now
+	}
+	return now.Sub(m.since) >= movedFor
 }

@@ -61,6 +61,8 @@ func (n *node) snapshot() status.Snapshot {
 		}
 		if !v.Carrier {
 			notReady(status.NoCarrier, v.Interface, "")
+		} else if v.Fault != "" {
+			notReady(status.InterfaceFault, v.Interface, v.Fault)
 		}
 	}
 	for _, t := range n.tracker.Status() {

@@ -5,12 +5,14 @@ type NotReadyKind string
 
 // The kinds. Each says what Subject and Reason of a NotReady hold.
 const (
-	GroupNotReady NotReadyKind = "group"     // no subject; the state of the group
-	VIPUnbound    NotReadyKind = "vip"       // the VIP; no reason
-	NoCarrier     NotReadyKind = "carrier"   // the interface; no reason
-	TrackFailed   NotReadyKind = "track"     // the track; its result
-	NotServed     NotReadyKind = "notServed" // the load balancer; the error, empty while it is only starting
-	NoBackend     NotReadyKind = "noBackend" // the load balancer; no reason
+	GroupNotReady NotReadyKind = "group"   // no subject; the state of the group
+	VIPUnbound    NotReadyKind = "vip"     // the VIP; no reason
+	NoCarrier     NotReadyKind = "carrier" // the interface; no reason
+	// InterfaceFault: the interface; what goes on after its name.
+	InterfaceFault NotReadyKind = "interface"
+	TrackFailed    NotReadyKind = "track"     // the track; its result
+	NotServed      NotReadyKind = "notServed" // the load balancer; the error, empty while it is only starting
+	NoBackend      NotReadyKind = "noBackend" // the load balancer; no reason
 )
 
 // A NotReady is one reason why a node would not serve the VIPs now. Its text form, in JSON too, is for people: a
@@ -33,6 +35,8 @@ func (n NotReady) String() string {
 		return "virtual address " + n.Subject + " is not bound yet"
 	case NoCarrier:
 		return n.Subject + " has no carrier"
+	case InterfaceFault:
+		return n.Subject + " " + n.Reason
 	case TrackFailed:
 		return "track " + n.Subject + ": " + n.Reason
 	case NotServed:

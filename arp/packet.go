@@ -56,6 +56,11 @@ type message struct {
 	via  *responder
 }
 
+// claim is what the message says of a VIP's owner.
+func (m message) claim(at time.Time) Claim {
+	return Claim{VIP: m.vip, Interface: m.via.iface, MAC: net.HardwareAddr(m.mac).String(), At: at}
+}
+
 type messageKind int
 
 const (

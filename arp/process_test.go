@@ -108,6 +108,14 @@ func runNode(conf string) error {
 		case "fault":
 			f, _ := w.Fault()
 			out = f.String()
+		case "ask":
+			found, err := w.Ask(ctx)
+			if err != nil {
+				return err
+			}
+			for _, c := range found {
+				out += c.MAC + " "
+			}
 		case "received": // frames that passed the filter since the question before
 			n := uint32(0)
 			for _, r := range w.responders {

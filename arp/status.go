@@ -83,7 +83,8 @@ func (s *vipState) countClaim(c Claim) (due, crowd bool) {
 
 // Status is the state of every VIP, in the order of Config.VIPs.
 func (w *Wire) Status() []VIPStatus {
-	answering := w.tenure.Load() != nil
+	t := w.tenure.Load()
+	answering := t != nil && !t.asks
 	all := make([]VIPStatus, 0, len(w.order))
 	for _, vip := range w.order {
 		r := w.vips[vip]

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -41,21 +42,70 @@ type tenure struct {
 	messages   chan message // what the receivers read; the only field that others write to
 	defended   map[netip.Addr]time.Time
 	failing    map[*responder]string // the error that was last logged
+	asks       bool                  // it only asks, see Ask
+}
+
+const (
+	// Ask sends askTimes probes of each VIP, askEvery apart, and waits askEvery for answers to the last. RFC 5227, section
+	// 2.1.1, has seconds, for links whose ports take that long to open; here the group has just talked over the link.
+	askTimes = 3
+	askEvery = 150 * time.Millisecond
+)
+
+// Ask asks the link whether another machine has a VIP (RFC 5227, section 2.1; RFC 4862, section 5.4), in packets that
+// claim nothing, and returns one claim for each machine that says so. There can be no tenure meanwhile.
+func (w *Wire) Ask(ctx context.Context) (found []Claim, err error) {
+	t := w.newTenure(func() bool { return ctx.Err() == nil })
+	t.asks = true
+	if !w.tenure.CompareAndSwap(nil, t) {
+		return nil, errTenure
+	}
+	defer w.tenure.Store(nil)
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for range askTimes {
+		for _, r := range w.responders {
+			for _, vip := range r.vips {
+				t.send(r, packet{kind: probe, vip: vip})
+			}
+		}
+		for waits := true; waits; {
+			select {
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case m := <-t.messages:
+				c := m.claim(time.Now())
+				same := func(o Claim) bool { return o.VIP == c.VIP && o.MAC == c.MAC }
+				if m.kind == claim && len(found) < claimantsMax && !slices.ContainsFunc(found, same) {
+					found = append(found, c)
+				}
+			case <-tick.C:
+				waits = false
+			}
+		}
+	}
+	return found, nil
+}
+
+var errTenure = errors.New("arp: a tenure is in progress already: end it before the next begins")
+
+func (w *Wire) newTenure(may func() bool) *tenure {
+	return &tenure{
+		wire:     w,
+		may:      may,
+		messages: make(chan message, queueLength),
+		defended: make(map[netip.Addr]time.Time),
+		failing:  make(map[*responder]string),
+	}
 }
 
 // Answer is a tenure: it answers for the VIPs and announces them until ctx ends. may is the lease: it is called before
 // every packet, which is sent only if it returns true. Nothing is sent after Answer has returned. There can be only one
 // tenure at a time.
 func (w *Wire) Answer(ctx context.Context, may func() bool) error {
-	t := &tenure{
-		wire:     w,
-		may:      func() bool { return ctx.Err() == nil && may() },
-		messages: make(chan message, queueLength),
-		defended: make(map[netip.Addr]time.Time),
-		failing:  make(map[*responder]string),
-	}
+	t := w.newTenure(func() bool { return ctx.Err() == nil && may() })
 	if !w.tenure.CompareAndSwap(nil, t) {
-		return errors.New("arp: a tenure is in progress already: end it before the next begins")
+		return errTenure
 	}
 	defer w.tenure.Store(nil)
 	w.log.Info("answering for the VIPs")
@@ -174,7 +224,7 @@ func (t *tenure) defend(m message) {
 		return // the claim may be our successor's
 	}
 	now := time.Now()
-	c := Claim{VIP: m.vip, Interface: m.via.iface, MAC: net.HardwareAddr(m.mac).String(), At: now}
+	c := m.claim(now)
 	due, crowd := t.wire.vips[m.vip].countClaim(c)
 	if crowd {
 		t.wire.log.Warn("so many machines claim the VIP that further ones are only counted",

@@ -334,3 +334,26 @@ func TestForeignOwnerIsFound(t *testing.T) {
 		}
 	})
 }
+
+// Who asks whether the VIP is taken claims nothing, and hears of each other owner once.
+func TestAskFindsAnotherOwner(t *testing.T) {
+	eachFamily(t, func(t *testing.T, f familyCase) {
+		w := newWorld(t, f, 1)
+		p := w.peers[0]
+		if got := p.do("ask"); got != "" {
+			t.Errorf("%s has the VIP, want nobody", got)
+		}
+		bits := "/24"
+		if f.vip.Is6() {
+			bits = "/64"
+		}
+		outsider := w.host(f.vip.String() + bits)
+		eventually(t, "the owner is found", func() bool { return p.do("ask") == outsider.mac.String() })
+		if w.tap.said(f.vip, p.mac, 0) {
+			t.Error("the VIP was claimed by who only asks")
+		}
+		if s := p.status()[0]; s.Answering || s.Announcements > 0 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}

@@ -235,6 +235,15 @@ func (w *world) start(t *testing.T, plane string, balances []balance) {
 // configuration of its own, and waits until all are ready.
 func (w *world) begin(t *testing.T, config func(i int) string) {
 	t.Helper()
+	w.launch(t, config)
+	for i := range w.apps {
+		w.ready(t, i)
+	}
+}
+
+// launch is begin without waiting.
+func (w *world) launch(t *testing.T, config func(i int) string) {
+	t.Helper()
 	for i, n := range w.nodes {
 		p := &program{node: n, path: filepath.Join(w.dir, n.Name)}
 		p.client = client.New(p.path + ".sock")
@@ -246,9 +255,6 @@ func (w *world) begin(t *testing.T, config func(i int) string) {
 		}
 		w.apps = append(w.apps, p)
 		p.start(t)
-	}
-	for i := range w.apps {
-		w.ready(t, i)
 	}
 }
 

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -18,16 +19,132 @@ import (
 
 // hold is a tenure: while it runs, this node answers for the VIPs. may says whether the lease runs at this moment.
 func (n *node) hold(ctx context.Context, may func() bool) error {
-	n.tell(hook.Notice{Name: hook.Holder})
+	answers := false
 	defer func() {
 		now := time.Now()
 		n.tenureEnded.Store(&now)
-		n.tell(hook.Notice{Name: hook.Released})
+		if answers {
+			n.tell(hook.Notice{Name: hook.Released})
+		}
 	}()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.wire.Answer(ctx, may) })
+	g.Go(func() error {
+		if err := n.askFirst(ctx); err != nil {
+			return err
+		}
+		answers = true
+		n.tell(hook.Notice{Name: hook.Holder})
+		return n.wire.Answer(ctx, may)
+	})
+	g.Go(func() error { return n.noteAnswering(ctx) })
 	g.Go(func() error { return n.yieldAtFault(ctx) })
 	return g.Wait()
+}
+
+// answeredSetting is the group's setting that says whether the group has ever answered for the VIPs: "yes", or "no" while
+// another machine does.
+const answeredSetting = "vips/answered"
+
+// askAgain is the pause between two looks for another machine that answers for a VIP of a new group.
+const askAgain = time.Second
+
+// neverAnswered reports whether the group is so new that another machine may have the VIPs by right. A group that was
+// known to this node when it started is not, unless it says so itself.
+func (n *node) neverAnswered() bool {
+	switch n.group.Settings()[answeredSetting] {
+	case "":
+		return !n.founded
+	case "no":
+		return true
+	}
+	return false
+}
+
+// askFirst asks the link for another owner of the VIPs before a new group announces them for the first time, and waits
+// until there is none (RFC 5227, section 2.1): whoever moves from another program to this one would have two owners
+// otherwise. An established group has been asked about its VIPs by taking them, and nothing holds up its failover.
+func (n *node) askFirst(ctx context.Context) error {
+	defer n.taken.Store(nil)
+	var told []string
+	for n.neverAnswered() {
+		fault, changed := n.wire.Fault()
+		if fault != (arp.Fault{}) {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-changed:
+			}
+			continue
+		}
+		found, err := n.wire.Ask(ctx)
+		if err != nil {
+			return err
+		}
+		if !n.neverAnswered() {
+			return nil // the log of the leader before was not applied here when this tenure began
+		}
+		if len(found) == 0 {
+			if len(told) > 0 {
+				n.log.Info("nobody else answers for the virtual addresses any more")
+			}
+			// Before the first announcement, so that a successor does not ask again.
+			n.setAnswered(ctx, "yes")
+			return nil
+		}
+		n.taken.Store(&found)
+		if len(told) == 0 {
+			n.setAnswered(ctx, "no")
+		}
+		for _, c := range found {
+			who := fmt.Sprint(c.VIP, c.MAC)
+			if slices.Contains(told, who) {
+				continue
+			}
+			told = append(told, who)
+			n.observer.Claimed(c)
+			n.log.Error("another machine answers for the virtual address, and this new group leaves it alone: "+
+				"stop what has it there (keepalived, kube-vip, an address set by hand), or choose another address",
+				"vip", c.VIP, "mac", c.MAC, "interface", c.Interface)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(askAgain):
+		}
+	}
+	return nil
+}
+
+// noteAnswering tells the group that it has answered for the VIPs.
+func (n *node) noteAnswering(ctx context.Context) error {
+	for {
+		if n.group.Settings()[answeredSetting] == "yes" {
+			return nil
+		}
+		if n.answering() && n.setAnswered(ctx, "yes") {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+func (n *node) answering() bool {
+	return slices.ContainsFunc(n.wire.Status(), func(v arp.VIPStatus) bool { return v.Answering })
+}
+
+// setAnswered notes word within a second, or reports that it could not.
+func (n *node) setAnswered(ctx context.Context, word string) bool {
+	ctx, cancel := context.WithTimeout(ctx, askAgain)
+	defer cancel()
+	err := n.group.Propose(ctx, map[string]string{answeredSetting: word})
+	if err != nil && ctx.Err() == nil {
+		n.log.Debug("the group cannot note whether it answers for the virtual addresses", "error", err)
+	}
+	return err == nil
 }
 
 // retryTransfer is the pause between two tries to hand over what this node can no longer answer for.

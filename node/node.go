@@ -56,6 +56,8 @@ type node struct {
 	judged       chan struct{}                 // has room for one: verdict is another
 	tenureEnded  atomic.Pointer[time.Time]     // when this node last ceased to hold
 	lingers      bool                          // the kernel goes on without this process
+	founded      bool                          // the group was known when this node started
+	taken        atomic.Pointer[[]arp.Claim]   // who else answers for the VIPs of a new group
 }
 
 // newNode opens what the node needs. It changes nothing on the host, but for files in the data directory.
@@ -160,7 +162,7 @@ func (n *node) openGroup() (err error) {
 	if err != nil {
 		return err
 	}
-	n.group = group
+	n.group, n.founded = group, group.Status().Cluster != ""
 	return nil
 }
 

@@ -65,6 +65,11 @@ func (n *node) snapshot() status.Snapshot {
 			notReady(status.InterfaceFault, v.Interface, v.Fault)
 		}
 	}
+	if taken := n.taken.Load(); taken != nil {
+		for _, c := range *taken {
+			notReady(status.VIPTaken, c.VIP.String(), c.MAC)
+		}
+	}
 	for _, t := range n.tracker.Status() {
 		if !t.OK && t.Weight == 0 {
 			notReady(status.TrackFailed, t.Name, t.Reason)

@@ -8,6 +8,8 @@ const (
 	GroupNotReady NotReadyKind = "group"   // no subject; the state of the group
 	VIPUnbound    NotReadyKind = "vip"     // the VIP; no reason
 	NoCarrier     NotReadyKind = "carrier" // the interface; no reason
+	// VIPTaken: the VIP; the MAC of another machine that answers for it, while the group is new.
+	VIPTaken NotReadyKind = "taken"
 	// InterfaceFault: the interface; what goes on after its name.
 	InterfaceFault NotReadyKind = "interface"
 	TrackFailed    NotReadyKind = "track"     // the track; its result
@@ -35,6 +37,8 @@ func (n NotReady) String() string {
 		return "virtual address " + n.Subject + " is not bound yet"
 	case NoCarrier:
 		return n.Subject + " has no carrier"
+	case VIPTaken:
+		return "another machine, " + n.Reason + ", answers for " + n.Subject + ", and this new group leaves it alone"
 	case InterfaceFault:
 		return n.Subject + " " + n.Reason
 	case TrackFailed:

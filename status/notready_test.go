@@ -11,11 +11,15 @@ func TestNotReadyText(t *testing.T) {
 		"group: joining": {Kind: GroupNotReady, Reason: "joining"},
 		"virtual address 192.0.2.10 is not bound yet": {Kind: VIPUnbound, Subject: "192.0.2.10"},
 		"eth0 has no carrier":                         {Kind: NoCarrier, Subject: "eth0"},
-		"track uplink: exit code 1":                   {Kind: TrackFailed, Subject: "uplink", Reason: "exit code 1"},
-		"load balancer api is not served yet":         {Kind: NotServed, Subject: "api"},
-		"load balancer api: no kernel support":        {Kind: NotServed, Subject: "api", Reason: "no kernel support"},
-		"load balancer api has no healthy backend":    {Kind: NoBackend, Subject: "api"},
-		"from another version":                        {Reason: "from another version"},
+		"eth0 is a port of br0":                       {Kind: InterfaceFault, Subject: "eth0", Reason: "is a port of br0"},
+		"another machine, 02:00:00:00:00:0a, answers for 192.0.2.10, and this new group leaves it alone": {
+			Kind: VIPTaken, Subject: "192.0.2.10", Reason: "02:00:00:00:00:0a",
+		},
+		"track uplink: exit code 1":                {Kind: TrackFailed, Subject: "uplink", Reason: "exit code 1"},
+		"load balancer api is not served yet":      {Kind: NotServed, Subject: "api"},
+		"load balancer api: no kernel support":     {Kind: NotServed, Subject: "api", Reason: "no kernel support"},
+		"load balancer api has no healthy backend": {Kind: NoBackend, Subject: "api"},
+		"from another version":                     {Reason: "from another version"},
 	} {
 		data, err := json.Marshal([]NotReady{reason})
 		if text := `["` + want + `"]`; err != nil || string(data) != text {

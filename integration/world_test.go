@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -436,9 +437,11 @@ func (w *world) holder(t *testing.T) int {
 }
 
 // resolve starts to ask the link who answers for the VIP.
-func (w *world) resolve(t *testing.T) {
+func (w *world) resolve(t *testing.T, unicast ...net.HardwareAddr) {
 	t.Helper()
-	resolver, err := w.watcher.Resolve(t.Context(), lab.Resolve{VIP: w.vip(), Every: 5 * patience / (30 * 1000)})
+	resolver, err := w.watcher.Resolve(t.Context(), lab.Resolve{
+		VIP: w.vip(), Every: 5 * patience / (30 * 1000), Unicast: unicast,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

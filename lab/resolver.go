@@ -26,6 +26,32 @@ type Resolve struct {
 	VIP netip.Addr
 	// Every is the time between two requests. Zero means 5 ms.
 	Every time.Duration
+	// Unicast are machines that are asked one by one, too. With them, requests
+	// take every form that a client may use: to everybody and to one, with and
+	// without the asker's link-layer address, and as probes, which come from
+	// the unspecified address.
+	Unicast []net.HardwareAddr
+}
+
+// A requestForm is one way to ask. The zero requestForm asks everybody.
+type requestForm struct {
+	to      net.HardwareAddr // nil: everybody
+	unnamed bool             // without the link-layer address, where that is an option
+	probes  bool             // from the unspecified address
+}
+
+func (w Resolve) forms() []requestForm {
+	forms := []requestForm{{}}
+	for _, mac := range w.Unicast {
+		forms = append(forms, requestForm{to: mac}, requestForm{to: mac, unnamed: true})
+		if w.VIP.Is4() {
+			forms = append(forms, requestForm{to: mac, probes: true})
+		}
+	}
+	if len(w.Unicast) > 0 {
+		forms = append(forms, requestForm{unnamed: true}, requestForm{probes: true})
+	}
+	return forms
 }
 
 // A Resolver asks the link for the owner of an address all the time (ARP requests
@@ -120,9 +146,11 @@ func (r *Resolver) ask(ctx context.Context) {
 	defer r.conn.Close() // ends receive
 	tick := time.NewTicker(r.asks.Every)
 	defer tick.Stop()
+	forms := r.asks.forms()
 	for i := 0; ; i++ {
 		src := r.sources[i%len(r.sources)]
-		frame, to, err := r.request(src)
+		form := forms[i%len(forms)]
+		frame, to, err := r.request(src, form)
 		if err != nil {
 			r.fail(err)
 			return
@@ -130,9 +158,11 @@ func (r *Resolver) ask(ctx context.Context) {
 		// The time is taken before sending, so that "sent after X" is
 		// true whenever it is said. Without the monotonic clock: it is
 		// compared with the kernel's stamps.
-		r.mu.Lock()
-		r.asked[src] = append(r.asked[src], time.Now().Round(0))
-		r.mu.Unlock()
+		if !form.probes {
+			r.mu.Lock()
+			r.asked[src] = append(r.asked[src], time.Now().Round(0))
+			r.mu.Unlock()
+		}
 		if _, err := r.conn.WriteTo(frame, &packet.Addr{HardwareAddr: to}); err != nil &&
 			!errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.ENOBUFS) {
 			r.fail(err)
@@ -148,34 +178,47 @@ func (r *Resolver) ask(ctx context.Context) {
 
 // request is an ARP request (RFC 826) or a neighbour solicitation (RFC 4861
 // section 4.3) for the VIP, and the address that its frame goes to.
-func (r *Resolver) request(src netip.Addr) ([]byte, net.HardwareAddr, error) {
+func (r *Resolver) request(src netip.Addr, form requestForm) ([]byte, net.HardwareAddr, error) {
 	f := &ethernet.Frame{Source: r.mac}
 	if r.asks.VIP.Is4() {
+		if form.probes {
+			src = netip.IPv4Unspecified() // RFC 5227 section 1.1
+		}
 		p, err := arp.NewPacket(arp.OperationRequest, r.mac, src, make(net.HardwareAddr, 6), r.asks.VIP)
 		if err != nil {
 			return nil, nil, err
 		}
 		f.Destination, f.EtherType = ethernet.Broadcast, ethernet.EtherTypeARP
+		if form.to != nil {
+			f.Destination = form.to
+		}
 		if f.Payload, err = p.MarshalBinary(); err != nil {
 			return nil, nil, err
 		}
 	} else {
-		group, err := ndp.SolicitedNodeMulticast(r.asks.VIP)
+		dst, err := ndp.SolicitedNodeMulticast(r.asks.VIP)
 		if err != nil {
 			return nil, nil, err
 		}
-		msg, err := ndp.MarshalMessageChecksum(&ndp.NeighborSolicitation{
-			TargetAddress: r.asks.VIP,
-			Options:       []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: r.mac}},
-		}, src, group)
-		if err != nil {
-			return nil, nil, err
-		}
-		g := group.As16()
+		g := dst.As16()
 		// RFC 2464 section 7: 33:33 and the last four octets.
 		f.Destination = net.HardwareAddr{0x33, 0x33, g[12], g[13], g[14], g[15]}
+		ask := &ndp.NeighborSolicitation{TargetAddress: r.asks.VIP}
+		switch {
+		case form.probes:
+			src = netip.IPv6Unspecified() // RFC 4862 section 5.4.2
+		case !form.unnamed:
+			ask.Options = []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: r.mac}}
+		}
+		if form.to != nil {
+			f.Destination, dst = form.to, r.asks.VIP
+		}
+		msg, err := ndp.MarshalMessageChecksum(ask, src, dst)
+		if err != nil {
+			return nil, nil, err
+		}
 		f.EtherType = ethernet.EtherTypeIPv6
-		f.Payload = append(ipv6Header(src, group, len(msg)), msg...)
+		f.Payload = append(ipv6Header(src, dst, len(msg)), msg...)
 	}
 	b, err := f.MarshalBinary()
 	return b, f.Destination, err

@@ -13,5 +13,5 @@
 //	monitor       the netlink subscription; only wakes the others
 //	responder     one socket per interface and protocol, opened anew when the interface has been replaced
 //	  receiver    reads that socket and hands messages to the tenure
-//	Wire.Answer   the tenure: the only goroutine that sends packets
+//	Wire.Answer   the tenure: the only goroutine that sends packets; Wire.Ask, before one, sends probes
 package arp

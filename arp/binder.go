@@ -163,7 +163,8 @@ func (b *binder) reconcile(ctx context.Context) error {
 const subnetGrace = 3 * time.Second
 
 // watchSubnets notices an interface that had the subnet of its VIP and has lost it: its address has moved, to a bridge
-// mostly, or is gone. Answers to clients would not leave there. An interface that never had it is the operator's choice.
+// mostly, or is gone. Answers to clients would not leave there. An interface that never had it is the operator's
+// choice.
 func (b *binder) watchSubnets(all []address, now time.Time) {
 	w := b.wire
 	reasons := make(map[string]string)

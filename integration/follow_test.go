@@ -83,8 +83,8 @@ func (w *world) address(i int) *netlink.Addr {
 }
 
 // TestInterfaceIsFollowed: the holder's interface becomes the port of a bridge. It gives way at once. Where the
-// interface was found by the subnet, the node follows its address to the bridge, and can hold there; where it was named,
-// the node says why it is of no use, until it is again.
+// interface was found by the subnet, the node follows its address to the bridge, and can hold there; where it was
+// named, the node says why it is of no use, until it is again.
 func TestInterfaceIsFollowed(t *testing.T) {
 	for _, k := range []struct {
 		family scene.Family

@@ -41,8 +41,8 @@ func (n *node) hold(ctx context.Context, may func() bool) error {
 	return g.Wait()
 }
 
-// answeredSetting is the group's setting that says whether the group has ever answered for the VIPs: "yes", or "no" while
-// another machine does.
+// answeredSetting is the group's setting that says whether the group has ever answered for the VIPs: "yes", or "no"
+// while another machine does.
 const answeredSetting = "vips/answered"
 
 // askAgain is the pause between two looks for another machine that answers for a VIP of a new group.
@@ -224,8 +224,8 @@ func (n *node) followFitness(ctx context.Context) error {
 }
 
 // fitness puts together what speaks against this node as holder: load balancers without a healthy backend, the
-// verdict of the tracks, a fault of a VIP's interface, and trouble with the group. A node whose disk is full can neither
-// vote nor take over, so a hand-over to it would only cost answers.
+// verdict of the tracks, a fault of a VIP's interface, and trouble with the group. A node whose disk is full can
+// neither vote nor take over, so a hand-over to it would only cost answers.
 func fitness(unserved int, tracks *track.Verdict, fault, trouble string) raft.Fitness {
 	c := raft.Fitness{Unserved: unserved}
 	if tracks != nil {

@@ -66,7 +66,7 @@ func survey(cfg *configs.Config) (site, error) {
 	}
 	if s.self.Role != configs.RoleWitness {
 		note(capabilities(cfg))
-		s.vips, err = findInterfaces(cfg.VIPs, cfg.Interface)
+		s.vips, err = findInterfaces(cfg)
 		note(err)
 	}
 	return s, errors.Join(problems...)
@@ -270,10 +270,10 @@ func (n *node) checkNow(ctx context.Context) error {
 const usableWithin = time.Minute
 
 // findInterfaces finds on which interface each VIP is answered.
-func findInterfaces(vips []netip.Addr, pattern string) (found []arp.VIP, err error) {
+func findInterfaces(cfg *configs.Config) (found []arp.VIP, err error) {
 	var errs []error
-	for _, vip := range vips {
-		name, err := arp.FindInterface(vip, pattern)
+	for _, vip := range cfg.VIPs {
+		name, err := arp.FindInterface(vip, cfg.Interface)
 		errs = append(errs, err)
 		found = append(found, arp.VIP{Addr: vip, Interface: name})
 	}

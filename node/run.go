@@ -150,7 +150,7 @@ func (n *node) followInterfaces(ctx context.Context) error {
 		var again <-chan time.Time
 		if fault != (arp.Fault{}) {
 			again = time.After(lookAgain)
-			found, err := findInterfaces(n.cfg.VIPs, n.cfg.Interface)
+			found, err := findInterfaces(n.cfg)
 			if err != nil {
 				found = nil
 			}

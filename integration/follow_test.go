@@ -38,6 +38,17 @@ func enslave(n *lab.Machine, addrs ...*netlink.Addr) error {
 	})
 }
 
+// rename makes eth0 of a machine wan0.
+func rename(n *lab.Machine, _ ...*netlink.Addr) error {
+	return n.Do(func() error {
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetName(eth, "wan0")
+	})
+}
+
 // release undoes enslave.
 func release(n *lab.Machine, addrs ...*netlink.Addr) error {
 	return n.Do(func() error {
@@ -82,15 +93,19 @@ func (w *world) address(i int) *netlink.Addr {
 	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), bits)}}
 }
 
-// TestInterfaceIsFollowed: the holder's interface becomes the port of a bridge. It gives way at once. Where the
-// interface was found by the subnet, the node follows its address to the bridge, and can hold there; where it was
-// named, the node says why it is of no use, until it is again.
+// TestInterfaceIsFollowed: the holder's interface becomes the port of a bridge, or is renamed. It gives way at once.
+// Where the interface was found by the subnet, the node follows its address, and can hold there; where it was named,
+// the node says why it is of no use, until it is again.
 func TestInterfaceIsFollowed(t *testing.T) {
 	for _, k := range []struct {
 		family scene.Family
 		named  bool
-	}{{scene.IPv4, false}, {scene.IPv6, false}, {scene.IPv4, true}} {
-		t.Run(fmt.Sprintf("%s/named %v", k.family, k.named), func(t *testing.T) {
+		to     string // the interface that has the address in the end
+	}{
+		{scene.IPv4, false, "br-ex"}, {scene.IPv6, false, "br-ex"}, {scene.IPv4, true, "br-ex"},
+		{scene.IPv4, false, "wan0"},
+	} {
+		t.Run(fmt.Sprintf("%s/%s/named %v", k.to, k.family, k.named), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, k.family)
 			group, own := w.keys(t)
@@ -107,7 +122,11 @@ func TestInterfaceIsFollowed(t *testing.T) {
 			})
 			w.resolve(t)
 			i := w.holder(t)
-			if err := enslave(w.nodes[i], w.address(i)); err != nil {
+			change := enslave
+			if k.to == "wan0" {
+				change = rename
+			}
+			if err := change(w.nodes[i], w.address(i)); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, func() error {
@@ -134,7 +153,7 @@ func TestInterfaceIsFollowed(t *testing.T) {
 			} else {
 				eventually(t, func() error {
 					s, err := w.apps[i].status(t.Context())
-					if err == nil && s.VIPs[0].Interface != "br-ex" {
+					if err == nil && s.VIPs[0].Interface != k.to {
 						err = fmt.Errorf("the interface is %s", s.VIPs[0].Interface)
 					}
 					return err

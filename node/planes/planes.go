@@ -21,6 +21,7 @@ import (
 	"appliance/manifest"
 	"appliance/nft"
 	"appliance/nft/direct"
+	"appliance/nft/ruleset"
 	"appliance/pathprobe"
 )
 
@@ -78,16 +79,18 @@ func Open(c Config) (*Planes, error) {
 		return userSpaceOnly(user, arp.NewSysctls(sysctls)), nil
 	}
 
-	silencer, redirector, masquerader := &nft.ARPFilter{}, &nft.Redirector{}, &nft.IPVSMasquerade{}
-	refuser, access := &nft.Rejecter{}, &nft.ACL{}
+	// Nobody's `nft flush ruleset` takes the tables away, where the kernel can see to it.
+	owner := ruleset.NewOwner()
+	silencer, redirector := nft.NewARPFilter(owner), nft.NewRedirector(owner)
+	masquerader, refuser, access := nft.NewIPVSMasquerade(owner), nft.NewRejecter(owner), nft.NewACL(owner)
 	virtual, err := ipvs.New(ipvs.Config{Masquerader: masquerader, Refuser: refuser, Sysctls: sysctls, Log: c.Log})
 	if err != nil {
 		return nil, err
 	}
-	nat := nft.NewNAT(sysctls)
+	nat := nft.NewNAT(sysctls, owner)
 	user.Redirector = redirector
 	forwarder := forward.New(user)
-	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log)
+	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log, owner)
 	prober := pathprobe.New(pathprobe.Config{
 		Interfaces:    c.Interfaces,
 		Nodes:         c.Nodes,
@@ -104,6 +107,7 @@ func Open(c Config) (*Planes, error) {
 		Self:       c.Self,
 		Worker:     c.Worker,
 		Prober:     prober,
+		Owner:      owner,
 		Log:        c.Log,
 	})
 	p := &Planes{
@@ -120,7 +124,7 @@ func Open(c Config) (*Planes, error) {
 		kernel:  []io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer},
 	}
 	if c.Grouped {
-		p.Handback = &nft.PreviousHolder{}
+		p.Handback = nft.NewPreviousHolder(owner)
 	}
 	return p, nil
 }

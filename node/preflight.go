@@ -273,7 +273,7 @@ const usableWithin = time.Minute
 func findInterfaces(cfg *configs.Config) (found []arp.VIP, err error) {
 	var errs []error
 	for _, vip := range cfg.VIPs {
-		name, err := arp.FindInterface(vip, cfg.Interface)
+		name, err := arp.FindInterface(vip, cfg.InterfaceOf(vip))
 		errs = append(errs, err)
 		found = append(found, arp.VIP{Addr: vip, Interface: name})
 	}

@@ -83,6 +83,7 @@ func (b *builder) adminAddress(key, value string) (string, bool) {
 			b.bad(key, "%s is no socket; write unix:/run/appliance/admin.sock", printable(value))
 			return "", false
 		}
+		b.checkSocket(key, file)
 		return value, true
 	}
 	if port, ok := strings.CutPrefix(value, ":"); ok {

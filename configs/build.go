@@ -38,7 +38,7 @@ func (b *builder) build() {
 	c.Hooks = b.hooks()
 	c.DataDir = b.path("dataDir")
 	c.Linger = b.duration("linger", 0, time.Hour)
-	c.Socket = b.path("socket")
+	c.Socket = b.socketPath("socket")
 	c.Log = LogSettings{Level: b.text("log.level"), Format: b.text("log.format")}
 	c.Admin = b.admin()
 	b.validate()

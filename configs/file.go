@@ -92,6 +92,7 @@ type parser struct {
 	*report
 	*rawConfig
 	file string
+	data []byte
 	// warnedOfCapitals is set once a key was found in other capitals.
 	warnedOfCapitals bool
 }
@@ -99,7 +100,7 @@ type parser struct {
 // parseFile reads the YAML in data, and reports whether it could be read at all.
 // Problems go to rep.
 func parseFile(name string, data []byte, rep *report) (*rawConfig, bool) {
-	p := &parser{report: rep, rawConfig: newRawConfig(), file: name}
+	p := &parser{report: rep, rawConfig: newRawConfig(), file: name, data: data}
 	if len(data) > maxFile {
 		p.problem(Origin{File: name}, "", "is larger than %d bytes, which no configuration is; check the path", maxFile)
 		return p.rawConfig, false
@@ -134,6 +135,15 @@ func (p *parser) syntax(err error) {
 	if m := yamlLine.FindStringSubmatch(text); m != nil {
 		o.Line, _ = strconv.Atoi(m[1])
 		text = m[2]
+	}
+	// The decoder names the line or the one before it, and the tab a character that cannot start a token.
+	lines := bytes.Split(p.data, []byte("\n"))
+	for n := max(o.Line, 1); n <= min(o.Line+1, len(lines)); n++ {
+		line := lines[n-1]
+		if indent := line[:len(line)-len(bytes.TrimLeft(line, " \t"))]; bytes.ContainsRune(indent, '\t') {
+			p.problem(Origin{File: p.file, Line: n}, "", "is indented with a TAB, which YAML does not allow; write spaces")
+			return
+		}
 	}
 	p.problem(o, "", "is not YAML: %s; compare with `appliance config sample`", text)
 }

@@ -161,6 +161,9 @@ func (c *Config) Self(local []netip.Addr, id string) (PeerEntry, error) {
 				return c.withRole(p)
 			}
 		}
+		if len(c.Join) > 0 { // the list is that of the group before this node joins
+			return c.selfOutsideList(local, id)
+		}
 		return PeerEntry{}, Problem{c.idOrigin, keySelf,
 			printable(id) + " is none of the peers; write one of " + peerIDs(c.Peers)}
 	}
@@ -183,6 +186,8 @@ func (c *Config) Self(local []netip.Addr, id string) (PeerEntry, error) {
 		return PeerEntry{}, Problem{found[1].Origin, c.peersKey,
 			"this host has the addresses of several peers (" + peerIDs(found) +
 				"); say which it is with --id or localPeer.id, or list each host once"}
+	case len(c.Join) > 0:
+		return c.selfOutsideList(local, id)
 	}
 	return PeerEntry{}, Problem{c.Peers[0].Origin, c.peersKey,
 		"none is this host, which has " + addresses(local) + ", while the peers are " + addresses(peerAddrs(c.Peers)) +
@@ -210,7 +215,7 @@ func (c *Config) CheckSelfAddrs(local []netip.Addr, self PeerEntry) error {
 }
 
 // selfOutsideList is this node where the file lists no peers, or where it is a worker,
-// which is in no group.
+// which is in no group, or where it joins a group whose list it is not in yet.
 func (c *Config) selfOutsideList(local []netip.Addr, id string) (PeerEntry, error) {
 	for _, a := range local {
 		a = a.Unmap()
@@ -265,8 +270,8 @@ func peerAddrs(peers []PeerEntry) []netip.Addr {
 func addresses(list []netip.Addr) string {
 	var words []string
 	for _, a := range list {
-		if !a.IsLoopback() {
-			words = append(words, a.Unmap().String())
+		if word := a.Unmap().String(); !a.IsLoopback() && !slices.Contains(words, word) {
+			words = append(words, word)
 		}
 	}
 	if len(words) == 0 {

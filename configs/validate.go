@@ -71,7 +71,7 @@ func (b *builder) validatePeers() {
 	switch {
 	case c.SingleNode && voters > 1:
 		b.bad(keySingle, "is true, but %d peers are listed; write singleNode: false, or list only this node", voters)
-	case len(c.Join) > 0 && voters <= 1:
+	case len(c.Join) > 0:
 		b.validateJoin() // the group knows who votes
 	case !c.SingleNode && voters == 0:
 		b.missing(keyPeers, "is missing; list every node's address, or write singleNode: true for a group of one")
@@ -87,7 +87,7 @@ func (b *builder) validatePeers() {
 			"list one more, with role: witness if it must never hold",
 			voters, (voters-1)/2, voters-1)
 	}
-	if c.ID != "" && voters > 0 && !hasPeer(c.Peers, c.ID) {
+	if c.ID != "" && voters > 0 && len(c.Join) == 0 && !hasPeer(c.Peers, c.ID) {
 		b.bad(keySelf, "%s is none of the peers; write one of %s", printable(c.ID), peerIDs(c.Peers))
 	}
 }

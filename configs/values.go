@@ -199,6 +199,22 @@ func (b *builder) path(key string) string {
 	return filepath.Clean(c.value)
 }
 
+// maxSocket is how many bytes the path of a unix socket may have: sun_path of unix(7) without its last byte.
+const maxSocket = 107
+
+// socketPath reads the path of a unix socket.
+func (b *builder) socketPath(key string) string {
+	path := b.path(key)
+	b.checkSocket(key, path)
+	return path
+}
+
+func (b *builder) checkSocket(key, path string) {
+	if len(path) > maxSocket {
+		b.bad(key, "is a path of %d bytes, and the kernel takes %d for a socket; write a shorter one", len(path), maxSocket)
+	}
+}
+
 // name reads a name for people, which appears in logs, metrics and status.
 func (b *builder) name(key, defaultName string) string {
 	c := b.get(key)

@@ -55,6 +55,36 @@ func TestLoadBalancerNamesItsVIPs(t *testing.T) {
 	}
 }
 
+// A node joins with the file of the group that it is not in yet.
+func TestJoinWithTheGroupsFile(t *testing.T) {
+	cfg, err := Parse("f", []byte(strings.TrimSuffix(twoVIPs, "loadBalancers:\n")+"join: [192.0.2.12]\n"), Source{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for local, want := range map[string]string{"192.0.2.14": "192.0.2.14", "192.0.2.13": "192.0.2.13"} {
+		self, err := cfg.Self([]netip.Addr{netip.MustParseAddr(local)}, "")
+		if err != nil || self.Address.String() != want {
+			t.Errorf("the host with %s is %s, error %v", local, self.Address, err)
+		}
+	}
+	if _, err := Parse("f", []byte(twoVIPs+"- port: 1\njoin: [192.0.2.12]\nstartAsLeader: true\n"), Source{}); err == nil {
+		t.Error("a node joins a group and begins one")
+	}
+}
+
+func TestMistakesOfTheHand(t *testing.T) {
+	for text, want := range map[string]string{
+		"vips: [192.0.2.10]\npeers:\n\t- 192.0.2.11\n":   "f:3: is indented with a TAB, which YAML does not allow",
+		"group:\n\tinsecure: true\nvips: [192.0.2.10]\n": "f:2: is indented with a TAB, which YAML does not allow",
+		twoVIPs + "- port: 1\nsocket: /" + strings.Repeat("x", 107) + "\n": "socket: is a path of 108 bytes, " +
+			"and the kernel takes 107",
+	} {
+		if _, err := Parse("f", []byte(text), Source{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+}
+
 func TestWrongVIPsOfLoadBalancers(t *testing.T) {
 	const rest = ", backends: [192.0.2.21]}\n"
 	tests := []struct{ name, lbs, want string }{

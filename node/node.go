@@ -169,7 +169,8 @@ func (n *node) openGroup() (err error) {
 // raftPeers returns the listed peers, or this node alone if none is listed.
 func raftPeers(cfg *configs.Config, self configs.PeerEntry) []raft.Peer {
 	listed := cfg.Peers
-	if len(listed) == 0 {
+	isSelf := func(p configs.PeerEntry) bool { return p.ID == self.ID }
+	if !slices.ContainsFunc(listed, isSelf) { // the group that it joins tells it the others
 		listed = []configs.PeerEntry{self}
 	}
 	var peers []raft.Peer

@@ -87,7 +87,8 @@ func (s *smooth) pick(cs []candidate, _ netip.Addr) int {
 }
 
 // least takes the backend with the fewest open connections for its weight. Equals take
-// turns, so that an idle set does not load only its first backend.
+// turns by weight, so that an idle set does not load one backend only: with one
+// connection at a time, every backend is idle each time.
 type least struct {
 	equalWeights bool
 	ties         smooth
@@ -95,8 +96,11 @@ type least struct {
 
 func (l *least) pick(cs []candidate, client netip.Addr) int {
 	weight := func(c candidate) uint64 { return uint64(c.effectiveWeight(l.equalWeights)) }
-	// less compares (open+1)/weight without dividing.
+	// less compares (open+1)/weight without dividing; idle backends are equal.
 	less := func(a, b candidate) bool {
+		if a.open == 0 || b.open == 0 {
+			return a.open < b.open
+		}
 		return (a.open+1)*weight(b) < (b.open+1)*weight(a)
 	}
 	best, alone := 0, true

@@ -105,6 +105,14 @@ func TestLeastConnections(t *testing.T) {
 	if len(seen) != 3 {
 		t.Errorf("three idle backends took turns as %v", seen)
 	}
+	// One connection at a time: every backend is idle each time.
+	turns, weighs := map[int]int{}, &least{}
+	for range 20 {
+		turns[weighs.pick(weighted(3, 1), netip.Addr{})]++
+	}
+	if turns[0] != 15 || turns[1] != 5 {
+		t.Errorf("idle backends of weights 3 and 1 took turns as %v", turns)
+	}
 }
 
 // A client stays with its backend, and a backend that leaves or comes moves only its own

@@ -196,6 +196,7 @@ func (w *writer) writeTracks() {
 		w.line("- name: %s", draft.Scalar(t.Name))
 		w.line("  exec: %s", list(t.Exec, draft.Scalar))
 		var f draft.Flow
+		f.Word("user", t.User)
 		f.Span("inter", t.Inter)
 		f.Span("timeout", t.Timeout)
 		f.Number("rise", t.Rise)
@@ -212,7 +213,11 @@ func (w *writer) writeHooks() {
 	w.line("")
 	w.line("hooks:")
 	for _, h := range w.Hooks {
-		w.line("- {on: [%s], exec: %s}", h.On, list(h.Exec, draft.Scalar))
+		var f draft.Flow
+		f.Add("on", "["+h.On+"]")
+		f.Add("exec", list(h.Exec, draft.Scalar))
+		f.Word("user", h.User)
+		w.line("- %s", f)
 	}
 }
 

@@ -162,6 +162,7 @@ type TrackDraft struct {
 	syntax.Statement
 	Name           string
 	Exec           []string
+	User           string // empty if the file does not say
 	Inter, Timeout Span
 	Rise, Fall     Number
 	Weight         Number
@@ -173,6 +174,7 @@ type HookDraft struct {
 	syntax.Place
 	On   string
 	Exec []string
+	User string // empty if the file does not say
 }
 
 // Count counts the statements of list and those within them.

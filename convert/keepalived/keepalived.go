@@ -21,10 +21,11 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	groups := map[string]syntax.Statement{}
 	var instances []*instance
 	together := false // a vrrp_sync_group has all of them
+	usual := scriptUser(d, list)
 	for _, st := range list {
 		switch st.Words[0] {
 		case "vrrp_script":
-			readScript(d, st)
+			readScript(d, st, usual)
 		case "virtual_server_group":
 			groups[st.Arg(1)] = st
 		}
@@ -35,17 +36,17 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		switch w := l.Words[0]; w {
 		case "vrrp_script", "virtual_server_group": // read above
 		case "vrrp_instance":
-			instances = append(instances, readInstance(d, st))
+			instances = append(instances, readInstance(d, st, usual))
 		case "vrrp_sync_group":
 			for _, line := range d.Lines(nil, l.Body) {
 				if line.Words[0] != "group" { // all virtual addresses have one holder
-					readNotify(line)
+					readNotify(line, usual)
 					continue
 				}
 				together = together || len(line.Body) == count(list, "vrrp_instance")
 			}
 		case "virtual_server":
-			readVirtualServer(d, st, groups)
+			readVirtualServer(d, st, groups, usual)
 			if st.Arg(1) == "group" {
 				used[st.Arg(2)] = true
 			}
@@ -77,6 +78,21 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	return nil
 }
 
+// scriptUser is the user whom global_defs names for all scripts, empty if there is none.
+func scriptUser(d *draft.Draft, list []syntax.Statement) (user string) {
+	for _, st := range list {
+		if st.Words[0] != "global_defs" {
+			continue
+		}
+		for _, l := range d.Lines(nil, st.Body) {
+			if l.Words[0] == "script_user" {
+				user = readUser(l, l.Arg(1))
+			}
+		}
+	}
+	return user
+}
+
 // count is how many statements begin with a word.
 func count(list []syntax.Statement, word string) (n int) {
 	for _, st := range list {
@@ -98,7 +114,7 @@ var remarks = draft.NewRemarks(
 
 func readGlobal(d *draft.Draft, st syntax.Statement) {
 	for _, l := range d.Lines(nil, st.Body) {
-		if !l.Remark(globalRemarks, l.Words[0]) {
+		if l.Words[0] != "script_user" && !l.Remark(globalRemarks, l.Words[0]) {
 			l.NoteAll(true, "has no meaning here")
 		}
 	}
@@ -108,8 +124,7 @@ func readGlobal(d *draft.Draft, st syntax.Statement) {
 var globalRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "notification_email smtp_*", Text: "no mail is sent; " +
 		"a hook can run a program: hooks: [{on: [holder, released], exec: [/path]}]"},
-	draft.Remark{Keywords: "vrrp_script_user script_user enable_script_security", Moot: true,
-		Text: "scripts run as the appliance does, and only if nobody else can write them"},
+	draft.Remark{Keywords: "enable_script_security", Moot: true, Text: draft.IsAlways},
 	draft.Remark{Keywords: "vrrp_garp* vrrp_gna*", Moot: true,
 		Text: "the holder announces itself at once, several times, and every 30 s"},
 	draft.Remark{Keywords: "lvs_*", Moot: true, Text: draft.IsTuning},
@@ -123,11 +138,11 @@ func Keywords() []draft.Keyword {
 	return slices.Concat(
 		draft.Keywords("top", []string{"vrrp_script", "vrrp_instance", "vrrp_sync_group", "virtual_server",
 			"virtual_server_group", "global_defs", "$NAME="}, remarks),
-		draft.Keywords("global_defs", nil, globalRemarks),
+		draft.Keywords("global_defs", []string{"script_user"}, globalRemarks),
 		draft.Keywords("vrrp_instance", []string{"interface", "virtual_ipaddress", "virtual_ipaddress_excluded",
 			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify_master", "notify_backup"},
 			instanceRemarks, notify, draft.NewRemarks(draft.Remark{Keywords: "state priority", Moot: true, Text: isEqual})),
-		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight"}, scriptRemarks),
+		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight", "user"}, scriptRemarks),
 		draft.Keywords("virtual_server", draft.Words(lines), lineRemarks),
 		draft.Keywords("real_server", []string{"weight", "uthreshold", "inhibit_on_failure", "TCP_CHECK", "HTTP_GET",
 			"SSL_GET", "notify_up", "notify_down", "retry", "delay_before_retry", "connect_timeout", "delay_loop"}, serverRemarks),
@@ -136,9 +151,9 @@ func Keywords() []draft.Keyword {
 }
 
 // readInstance reads a vrrp_instance.
-func readInstance(d *draft.Draft, st syntax.Statement) *instance {
+func readInstance(d *draft.Draft, st syntax.Statement, user string) *instance {
 	d.Group = true
-	now := &instance{Statement: st}
+	now := &instance{Statement: st, user: user}
 	on := ""
 	for _, l := range d.Lines(nil, st.Body) {
 		if l.Words[0] == "interface" {
@@ -187,7 +202,7 @@ func (i *instance) line(l draft.Line, on string) {
 		}
 	default:
 		if !l.Remark(instanceRemarks, w) {
-			readNotify(l)
+			readNotify(l, i.user)
 		}
 	}
 }
@@ -218,21 +233,27 @@ var notifyEvents = map[string]string{
 }
 
 // readNotify reads the scripts that follow changes of state.
-func readNotify(l draft.Line) {
+func readNotify(l draft.Line, user string) {
 	w := l.Words[0]
 	switch on := notifyEvents[w]; {
 	case on != "":
-		exec, why := command(l.Words[1:])
+		exec, why := command(l.Words[1:min(2, len(l.Words))]) // what follows is user and group
 		if why != "" {
 			l.Note("%s", why)
 			return
+		}
+		if l.Arg(2) != "" {
+			user = readUser(l, l.Arg(2))
+		}
+		if user == "" {
+			l.Advise(noUser)
 		}
 		for _, h := range l.Hooks {
 			if h.On == on && slices.Equal(h.Exec, exec) {
 				return // the same for each instance
 			}
 		}
-		l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec})
+		l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec, User: user})
 	case w == "notify_fault" || w == "notify_stop":
 		l.Note("is no event here, where a node that fails or stops is only told released, as every other is; " +
 			"if it has to know why, write hooks: [{on: [released], exec: [...]}] with a program that finds out")

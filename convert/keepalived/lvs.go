@@ -31,15 +31,16 @@ var schedulers = []string{
 // A virtualServer is a virtual_server block as it is read.
 type virtualServer struct {
 	*draft.LB
-	checked bool // a server has had a check, which is that of all
+	checked bool   // a server has had a check, which is that of all
+	user    string // of scripts that name none
 	// usual is what the block says of all checks, other the first check that cannot be made here.
 	usual draft.HealthCheck
 	other draft.Line
 }
 
 // readVirtualServer reads a virtual_server block: an address and port, and the servers behind it.
-func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]syntax.Statement) {
-	v := &virtualServer{LB: &draft.LB{Statement: st.Head(), Lines: st.Body, LVS: true}}
+func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]syntax.Statement, user string) {
+	v := &virtualServer{LB: &draft.LB{Statement: st.Head(), Lines: st.Body, LVS: true}, user: user}
 	switch st.Arg(1) {
 	case "fwmark":
 		v.Refused = "it serves marked packets; write one load balancer for each port"
@@ -280,7 +281,7 @@ var serverRemarks = draft.NewRemarks(
 
 // notify reads a script that follows a change of a server's state.
 func (v *virtualServer) notify(l draft.Line, on string) {
-	exec, why := command(l.Words[1:])
+	exec, why := command(l.Words[1:min(2, len(l.Words))])
 	if why != "" {
 		l.Note("%s", why)
 		return
@@ -290,6 +291,13 @@ func (v *virtualServer) notify(l draft.Line, on string) {
 			return // each server names the same script; one hook is for all
 		}
 	}
-	l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec})
+	user := v.user
+	if l.Arg(2) != "" {
+		user = readUser(l, l.Arg(2))
+	}
+	if user == "" {
+		l.Advise(noUser)
+	}
+	l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec, User: user})
 	l.Advise("became a hook for every backend; it is told which one")
 }

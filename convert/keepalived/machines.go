@@ -11,6 +11,7 @@ import (
 // An instance is a vrrp_instance as it is read.
 type instance struct {
 	syntax.Statement
+	user            string // of scripts that name none
 	state, priority draft.Line
 	machines        []machineAddr
 }

@@ -19,11 +19,12 @@ const (
 	maxName = 64
 )
 
-// readScript reads a vrrp_script, which becomes a track if an instance names it.
-func readScript(d *draft.Draft, st syntax.Statement) {
+// readScript reads a vrrp_script, which becomes a track if an instance names it. usual is the user of scripts that name none.
+func readScript(d *draft.Draft, st syntax.Statement, usual string) {
 	t := &draft.TrackDraft{Statement: st, Name: st.Arg(1)}
 	named := false
-	var timeoutAt draft.Line
+	var timeoutAt, scriptAt draft.Line
+	t.User = usual
 	for _, l := range d.Lines(nil, st.Body) {
 		switch l.Words[0] {
 		case "script":
@@ -33,7 +34,7 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 				l.Note("%s", why)
 				continue
 			}
-			t.Exec = exec
+			t.Exec, scriptAt = exec, l
 		case "interval":
 			l.Span(units, l.Arg(1), minInterval, draft.MaxInter, &t.Inter)
 		case "timeout":
@@ -45,6 +46,8 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 			l.Number(l.Arg(1), 1, draft.MaxCount, &t.Fall)
 		case "weight":
 			readWeight(l, l.Arg(1), t)
+		case "user":
+			t.User = readUser(l, l.Arg(1))
 		default:
 			if !l.Remark(scriptRemarks, l.Words[0]) {
 				l.Note(draft.IsUnknown)
@@ -56,6 +59,9 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 			d.Note(nil, st.Head(), "runs no script")
 		}
 		return
+	}
+	if t.User == "" {
+		scriptAt.Advise(noUser)
 	}
 	if t.Timeout.Set && !t.Inter.Set {
 		t.Inter = draft.Span{Value: defaultInterval, Set: true}
@@ -78,10 +84,20 @@ func readScript(d *draft.Draft, st syntax.Statement) {
 	d.Tracks = append(d.Tracks, t)
 }
 
+const noUser = "runs as nobody, where keepalived took keepalived_script or root; write user: ... if it needs another"
+
+// readUser reads the name of a user, empty if it cannot be one.
+func readUser(l draft.Line, name string) string {
+	if draft.Placeholder(name) || !draft.ValidName(name, maxName) || strings.ContainsAny(name, " :/") {
+		l.Note("%s is no user's name", syntax.Printable(name))
+		return ""
+	}
+	return name
+}
+
 // scriptRemarks are the keywords of a vrrp_script that are noted and nothing else.
 var scriptRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "init_fail", Text: "the first run decides"},
-	draft.Remark{Keywords: "user", Text: "scripts run as the appliance does"},
 )
 
 // useScript marks a script as used; a weight here is the instance's own.

@@ -124,11 +124,11 @@ func (s *tlsDialer) config(at netip.AddrPort) *tls.Config {
 	return c
 }
 
-// judgesNothing reports whether it is all the same who the server is, so that neither its certificate nor an old version
-// of TLS speaks against it.
+// judgesNothing reports whether it is all the same who the server is, so that neither its certificate nor an old
+// version of TLS speaks against it.
 func (s *tlsDialer) judgesNothing() bool { return !s.options.Verify && s.pin == nil }
 
-// everySuite is all cipher suites of Go up to TLS 1.2, those without forward secrecy too. The better ones are preferred.
+// everySuite is all cipher suites of Go up to TLS 1.2, those without forward secrecy too. Better ones are preferred.
 func everySuite() (ids []uint16) {
 	for _, suite := range slices.Concat(tls.CipherSuites(), tls.InsecureCipherSuites()) {
 		ids = append(ids, suite.ID)

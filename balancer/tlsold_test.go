@@ -50,8 +50,8 @@ func TestUnverifiedChecksJudgeNothing(t *testing.T) {
 	}{
 		{"TLS 1.0", &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10,
 			Certificates: []tls.Certificate{certificate(ecKey)}}},
-		{"RSA key exchange", &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA},
-			Certificates: []tls.Certificate{certificate(rsaKey)}}},
+		{"RSA key exchange", &tls.Config{MaxVersion: tls.VersionTLS12,
+			CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}, Certificates: []tls.Certificate{certificate(rsaKey)}}},
 		{"a name that cannot be read", &tls.Config{Certificates: []tls.Certificate{certificate(ecKey, odd)}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

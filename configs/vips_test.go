@@ -104,7 +104,8 @@ func TestWrongVIPsOfLoadBalancers(t *testing.T) {
 			}
 		})
 	}
-	_, err := Parse("f", []byte("vips: [{interface: eth1}, 192.0.2.10]\nsingleNode: true\npeers: [192.0.2.11]\n"), Source{})
+	const withoutAddress = "vips: [{interface: eth1}, 192.0.2.10]\nsingleNode: true\npeers: [192.0.2.11]\n"
+	_, err := Parse("f", []byte(withoutAddress), Source{})
 	if err == nil || !strings.Contains(err.Error(), "vips[0]: names an interface and no address") {
 		t.Errorf("error %v", err)
 	}

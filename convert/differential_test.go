@@ -104,7 +104,8 @@ func generated(t *testing.T, random *rand.Rand, sections int, servers map[string
 	var b strings.Builder
 	b.WriteString("defaults\n mode tcp\n timeout connect 5s\n timeout client 5s\n timeout server 5s\n")
 	source := func() string {
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(random.IntN(256))}), 24+random.IntN(9)).Masked().String()
+		a := netip.AddrFrom4([4]byte{127, 0, 1, byte(random.IntN(256))})
+		return netip.PrefixFrom(a, 24+random.IntN(9)).Masked().String()
 	}
 	condition := func() string {
 		tests := []string{"net", "!net", "one", "!one", "{ src " + source() + " }", "!{ src " + source() + " }"}

@@ -2,6 +2,7 @@ package draft
 
 import (
 	"encoding/json"
+	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
@@ -16,7 +17,15 @@ func Scalar(s string) string {
 		return s
 	}
 	quoted, _ := json.Marshal(s) // a string always can be
-	return string(quoted)
+	var b strings.Builder
+	for _, r := range string(quoted) {
+		if strconv.IsPrint(r) {
+			b.WriteRune(r)
+		} else { // JSON takes control characters such as DEL, and YAML does not
+			fmt.Fprintf(&b, `\U%08x`, r)
+		}
+	}
+	return b.String()
 }
 
 // A Flow is a YAML mapping that is written in one line: its pairs. The methods leave out what has no value.

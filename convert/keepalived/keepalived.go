@@ -142,10 +142,12 @@ func Keywords() []draft.Keyword {
 		draft.Keywords("vrrp_instance", []string{"interface", "virtual_ipaddress", "virtual_ipaddress_excluded",
 			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify_master", "notify_backup"},
 			instanceRemarks, notify, draft.NewRemarks(draft.Remark{Keywords: "state priority", Moot: true, Text: isEqual})),
-		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight", "user"}, scriptRemarks),
+		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight", "user"},
+			scriptRemarks),
 		draft.Keywords("virtual_server", draft.Words(lines), lineRemarks),
 		draft.Keywords("real_server", []string{"weight", "uthreshold", "inhibit_on_failure", "TCP_CHECK", "HTTP_GET",
-			"SSL_GET", "notify_up", "notify_down", "retry", "delay_before_retry", "connect_timeout", "delay_loop"}, serverRemarks),
+			"SSL_GET", "notify_up", "notify_down", "retry", "delay_before_retry", "connect_timeout", "delay_loop"},
+			serverRemarks),
 		draft.Keywords("TCP_CHECK, HTTP_GET, SSL_GET", draft.Words(checkLines, "url"), checkRemarks),
 	)
 }

@@ -185,8 +185,8 @@ func (v *virtualServer) method(l draft.Line) {
 	case "NAT":
 		v.Plane = "ipvs"
 	case "DR":
-		l.Advise("became the choice of the appliance, which sends packets on unchanged, as DR does, only where every server " +
-			"is a peer or worker on the same port; elsewhere servers see a node's address in place of the client's")
+		l.Advise("became the choice of the appliance, which sends packets on unchanged, as DR does, only where every " +
+			"server is a peer or worker on the same port; elsewhere servers see a node's address in place of the client's")
 	default:
 		l.Note("there are no tunnels; the data plane is chosen by what kernel and network can do")
 	}

@@ -93,7 +93,8 @@ func addMachines(d *draft.Draft, instances []*instance) {
 		rest = unique(rest)
 		order, byName := match(others, rest)
 		if order != nil && !byName {
-			d.PeerHint = []string{"Each peer has the addresses that stand at one place of the lists. Look whether they are one machine's."}
+			d.PeerHint = []string{"Each peer has the addresses that stand at one place of the lists. " +
+				"Look whether they are one machine's."}
 		}
 		for n, a := range rest {
 			if order != nil && a.machine == "" {

@@ -19,7 +19,8 @@ const (
 	maxName = 64
 )
 
-// readScript reads a vrrp_script, which becomes a track if an instance names it. usual is the user of scripts that name none.
+// readScript reads a vrrp_script, which becomes a track if an instance names it. usual is the user of scripts that name
+// none.
 func readScript(d *draft.Draft, st syntax.Statement, usual string) {
 	t := &draft.TrackDraft{Statement: st, Name: st.Arg(1)}
 	named := false
@@ -137,6 +138,8 @@ func command(words []string) (exec []string, why string) {
 	switch {
 	case len(exec) == 0:
 		return nil, "names no program"
+	case strings.ContainsRune(line, 0):
+		return nil, "has a zero byte, which no program can be given"
 	case strings.Contains(line, "haproxy") || strings.Contains(line, "nginx"):
 		return nil, "looks after a program that is not needed any more; " +
 			"a holder whose load balancers have no healthy backend gives way by itself"

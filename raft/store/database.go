@@ -75,7 +75,8 @@ func (d *database) StoreLogs(logs []*hraft.Log) error {
 		for _, log := range logs {
 			var value bytes.Buffer
 			// Times are written as raft-boltdb writes them, which every version can read.
-			handle := &codec.MsgpackHandle{BasicHandle: codec.BasicHandle{TimeNotBuiltin: true}}
+			handle := new(codec.MsgpackHandle)
+			handle.TimeNotBuiltin = true
 			if err := codec.NewEncoder(&value, handle).Encode(log); err != nil {
 				return err
 			}

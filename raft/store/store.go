@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	hraft "github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,10 +49,10 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 	path := filepath.Join(dir, "raft.db")
 	db, err := openBolt(path)
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use by another process; stop the other instance, or give this one its "+
 			"own data directory", path)
-	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("%s is %w (%w); move it away, and this peer joins its group again as a new one",
 			path, ErrDamaged, err)
 	case err != nil:
@@ -69,7 +70,7 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 func openBolt(path string) (db *database, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			db, err = nil, fmt.Errorf("%w: %v", bbolt.ErrInvalid, r)
+			db, err = nil, fmt.Errorf("%w: %v", bolterrors.ErrInvalid, r)
 		}
 	}()
 	return openDatabase(path, &bbolt.Options{Timeout: lockTimeout})

@@ -22,7 +22,7 @@ var arrows = map[string]struct {
 		"appliance/raft/lease", "appliance/raft/notify", "appliance/raft/peerport", "appliance/raft/raftlog",
 		"appliance/raft/settings", "appliance/raft/store", "appliance/raft/transport",
 	}, "who holds is decided without knowing what for"},
-	"appliance/raft/auth": {nil, "who somebody is does not depend on what is asked"},
+	"appliance/raft/auth": {[]string{"appliance/keyfile"}, "who somebody is does not depend on what is asked"},
 	"appliance/raft/deathwatch": {[]string{"appliance/raft/peerport"},
 		"a death is proved without knowing what follows from it"},
 	"appliance/raft/detector": {nil, "a host that is silent is found without knowing what raft is"},
@@ -104,7 +104,7 @@ var arrows = map[string]struct {
 	"appliance/status/web": {
 		[]string{
 			"appliance/status", "appliance/status/figures", "appliance/status/history", "appliance/status/journal",
-			"appliance/status/overview", "appliance/status/report",
+			"appliance/status/overview", "appliance/status/report", "appliance/keyfile",
 		},
 		"the page shows and changes nothing",
 	},
@@ -148,10 +148,12 @@ var arrows = map[string]struct {
 		"a reader knows one foreign format and the draft",
 	},
 
-	"appliance/script": {nil, "a program is run without knowing what for"},
-	"appliance/track":  {nil, "what is asked is handed in as a function"},
-	"appliance/hook":   {nil, "what has happened is told without knowing how it came about"},
-	"appliance/host":   {nil, "what the process asks of its host knows nothing of what it is for"},
+	"appliance/script":  {nil, "a program is run without knowing what for"},
+	"appliance/track":   {nil, "what is asked is handed in as a function"},
+	"appliance/hook":    {nil, "what has happened is told without knowing how it came about"},
+	"appliance/confine": {nil, "what the process gives up does not depend on what it is for"},
+	"appliance/keyfile": {nil, "who may read a file does not depend on what is in it"},
+	"appliance/host":    {nil, "what the process asks of its host knows nothing of what it is for"},
 	"appliance/cli": {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/recovery",
@@ -164,8 +166,8 @@ var arrows = map[string]struct {
 	"appliance/node": {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/feed", "appliance/raft/store",
-			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/hook", "appliance/host", "appliance/ipvs",
-			"appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
+			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/confine", "appliance/hook", "appliance/host",
+			"appliance/ipvs", "appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
 			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
 		},
@@ -186,7 +188,7 @@ var arrows = map[string]struct {
 		[]string{
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/node/lifecycle", "appliance/status",
 			"appliance/status/history", "appliance/status/journal", "appliance/status/metrics", "appliance/status/report",
-			"appliance/status/web",
+			"appliance/status/web", "appliance/keyfile",
 		},
 		"an observer records what it is handed and changes nothing",
 	},

@@ -34,8 +34,7 @@ func keygenCommand() *cli.Command {
 			if c.IsSet("group-key") {
 				return usagef("--group-key is what --worker is made from; a new group key needs none")
 			}
-			_, err := fmt.Fprintln(c.App.Writer, auth.GenerateKey().Text())
-			return err
+			return printSecret(c, auth.GenerateKey().Text())
 		},
 	}
 }
@@ -49,7 +48,20 @@ func printWorkerKey(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(c.App.Writer, worker.Text())
+	return printSecret(c, worker.Text())
+}
+
+// printSecret prints a secret. If the output is a file, only its owner may read it from then on: a key that others can
+// read is refused by start.
+func printSecret(c *cli.Context, text string) error {
+	if f, ok := c.App.Writer.(*os.File); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
+			if err := f.Chmod(0o600); err != nil {
+				return fmt.Errorf("keep others from reading the key: %w; write it to a file of your own", err)
+			}
+		}
+	}
+	_, err := fmt.Fprintln(c.App.Writer, text)
 	return err
 }
 

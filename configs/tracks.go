@@ -42,6 +42,13 @@ type HookEntry struct {
 	Origin  Origin
 }
 
+// ProgramsOfOthers reports whether tracks or hooks run programs as another user than root, which takes capabilities.
+func (c *Config) ProgramsOfOthers() bool {
+	other := func(exec []string, user string) bool { return len(exec) > 0 && user != "root" && user != "0" }
+	return slices.ContainsFunc(c.Tracks, func(t TrackEntry) bool { return other(t.Exec, t.User) }) ||
+		slices.ContainsFunc(c.Hooks, func(h HookEntry) bool { return other(h.Exec, h.User) })
+}
+
 const (
 	keyTracks = "tracks"
 	keyHooks  = "hooks"

@@ -65,6 +65,24 @@ func lockMemory() error {
 	return nil
 }
 
+// MemoryLocked reports whether the process is kept in memory.
+func MemoryLocked() bool {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(text), "VmLck:")
+	kilobytes, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	return kilobytes != "" && kilobytes != "0"
+}
+
+// LockUnlimited reports whether no limit applies to locked memory, whatever the capabilities.
+func LockUnlimited() bool {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)
+	return err == nil && limit.Cur == unix.RLIM_INFINITY
+}
+
 // mayLock says whether the limit of locked memory does not apply: capabilities(7), CAP_IPC_LOCK.
 func mayLock() bool {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

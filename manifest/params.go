@@ -55,9 +55,7 @@ func New(cfg *configs.Config, image, file string, args []string) Params {
 			o.Files = append(o.Files, f)
 		}
 	}
-	other := func(exec []string, user string) bool { return len(exec) > 0 && user != "root" && user != "0" }
-	o.Programs = slices.ContainsFunc(cfg.Tracks, func(t configs.TrackEntry) bool { return other(t.Exec, t.User) }) ||
-		slices.ContainsFunc(cfg.Hooks, func(h configs.HookEntry) bool { return other(h.Exec, h.User) })
+	o.Programs = cfg.ProgramsOfOthers()
 	for _, lb := range cfg.LoadBalancers {
 		o.LowPort = o.LowPort || lb.Port < 1024
 	}

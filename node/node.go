@@ -55,6 +55,7 @@ type node struct {
 	verdict      atomic.Pointer[track.Verdict] // of the tracks
 	judged       chan struct{}                 // has room for one: verdict is another
 	tenureEnded  atomic.Pointer[time.Time]     // when this node last ceased to hold
+	gaveUpUsers  bool                          // it cannot run programs as another user any more
 	lingers      bool                          // the kernel goes on without this process
 	founded      bool                          // the group was known when this node started
 	taken        atomic.Pointer[[]arp.Claim]   // who else answers for the VIPs of a new group

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"appliance/arp"
 	"appliance/configs"
 	"appliance/host"
@@ -38,14 +40,16 @@ func Run(ctx context.Context, o Options) error {
 	for _, w := range cfg.Warnings {
 		book.Warn(w.String())
 	}
+	unix.Umask(0o077) // what it writes is nobody else's
 	host.Prioritize(book.Logger)
+	rights := newRights(cfg, book.Logger)
 	// Where a node ends and begins anew nobody else listens to these for a moment, and they would end the process.
 	held := make(chan os.Signal, 1)
 	signal.Notify(held, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(held)
 	var moved time.Time // when the node last had to begin anew
 	for {
-		next, err := runOnce(ctx, o, cfg, book)
+		next, err := runOnce(ctx, o, cfg, book, rights)
 		switch {
 		case next != nil && ctx.Err() == nil:
 			cfg, moved = next, time.Now()
@@ -65,7 +69,9 @@ func Run(ctx context.Context, o Options) error {
 
 // runOnce runs a node until ctx ends. It returns the configuration with which the node is to begin anew where a VIP
 // belongs on another interface than it began with.
-func runOnce(ctx context.Context, o Options, cfg *configs.Config, book *host.Log) (again *configs.Config, err error) {
+func runOnce(
+	ctx context.Context, o Options, cfg *configs.Config, book *host.Log, rights *rights,
+) (again *configs.Config, err error) {
 	log := book.Logger
 	site, err := survey(cfg)
 	if err != nil {
@@ -81,6 +87,7 @@ func runOnce(ctx context.Context, o Options, cfg *configs.Config, book *host.Log
 	if n.light() {
 		host.PrioritizeLight(log)
 	}
+	n.gaveUpUsers = rights.gaveUpUsers
 	defer func() {
 		if err := n.close(); err != nil {
 			log.Warn("something stays behind; `appliance cleanup` removes it", "error", err)
@@ -99,6 +106,7 @@ func runOnce(ctx context.Context, o Options, cfg *configs.Config, book *host.Log
 		socket.Close()
 		return nil, err
 	}
+	rights.seal(n.witness())
 	log.Info("appliance starts", "version", o.Version, "id", site.self.ID, "role", site.self.Role, "vips", cfg.VIPs)
 
 	reload := newReloader(o.File, cfg, o.Reload, log)

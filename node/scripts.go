@@ -128,6 +128,9 @@ func (n *node) put(ctx context.Context, next *configs.Config) error {
 	if err != nil {
 		return err
 	}
+	if n.gaveUpUsers && next.ProgramsOfOthers() {
+		return errGaveUpUsers
+	}
 	if n.balancer != nil {
 		if err := capabilities(next); err != nil {
 			return err

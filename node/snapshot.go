@@ -7,6 +7,7 @@ import (
 
 	"appliance/arp"
 	"appliance/balancer"
+	"appliance/confine"
 	"appliance/raft"
 	"appliance/status"
 )
@@ -47,6 +48,8 @@ func (n *node) snapshot() status.Snapshot {
 			notReady(status.GroupNotReady, "", group.Trouble)
 		}
 	}
+	privileges := status.Privileges(confine.Now())
+	s.Privileges = &privileges
 	if n.witness() {
 		return s
 	}

@@ -81,7 +81,8 @@ func TestNoPrivileges(t *testing.T) {
 
 // A program has limits, and is an ordinary process however this one runs.
 func TestLimits(t *testing.T) {
-	if got := said(t, own, "echo $(ulimit -c) $(ulimit -d) $(ulimit -n)"); got != fmt.Sprint("0 ", maxMemory>>10, " 1024") {
+	want := fmt.Sprint("0 ", maxMemory>>10, " 1024")
+	if got := said(t, own, "echo $(ulimit -c) $(ulimit -d) $(ulimit -n)"); got != want {
 		t.Errorf("limits are %s", got)
 	}
 	if got := said(t, own, "ulimit -t"); got != "60" && got != "61" {

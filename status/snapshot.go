@@ -34,6 +34,8 @@ type Snapshot struct {
 	LoadBalancers []balancer.LoadBalancerStatus `json:"loadBalancers"`
 	// Planes are the data planes that this host was asked for.
 	Planes []balancer.PlaneStatus `json:"planes,omitempty"`
+	// Privileges are what the process may do.
+	Privileges *Privileges `json:"privileges,omitempty"`
 	// Shortages are what this host has been short of since the start.
 	Shortages []balancer.Shortage `json:"shortages,omitempty"`
 	// Hooks is absent while no hook is configured.

@@ -5,11 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -18,6 +18,7 @@ import (
 	"appliance/arp"
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/keyfile"
 	"appliance/node/lifecycle"
 	"appliance/status"
 	"appliance/status/history"
@@ -227,14 +228,10 @@ func readToken(file string) (string, error) {
 	if file == "" {
 		return "", nil
 	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return "", fmt.Errorf("admin.tokenFile: %w; write one with `openssl rand -hex 32 > %s`", err, file)
+	data, err := keyfile.Read(file, keyfile.OwnerOnly)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("admin.tokenFile: %w; write one with `(umask 077; openssl rand -hex 32 > %s)`", err, file)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return "", fmt.Errorf("admin.tokenFile %s: others may read it; `chmod 600 %s`", file, file)
-	}
-	data, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("admin.tokenFile: %w", err)
 	}

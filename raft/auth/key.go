@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+
+	"appliance/keyfile"
 )
 
 // A Key is the secret that the peers of one group share. Whoever has it is a peer.
@@ -81,12 +83,8 @@ func LoadKeys(path string) ([]Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("group key: %w", err)
 	}
-	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("group key %s is not a regular file; write the key to a file", path)
-	}
-	if fi.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("group key %s can be read by others (mode %04o); run: chmod 600 %s", path,
-			fi.Mode().Perm(), path)
+	if err := keyfile.Check(path, fi, keyfile.OwnerOnly); err != nil {
+		return nil, fmt.Errorf("group key %w", err)
 	}
 	var text [1024]byte
 	n, err := f.Read(text[:])

@@ -10,6 +10,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"appliance/keyfile"
 )
 
 // Security says how peers know each other. Exactly one way is set.
@@ -100,7 +102,15 @@ func (s Security) fromFiles(peers func() []Listed) (*Credentials, error) {
 	if s.CA == "" || s.Cert == "" || s.Key == "" {
 		return nil, errors.New("own certificates need all of ca, cert and key; add what is missing")
 	}
-	leaf, err := tls.LoadX509KeyPair(s.Cert, s.Key)
+	key, err := keyfile.Read(s.Key, keyfile.GroupToo)
+	if err != nil {
+		return nil, fmt.Errorf("certificate's key: %w", err)
+	}
+	cert, err := os.ReadFile(s.Cert)
+	if err != nil {
+		return nil, fmt.Errorf("certificate: %w", err)
+	}
+	leaf, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		return nil, fmt.Errorf("certificate %s with key %s: %w", s.Cert, s.Key, err)
 	}

@@ -10,7 +10,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
+
+	"appliance/keyfile"
 )
 
 // A WorkerKey lets a worker follow the feed, and nothing else. A group key always gives the same worker key,
@@ -66,8 +68,12 @@ func ParseWorkerKey(text []byte) (WorkerKey, error) {
 
 // LoadWorkerKey reads a worker key from a file.
 func LoadWorkerKey(path string) (WorkerKey, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
+	text, err := keyfile.Read(path, keyfile.OwnerOnly)
+	var access *fs.PathError
+	switch {
+	case err != nil && !errors.As(err, &access):
+		return WorkerKey{}, fmt.Errorf("worker key %w", err)
+	case err != nil:
 		return WorkerKey{}, fmt.Errorf("worker key: %w; make one with 'appliance keygen --worker' on a peer", err)
 	}
 	w, err := ParseWorkerKey(text)

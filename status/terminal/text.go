@@ -53,6 +53,9 @@ func (t *text) node(s status.Snapshot) {
 	if inGroup(s) {
 		t.line("holder: %s%s, term %d", holder, since(s.Time, s.Group.Since), s.Term)
 	}
+	if s.Privileges != nil {
+		t.line("may: %s", s.Privileges)
+	}
 	if s.Group.Reason != "" {
 		t.line("group: %s", t.paint.bad(s.Group.Reason))
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"appliance/keyfile"
 )
 
 // Secure wraps l in TLS with a certificate and its key in two files, which are read again when they change. It offers
@@ -31,6 +33,18 @@ type certificate struct {
 	looked  time.Time
 }
 
+func (c *certificate) load() (pair tls.Certificate, err error) {
+	key, err := keyfile.Read(c.keyFile, keyfile.GroupToo)
+	if err != nil {
+		return pair, err
+	}
+	cert, err := os.ReadFile(c.certFile)
+	if err != nil {
+		return pair, err
+	}
+	return tls.X509KeyPair(cert, key)
+}
+
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,7 +58,7 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	}
 	var pair tls.Certificate
 	if err == nil {
-		pair, err = tls.LoadX509KeyPair(c.certFile, c.keyFile)
+		pair, err = c.load()
 	}
 	if err != nil {
 		if c.pair != nil {

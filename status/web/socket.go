@@ -54,8 +54,15 @@ func ready(w http.ResponseWriter, s status.Snapshot, tell bool) {
 func ListenUnix(path string) (net.Listener, error) { return listenUnix(path, 0o600) }
 
 func listenUnix(path string, mode os.FileMode) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	dir := filepath.Dir(path)
+	_, missing := os.Stat(dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("socket %s: %w; make the directory or set socket to another path", path, err)
+	}
+	if missing != nil && mode&0o070 != 0 { // its group has to get there
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("socket %s: %w", path, err)
+		}
 	}
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()

@@ -1,0 +1,2 @@
+// Package confine takes from this process what it does not need: capabilities, new privileges, dumps and system calls.
+package confine

@@ -1,0 +1,56 @@
+package keyfile
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// Who may read a file beside its owner.
+const (
+	OwnerOnly = fs.FileMode(0o077) // nobody
+	GroupToo  = fs.FileMode(0o037) // its group, as is usual for the keys of certificates
+)
+
+// maxSize is more than any key has.
+const maxSize = 1 << 20
+
+// Check says what is wrong with a file for a secret. Only root or this user may own it, and deny are the permissions
+// that it may not have.
+func Check(path string, info fs.FileInfo, deny fs.FileMode) error {
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file; write the key to a file", path)
+	}
+	if mode := info.Mode().Perm(); mode&deny != 0 {
+		does := "read"
+		if mode&deny&0o044 == 0 {
+			does = "changed"
+		}
+		return fmt.Errorf("%s can be %s by others (mode %04o); run: chmod %o %s",
+			path, does, mode, 0o600|mode&^deny&0o040, path)
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 && int(s.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to user %d, who can read and exchange it; run: chown %d %s",
+			path, s.Uid, os.Geteuid(), path)
+	}
+	return nil
+}
+
+// Read reads a file with a secret, if Check finds nothing wrong with it.
+func Read(path string, deny fs.FileMode) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := Check(path, info, deny); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(f, maxSize))
+}

@@ -1,0 +1,55 @@
+package keyfile
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		mode, deny fs.FileMode
+		want       string
+	}{
+		{0o600, OwnerOnly, ""},
+		{0o400, OwnerOnly, ""},
+		{0o640, OwnerOnly, "can be read by others (mode 0640); run: chmod 600 " + path},
+		{0o644, OwnerOnly, "can be read by others (mode 0644); run: chmod 600 "},
+		{0o620, OwnerOnly, "can be changed by others (mode 0620); run: chmod 600 "},
+		{0o640, GroupToo, ""},
+		{0o644, GroupToo, "can be read by others (mode 0644); run: chmod 640 "},
+		{0o660, GroupToo, "can be changed by others (mode 0660); run: chmod 640 "},
+	} {
+		if err := os.Chmod(path, tt.mode); err != nil {
+			t.Fatal(err)
+		}
+		text, err := Read(path, tt.deny)
+		switch {
+		case tt.want == "" && (err != nil || string(text) != "secret\n"):
+			t.Errorf("%o: %q, %v", tt.mode, text, err)
+		case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%o: %v, want %s", tt.mode, err, tt.want)
+		}
+	}
+	if _, err := Read(filepath.Dir(path), OwnerOnly); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Error(err)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(path, 12345, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(path, OwnerOnly); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
+		t.Error(err)
+	}
+}

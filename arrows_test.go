@@ -116,7 +116,7 @@ var arrows = map[string]struct {
 		"a made-up group does not know who shows it",
 	},
 
-	"appliance/configs":  {[]string{"appliance/balancer"}, "a file becomes balancer's value types"},
+	"appliance/configs":  {[]string{"appliance/balancer", "appliance/mask"}, "a file becomes balancer's value types"},
 	"appliance/manifest": {[]string{"appliance/configs"}, "a manifest is a pure function of a config"},
 
 	"appliance/convert": {
@@ -153,7 +153,8 @@ var arrows = map[string]struct {
 	"appliance/hook":    {nil, "what has happened is told without knowing how it came about"},
 	"appliance/confine": {nil, "what the process gives up does not depend on what it is for"},
 	"appliance/keyfile": {nil, "who may read a file does not depend on what is in it"},
-	"appliance/host":    {nil, "what the process asks of its host knows nothing of what it is for"},
+	"appliance/mask":    {nil, "a secret is known by its shape, wherever it is"},
+	"appliance/host":    {[]string{"appliance/mask"}, "what the process asks of its host knows nothing of what it is for"},
 	"appliance/cli": {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/recovery",
@@ -167,7 +168,7 @@ var arrows = map[string]struct {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/feed", "appliance/raft/store",
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/confine", "appliance/hook", "appliance/host",
-			"appliance/ipvs", "appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
+			"appliance/ipvs", "appliance/mask", "appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
 			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
 		},
@@ -188,7 +189,7 @@ var arrows = map[string]struct {
 		[]string{
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/node/lifecycle", "appliance/status",
 			"appliance/status/history", "appliance/status/journal", "appliance/status/metrics", "appliance/status/report",
-			"appliance/status/web", "appliance/keyfile",
+			"appliance/status/web", "appliance/keyfile", "appliance/mask",
 		},
 		"an observer records what it is handed and changes nothing",
 	},

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"appliance/balancer"
+	"appliance/mask"
 )
 
 var checkTypes = []string{
@@ -218,11 +219,12 @@ func (b *builder) headers(key string) []balancer.Header {
 			b.bad(key, "is a key of its own; write host: %s beside headers", printable(value))
 			continue
 		}
-		shown := name + ": " + value
-		if strings.EqualFold(name, "Authorization") || strings.EqualFold(name, "Cookie") {
+		line := name + ": " + value
+		shown := mask.Text(line)
+		if shown != line {
 			shown = name + ": (secret)"
 		}
-		b.show(key, shown, c.origin)
+		b.showMasked(key, shown, line, c.origin)
 		list = append(list, balancer.Header{Name: name, Value: value})
 	}
 	return list

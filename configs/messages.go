@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"appliance/mask"
 )
 
 // An Origin says where a value came from. The zero Origin is the default.
@@ -81,11 +83,11 @@ type report struct {
 }
 
 func (r *report) problem(o Origin, key, format string, args ...any) {
-	r.problems = append(r.problems, Problem{o, key, fmt.Sprintf(format, args...)})
+	r.problems = append(r.problems, Problem{o, key, mask.Text(fmt.Sprintf(format, args...))})
 }
 
 func (r *report) warn(o Origin, key, format string, args ...any) {
-	r.warnings = append(r.warnings, Warning{o, key, fmt.Sprintf(format, args...)})
+	r.warnings = append(r.warnings, Warning{o, key, mask.Text(fmt.Sprintf(format, args...))})
 }
 
 // err joins the problems, in the order of the file's lines.

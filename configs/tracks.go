@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"appliance/balancer"
+	"appliance/mask"
 )
 
 // A TrackEntry is one entry of tracks: a program or a check that says whether this
@@ -183,10 +184,10 @@ func (b *builder) trackAddress(prefix string, port uint16) netip.AddrPort {
 
 // program reads the path of a program and its arguments.
 func (b *builder) program(key string) []string {
-	var argv []string
+	var argv, keys []string
 	for key, i := range b.elements(key) {
 		value := b.get(key).value
-		b.show(key, value, b.origin(key))
+		keys = append(keys, key)
 		if i == 0 && !filepath.IsAbs(value) {
 			b.bad(key, "%s is not an absolute path; begin it with /, and write arguments as further elements",
 				printable(value))
@@ -195,6 +196,9 @@ func (b *builder) program(key string) []string {
 			b.bad(key, "has a zero byte, which no program can be given; remove it")
 		}
 		argv = append(argv, value)
+	}
+	for i, shown := range mask.Arguments(argv) {
+		b.showMasked(keys[i], shown, argv[i], b.origin(keys[i]))
 	}
 	return argv
 }
@@ -216,7 +220,8 @@ func (b *builder) hooks() []HookEntry {
 	var list []HookEntry
 	for at := range b.elements(keyHooks) {
 		key := func(name string) string { return at + "." + name }
-		h := HookEntry{Origin: b.origin(at), Exec: b.program(key("exec")), User: b.user(key, "exec"), URL: b.text(key("url"))}
+		h := HookEntry{Origin: b.origin(at), Exec: b.program(key("exec")), User: b.user(key, "exec"), URL: b.get(key("url")).value}
+		b.showMasked(key("url"), mask.URL(h.URL), h.URL, b.get(key("url")).origin)
 		for at := range b.elements(key("on")) {
 			event := b.text(at)
 			if slices.Contains(h.On, event) {
@@ -234,7 +239,7 @@ func (b *builder) hooks() []HookEntry {
 		case h.URL == "" && b.lists[key("exec")] == 0:
 			b.missing(key("exec"), "is missing; write exec: [/path/of/a/program] or url: https://...")
 		case h.URL != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https"):
-			b.bad(key("url"), "%s is not the URL of a web server; write https://host/path", printable(h.URL))
+			b.bad(key("url"), "%s is not the URL of a web server; write https://host/path", printable(mask.URL(h.URL)))
 		}
 		h.Timeout = b.duration(key("timeout"), 100*time.Millisecond, 5*time.Minute)
 		list = append(list, h)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"appliance/mask"
 )
 
 // day bounds durations that are longer than anybody would wait.
@@ -78,11 +80,19 @@ func (b *builder) missing(key, format string, args ...any) {
 }
 
 // show notes a value that is in force. It quotes what could disturb a terminal.
-func (b *builder) show(key, value string, o Origin) {
+func (b *builder) show(key, value string, o Origin) { b.showMasked(key, mask.Text(value), value, o) }
+
+// showMasked notes a value of which only a part is shown. A change of the rest is noticed all the same.
+func (b *builder) showMasked(key, shown, value string, o Origin) {
+	secret := ""
+	if shown != value {
+		secret = value
+	}
+	value = shown
 	if strings.ContainsFunc(value, unicode.IsControl) {
 		value = strconv.Quote(value)
 	}
-	b.cfg.values = append(b.cfg.values, Value{Key: key, Value: value, Origin: o})
+	b.cfg.values = append(b.cfg.values, Value{Key: key, Value: value, Origin: o, secret: secret})
 }
 
 // text reads a string and notes it.

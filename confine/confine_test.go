@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 type report struct {
 	Unsupported bool
 	Err         string
-	Powers  Powers
+	Powers      Powers
 	Threads     []string // of each thread, the lines of /proc that matter
 	Calls       map[string]int
 	Script      string

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"appliance/mask"
 )
 
 // A Log is where the program's lines go. It holds back lines that repeat themselves.
@@ -29,7 +31,7 @@ func NewLog(w io.Writer, format, level string) (*Log, error) {
 		return nil, fmt.Errorf("log.level: %w", err)
 	}
 	b.level.Set(b.configured.Level())
-	options := &slog.HandlerOptions{Level: &b.level}
+	options := &slog.HandlerOptions{Level: &b.level, ReplaceAttr: withoutSecret}
 	var h slog.Handler
 	switch format {
 	case "text":
@@ -41,6 +43,23 @@ func NewLog(w io.Writer, format, level string) (*Log, error) {
 	}
 	b.Logger = slog.New(newDamper(h))
 	return b, nil
+}
+
+// withoutSecret masks what looks like a secret in a line.
+func withoutSecret(_ []string, a slog.Attr) slog.Attr {
+	v := a.Value.Resolve()
+	switch v.Kind() {
+	case slog.KindString:
+		a.Value = slog.StringValue(mask.Text(v.String()))
+	case slog.KindAny:
+		switch of := v.Any().(type) {
+		case error:
+			a.Value = slog.StringValue(mask.Text(of.Error()))
+		case []string:
+			a.Value = slog.AnyValue(mask.Arguments(of))
+		}
+	}
+	return a
 }
 
 // set changes the level until the process ends.

@@ -10,6 +10,7 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/hook"
+	"appliance/mask"
 	"appliance/script"
 	"appliance/track"
 )
@@ -50,7 +51,7 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		opened.tracks = append(opened.tracks, t)
 	}
 	for i, c := range cfg.Hooks {
-		h := hook.Receiver{Name: c.URL, On: c.On, Timeout: c.Timeout}
+		h := hook.Receiver{Name: mask.URL(c.URL), On: c.On, Timeout: c.Timeout}
 		if c.URL != "" {
 			h.Do = hook.Webhook(c.URL)
 		} else {

@@ -8,6 +8,7 @@ import (
 	"appliance/arp"
 	"appliance/balancer"
 	"appliance/confine"
+	"appliance/mask"
 	"appliance/raft"
 	"appliance/status"
 )
@@ -28,7 +29,7 @@ func (n *node) snapshot() status.Snapshot {
 		s.Hooks = &status.HookCounts{Told: told, Failed: failed, Dropped: dropped}
 	}
 	notReady := func(kind status.NotReadyKind, subject, reason string) {
-		s.NotReady = append(s.NotReady, status.NotReady{Kind: kind, Subject: subject, Reason: reason})
+		s.NotReady = append(s.NotReady, status.NotReady{Kind: kind, Subject: subject, Reason: mask.Text(reason)})
 	}
 	if n.broken != nil {
 		notReady(status.GroupNotReady, "", n.broken.Error())
@@ -80,6 +81,9 @@ func (n *node) snapshot() status.Snapshot {
 	}
 	served := n.balancer.Status()
 	s.LoadBalancers, s.Planes, s.Shortages = served.LoadBalancers, served.Planes, served.Shortages
+	for i := range s.LoadBalancers {
+		withoutSecrets(&s.LoadBalancers[i])
+	}
 	for _, lb := range s.LoadBalancers {
 		switch {
 		case lb.Plane == "":
@@ -89,6 +93,17 @@ func (n *node) snapshot() status.Snapshot {
 		}
 	}
 	return s
+}
+
+// withoutSecrets masks what servers, programs and the kernel say. They may repeat what they were sent.
+func withoutSecrets(lb *balancer.LoadBalancerStatus) {
+	lb.Reason, lb.Error = mask.Text(lb.Reason), mask.Text(lb.Error)
+	for i := range lb.Refused {
+		lb.Refused[i].Reason = mask.Text(lb.Refused[i].Reason)
+	}
+	for i := range lb.Backends {
+		lb.Backends[i].Reason = mask.Text(lb.Backends[i].Reason)
+	}
 }
 
 // vips returns the state of the VIPs on the wire; a worker may have none.

@@ -19,6 +19,7 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/keyfile"
+	"appliance/mask"
 	"appliance/node/lifecycle"
 	"appliance/status"
 	"appliance/status/history"
@@ -195,6 +196,7 @@ func (o *Observer) forget(ctx context.Context) error {
 
 // Note records an event and counts it.
 func (o *Observer) Note(e status.Event) {
+	e.What, e.Reason = mask.Text(e.What), mask.Text(e.Reason)
 	o.Journal.Add(e)
 	o.Metrics.Noted(e)
 }

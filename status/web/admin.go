@@ -59,8 +59,7 @@ func Admin(cfg AdminConfig) http.Handler {
 	mux.HandleFunc("GET /livez", alive)
 	mux.HandleFunc("GET /healthz", alive)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		known, _ := a.allowed(r)
-		ready(w, cfg.Snapshot(), known || a.open())
+		ready(w, cfg.Snapshot(), a.open() || a.judge(r) == allowed)
 	})
 	guard := func(pattern string, h http.HandlerFunc) { mux.Handle("GET "+pattern, a.required(h)) }
 	snapshot := func(w http.ResponseWriter, _ *http.Request) {

@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	"golang.org/x/crypto/bcrypt"
-	"golang.org/x/time/rate"
 )
 
 // An auth decides who may look. A refusal says nothing of what is behind it, and does not repeat the request.
@@ -24,9 +23,7 @@ type auth struct {
 	// anyHost is for a unix socket, which no browser reaches by a host name.
 	anyHost bool
 
-	// One guess at a time, and few of them: bcrypt is slow on purpose, and the node has other work.
-	guess   sync.Mutex
-	guesses *rate.Limiter
+	guesses *guesses
 	salt    []byte
 	mu      sync.Mutex
 	known   map[string]bool // credentials that were right, by their HMAC
@@ -36,16 +33,13 @@ type auth struct {
 const contentSecurityPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
 	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-const (
-	guessesPerSecond = 2
-	guessBurst       = 10
-	maxKnown         = 64
-)
+// maxKnown bounds the credentials that are remembered.
+const maxKnown = 64
 
 func newAuth(users map[string]string, token string, hosts []string) *auth {
 	a := &auth{
 		users: users, token: token, hosts: hosts, salt: make([]byte, 32), known: make(map[string]bool),
-		guesses: rate.NewLimiter(guessesPerSecond, guessBurst),
+		guesses: newGuesses(),
 	}
 	rand.Read(a.salt)
 	return a
@@ -104,12 +98,11 @@ func (a *auth) required(next http.Handler) http.Handler {
 		return next
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ok, tried := a.allowed(r)
-		switch {
-		case ok:
+		switch a.judge(r) {
+		case allowed:
 			next.ServeHTTP(w, r)
-		case tried && !a.mayGuess():
-			w.Header().Set("Retry-After", "5")
+		case tooMany:
+			w.Header().Set("Retry-After", "2")
 			http.Error(w, "too many wrong passwords; wait a moment", http.StatusTooManyRequests)
 		default:
 			if len(a.users) > 0 {
@@ -123,18 +116,27 @@ func (a *auth) required(next http.Handler) http.Handler {
 	})
 }
 
-// mayGuess reports whether there were few enough wrong guesses to check another one.
-func (a *auth) mayGuess() bool { return a.guesses.Tokens() >= 1 }
+// judgement is what becomes of a request with or without credentials.
+type judgement int
 
-// allowed checks the credentials of r; tried reports whether there were any.
-func (a *auth) allowed(r *http.Request) (ok, tried bool) {
+const (
+	refused judgement = iota
+	allowed
+	tooMany // wrong passwords: this one was not looked at
+)
+
+// judge checks the credentials of r.
+func (a *auth) judge(r *http.Request) judgement {
 	if token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); found && a.token != "" {
 		want, got := sha256.Sum256([]byte(a.token)), sha256.Sum256([]byte(token))
-		return subtle.ConstantTimeCompare(want[:], got[:]) == 1, true
+		if subtle.ConstantTimeCompare(want[:], got[:]) == 1 {
+			return allowed
+		}
+		return refused // nobody guesses a token
 	}
 	name, password, found := r.BasicAuth()
 	if !found || len(a.users) == 0 {
-		return false, false
+		return refused
 	}
 	mac := hmac.New(sha256.New, a.salt)
 	mac.Write([]byte(name + "\x00" + password))
@@ -143,13 +145,17 @@ func (a *auth) allowed(r *http.Request) (ok, tried bool) {
 	known := a.known[sum]
 	a.mu.Unlock()
 	if known {
-		return true, true
+		return allowed
 	}
-	if len(password) > 72 || !a.guesses.Allow() { // bcrypt takes at most 72 bytes
-		return false, true
+	if len(password) > 72 { // bcrypt takes no more
+		return refused
 	}
-	a.guess.Lock()
-	defer a.guess.Unlock()
+	done, ok := a.guesses.wait(r.RemoteAddr)
+	if !ok {
+		return tooMany
+	}
+	right := false
+	defer func() { done(right) }()
 	hash, exists := a.users[name]
 	if !exists { // take as long as for a user that exists
 		for _, hash = range a.users {
@@ -157,13 +163,14 @@ func (a *auth) allowed(r *http.Request) (ok, tried bool) {
 		}
 	}
 	if bcrypt.CompareHashAndPassword([]byte(hash), []byte(password)) != nil || !exists {
-		return false, true
+		return refused
 	}
+	right = true
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.known) >= maxKnown {
 		clear(a.known)
 	}
 	a.known[sum] = true
-	return true, true
+	return allowed
 }

@@ -1,0 +1,2 @@
+// Package mask takes secrets out of text by their shape.
+package mask

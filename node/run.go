@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -16,6 +17,8 @@ import (
 	"appliance/arp"
 	"appliance/configs"
 	"appliance/host"
+	"appliance/ipvs"
+	"appliance/nft"
 	"appliance/node/lifecycle"
 	"appliance/status/web"
 )
@@ -194,4 +197,21 @@ func (m *mover) moved(before, found []arp.VIP, now time.Time) bool {
 		m.found, m.since = found, now
 	}
 	return now.Sub(m.since) >= movedFor
+}
+
+// Cleanup removes every address, service and rule that a crashed appliance left in the kernel, and says what it
+// removed. vips are for kernels before 5.18, which do not remember whose an address is.
+func Cleanup(vips []netip.Addr) (removed []string, err error) {
+	var problems []error
+	for _, room := range []func() ([]string, error){
+		// The address first: nobody reaches a forwarder that loses its rules.
+		func() ([]string, error) { return arp.Cleanup(vips) },
+		ipvs.Cleanup,
+		nft.Cleanup,
+	} {
+		some, err := room()
+		removed = append(removed, some...)
+		problems = append(problems, err)
+	}
+	return removed, errors.Join(problems...)
 }

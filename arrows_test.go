@@ -168,7 +168,8 @@ var arrows = map[string]struct {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/feed", "appliance/raft/store",
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/confine", "appliance/hook", "appliance/host",
-			"appliance/ipvs", "appliance/mask", "appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
+			"appliance/ipvs", "appliance/mask", "appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset",
+			"appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
 			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
 		},

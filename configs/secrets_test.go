@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// What `appliance config show` prints, and what an error says, has no secret. A changed secret is a change all the same.
+// What `appliance config show` prints, and what an error says, has no secret.
+// A changed secret is a change all the same.
 func TestSecretsAreNotShown(t *testing.T) {
 	text := func(secret string) string {
 		return peers3 + fmt.Sprintf(`

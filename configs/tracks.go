@@ -220,7 +220,9 @@ func (b *builder) hooks() []HookEntry {
 	var list []HookEntry
 	for at := range b.elements(keyHooks) {
 		key := func(name string) string { return at + "." + name }
-		h := HookEntry{Origin: b.origin(at), Exec: b.program(key("exec")), User: b.user(key, "exec"), URL: b.get(key("url")).value}
+		h := HookEntry{
+			Origin: b.origin(at), Exec: b.program(key("exec")), User: b.user(key, "exec"), URL: b.get(key("url")).value,
+		}
 		b.showMasked(key("url"), mask.URL(h.URL), h.URL, b.get(key("url")).origin)
 		for at := range b.elements(key("on")) {
 			event := b.text(at)

@@ -10,8 +10,8 @@ import (
 const Mark = "***"
 
 // secretName is the end of the name of something that is secret.
-const secretName = `[\w.-]*(?:password|passwd|passphrase|pass|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|` +
-	`auth[-_]?key|routing[-_]?key|signature|sig|credentials?|session[-_]?id)`
+const secretName = `[\w.-]*(?:password|passwd|passphrase|pass|pwd|secret|token|api[-_]?key|` +
+	`access[-_]?key|private[-_]?key|auth[-_]?key|routing[-_]?key|signature|sig|credentials?|session[-_]?id)`
 
 // rules find a secret, and say what is left of the match. They are in the order in which they are used.
 var rules = []struct {
@@ -19,7 +19,8 @@ var rules = []struct {
 	put  string
 }{
 	// Private keys, and what follows them if the end was cut off.
-	{regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----|$)`), "$1" + Mark + "$2"},
+	{regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----|$)`),
+		"$1" + Mark + "$2"},
 	// A header that says who asks, to the end of the line or of the quotes around it.
 	{regexp.MustCompile(`(?i)\b((?:proxy-)?authorization|cookie|set-cookie|x-[\w-]*(?:token|key|auth|secret)[\w-]*)` +
 		`(["']?\s*:\s*["']?)[^\r\n"']+`), "$1$2" + Mark},

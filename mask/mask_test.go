@@ -33,19 +33,19 @@ func TestText(t *testing.T) {
 		"-----BEGIN EC PRIVATE KEY-----\nhunter2\n-----END EC PRIVATE KEY-----": "-----BEGIN EC PRIVATE KEY-----***" +
 			"-----END EC PRIVATE KEY-----",
 		// Without one: nothing that an operator needs is lost.
-		"no answer within 2s": "no answer within 2s",
-		"10.77.0.11:6443: refuses the connection: connection refused": "10.77.0.11:6443: refuses the connection: connection refused",
-		"answers 401 Unauthorized to GET /readyz":                     "answers 401 Unauthorized to GET /readyz",
-		"[fd77::10]:6443 is passed over":                              "[fd77::10]:6443 is passed over",
-		"/etc/appliance/admin.token: no such file":                    "/etc/appliance/admin.token: no such file",
-		"check.sh: exit status 1: pass the salt":                      "check.sh: exit status 1: pass the salt",
-		"group key /etc/group.key can be read by others":              "group key /etc/group.key can be read by others",
-		"run: chmod 600 /etc/appliance/token":                         "run: chmod 600 /etc/appliance/token",
-		"admin.tokenFile: /a/b":                                       "admin.tokenFile: /a/b",
-		"the session ended: EOF":                                      "the session ended: EOF",
-		"mail to op@example.org":                                      "mail to op@example.org",
-		"answers within 64-bit numbers: 1=2":                          "answers within 64-bit numbers: 1=2",
-		"fe80::1%eth0 answers, term=7":                                "fe80::1%eth0 answers, term=7",
+		"no answer within 2s":                            "no answer within 2s",
+		"10.77.0.11:6443: refuses the connection":        "10.77.0.11:6443: refuses the connection",
+		"answers 401 Unauthorized to GET /readyz":        "answers 401 Unauthorized to GET /readyz",
+		"[fd77::10]:6443 is passed over":                 "[fd77::10]:6443 is passed over",
+		"/etc/appliance/admin.token: no such file":       "/etc/appliance/admin.token: no such file",
+		"check.sh: exit status 1: pass the salt":         "check.sh: exit status 1: pass the salt",
+		"group key /etc/group.key can be read by others": "group key /etc/group.key can be read by others",
+		"run: chmod 600 /etc/appliance/token":            "run: chmod 600 /etc/appliance/token",
+		"admin.tokenFile: /a/b":                          "admin.tokenFile: /a/b",
+		"the session ended: EOF":                         "the session ended: EOF",
+		"mail to op@example.org":                         "mail to op@example.org",
+		"answers within 64-bit numbers: 1=2":             "answers within 64-bit numbers: 1=2",
+		"fe80::1%eth0 answers, term=7":                   "fe80::1%eth0 answers, term=7",
 	} {
 		got := Text(in)
 		if got != want {

@@ -45,6 +45,8 @@ var arrows = map[string]struct {
 	"appliance/neighbours": {nil, "links and neighbours are read from the kernel, whoever asks"},
 	"appliance/pathprobe": {[]string{"appliance/neighbours", "appliance/segment"},
 		"a path is proved without knowing which rules wait for the proof"},
+	"appliance/proof": {[]string{"appliance/neighbours", "appliance/segment"},
+		"a client is imitated and its answers judged without knowing what a data plane is"},
 	"appliance/nft": {
 		[]string{
 			"appliance/balancer", "appliance/neighbours", "appliance/nft/conntrack", "appliance/nft/ruleset",
@@ -172,6 +174,7 @@ var arrows = map[string]struct {
 			"appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
 			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
+			"appliance/node/proving",
 		},
 		"one node wires the rooms; nobody below knows it",
 	},
@@ -193,6 +196,13 @@ var arrows = map[string]struct {
 			"appliance/status/web", "appliance/keyfile", "appliance/mask",
 		},
 		"an observer records what it is handed and changes nothing",
+	},
+	"appliance/node/proving": {
+		[]string{
+			"appliance/arp", "appliance/balancer", "appliance/neighbours", "appliance/pathprobe", "appliance/proof",
+			"appliance/raft", "appliance/status",
+		},
+		"nodes try each other; what follows from it is the balancer's and the group's business",
 	},
 	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},
 	"appliance": {[]string{"appliance/cli", "appliance/script"},

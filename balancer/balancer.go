@@ -22,6 +22,8 @@ type Config struct {
 	// them but does not close them: who opened them does.
 	Planes        []Plane
 	LoadBalancers []LoadBalancer
+	// Prover, if not nil, keeps planes from being chosen that were tried and serve nobody.
+	Prover Prover
 	// Checker makes the Checker for a Check; nil means NewChecker.
 	Checker func(Check) (Checker, error)
 	// Log gets one line per change; nil means slog.Default().
@@ -155,7 +157,7 @@ func (b *Balancer) Change(ctx context.Context, lbs []LoadBalancer) error {
 	var errs []error
 	for _, lb := range next {
 		if lb.Plane != Auto && lb.Plane != "" && !reflect.DeepEqual(have[lb.Name], lb) {
-			errs = append(errs, choose(ctx, b.cfg.Planes, lb).err)
+			errs = append(errs, b.choose(ctx, lb).err)
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -218,6 +220,20 @@ func (b *Balancer) Reconcile() { b.wakeAppliers() }
 // the next check start at once.
 func (b *Balancer) Report(t Target, err error) { b.monitor.report(t, err) }
 
+// Settled reports whether the checks of all backends of a load balancer have ended
+// since a time, and changed nothing. If not, they are hurried.
+func (b *Balancer) Settled(loadBalancer string, since time.Time) bool {
+	var ts []Target
+	b.mu.Lock()
+	if e := b.entries[loadBalancer]; e != nil {
+		for _, be := range e.lb.Backends {
+			ts = append(ts, Target{loadBalancer, be.Addr})
+		}
+	}
+	b.mu.Unlock()
+	return b.monitor.settled(ts, since)
+}
+
 // PeerDown takes the backends on host out of rotation at once, until a check
 // that starts later succeeds. Their open connections go on until a check
 // confirms the loss.
@@ -235,7 +251,7 @@ func (b *Balancer) Check(ctx context.Context) error {
 	b.mu.Unlock()
 	var errs []error
 	for _, lb := range lbs {
-		errs = append(errs, choose(ctx, b.cfg.Planes, lb).err)
+		errs = append(errs, b.choose(ctx, lb).err)
 	}
 	return errors.Join(errs...)
 }

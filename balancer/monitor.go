@@ -323,3 +323,26 @@ func (m *monitor) peerUp(host netip.Addr) {
 		p.checkNow()
 	}
 }
+
+// settled says whether the checks of the backends have ended since a time and found
+// what was known. Those that have not are hurried.
+func (m *monitor) settled(ts []Target, since time.Time) bool {
+	all := true
+	var due []*probe
+	m.mu.Lock()
+	for _, t := range ts {
+		p := m.probes[t]
+		if p == nil || p.check.Type == CheckNone {
+			continue
+		}
+		if p.record.Checked.Before(since) || p.record.changing() || p.record.Since.After(since) {
+			all = false
+			due = append(due, p)
+		}
+	}
+	m.mu.Unlock()
+	for _, p := range due {
+		p.checkNow()
+	}
+	return all
+}

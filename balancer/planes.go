@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,7 +21,9 @@ type planeChoice struct {
 	plane   PlaneName // empty if there is none; then err says why
 	reason  string
 	refused []Refusal // the planes that would have been preferred
-	err     error
+	// unproved are those of refused that were tried and serve nobody.
+	unproved []PlaneName
+	err      error
 }
 
 // explain is the reason, with what was against the preferred planes.
@@ -33,17 +36,31 @@ func (c planeChoice) explain() string {
 }
 
 // choose asks the planes, in the order of preference, whether they can serve
-// lb. A plane that the operator forced is the only one asked.
-func choose(ctx context.Context, planes []Plane, lb LoadBalancer) planeChoice {
+// lb. A plane that the operator forced is the only one asked. A plane that was
+// tried and serves nobody comes after all others.
+func (b *Balancer) choose(ctx context.Context, lb LoadBalancer) planeChoice {
 	forced := lb.Plane != Auto && lb.Plane != ""
 	var c planeChoice
 	var names []string
-	for _, p := range planes {
+	var unproved PlaneName
+	var before []Refusal // unproved
+	for _, p := range b.cfg.Planes {
 		names = append(names, string(p.Name()))
 		if forced && p.Name() != lb.Plane {
 			continue
 		}
-		if err := p.Usable(ctx, lb); err != nil {
+		err := p.Usable(ctx, lb)
+		if err == nil && !forced && b.cfg.Prover != nil {
+			if why := b.cfg.Prover.Unproved(lb, p.Name()); why != "" {
+				if unproved == "" {
+					unproved, before = p.Name(), slices.Clone(c.refused)
+				}
+				c.unproved = append(c.unproved, p.Name())
+				c.refused = append(c.refused, Refusal{p.Name(), why})
+				continue
+			}
+		}
+		if err != nil {
 			c.refused = append(c.refused, Refusal{p.Name(), err.Error()})
 			continue
 		}
@@ -57,6 +74,8 @@ func choose(ctx context.Context, planes []Plane, lb LoadBalancer) planeChoice {
 		return c
 	}
 	switch {
+	case unproved != "":
+		return planeChoice{plane: unproved, reason: "none has been proved to serve, and this is the first", refused: before}
 	case forced && len(c.refused) == 0:
 		c.err = fmt.Errorf("load balancer %s: there is no data plane %q: use auto or one of %s",
 			lb.Name, lb.Plane, strings.Join(names, ", "))
@@ -163,7 +182,7 @@ func (b *Balancer) choosePlanes(ctx context.Context, wanted []LoadBalancer, all 
 	choices := make([]planeChoice, len(lbs))
 	var asking sync.WaitGroup
 	for i, lb := range lbs {
-		asking.Go(func() { choices[i] = choose(ctx, b.cfg.Planes, lb) })
+		asking.Go(func() { choices[i] = b.choose(ctx, lb) })
 	}
 	asking.Wait()
 	if ctx.Err() != nil {
@@ -189,7 +208,8 @@ func (b *Balancer) decide(lb LoadBalancer, c planeChoice) (again bool) {
 	before, old := e.choice, e.lb
 	e.lb = lb
 	works := e.serving != nil && e.serving.err == nil && before.plane == e.serving.plane.Name()
-	if works && c.err == nil && c.plane != before.plane {
+	// Nobody gains from waiting for a plane that serves nobody.
+	if works && c.err == nil && c.plane != before.plane && !slices.Contains(c.unproved, before.plane) {
 		if e.contender != c.plane {
 			e.contender, e.since = c.plane, time.Now()
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -43,7 +44,8 @@ func TestChoose(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c := choose(t.Context(), tt.planes, LoadBalancer{Name: "lb", Plane: tt.want})
+			b := &Balancer{cfg: Config{Planes: tt.planes}}
+			c := b.choose(t.Context(), LoadBalancer{Name: "lb", Plane: tt.want})
 			refused := []PlaneName{}
 			for _, r := range c.refused {
 				refused = append(refused, r.Plane)
@@ -59,6 +61,43 @@ func TestChoose(t *testing.T) {
 			}
 			if c.err == nil && c.reason == "" {
 				t.Error("there is no reason")
+			}
+		})
+	}
+}
+
+// without is a Prover that has these planes tried in vain.
+type without []PlaneName
+
+func (w without) Unproved(_ LoadBalancer, p PlaneName) string {
+	if slices.Contains(w, p) {
+		return string(p) + " serves nobody"
+	}
+	return ""
+}
+
+func TestChooseProved(t *testing.T) {
+	no := errors.New("the kernel lacks it")
+	all := []Plane{usable{name: Direct}, usable{name: IPVS, err: no}, usable{name: NFTables}, usable{name: UserSpace}}
+	for _, tt := range []struct {
+		name    string
+		without without
+		want    PlaneName
+		plane   PlaneName
+		refused []Refusal
+	}{
+		{"nothing is known", nil, Auto, Direct, nil},
+		{"the first serves nobody", without{Direct}, Auto, NFTables,
+			[]Refusal{{Direct, "direct serves nobody"}, {IPVS, no.Error()}}},
+		{"another does", without{NFTables}, Auto, Direct, nil},
+		{"none serves, and the first stays", without{Direct, NFTables, UserSpace}, Auto, Direct, nil},
+		{"the operator knows better", without{Direct}, Direct, Direct, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := &Balancer{cfg: Config{Planes: all, Prover: tt.without}}
+			c := b.choose(t.Context(), LoadBalancer{Name: "lb", Plane: tt.want})
+			if c.plane != tt.plane || !slices.Equal(c.refused, tt.refused) {
+				t.Errorf("chose %s, refused %v; want %s, %v", c.plane, c.refused, tt.plane, tt.refused)
 			}
 		})
 	}

@@ -170,3 +170,10 @@ type TrafficCounter interface {
 type Selective interface {
 	PassedOver() map[Target]string
 }
+
+// A Prover knows which planes were tried as a client would, and serve nobody.
+type Prover interface {
+	// Unproved says why plane should not serve lb although it is usable, or "". It may be called at any moment, also
+	// concurrently.
+	Unproved(lb LoadBalancer, plane PlaneName) string
+}

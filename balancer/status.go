@@ -89,7 +89,33 @@ type LoadBalancerStatus struct {
 	// does not count those that wait for a certain backend.
 	Queued   uint64          `json:"queued"`
 	Backends []BackendStatus `json:"backends"`
+	// Proof is whether clients are served, by trying; null where nobody tries. The balancer does not fill it in.
+	Proof *ProofStatus `json:"proof,omitempty"`
 }
+
+// ProofStatus says whether a load balancer was tried as clients would use it, in the data plane that serves now.
+type ProofStatus struct {
+	State ProofState `json:"state"`
+	// Reason says why it is not proved.
+	Reason string `json:"reason,omitempty"`
+	// Last is when a trial last succeeded, and By is who tried; null if none did.
+	Last *time.Time `json:"last"`
+	By   string     `json:"by,omitempty"`
+	// Failures counts the trials that failed, by what came back: refused, unreachable, silent.
+	Failures map[string]uint64 `json:"failures,omitempty"`
+	// Local is the same for clients on this node itself.
+	Local *ProofStatus `json:"local,omitempty"`
+}
+
+// A ProofState is what trials have shown.
+type ProofState string
+
+// The states. NotTried says nothing about clients.
+const (
+	Proved   ProofState = "proved"
+	Unproved ProofState = "unproved"
+	NotTried ProofState = "not tried"
+)
 
 // BackendStatus is one backend in a LoadBalancerStatus.
 type BackendStatus struct {

@@ -211,7 +211,7 @@ func (n *node) followFitness(ctx context.Context) error {
 	var d damped
 	for {
 		fault, changed := n.wire.Fault()
-		few := d.look(time.Now(), unserved(n.balancer.Health()))
+		few := d.look(time.Now(), unserved(n.balancer.Health(), n.trials.Unserved))
 		n.group.SetFitness(fitness(few, n.verdict.Load(), fault.String(), n.group.Status().Trouble))
 		select {
 		case <-ctx.Done():
@@ -235,14 +235,15 @@ func fitness(unserved int, tracks *track.Verdict, fault, trouble string) raft.Fi
 	return c
 }
 
-// unserved counts the load balancers without a healthy backend, once each backend has been checked.
-func unserved(lbs []balancer.LoadBalancerStatus) (count int) {
+// unserved counts the load balancers without a healthy backend, once each backend has been checked, and those that
+// were tried in vain.
+func unserved(lbs []balancer.LoadBalancerStatus, inVain func(balancer.LoadBalancerStatus) bool) (count int) {
 	for _, lb := range lbs {
 		known := true
 		for _, b := range lb.Backends {
 			known = known && b.State != balancer.Unknown
 		}
-		if known && !slices.ContainsFunc(lb.Backends, status.TakesConnections) {
+		if known && !slices.ContainsFunc(lb.Backends, status.TakesConnections) || inVain(lb) {
 			count++
 		}
 	}

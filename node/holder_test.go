@@ -41,7 +41,7 @@ func TestUnserved(t *testing.T) {
 		lb(balancer.Up, balancer.Down), lb(balancer.Down, balancer.Down),
 		lb(balancer.Draining, balancer.Down), lb(balancer.Down, balancer.Unknown),
 	}
-	if n := unserved(lbs); n != 2 {
+	if n := unserved(lbs, func(balancer.LoadBalancerStatus) bool { return false }); n != 2 {
 		t.Errorf("%d are unserved, want 2", n)
 	}
 }

@@ -21,6 +21,8 @@ import (
 	"appliance/node/lifecycle"
 	"appliance/node/observe"
 	"appliance/node/planes"
+	"appliance/node/proving"
+	"appliance/pathprobe"
 	"appliance/raft"
 	"appliance/raft/store"
 	"appliance/track"
@@ -39,6 +41,7 @@ type node struct {
 	planes   *planes.Planes
 	wire     *arp.Wire          // nil on a witness, and on a worker without VIPs
 	balancer *balancer.Balancer // nil on a witness
+	trials   *proving.Trials    // nil on a witness
 	observer *observe.Observer
 	tracker  *track.Tracker
 	// shortages are what this host was short of, which says nothing about any server.
@@ -126,8 +129,9 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 			return n, err
 		}
 	}
+	n.trials = proving.New(n.proving())
 	n.balancer, err = balancer.New(balancer.Config{
-		Planes: n.planes.List, LoadBalancers: first.LoadBalancers,
+		Planes: n.planes.List, LoadBalancers: first.LoadBalancers, Prover: n.trials,
 		OnEvent: n.balanced, OnCheck: n.observer.Metrics.Checked, Shortages: n.shortages, Log: log,
 	})
 	return n, err
@@ -153,6 +157,7 @@ func (n *node) openGroup() (err error) {
 		Version:       n.version,
 		OnCommit:      n.observer.Metrics.Committed,
 		View:          n.observer.View,
+		Tried:         n.tried,
 	})
 	if errors.Is(err, store.ErrDamaged) && !n.witness() {
 		// A vote that may be wrong is worse than none. The clients on this node are still served.
@@ -192,6 +197,35 @@ func (n *node) askPeer() func(context.Context, string) ([]byte, error) {
 		return nil
 	}
 	return func(ctx context.Context, id string) ([]byte, error) { return n.group.View(ctx, id) }
+}
+
+// proving is what the trials of this node's load balancers depend on.
+func (n *node) proving() proving.Config {
+	c := proving.Config{
+		Self: n.site.self.ID, VIPs: n.cfg.VIPs, Interfaces: n.interfaces(),
+		LoadBalancers: func() []balancer.LoadBalancer { return n.state.Load().LoadBalancers },
+		Nodes:         func() []pathprobe.Node { return n.state.Load().Nodes },
+		Health:        func() []balancer.LoadBalancerStatus { return n.balancer.Health() },
+		Settled:       func(lb string, since time.Time) bool { return n.balancer.Settled(lb, since) },
+		Reconsider:    func() { n.balancer.Reconsider() },
+		Note:          n.observer.Note, Log: n.log,
+	}
+	if n.planes.Prober != nil {
+		c.Path = n.planes.Prober.Path
+	}
+	if n.group != nil {
+		c.Peers = func() []raft.PeerStatus { return n.group.Status().Peers }
+		c.Ask = n.group.Try
+	}
+	return c
+}
+
+// tried tries another peer that has asked for it.
+func (n *node) tried(ctx context.Context, question []byte) ([]byte, error) {
+	if n.trials == nil {
+		return nil, errors.New("this node serves no clients, and tries none")
+	}
+	return n.trials.Answer(ctx, question)
 }
 
 func (n *node) witness() bool { return n.site.self.Role == configs.RoleWitness }
@@ -236,6 +270,7 @@ func (n *node) parts() []lifecycle.Part {
 		}})
 	}
 	parts = append(parts, lifecycle.Part{Name: "balancer", Run: n.balancer.Run, Ready: n.balancer.Ready()})
+	parts = append(parts, lifecycle.Part{Name: "proofs", Run: n.trials.Run})
 	if n.planes.NFTables {
 		parts = append(parts,
 			lifecycle.Part{Name: "rules monitor", Run: n.followRules},

@@ -99,6 +99,9 @@ func CheckProgramsHere(cfg *configs.Config) error {
 // balanced reports a change in the balancer to the observer and the hooks.
 func (n *node) balanced(e balancer.LoadBalancerEvent) {
 	n.observer.Balanced(e)
+	if e.Plane {
+		n.trials.Chosen(e.LoadBalancer, e.To)
+	}
 	if e.Backend == "" || e.Plane {
 		return
 	}

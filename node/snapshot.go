@@ -84,12 +84,17 @@ func (n *node) snapshot() status.Snapshot {
 	for i := range s.LoadBalancers {
 		withoutSecrets(&s.LoadBalancers[i])
 	}
-	for _, lb := range s.LoadBalancers {
+	for i, lb := range s.LoadBalancers {
+		if lb.Plane != "" {
+			s.LoadBalancers[i].Proof = n.trials.Of(lb)
+		}
 		switch {
 		case lb.Plane == "":
 			notReady(status.NotServed, lb.Name, lb.Error)
 		case !slices.ContainsFunc(lb.Backends, status.TakesConnections):
 			notReady(status.NoBackend, lb.Name, "")
+		case n.trials.Unserved(lb):
+			notReady(status.NotProved, lb.Name, s.LoadBalancers[i].Proof.Reason)
 		}
 	}
 	return s

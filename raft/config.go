@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -72,6 +73,8 @@ type Config struct {
 	OnCommit func(took time.Duration)
 	// View, if set, returns what other peers get from Group.View.
 	View func() ([]byte, error)
+	// Tried, if set, answers what other peers ask by Group.Try. It may take a second or two.
+	Tried func(ctx context.Context, question []byte) ([]byte, error)
 
 	dial    peerport.DialFunc                                   // tests cut connections here,
 	packets func(bind netip.AddrPort) (detector.Packets, error) // and lose datagrams here

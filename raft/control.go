@@ -25,6 +25,7 @@ const (
 	opPropose  operation = "propose"  // change these settings
 	opTransfer operation = "transfer" // hand over to this peer
 	opView     operation = "view"     // what you show of yourself
+	opTry      operation = "try"      // try me as a client would, and say what you serve
 	opAdd      operation = "add"      // expect this peer
 	opRemove   operation = "remove"   // the peer To is no member any more
 	opPromote  operation = "promote"  // the peer To votes
@@ -46,6 +47,8 @@ type request struct {
 	Joins bool `json:"joins,omitempty"`
 	// Forwarded requests are not forwarded again.
 	Forwarded bool `json:"forwarded,omitempty"`
+	// Body is the question of a Group.Try.
+	Body []byte `json:"body,omitempty"`
 }
 
 type reply struct {
@@ -56,6 +59,7 @@ type reply struct {
 	// Datagrams is the key for datagrams to this process: package detector.
 	Datagrams []byte `json:"datagrams,omitempty"`
 	View      []byte `json:"view,omitempty"`
+	Body      []byte `json:"body,omitempty"`
 }
 
 // refusal is another peer's reason to say no. It is about the question and not about the connection, so
@@ -116,6 +120,12 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 		rep.Account = &a
 	case opView:
 		rep.View, err = g.view(from)
+	case opTry:
+		if g.cfg.Tried == nil {
+			err = errors.New("this peer tries nobody")
+			break
+		}
+		rep.Body, err = g.cfg.Tried(ctx, r.Body)
 	case opAdmit, opPropose, opTransfer, opAdd, opRemove, opPromote, opDemote:
 		if from.Role != auth.Peer {
 			err = fmt.Errorf("a %s may not ask for this", from.Role)
@@ -246,6 +256,17 @@ func (g *Group) View(ctx context.Context, id string) ([]byte, error) {
 		return nil, fmt.Errorf("peer %s shows nothing of itself", id)
 	}
 	return rep.View, nil
+}
+
+// Try asks another peer a question for its Config.Tried. The group carries it and does not look into it. It has a
+// connection of its own, since an answer may take a while, and keeps it between questions.
+func (g *Group) Try(ctx context.Context, id string, question []byte) (answer []byte, err error) {
+	l := g.links.to(id)
+	if l == nil {
+		return nil, fmt.Errorf("peer %q is not known here", id)
+	}
+	rep, err := ask(ctx, l.Beside(), request{Op: opTry, From: g.cfg.ID, Body: question})
+	return rep.Body, err
 }
 
 // view answers opView.

@@ -15,6 +15,7 @@ const (
 	TrackFailed    NotReadyKind = "track"     // the track; its result
 	NotServed      NotReadyKind = "notServed" // the load balancer; the error, empty while it is only starting
 	NoBackend      NotReadyKind = "noBackend" // the load balancer; no reason
+	NotProved      NotReadyKind = "notProved" // the load balancer; what trials have found
 )
 
 // A NotReady is one reason why a node would not serve the VIPs now. Its text form, in JSON too, is for people: a
@@ -26,7 +27,9 @@ type NotReady struct {
 }
 
 // OfLoadBalancer reports whether the reason is about one load balancer.
-func (n NotReady) OfLoadBalancer() bool { return n.Kind == NotServed || n.Kind == NoBackend }
+func (n NotReady) OfLoadBalancer() bool {
+	return n.Kind == NotServed || n.Kind == NoBackend || n.Kind == NotProved
+}
 
 // String is the reason for people.
 func (n NotReady) String() string {
@@ -50,6 +53,8 @@ func (n NotReady) String() string {
 		return "load balancer " + n.Subject + ": " + n.Reason
 	case NoBackend:
 		return "load balancer " + n.Subject + " has no healthy backend"
+	case NotProved:
+		return "load balancer " + n.Subject + " serves no clients here: " + n.Reason
 	}
 	return n.Reason
 }

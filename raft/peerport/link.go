@@ -28,8 +28,9 @@ type ControlLink struct {
 	lines  *bufio.Reader
 	closed bool
 
-	mu    sync.Mutex
-	state LinkState
+	mu     sync.Mutex
+	state  LinkState
+	beside *ControlLink
 }
 
 // A LinkState says whether a peer answered when it was last asked.
@@ -143,6 +144,17 @@ func (l *ControlLink) AskApart(ctx context.Context, question, answer any) error 
 	return own.Ask(ctx, question, answer)
 }
 
+// Beside is a second connection to the same peer that is kept too, for regular questions that take long. It ends with
+// the first.
+func (l *ControlLink) Beside() *ControlLink {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.beside == nil {
+		l.beside = l.port.Link(l.ID, l.Addr)
+	}
+	return l.beside
+}
+
 // Close ends the connection, after the questions that are under way.
 func (l *ControlLink) Close() {
 	<-l.turn
@@ -152,4 +164,10 @@ func (l *ControlLink) Close() {
 		l.conn = nil
 	}
 	l.turn <- struct{}{}
+	l.mu.Lock()
+	beside := l.beside
+	l.mu.Unlock()
+	if beside != nil {
+		beside.Close()
+	}
 }

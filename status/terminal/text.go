@@ -126,6 +126,24 @@ func (t *text) vips(s status.Snapshot) {
 const directTotal = "TOTAL is this node's part: new connections at its own backend, and of its own clients; " +
 	"the page has the sum of the peers"
 
+// proof writes whether clients are served.
+func (t *text) proof(p *balancer.ProofStatus, now time.Time) {
+	if p == nil {
+		return
+	}
+	switch p.State {
+	case balancer.Proved:
+		t.line("  proved to serve: %s connected %s ago", p.By, figures.Age(now.Sub(*p.Last)))
+	case balancer.Unproved:
+		t.line("  %s", t.paint.bad("clients are not served: "+p.Reason))
+	default:
+		t.line("  not proved to serve: %s", p.Reason)
+	}
+	if l := p.Local; l != nil && l.State == balancer.Unproved {
+		t.line("  %s", t.paint.bad("clients on this node are not served: "+l.Reason))
+	}
+}
+
 func (t *text) loadBalancer(lb balancer.LoadBalancerStatus, now time.Time) {
 	frontends := make([]string, len(lb.Frontends))
 	for i, f := range lb.Frontends {
@@ -142,6 +160,7 @@ func (t *text) loadBalancer(lb balancer.LoadBalancerStatus, now time.Time) {
 	if lb.Error != "" {
 		t.line("  %s", t.paint.bad(lb.Error))
 	}
+	t.proof(lb.Proof, now)
 	if lb.Queued > 0 {
 		t.line("  %s", t.paint.bad(fmt.Sprintf("%d connections wait for room at any backend", lb.Queued)))
 	}

@@ -1,0 +1,126 @@
+package integration
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"appliance/balancer"
+	"appliance/integration/scene"
+	"appliance/status"
+)
+
+// TestProofs has everything well but for what clients need, and expects the nodes to notice: the next data plane serves,
+// or what is wrong is said.
+func TestProofs(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
+		t.Run(string(family), func(t *testing.T) {
+			peers := balance{name: "peers", port: scene.Port, backend: scene.Port, scheduler: "rr",
+				nodes: []string{"n1", "n2", "n3"}}
+
+			// As kube-apiserver --bind-address has it.
+			t.Run("servers bound to the node's address", func(t *testing.T) {
+				t.Parallel() // most of it is waiting
+				w := newWorld(t, family)
+				for _, n := range peers.nodes {
+					w.rebind(t, n, w.addr(n))
+				}
+				w.start(t, "", []balance{peers})
+				for i := range w.apps[:worker] {
+					w.chosen(t, i, "peers", balancer.NFTables, map[balancer.PlaneName]string{balancer.Direct: "only"})
+				}
+				w.reached(t, w.client, peers)
+				for _, n := range peers.nodes {
+					w.rebind(t, n, w.anywhere())
+				}
+				for i := range w.apps[:worker] {
+					w.chosen(t, i, "peers", balancer.Direct, nil)
+				}
+				w.proved(t, "peers", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
+				w.reached(t, w.client, peers)
+			})
+
+			// As docker has it.
+			t.Run("a forward chain with policy drop", func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, family)
+				others := balance{name: "others", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"s1", "s2"}}
+				w.start(t, "", []balance{others})
+				w.proved(t, "others", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
+				for i := range w.apps[:worker] {
+					w.shell(t, i, "nft", "add table inet theirs; add chain inet theirs forward "+
+						"{ type filter hook forward priority 0; policy drop; }")
+				}
+				for i := range w.apps[:worker] {
+					w.chosen(t, i, "others", balancer.UserSpace, map[balancer.PlaneName]string{balancer.NFTables: "forward chain"})
+				}
+				w.proved(t, "others", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
+				w.reached(t, w.client, others)
+			})
+
+			// There is no plane left, so it has to be said.
+			t.Run("a firewall in front of user space", func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, family)
+				least := balance{name: "least", port: scene.Port, backend: scene.Port, scheduler: "lc", nodes: []string{"s1", "s2"}}
+				for i := range w.nodes[:worker] {
+					w.shell(t, i, "nft", "add table inet theirs; add chain inet theirs input { type filter hook input priority 0; }; "+
+						"add rule inet theirs input iifname eth0 tcp dport != { 22, 10000 } tcp flags & (syn | ack) == syn drop")
+				}
+				w.start(t, "", []balance{least})
+				w.proved(t, "least", func(p *balancer.ProofStatus) bool {
+					return p.State == balancer.Unproved && strings.Contains(p.Reason, "is not answered") &&
+						strings.Contains(p.Reason, "input chain")
+				})
+				for i, p := range w.apps[:worker] {
+					s, err := p.client.Snapshot(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if !slices.ContainsFunc(s.NotReadyTexts(), func(why string) bool {
+						return strings.Contains(why, "load balancer least serves no clients here")
+					}) {
+						t.Errorf("%s is ready: %v", w.nodes[i].Name, s.NotReadyTexts())
+					}
+					w.shell(t, i, "nft", "delete table inet theirs")
+				}
+				w.proved(t, "least", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
+				w.reached(t, w.client, least)
+			})
+		})
+	}
+}
+
+// anywhere is the address of a server that takes all of its family.
+func (w *world) anywhere() netip.Addr {
+	if w.family == scene.IPv4 {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// rebind has the server of a machine listen at another address.
+func (w *world) rebind(t *testing.T, name string, at netip.Addr) {
+	t.Helper()
+	key := name + ":6443"
+	w.byName[key].Close()
+	s, err := w.servers.Serve(w.machine(name), name, netip.AddrPortFrom(at, scene.Port), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.byName[key] = s
+}
+
+// proved waits until all peers say so of a load balancer.
+func (w *world) proved(t *testing.T, lb string, ok func(*balancer.ProofStatus) bool) {
+	t.Helper()
+	for i := range w.apps[:worker] {
+		w.await(t, i, lb, func(s *balancer.LoadBalancerStatus) bool { return s.Proof != nil && ok(s.Proof) })
+	}
+}
+
+var _ = status.Snapshot{}

@@ -1,0 +1,194 @@
+package proof
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A Subject is what is proved: a load balancer as a data plane serves it.
+type Subject struct{ LoadBalancer, Plane string }
+
+const (
+	// failuresInRow, over at least failingFor, end a proof, so that neither a lost packet nor a busy host does.
+	failuresInRow = 3
+	failingFor    = time.Second
+	// firstPause is how long a data plane without proof is left alone before it is tried again. The pause doubles up
+	// to longestPause with each failure, and begins anew once the plane has been proved for longestPause.
+	firstPause   = 2 * time.Minute
+	longestPause = time.Hour
+)
+
+// An Entry is what is known of a Subject.
+type Entry struct {
+	// Proved is when it was last proved, and By whom; zero if never.
+	Proved time.Time
+	By     string
+	// Unproved says that it was tried and serves nobody, Why the reason.
+	Unproved bool
+	Why      string
+	// Failures counts failed trials by result.
+	Failures map[Result]uint64
+	// Since is when the trials in a row that failed began; zero if the last one succeeded.
+	Since time.Time
+}
+
+type entry struct {
+	Entry
+	inRow  int
+	askers map[string]bool
+	last   Result
+	pause  time.Duration
+	until  time.Time // the plane is left alone
+	first  time.Time // of the proofs in a row
+}
+
+// A Book judges data planes by what trials find. The zero Book is ready; it is safe for concurrent use.
+type Book struct {
+	mu      sync.Mutex
+	entries map[Subject]*entry
+}
+
+func (b *Book) of(s Subject) *entry {
+	if b.entries == nil {
+		b.entries = make(map[Subject]*entry)
+	}
+	e := b.entries[s]
+	if e == nil {
+		e = &entry{askers: make(map[string]bool)}
+		b.entries[s] = e
+	}
+	return e
+}
+
+// A Trying is one trial of a Subject.
+type Trying struct {
+	Begun, At time.Time // its start and its end
+	By        string    // who tried
+	Others    bool      // somebody else could have tried too
+	Findings  []Finding
+	// Settled says that the backends' checks have succeeded since a time: what fails is not a server that has ended.
+	Settled func(since time.Time) bool
+	// Hint says what may be the cause of a result.
+	Hint func(Result) string
+}
+
+// Note takes a trial, and says whether the judgement of the Subject has changed.
+func (b *Book) Note(s Subject, t Trying) (changed bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.of(s)
+	worst, failed := worstOf(t.Findings)
+	if !failed {
+		changed = e.Unproved || e.Proved.IsZero()
+		if e.Unproved || e.first.IsZero() {
+			e.first = t.At
+		}
+		if t.At.Sub(e.first) >= longestPause {
+			e.pause = 0
+		}
+		e.Proved, e.By, e.Unproved, e.Why, e.Since = t.At, t.By, false, "", time.Time{}
+		e.inRow, e.until = 0, time.Time{}
+		clear(e.askers)
+		return changed
+	}
+	if e.Failures == nil {
+		e.Failures = make(map[Result]uint64)
+	}
+	e.Failures[worst.Result]++
+	if e.Since.IsZero() {
+		e.Since = t.Begun
+	}
+	e.inRow++
+	e.askers[t.By] = true
+	e.last = worst.Result
+	if e.inRow < failuresInRow || t.At.Sub(e.Since) < failingFor || t.Others && len(e.askers) < 2 {
+		return false
+	}
+	if e.Unproved && t.At.Before(e.until) || !t.Settled(e.Since) {
+		return false
+	}
+	changed = !e.Unproved
+	e.Unproved, e.first = true, time.Time{}
+	e.Why = e.why(worst, t.Hint)
+	e.pause = min(max(2*e.pause, firstPause), longestPause)
+	e.until = t.At.Add(e.pause)
+	return changed
+}
+
+func worstOf(fs []Finding) (worst Finding, failed bool) {
+	for _, f := range fs {
+		if f.Result != Served && (!failed || f.Failed > worst.Failed) {
+			worst, failed = f, true
+		}
+	}
+	return worst, failed
+}
+
+// why is the reason for people.
+func (e *entry) why(f Finding, hint func(Result) string) string {
+	by := strings.Join(slices.Sorted(maps.Keys(e.askers)), " and ")
+	what := map[Result]string{
+		Refused: "is refused", Unreachable: "is answered by an ICMP error", Silent: "is not answered",
+	}[f.Result]
+	text := fmt.Sprintf("a connection from %s to %s %s", by, f.Frontend, what)
+	if f.Failed < f.Of {
+		text = fmt.Sprintf("%d of %d connections from %s to %s fail: one %s", f.Failed, f.Of, by, f.Frontend, what)
+	}
+	text += ", while the checks of the backends succeed"
+	if h := hint(f.Result); h != "" {
+		text += ": " + h
+	}
+	return text
+}
+
+// Unproved says why a Subject should not be chosen now, or "". When its pause is over, it may be tried again.
+func (b *Book) Unproved(s Subject, now time.Time) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.entries[s]; e != nil && e.Unproved && now.Before(e.until) {
+		return e.Why
+	}
+	return ""
+}
+
+// Entry is what is known of a Subject.
+func (b *Book) Entry(s Subject) Entry {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.entries[s]
+	if e == nil {
+		return Entry{}
+	}
+	out := e.Entry
+	out.Failures = maps.Clone(e.Failures)
+	return out
+}
+
+// Keep forgets all load balancers but these.
+func (b *Book) Keep(names map[string]bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.entries, func(s Subject, _ *entry) bool { return !names[s.LoadBalancer] })
+}
+
+// Forgive has all data planes tried again: the configuration is another one.
+func (b *Book) Forgive() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries {
+		e.until, e.pause = time.Time{}, 0
+	}
+}
+
+// Begin starts the failures in a row anew: the plane has just begun to serve.
+func (b *Book) Begin(s Subject) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.of(s)
+	e.inRow, e.Since = 0, time.Time{}
+	clear(e.askers)
+}

@@ -8,7 +8,6 @@ import (
 
 	"appliance/balancer"
 	"appliance/integration/scene"
-	"appliance/status"
 )
 
 // TestProofs has everything well but for what clients need, and expects the nodes to notice: the next data plane serves,
@@ -48,7 +47,7 @@ func TestProofs(t *testing.T) {
 			t.Run("a forward chain with policy drop", func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, family)
-				others := balance{name: "others", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"s1", "s2"}}
+				others := balance{name: "others", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "s1", "s2"}}
 				w.start(t, "", []balance{others})
 				w.proved(t, "others", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
 				for i := range w.apps[:worker] {
@@ -67,11 +66,11 @@ func TestProofs(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, family)
 				least := balance{name: "least", port: scene.Port, backend: scene.Port, scheduler: "lc", nodes: []string{"s1", "s2"}}
+				w.start(t, "", []balance{least})
 				for i := range w.nodes[:worker] {
 					w.shell(t, i, "nft", "add table inet theirs; add chain inet theirs input { type filter hook input priority 0; }; "+
 						"add rule inet theirs input iifname eth0 tcp dport != { 22, 10000 } tcp flags & (syn | ack) == syn drop")
 				}
-				w.start(t, "", []balance{least})
 				w.proved(t, "least", func(p *balancer.ProofStatus) bool {
 					return p.State == balancer.Unproved && strings.Contains(p.Reason, "is not answered") &&
 						strings.Contains(p.Reason, "input chain")
@@ -119,8 +118,6 @@ func (w *world) rebind(t *testing.T, name string, at netip.Addr) {
 func (w *world) proved(t *testing.T, lb string, ok func(*balancer.ProofStatus) bool) {
 	t.Helper()
 	for i := range w.apps[:worker] {
-		w.await(t, i, lb, func(s *balancer.LoadBalancerStatus) bool { return s.Proof != nil && ok(s.Proof) })
+		w.await(t, i, lb, func(s balancer.LoadBalancerStatus) bool { return s.Proof != nil && ok(s.Proof) })
 	}
 }
-
-var _ = status.Snapshot{}

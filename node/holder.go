@@ -212,12 +212,37 @@ func (n *node) followFitness(ctx context.Context) error {
 	for {
 		fault, changed := n.wire.Fault()
 		few := d.look(time.Now(), unserved(n.balancer.Health(), n.trials.Unserved))
-		n.group.SetFitness(fitness(few, n.verdict.Load(), fault.String(), n.group.Status().Trouble))
+		trouble := cmp.Or(n.group.Status().Trouble, n.trials.Outvoted())
+		n.group.SetFitness(fitness(few, n.verdict.Load(), fault.String(), trouble))
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
 		case <-n.judged:
+		case <-tick.C:
+		}
+	}
+}
+
+// holderlessFor is how long a group may have no holder before its nodes are not ready. Elections are shorter.
+const holderlessFor = 2 * time.Second
+
+// followHolder notes since when nobody holds.
+func (n *node) followHolder(ctx context.Context) error {
+	tick := time.NewTicker(fitnessEvery)
+	defer tick.Stop()
+	for {
+		changed := n.group.Changed()
+		switch now := time.Now(); {
+		case n.holder(n.group.Status()) != "":
+			n.holderless.Store(nil)
+		case n.holderless.Load() == nil:
+			n.holderless.Store(&now)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
 		case <-tick.C:
 		}
 	}

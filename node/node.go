@@ -59,6 +59,7 @@ type node struct {
 	judged       chan struct{}                 // has room for one: verdict is another
 	tenureEnded  atomic.Pointer[time.Time]     // when this node last ceased to hold
 	gaveUpUsers  bool                          // it cannot run programs as another user any more
+	holderless   atomic.Pointer[time.Time]     // since when nobody holds
 	lingers      bool                          // the kernel goes on without this process
 	founded      bool                          // the group was known when this node started
 	taken        atomic.Pointer[[]arp.Claim]   // who else answers for the VIPs of a new group
@@ -208,6 +209,7 @@ func (n *node) proving() proving.Config {
 		Health:        func() []balancer.LoadBalancerStatus { return n.balancer.Health() },
 		Settled:       func(lb string, since time.Time) bool { return n.balancer.Settled(lb, since) },
 		Reconsider:    func() { n.balancer.Reconsider() },
+		Serves:        n.serves,
 		Note:          n.observer.Note, Log: n.log,
 	}
 	if n.planes.Prober != nil {
@@ -246,6 +248,7 @@ func (n *node) parts() []lifecycle.Part {
 		return append(parts,
 			lifecycle.Part{Name: "group", Run: n.group.Run},
 			lifecycle.Part{Name: "failovers", Run: n.noteFailovers},
+			lifecycle.Part{Name: "holder", Run: n.followHolder},
 		)
 	}
 	var last []lifecycle.Part
@@ -295,6 +298,7 @@ func (n *node) parts() []lifecycle.Part {
 			lifecycle.Part{Name: "tracks", Run: n.tracker.Run},
 			lifecycle.Part{Name: "keys", Run: n.followKeys},
 			lifecycle.Part{Name: "fitness", Run: n.followFitness},
+			lifecycle.Part{Name: "holder", Run: n.followHolder},
 			lifecycle.Part{Name: "failovers", Run: n.noteFailovers},
 			// Last to start and first to stop: no answer without the rest.
 			lifecycle.Part{Name: "tenure", Run: func(ctx context.Context) error { return n.group.Lead(ctx, n.hold) }},

@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"appliance/arp"
 	"appliance/balancer"
 	"appliance/confine"
 	"appliance/mask"
+	"appliance/node/proving"
 	"appliance/raft"
 	"appliance/status"
 )
@@ -48,6 +50,9 @@ func (n *node) snapshot() status.Snapshot {
 		if group.Trouble != "" {
 			notReady(status.GroupNotReady, "", group.Trouble)
 		}
+		if since := n.holderless.Load(); since != nil && group.Phase == "running" && time.Since(*since) > holderlessFor {
+			notReady(status.GroupNotReady, "", "nobody holds; without a majority of the peers nobody may")
+		}
 	}
 	privileges := status.Privileges(confine.Now())
 	s.Privileges = &privileges
@@ -78,6 +83,10 @@ func (n *node) snapshot() status.Snapshot {
 		if !t.OK && t.Weight == 0 {
 			notReady(status.TrackFailed, t.Name, t.Reason)
 		}
+	}
+	s.Differences = n.trials.Differences()
+	if why := n.trials.Outvoted(); why != "" {
+		notReady(status.GroupNotReady, "", why)
 	}
 	served := n.balancer.Status()
 	s.LoadBalancers, s.Planes, s.Shortages = served.LoadBalancers, served.Planes, served.Shortages
@@ -187,4 +196,35 @@ func (n *node) followGroup(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// serves is what this node serves, by parts that all nodes of a group should have in common.
+func (n *node) serves() map[string]string {
+	cfg := n.state.Load().Config
+	parts := map[string]string{"version": n.version}
+	var vips, frontends []string
+	for _, v := range cfg.VIPs {
+		vips = append(vips, v.String())
+	}
+	for _, lb := range cfg.LoadBalancers {
+		key := "loadBalancers." + lb.Name + "."
+		parts[key+"dataPlane"], parts[key+"scheduler"] = string(lb.DataPlane), string(lb.Scheduler)
+		var backends []string
+		for _, be := range lb.Backends {
+			backends = append(backends, be.Addr.String())
+		}
+		slices.Sort(backends)
+		parts[key+"backends"] = strings.Join(backends, " ")
+	}
+	for _, lb := range cfg.ForBalancer() {
+		for _, f := range lb.Frontends {
+			if slices.Contains(cfg.VIPs, f.Addr()) {
+				frontends = append(frontends, f.String())
+			}
+		}
+	}
+	slices.Sort(vips)
+	slices.Sort(frontends)
+	parts["vips"], parts[proving.FrontendsKey] = strings.Join(vips, " "), strings.Join(frontends, " ")
+	return parts
 }

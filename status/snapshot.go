@@ -32,6 +32,8 @@ type Snapshot struct {
 	Group         GroupView                     `json:"group"`
 	VIPs          []VIPView                     `json:"vips"`
 	LoadBalancers []balancer.LoadBalancerStatus `json:"loadBalancers"`
+	// Differences are what this node and its peers should have in common and have not.
+	Differences []Difference `json:"differences,omitempty"`
 	// Planes are the data planes that this host was asked for.
 	Planes []balancer.PlaneStatus `json:"planes,omitempty"`
 	// Privileges are what the process may do.

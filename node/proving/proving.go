@@ -40,9 +40,8 @@ const (
 
 // A question asks another node to try this one.
 type question struct {
-	Node   string            `json:"node"`
-	Trials []proof.Trial     `json:"trials,omitempty"`
-	Serves map[string]string `json:"serves,omitempty"`
+	Node   string        `json:"node"`
+	Trials []proof.Trial `json:"trials,omitempty"`
 }
 
 // A questionAnswer is what the other node has found, and what it serves itself.
@@ -70,6 +69,8 @@ type Config struct {
 	// Peers are the group's, and Ask asks one of them. Without a group, there is nobody to ask.
 	Peers func() []raft.PeerStatus
 	Ask   func(ctx context.Context, id string, question []byte) ([]byte, error)
+	// Serves is what this node serves, by parts that all nodes should have in common.
+	Serves func() map[string]string
 	// Note records an event.
 	Note func(status.Event)
 	Log  *slog.Logger
@@ -93,6 +94,10 @@ type Trials struct {
 	untried map[string]string    // why a load balancer was not tried
 	fresh   map[string]bool      // load balancers whose plane is new
 	silent  map[string]time.Time // since when no node of direct answers
+	// What the peers serve, and what this node served when they said so.
+	serves, compared map[string]map[string]string
+	lack             string    // what this node lacks, by what most nodes have
+	lacking          time.Time // since when; zero: it lacks nothing
 }
 
 // New returns trials that begin with Run.
@@ -100,6 +105,7 @@ func New(cfg Config) *Trials {
 	return &Trials{
 		cfg: cfg, kick: make(chan struct{}, 1),
 		untried: make(map[string]string), fresh: make(map[string]bool), silent: make(map[string]time.Time),
+		serves: make(map[string]map[string]string), compared: make(map[string]map[string]string),
 	}
 }
 
@@ -425,11 +431,14 @@ func (t *Trials) peers() (all []raft.PeerStatus) {
 	if t.cfg.Peers == nil {
 		return nil
 	}
+	members := make(map[string]bool)
 	for _, o := range t.cfg.Peers() {
+		members[o.ID] = true
 		if !o.Self && !o.Witness && o.Connected {
 			all = append(all, o)
 		}
 	}
+	t.forget(members)
 	return all
 }
 
@@ -490,6 +499,9 @@ func (t *Trials) ask(ctx context.Context, asker raft.PeerStatus, trials []proof.
 	if err := json.Unmarshal(data, &a); err != nil {
 		return nil, err
 	}
+	if len(a.Serves) > 0 {
+		t.learn(asker.ID, a.Serves)
+	}
 	if a.Problem != "" {
 		return nil, errors.New(a.Problem)
 	}
@@ -502,7 +514,7 @@ func (t *Trials) Answer(ctx context.Context, data []byte) ([]byte, error) {
 	if err := json.Unmarshal(data, &q); err != nil {
 		return nil, err
 	}
-	var a questionAnswer
+	a := questionAnswer{Serves: t.cfg.Serves()}
 	if len(q.Trials) > 0 {
 		var err error
 		if a.Findings, err = t.tryNode(ctx, q); err != nil {

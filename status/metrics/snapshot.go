@@ -148,6 +148,10 @@ func (s *snapshotMetrics) group(n status.Snapshot) {
 	s.counter("peer_connections_refused_total",
 		"Connections to the peer port that were no peer's.").add(float64(g.Refused), nil)
 
+	differs := s.gauge("peer_differs", "1 for each part of what it serves in which the peer differs from this node.")
+	for _, d := range n.Differences {
+		differs.add(1, label("key", d.Key, "peer", d.Peer))
+	}
 	unfit := s.gauge("unfit",
 		"Whether this node would rather not hold: a track fails, or it sees no backend where others may.")
 	up := s.gauge("peer_connected", "Whether this node reaches the peer.")
@@ -217,12 +221,37 @@ func (s *snapshotMetrics) loadBalancers(n status.Snapshot) {
 	failed := s.counter("backend_connection_failures_total", "Connections that failed, where the data plane counts.")
 	in := s.counter("backend_sent_bytes_total", "Bytes from clients to the backend, where the data plane counts.")
 	out := s.counter("backend_received_bytes_total", "Bytes from the backend to clients, where the data plane counts.")
+	proved := s.gauge("loadbalancer_proved",
+		"Whether clients are served, as trials say: of the link, and of this node; absent while nobody has tried.")
+	at := s.gauge("loadbalancer_proof_timestamp_seconds", "When a trial last succeeded, in the data plane that serves.")
+	tried := s.counter("loadbalancer_proof_failures_total",
+		"Trials that failed, in the data plane that serves, by what came back (refused, unreachable, silent).")
 	planes := []balancer.PlaneName{balancer.Direct, balancer.IPVS, balancer.NFTables, balancer.UserSpace}
 	for _, lb := range n.LoadBalancers {
 		for _, p := range planes {
 			plane.add(truth(lb.Plane == p), label("loadbalancer", lb.Name, "plane", string(p)))
 		}
 		repairs.add(float64(lb.Repairs), label("loadbalancer", lb.Name))
+		if lb.Proof != nil {
+			for _, of := range []struct {
+				clients string
+				*balancer.ProofStatus
+			}{{"link", lb.Proof}, {"node", lb.Proof.Local}} {
+				if of.ProofStatus == nil {
+					continue
+				}
+				clients := label("clients", of.clients, "loadbalancer", lb.Name)
+				if of.State != balancer.NotTried {
+					proved.add(truth(of.State == balancer.Proved), clients)
+				}
+				if of.Last != nil {
+					at.add(seconds(*of.Last), clients)
+				}
+				for _, result := range []string{"refused", "silent", "unreachable"} {
+					tried.add(float64(of.Failures[result]), label("clients", of.clients, "loadbalancer", lb.Name, "result", result))
+				}
+			}
+		}
 		if status.Dials(lb.Plane) {
 			waiting.add(float64(lb.Queued), label("loadbalancer", lb.Name))
 		}

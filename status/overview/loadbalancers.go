@@ -35,6 +35,11 @@ type loadBalancer struct {
 	// NoBackend reports that the holder has no backend for it.
 	NoBackend bool
 	Level     level
+	// Unproved are the nodes on which trials say that clients are not served, with the reason; the first is the holder,
+	// if HolderUnproved is set. NotTried says why nobody knows for the holder.
+	Unproved       []string
+	HolderUnproved bool
+	NotTried       string
 }
 
 func newLoadBalancer(self status.Snapshot, lb balancer.LoadBalancerStatus, reports []report.PeerReport,
@@ -62,6 +67,7 @@ func newLoadBalancer(self status.Snapshot, lb balancer.LoadBalancerStatus, repor
 			m.Elsewhere = append(m.Elsewhere, fmt.Sprintf("%s on %s", other.Plane, s.ID))
 		}
 	}
+	m.proofs(self, reports)
 	for _, be := range lb.Backends {
 		b := newBackend(lb.Name, be, reports)
 		if status.TakesConnections(be) {
@@ -71,14 +77,40 @@ func newLoadBalancer(self status.Snapshot, lb balancer.LoadBalancerStatus, repor
 		m.Backends = append(m.Backends, b)
 	}
 	switch {
-	case m.NoBackend || m.Plane == "":
+	case m.NoBackend || m.Plane == "" || m.HolderUnproved:
 		m.Level = bad
-	case m.Error != "" || m.Up < len(m.Backends) || len(m.Elsewhere) > 0:
+	case len(m.Unproved) > 0 || m.Error != "" || m.Up < len(m.Backends) || len(m.Elsewhere) > 0:
 		m.Level = warn
 	default:
 		m.Level = good
 	}
 	return m
+}
+
+// proofs takes what trials say of each node. Where no node holds, this one counts as the holder: a worker has no other.
+func (m *loadBalancer) proofs(self status.Snapshot, reports []report.PeerReport) {
+	holder := self.ID
+	for _, r := range reports {
+		if r.Report.Snapshot.Group.Holding {
+			holder = r.Report.Snapshot.ID
+		}
+	}
+	for _, r := range reports {
+		s := &r.Report.Snapshot
+		lb := s.LoadBalancer(m.Name)
+		if lb == nil || lb.Proof == nil {
+			continue
+		}
+		holds := s.ID == holder
+		switch text := s.ID + ": " + lb.Proof.Reason; {
+		case lb.Proof.State == balancer.Unproved && holds:
+			m.Unproved, m.HolderUnproved = append([]string{text}, m.Unproved...), true
+		case lb.Proof.State == balancer.Unproved:
+			m.Unproved = append(m.Unproved, text)
+		case lb.Proof.State == balancer.NotTried && holds:
+			m.NotTried = lb.Proof.Reason
+		}
+	}
 }
 
 // withoutBackend looks at the holder's report, or at this node's if the holder sent none: only what the holder has
@@ -115,6 +147,9 @@ func (m *loadBalancer) problems() (all []problem) {
 		note(true, "%s is not served here: %s", m.Name, m.Error)
 	case m.Error != "":
 		note(false, "%s: %s", m.Name, m.Error)
+	}
+	for i, why := range m.Unproved {
+		note(m.HolderUnproved && i == 0, "clients of %s are not served by %s", m.Name, why)
 	}
 	waiting := m.Queued
 	for _, b := range m.Backends {

@@ -95,6 +95,13 @@ func (o *Overview) judge(s status.Snapshot, reports []report.PeerReport) verdict
 			note(within(o.Now, a.ForeignAt, claimIsBad), "another machine (%s) has claimed %s", a.ForeignMAC, a.Address)
 		}
 	}
+	for _, r := range reports {
+		for _, d := range r.Report.Snapshot.Differences {
+			if r.Report.Snapshot.ID == o.Self { // the others say the same the other way round
+				note(false, "%s and %s do not serve the same: %s", o.Self, d.Peer, d)
+			}
+		}
+	}
 	var ofLoadBalancers []problem
 	for _, lb := range o.LoadBalancers {
 		ofLoadBalancers = append(ofLoadBalancers, lb.problems()...)
@@ -160,7 +167,15 @@ func (o *Overview) nodeProblems(n node) (all []problem) {
 
 // sum makes the headline of problems, of which the bad ones come first.
 func (o *Overview) sum(problems []problem) verdict {
+	notTried := slices.IndexFunc(o.LoadBalancers, func(lb loadBalancer) bool { return lb.NotTried != "" })
 	switch {
+	case len(problems) == 0 && o.Holder == "" && notTried >= 0:
+		lb := o.LoadBalancers[notTried]
+		return verdict{Level: good, Headline: "Served on this node only, and " + lb.Name + " is not proved: " + lb.NotTried}
+	case len(problems) == 0 && notTried >= 0:
+		lb := o.LoadBalancers[notTried]
+		return verdict{Level: good, Headline: o.Holder + " answers for the virtual addresses; that " + lb.Name +
+			" is served is not proved: " + lb.NotTried}
 	case len(problems) == 0 && o.Holder == "": // a worker
 		return verdict{Level: good, Headline: "All is well: served on this node only"}
 	case len(problems) == 0:

@@ -67,6 +67,9 @@ func (t *text) node(s status.Snapshot) {
 			t.line("%s", t.paint.bad(short.Words()))
 		}
 	}
+	for _, d := range s.Differences {
+		t.line("differs: %s", t.paint.bad(d.String()))
+	}
 	if trouble := s.Hooks.Trouble(); trouble != "" {
 		t.line("%s", t.paint.bad(trouble))
 	}

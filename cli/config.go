@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"log/slog"
 	"text/tabwriter"
 
 	"github.com/urfave/cli/v2"
@@ -22,6 +23,10 @@ func configCommand() *cli.Command {
 				Usage:     "say what is wrong with a configuration file, and touch nothing",
 				ArgsUsage: "FILE",
 				Flags: append(settingFlags(), &cli.BoolFlag{
+					Name: "host",
+					Usage: "say also what `start` would say on this host: keys, own address, subnets, data planes, programs; " +
+						"run it there, as the user of the appliance",
+				}, &cli.BoolFlag{
 					Name:  "live",
 					Usage: "check each backend once, from this host, and print the line to write where the check does not fit",
 				}),
@@ -69,12 +74,23 @@ func checkConfig(c *cli.Context) error {
 	if c.Bool("live") {
 		return checkLive(c.Context, c.App.Writer, cfg)
 	}
-	if err := node.CheckProgramsHere(cfg); err != nil {
+	here := ""
+	if c.Bool("host") {
+		log := slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		tried, err := node.CheckHost(c.Context, cfg, log)
+		if err != nil {
+			return unmendable(err)
+		}
+		here = "; it can be started on this host"
+		if !tried {
+			here = "; the data planes were not tried, since an appliance runs on this host"
+		}
+	} else if err := node.CheckProgramsHere(cfg); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.App.Writer, "%s is valid: %s, %s, %s\n", file,
+	_, err = fmt.Fprintf(c.App.Writer, "%s is valid: %s, %s, %s%s\n", file,
 		count(len(cfg.VIPs), "virtual address", "es"), count(len(cfg.Peers), "peer", "s"),
-		count(len(cfg.LoadBalancers), "load balancer", "s"))
+		count(len(cfg.LoadBalancers), "load balancer", "s"), here)
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -63,11 +64,16 @@ func loadConfig(c *cli.Context) (*configs.Config, error) {
 // in a moment.
 func loadFile(path string, src configs.Source) (*configs.Config, error) {
 	cfg, err := configs.Load(path, src)
+	return cfg, unmendable(err)
+}
+
+// unmendable makes an errConfig of an error that no retry mends.
+func unmendable(err error) error {
 	var p configs.Problem
-	if errors.As(err, &p) {
-		err = errConfig{err}
+	if errors.As(err, &p) || errors.Is(err, syscall.EISDIR) {
+		return errConfig{err}
 	}
-	return cfg, err
+	return err
 }
 
 // errConfig is a configuration that is not valid.

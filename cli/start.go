@@ -24,13 +24,13 @@ func startCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
-			return node.Run(c.Context, node.Options{
+			return unmendable(node.Run(c.Context, node.Options{
 				Config:  cfg,
 				File:    configPath(c),
 				Reload:  func() (*configs.Config, error) { return loadConfig(c) },
 				Version: c.App.Version,
 				Log:     c.App.ErrWriter,
-			})
+			}))
 		},
 	}
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/integration/scene"
+	"appliance/status"
 )
 
 // TestProofs has everything well but for what clients need, and expects the nodes to notice: the next data plane serves,
@@ -120,4 +122,94 @@ func (w *world) proved(t *testing.T, lb string, ok func(*balancer.ProofStatus) b
 	for i := range w.apps[:worker] {
 		w.await(t, i, lb, func(s balancer.LoadBalancerStatus) bool { return s.Proof != nil && ok(s.Proof) })
 	}
+}
+
+// TestPeersDiffer has one node of three with another VIP in its file. It must not hold, and all say why.
+func TestPeersDiffer(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	w := newWorld(t, scene.IPv4)
+	lb := balance{name: "peers", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3"}}
+	group, own := w.keys(t)
+	w.begin(t, func(i int) string {
+		if i == worker {
+			return w.config(w.ofWorker(""), own, []balance{lb})
+		}
+		config := w.config("", group, []balance{lb})
+		if i == 1 {
+			config = strings.Replace(config, w.vip().String(), "10.77.0.99", 1)
+		}
+		return config
+	})
+	differs := func(i int, of string) func() error {
+		return func() error {
+			s, err := w.apps[i].client.Snapshot(t.Context())
+			if err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(s.Differences, func(d status.Difference) bool { return d.Key == "vips" && d.Peer == of }) {
+				return fmt.Errorf("%s names no other VIP: %v", s.ID, s.Differences)
+			}
+			return nil
+		}
+	}
+	eventually(t, differs(0, "n2"))
+	eventually(t, differs(1, "n3"))
+	eventually(t, func() error {
+		s, err := w.apps[1].client.Snapshot(t.Context())
+		if err != nil {
+			return err
+		}
+		if s.Holder == "n2" || !slices.ContainsFunc(s.NotReadyTexts(), func(why string) bool {
+			return strings.Contains(why, w.target(scene.Port).String()+", which n1 and n3 serve")
+		}) {
+			return fmt.Errorf("%s holds, and n2 is ready but for %v", s.Holder, s.NotReadyTexts())
+		}
+		return nil
+	})
+	w.reached(t, w.client, lb)
+}
+
+// TestSurvivorIsNotReady leaves one node of three, which may not hold.
+func TestSurvivorIsNotReady(t *testing.T) {
+	w := newWorld(t, scene.IPv4)
+	lb := balance{name: "peers", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3"}}
+	w.start(t, plane(), []balance{lb})
+	w.apps[1].stop(t)
+	w.apps[2].proc.Kill()
+	eventually(t, func() error {
+		s, err := w.apps[0].client.Snapshot(t.Context())
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(s.NotReadyTexts(), func(why string) bool { return strings.Contains(why, "nobody holds") }) {
+			return fmt.Errorf("%s holds, not ready: %v", s.Holder, s.NotReadyTexts())
+		}
+		return nil
+	})
+}
+
+// TestDirectLetsGo has the servers of direct on workers whose appliances end. The servers live, and have to be served.
+func TestDirectLetsGo(t *testing.T) {
+	if plane() != "" {
+		t.Skip("a data plane is forced")
+	}
+	w := newWorld(t, scene.IPv4)
+	lb := balance{name: "worker", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"w1"}}
+	w.start(t, "", []balance{lb})
+	for i := range w.apps[:worker] {
+		w.await(t, i, "worker", served(balancer.Direct, 1))
+	}
+	w.reached(t, w.client, lb)
+	w.apps[worker].stop(t)
+	for i := range w.apps[:worker] {
+		w.await(t, i, "worker", served(balancer.NFTables, 1))
+	}
+	w.reached(t, w.client, lb)
+	w.apps[worker].start(t)
+	for i := range w.apps[:worker] {
+		w.await(t, i, "worker", served(balancer.Direct, 1))
+	}
+	w.reached(t, w.client, lb)
 }

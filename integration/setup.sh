@@ -42,6 +42,7 @@ test | bench)
 	need ipvsadm ipvsadm
 	need etcd etcd-server
 	need etcdctl etcd-client
+	need promtool prometheus # the alerts are tested as rules
 	need chromium chromium
 	need chromedriver chromium-driver # the status page is looked at in a browser
 	if [ "$want" = bench ]; then

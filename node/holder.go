@@ -227,12 +227,14 @@ func (n *node) followFitness(ctx context.Context) error {
 // holderlessFor is how long a group may have no holder before its nodes are not ready. Elections are shorter.
 const holderlessFor = 2 * time.Second
 
-// followHolder notes since when nobody holds.
+// followHolder notes since when nobody holds, and whose datagrams do not arrive.
 func (n *node) followHolder(ctx context.Context) error {
 	tick := time.NewTicker(fitnessEvery)
 	defer tick.Stop()
+	blocked := make(map[string]bool)
 	for {
 		changed := n.group.Changed()
+		n.noteDatagrams(blocked)
 		switch now := time.Now(); {
 		case n.holder(n.group.Status()) != "":
 			n.holderless.Store(nil)
@@ -244,6 +246,23 @@ func (n *node) followHolder(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-tick.C:
+		}
+	}
+}
+
+// noteDatagrams logs whose datagrams do not arrive, once for each change.
+func (n *node) noteDatagrams(blocked map[string]bool) {
+	for _, p := range n.group.Status().Peers {
+		flow, known := datagrams(p)
+		switch {
+		case !known || flow == !blocked[p.ID]:
+		case flow:
+			n.log.Info("datagrams of a peer arrive again", "peer", p.ID)
+			delete(blocked, p.ID)
+		default:
+			n.log.Warn("datagrams of a peer do not arrive, so the loss of its host is noticed later; "+
+				"have the firewalls of both let UDP to the peer port pass", "peer", p.ID, "port", p.Addr.Port())
+			blocked[p.ID] = true
 		}
 	}
 }

@@ -21,6 +21,9 @@ import (
 	"appliance/balancer"
 	"appliance/configs"
 	"appliance/nft"
+	"appliance/node/desired"
+	"appliance/node/observe"
+	"appliance/node/planes"
 	"appliance/pathprobe"
 	"appliance/raft/auth"
 	"appliance/raft/store"
@@ -72,6 +75,45 @@ func survey(cfg *configs.Config) (site, error) {
 	return s, errors.Join(problems...)
 }
 
+// CheckHost says whether Run would put cfg into force on this host, with the same errors, and changes nothing on it.
+// tried says whether the data planes were tried too: they are not beside an appliance that runs, whose ports and rules
+// they would find.
+func CheckHost(ctx context.Context, cfg *configs.Config, log *slog.Logger) (tried bool, err error) {
+	s, err := survey(cfg)
+	_, programs := openPrograms(cfg)
+	if err := errors.Join(err, programs, observe.CheckToken(cfg.Admin)); err != nil {
+		return false, err
+	}
+	if conn, err := net.Dial("unix", cfg.Socket); err == nil {
+		conn.Close()
+		return false, nil
+	}
+	n := &node{cfg: cfg, site: s, log: log, inputs: inputs{config: cfg}}
+	n.state.Store(&desired.State{Config: cfg})
+	if n.witness() {
+		return true, nil
+	}
+	n.inputs.secrets = n.firstSecrets()
+	first := n.compute()
+	n.state.Store(&first)
+	// Nothing is closed: closing removes rules, and none have been made.
+	n.planes, err = planes.Open(planes.Config{
+		Interfaces: n.interfaces(), Self: s.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
+		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers,
+		Report: func(balancer.Target, error) {}, Log: log,
+	})
+	if err != nil {
+		return true, err
+	}
+	n.balancer, err = balancer.New(balancer.Config{
+		Planes: n.planes.List, LoadBalancers: first.LoadBalancers, Log: log,
+	})
+	if err != nil {
+		return true, err
+	}
+	return true, errors.Join(n.checkConflicts(), n.check(ctx))
+}
+
 // Self finds which node of cfg this host is.
 func Self(cfg *configs.Config) (configs.PeerEntry, error) {
 	local, err := arp.LocalAddrs()
@@ -110,18 +152,27 @@ func security(cfg *configs.Config) (auth.Security, error) {
 	case g.KeyFile != "":
 		keys, err := auth.LoadKeys(g.KeyFile)
 		if err != nil {
-			return auth.Security{}, err
+			return auth.Security{}, unlessMissing("group.keyFile", err)
 		}
 		if g.OldKeyFile != "" {
 			old, err := auth.LoadKey(g.OldKeyFile)
 			if err != nil {
-				return auth.Security{}, err
+				return auth.Security{}, unlessMissing("group.oldKeyFile", err)
 			}
 			keys = append(keys, old)
 		}
 		return auth.Security{Keys: keys, KeyFile: g.KeyFile}, nil
 	}
 	return auth.Security{}, nil
+}
+
+// unlessMissing makes err one about a key of the configuration, which no retry mends. A file that does not exist may
+// be there in a moment.
+func unlessMissing(key string, err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return placed{configs.Problem{Key: key, Text: err.Error()}, err}
 }
 
 // writable proves that dir, or its nearest parent that exists, takes a file.

@@ -73,6 +73,16 @@ type placed struct {
 
 func (p placed) Unwrap() error { return p.cause }
 
+// As makes p a configs.Problem, which no retry mends, unless a file is missing: it may be there in a moment.
+func (p placed) As(target any) bool {
+	problem, ok := target.(*configs.Problem)
+	if !ok || errors.Is(p.cause, fs.ErrNotExist) {
+		return false
+	}
+	*problem = p.Problem
+	return true
+}
+
 // CheckPrograms says what is wrong with the programs and files that cfg names, with the key of each.
 func CheckPrograms(cfg *configs.Config) error {
 	_, err := openPrograms(cfg)

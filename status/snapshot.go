@@ -105,6 +105,8 @@ type PeerView struct {
 	// LastContact is how long ago the leader heard from the peer, or this peer from its leader; zero if unknown here.
 	LastContact time.Duration `json:"lastContactNs,omitempty"`
 	RoundTrip   time.Duration `json:"roundTripNs,omitempty"`
+	// Datagrams says whether datagrams come from the peer; null while it is out of reach or has just come into reach.
+	Datagrams *bool `json:"datagrams,omitempty"`
 	// Conflict says why the peer cannot belong to this group.
 	Conflict string `json:"conflict,omitempty"`
 	// Drained, Pinned and Standby are the operator's orders: never hold, hold if possible, follow without a vote.
@@ -126,6 +128,7 @@ func (p PeerView) Labels(peers []PeerView) []string {
 		word string
 	}{
 		{p.Drained, "drained"}, {p.Pinned, "pinned"}, {p.Standby, "without a vote"},
+		{p.Datagrams != nil && !*p.Datagrams, "its datagrams do not arrive"},
 		{differs, fmt.Sprintf("priority %d", p.Priority)},
 	} {
 		if label.is {

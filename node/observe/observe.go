@@ -225,6 +225,12 @@ func (o *Observer) Claimed(c arp.Claim) {
 		What: "another machine claims it", Reason: fmt.Sprintf("%s on %s", c.MAC, c.Interface)})
 }
 
+// CheckToken says what is wrong with the file of the bearer token.
+func CheckToken(a configs.Admin) error {
+	_, err := readToken(a.TokenFile)
+	return err
+}
+
 // readToken reads a bearer token. Whoever can read the file can read the status, so only its owner may.
 func readToken(file string) (string, error) {
 	if file == "" {
@@ -235,7 +241,7 @@ func readToken(file string) (string, error) {
 		return "", fmt.Errorf("admin.tokenFile: %w; write one with `(umask 077; openssl rand -hex 32 > %s)`", err, file)
 	}
 	if err != nil {
-		return "", fmt.Errorf("admin.tokenFile: %w", err)
+		return "", configs.Problem{Key: "admin.tokenFile", Text: err.Error()}
 	}
 	token := strings.TrimSpace(string(data))
 	if len(token) < 16 || len(token) > 512 || strings.ContainsAny(token, " \t\r\n") {

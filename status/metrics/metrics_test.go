@@ -33,6 +33,9 @@ func scrape(t testing.TB, m *Metrics) string {
 // everything is Metrics in which every metric has a value.
 func everything(t testing.TB, c *statustest.Cluster) *Metrics {
 	m := New(func() status.Snapshot { return c.Snapshots["n2"] }, "v0.1.0")
+	c.Edit("n2", func(s *status.Snapshot) {
+		s.Differences = []status.Difference{{Peer: "n3", Key: "version", Here: "v0.1.0", There: "v0.0.9"}}
+	})
 	to := balancer.Target{LoadBalancer: "kube-apiserver"}
 	m.Checked(to, 300*time.Microsecond, nil)
 	m.Checked(to, 500*time.Millisecond, errors.New("no"))

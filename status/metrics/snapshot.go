@@ -155,6 +155,8 @@ func (s *snapshotMetrics) group(n status.Snapshot) {
 	unfit := s.gauge("unfit",
 		"Whether this node would rather not hold: a track fails, or it sees no backend where others may.")
 	up := s.gauge("peer_connected", "Whether this node reaches the peer.")
+	datagrams := s.gauge("peer_datagrams",
+		"Whether datagrams come from the peer; absent while it is out of reach, or has just come into reach.")
 	contact := s.gauge("peer_last_contact_seconds",
 		"How long ago the holder heard from the peer, or this peer from the holder.")
 	trip := s.gauge("peer_round_trip_seconds", "Time of a question and its answer over the peer port.")
@@ -165,6 +167,9 @@ func (s *snapshotMetrics) group(n status.Snapshot) {
 		}
 		peer := label("peer", p.ID)
 		up.add(truth(p.Connected), peer)
+		if p.Datagrams != nil {
+			datagrams.add(truth(*p.Datagrams), peer)
+		}
 		if p.LastContact > 0 {
 			contact.add(p.LastContact.Seconds(), peer)
 		}

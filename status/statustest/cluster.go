@@ -71,11 +71,12 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 		s.Shortages = []balancer.Shortage{{Of: "ports", At: "dial", Count: 3}}
 		s.Group.State, s.Group.Holding, s.Group.Since, s.Group.Tenures = "leader", true, c.Time.Add(-90*time.Minute), 1
 	}
+	flow := true
 	for k, other := range []string{"n1", "n2", "n3"} {
 		s.Group.Peers = append(s.Group.Peers, status.PeerView{
 			ID: other, Address: netip.MustParseAddrPort(fmt.Sprintf("10.77.0.%d:10000", 11+k)), Version: "v0.1.0", Role: "voter",
 			Holder: other == "n2", Self: other == id, Connected: true, ConnectedSince: c.Time.Add(-49 * time.Hour),
-			LastContact: 9 * time.Millisecond, RoundTrip: 180 * time.Microsecond,
+			LastContact: 9 * time.Millisecond, RoundTrip: 180 * time.Microsecond, Datagrams: &flow,
 		})
 	}
 	for _, vip := range []string{"10.77.0.10", "fd77::10"} {
@@ -84,6 +85,7 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 			Answering: id == "n2", Carrier: true, Answers: 1200 * uint64(i), Announcements: 182 * uint64(i),
 		})
 	}
+	tried := c.Time.Add(-3 * time.Second)
 	names := []string{"kube-apiserver", "ingress", "etcd"}
 	for l := range c.loadBalancers {
 		name := fmt.Sprintf("lb-%d", l)
@@ -94,6 +96,8 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 			Name: name, Frontends: []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("10.77.0.10"), uint16(6443+l))},
 			Scheduler: "rr", Plane: balancer.IPVS, Reason: "the first that can serve it",
 			Refused: []balancer.Refusal{{Plane: balancer.Direct, Reason: "10.77.0.21:6443 is no node of the group"}},
+			Proof: &balancer.ProofStatus{State: balancer.Proved, Last: &tried, By: "n3",
+				Local: &balancer.ProofStatus{State: balancer.Proved, Last: &tried, By: id}},
 		}
 		for b := range c.backends {
 			at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 77, byte(l), byte(11 + b)}), uint16(6443+l))

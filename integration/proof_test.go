@@ -168,6 +168,7 @@ func TestPeersDiffer(t *testing.T) {
 		}
 		return nil
 	})
+	lb.nodes = []string{"n1", "n3"} // direct hands nothing to a node that does not have the VIP
 	w.reached(t, w.client, lb)
 }
 

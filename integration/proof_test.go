@@ -12,8 +12,8 @@ import (
 	"appliance/status"
 )
 
-// TestProofs has everything well but for what clients need, and expects the nodes to notice: the next data plane serves,
-// or what is wrong is said.
+// TestProofs has everything well but for what clients need, and expects the nodes to notice: the next data plane
+// serves, or what is wrong is said.
 func TestProofs(t *testing.T) {
 	if plane() != "" {
 		t.Skip("a data plane is forced")
@@ -49,7 +49,8 @@ func TestProofs(t *testing.T) {
 			t.Run("a forward chain with policy drop", func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, family)
-				others := balance{name: "others", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "s1", "s2"}}
+				others := balance{name: "others", port: scene.Port, backend: scene.Port, scheduler: "rr",
+					nodes: []string{"n1", "s1", "s2"}}
 				w.start(t, "", []balance{others})
 				w.proved(t, "others", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
 				for i := range w.apps[:worker] {

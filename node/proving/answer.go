@@ -1,0 +1,145 @@
+package proving
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"appliance/neighbours"
+	"appliance/proof"
+	"appliance/raft"
+)
+
+// A question asks another node to try this one.
+type question struct {
+	Node   string        `json:"node"`
+	Trials []proof.Trial `json:"trials,omitempty"`
+}
+
+// A questionAnswer is what the other node has found, and what it serves itself.
+type questionAnswer struct {
+	Findings []proof.Finding   `json:"findings,omitempty"`
+	Problem  string            `json:"problem,omitempty"`
+	Serves   map[string]string `json:"serves,omitempty"`
+}
+
+// ask has a peer try this node.
+func (t *Trials) ask(ctx context.Context, asker raft.PeerStatus, trials []proof.Trial) ([]proof.Finding, error) {
+	data, err := json.Marshal(question{Node: t.cfg.Self, Trials: trials})
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	data, err = t.cfg.Ask(ctx, asker.ID, data)
+	if err != nil {
+		if strings.Contains(err.Error(), "unknown request") {
+			return nil, errors.New("it runs an older version")
+		}
+		return nil, err
+	}
+	var a questionAnswer
+	if err := json.Unmarshal(data, &a); err != nil {
+		return nil, err
+	}
+	if len(a.Serves) > 0 {
+		t.learn(asker.ID, a.Serves)
+	}
+	if a.Problem != "" {
+		return nil, errors.New(a.Problem)
+	}
+	return a.Findings, nil
+}
+
+// Answer tries another node of the group, which has asked for it.
+func (t *Trials) Answer(ctx context.Context, data []byte) ([]byte, error) {
+	var q question
+	if err := json.Unmarshal(data, &q); err != nil {
+		return nil, err
+	}
+	a := questionAnswer{Serves: t.cfg.Serves()}
+	if len(q.Trials) > 0 {
+		var err error
+		if a.Findings, err = t.tryNode(ctx, q); err != nil {
+			a.Problem = err.Error()
+		}
+	}
+	return json.Marshal(a)
+}
+
+// tryNode does what a question asks for. It sends to nobody but peers, and for no address but this node's own VIPs: the
+// kernel drops the answers for those, whose address is its own.
+func (t *Trials) tryNode(ctx context.Context, q question) (all []proof.Finding, err error) {
+	t.forward.Lock()
+	defer t.forward.Unlock()
+	peers := t.peers()
+	i := slices.IndexFunc(peers, func(o raft.PeerStatus) bool { return o.ID == q.Node })
+	if i < 0 {
+		return nil, fmt.Errorf("%s is no peer in reach", q.Node)
+	}
+	type way struct {
+		on  string
+		is4 bool
+	}
+	by := make(map[way][]proof.Trial)
+	on := t.cfg.Interfaces
+	for _, one := range q.Trials {
+		name := on[one.Frontend.Addr()]
+		if name == "" {
+			return nil, fmt.Errorf("%s is not among its own virtual addresses", one.Frontend.Addr())
+		}
+		w := way{name, one.Frontend.Addr().Is4()}
+		by[w] = append(by[w], one)
+	}
+	for w, trials := range by {
+		link, err := neighbours.ReadLink(w.on)
+		if err != nil {
+			return nil, err
+		}
+		theirs := slices.DeleteFunc(append(peers[i].Addrs(), peers[i].OnLink...), func(a netip.Addr) bool {
+			return a.Is4() != w.is4
+		})
+		mac, ok := firstMAC(link, theirs)
+		own, haveOwn := t.ownAddress(w.is4)
+		if !ok || !haveOwn {
+			return nil, fmt.Errorf("%s is not on its link %s", q.Node, w.on)
+		}
+		findings, err := proof.FromLink(ctx, link, mac, own, trials)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, findings...)
+	}
+	return all, nil
+}
+
+// firstMAC is the MAC address of the first of a node's addresses that is on the link.
+func firstMAC(link neighbours.Link, addrs []netip.Addr) (mac [6]byte, ok bool) {
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return link.OffLink(a) != "" })
+	macs := link.Find(addrs, true)
+	for _, a := range addrs {
+		if mac, ok := macs[a]; ok {
+			return mac, true
+		}
+	}
+	return mac, false
+}
+
+// ownAddress is this node's address of a family, as the other nodes know it.
+func (t *Trials) ownAddress(is4 bool) (netip.Addr, bool) {
+	for _, o := range t.cfg.Peers() {
+		if !o.Self {
+			continue
+		}
+		for _, a := range append(o.Addrs(), o.OnLink...) {
+			if a.Is4() == is4 {
+				return a, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}

@@ -83,7 +83,8 @@ func TestLearn(t *testing.T) {
 // Nobody is asked whom the lists keep out.
 func TestKeptOut(t *testing.T) {
 	lb := balancer.LoadBalancer{Name: "api", ConnOptions: balancer.ConnOptions{
-		Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")}, Deny: []netip.Prefix{netip.MustParsePrefix("192.0.2.12/32")},
+		Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28")},
+		Deny:  []netip.Prefix{netip.MustParsePrefix("192.0.2.12/32")},
 	}}
 	trials := New(Config{LoadBalancers: func() []balancer.LoadBalancer { return []balancer.LoadBalancer{lb} }})
 	c := candidate{LoadBalancerStatus: balancer.LoadBalancerStatus{Name: "api"}}

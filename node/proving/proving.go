@@ -190,7 +190,8 @@ func (t *Trials) Of(lb balancer.LoadBalancerStatus) *balancer.ProofStatus {
 	t.mu.Lock()
 	why := t.untried[lb.Name]
 	t.mu.Unlock()
-	if out.State == balancer.NotTried || why != "" && out.State == balancer.Proved && time.Since(*out.Last) > 10*proveEvery {
+	stale := why != "" && out.State == balancer.Proved && time.Since(*out.Last) > 10*proveEvery
+	if out.State == balancer.NotTried || stale {
 		out.State, out.Reason = balancer.NotTried, cmp.Or(why, "not tried yet")
 	}
 	local := proofStatus(t.local.Entry(s))

@@ -50,7 +50,7 @@ func TestProofs(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t, family)
 				others := balance{name: "others", port: scene.Port, backend: scene.Port, scheduler: "rr",
-					nodes: []string{"n1", "s1", "s2"}}
+					nodes: []string{"s1", "s2"}}
 				w.start(t, "", []balance{others})
 				w.proved(t, "others", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
 				for i := range w.apps[:worker] {
@@ -58,7 +58,12 @@ func TestProofs(t *testing.T) {
 						"{ type filter hook forward priority 0; policy drop; }")
 				}
 				for i := range w.apps[:worker] {
-					w.chosen(t, i, "others", balancer.UserSpace, map[balancer.PlaneName]string{balancer.NFTables: "forward chain"})
+					s := w.await(t, i, "others", served(balancer.UserSpace, 2))
+					if !slices.ContainsFunc(s.Refused, func(r balancer.Refusal) bool {
+						return r.Plane == balancer.NFTables && strings.Contains(r.Reason, "forward chain")
+					}) {
+						t.Errorf("%s does not say what is wrong with nftables: %+v", w.nodes[i].Name, s.Refused)
+					}
 				}
 				w.proved(t, "others", func(p *balancer.ProofStatus) bool { return p.State == balancer.Proved })
 				w.reached(t, w.client, others)

@@ -231,10 +231,10 @@ const holderlessFor = 2 * time.Second
 func (n *node) followHolder(ctx context.Context) error {
 	tick := time.NewTicker(fitnessEvery)
 	defer tick.Stop()
-	blocked := make(map[string]bool)
+	quiet := make(map[string]time.Time)
 	for {
 		changed := n.group.Changed()
-		n.noteDatagrams(blocked)
+		n.noteDatagrams(quiet)
 		switch now := time.Now(); {
 		case n.holder(n.group.Status()) != "":
 			n.holderless.Store(nil)
@@ -250,21 +250,31 @@ func (n *node) followHolder(ctx context.Context) error {
 	}
 }
 
-// noteDatagrams logs whose datagrams do not arrive, once for each change.
-func (n *node) noteDatagrams(blocked map[string]bool) {
+// datagramsAfter is how long a peer in reach must have sent no datagrams before that is said. A host that is short of
+// processors may be late by seconds.
+const datagramsAfter = 10 * time.Second
+
+// noteDatagrams notes whose datagrams do not arrive, and logs it once for each change. quiet is since when.
+func (n *node) noteDatagrams(quiet map[string]time.Time) {
+	before, now := n.blocked.Load(), make(map[string]bool)
 	for _, p := range n.group.Status().Peers {
-		flow, known := datagrams(p)
-		switch {
-		case !known || flow == !blocked[p.ID]:
-		case flow:
-			n.log.Info("datagrams of a peer arrive again", "peer", p.ID)
-			delete(blocked, p.ID)
-		default:
+		if p.Self || p.Datagrams || !p.Connected || p.Role == "" {
+			delete(quiet, p.ID)
+		} else if quiet[p.ID].IsZero() {
+			quiet[p.ID] = time.Now()
+		}
+		since, isQuiet := quiet[p.ID]
+		if now[p.ID] = isQuiet && time.Since(since) > datagramsAfter; now[p.ID] == (before != nil && (*before)[p.ID]) {
+			continue
+		}
+		if now[p.ID] {
 			n.log.Warn("datagrams of a peer do not arrive, so the loss of its host is noticed later; "+
 				"have the firewalls of both let UDP to the peer port pass", "peer", p.ID, "port", p.Addr.Port())
-			blocked[p.ID] = true
+		} else if p.Datagrams {
+			n.log.Info("datagrams of a peer arrive again", "peer", p.ID)
 		}
 	}
+	n.blocked.Store(&now)
 }
 
 // fitness puts together what speaks against this node as holder: load balancers without a healthy backend, the

@@ -53,16 +53,17 @@ type node struct {
 	state    atomic.Pointer[desired.State]
 	requests chan request
 
-	recalledList bool                          // inputs.list was on disk
-	recalled     []netip.Addr                  // the workers on disk; owned by followDirect
-	verdict      atomic.Pointer[track.Verdict] // of the tracks
-	judged       chan struct{}                 // has room for one: verdict is another
-	tenureEnded  atomic.Pointer[time.Time]     // when this node last ceased to hold
-	gaveUpUsers  bool                          // it cannot run programs as another user any more
-	holderless   atomic.Pointer[time.Time]     // since when nobody holds
-	lingers      bool                          // the kernel goes on without this process
-	founded      bool                          // the group was known when this node started
-	taken        atomic.Pointer[[]arp.Claim]   // who else answers for the VIPs of a new group
+	recalledList bool                            // inputs.list was on disk
+	recalled     []netip.Addr                    // the workers on disk; owned by followDirect
+	verdict      atomic.Pointer[track.Verdict]   // of the tracks
+	judged       chan struct{}                   // has room for one: verdict is another
+	tenureEnded  atomic.Pointer[time.Time]       // when this node last ceased to hold
+	gaveUpUsers  bool                            // it cannot run programs as another user any more
+	holderless   atomic.Pointer[time.Time]       // since when nobody holds
+	lingers      bool                            // the kernel goes on without this process
+	founded      bool                            // the group was known when this node started
+	taken        atomic.Pointer[[]arp.Claim]     // who else answers for the VIPs of a new group
+	blocked      atomic.Pointer[map[string]bool] // peers in reach whose datagrams do not arrive
 }
 
 // newNode opens what the node needs. It changes nothing on the host, but for files in the data directory.

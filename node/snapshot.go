@@ -158,7 +158,7 @@ func (n *node) groupSnapshot(group raft.Status) status.GroupView {
 			Version: p.Version, Conflict: p.Conflict,
 			Drained: p.Drained, Pinned: p.Pinned, Standby: p.Standby, Priority: p.Priority, Unfit: p.Unfit,
 		}
-		if flow, known := datagrams(p); known {
+		if flow, known := n.datagrams(p); known {
 			peer.Datagrams = &flow
 		}
 		if peer.Role == "" {
@@ -201,12 +201,11 @@ func (n *node) followGroup(ctx context.Context) error {
 	}
 }
 
-// datagramsAfter is how long a peer must have been in reach before the lack of its datagrams means something.
-const datagramsAfter = 5 * time.Second
-
-// datagrams says whether datagrams come from a peer, if that can be known yet.
-func datagrams(p raft.PeerStatus) (flow, known bool) {
-	return p.Datagrams, !p.Self && p.Connected && p.Role != "" && (p.Datagrams || time.Since(p.Since) > datagramsAfter)
+// datagrams says whether datagrams come from a peer, if that is known by now.
+func (n *node) datagrams(p raft.PeerStatus) (flow, known bool) {
+	blocked := n.blocked.Load()
+	quiet := blocked != nil && (*blocked)[p.ID]
+	return !quiet, !p.Self && p.Connected && p.Role != "" && (quiet || p.Datagrams)
 }
 
 // serves is what this node serves, by parts that all nodes of a group should have in common.

@@ -74,6 +74,7 @@ type Trials struct {
 	untried map[string]string    // why a load balancer was not tried
 	fresh   map[string]bool      // load balancers whose plane is new
 	silent  map[string]time.Time // since when no node of direct answers
+	bound   map[string]bool      // load balancers whose server here listens elsewhere
 	// What the peers serve, and what this node served when they said so.
 	serves, compared map[string]map[string]string
 	lack             string    // what this node lacks, by what most nodes have
@@ -85,6 +86,7 @@ func New(cfg Config) *Trials {
 	return &Trials{
 		cfg: cfg, kick: make(chan struct{}, 1),
 		untried: make(map[string]string), fresh: make(map[string]bool), silent: make(map[string]time.Time),
+		bound:  make(map[string]bool),
 		serves: make(map[string]map[string]string), compared: make(map[string]map[string]string),
 	}
 }
@@ -92,7 +94,11 @@ func New(cfg Config) *Trials {
 // Unproved implements balancer.Prover.
 func (t *Trials) Unproved(lb balancer.LoadBalancer, plane balancer.PlaneName) string {
 	if plane == balancer.Direct {
-		if why := t.elsewhere(lb); why != "" {
+		why := t.elsewhere(lb)
+		t.mu.Lock()
+		t.bound[lb.Name] = why != ""
+		t.mu.Unlock()
+		if why != "" {
 			return why
 		}
 		if why := t.nobodyThere(lb); why != "" {
@@ -124,6 +130,19 @@ func (t *Trials) elsewhere(lb balancer.LoadBalancer) string {
 		}
 	}
 	return ""
+}
+
+// unbound says whether a server that listened elsewhere does no more.
+func (t *Trials) unbound() bool {
+	for _, lb := range t.cfg.LoadBalancers() {
+		t.mu.Lock()
+		was := t.bound[lb.Name]
+		t.mu.Unlock()
+		if was && t.elsewhere(lb) == "" {
+			return true
+		}
+	}
+	return false
 }
 
 // nobodyThere says why direct has nobody to hand packets to, although servers live: no appliance runs beside them.

@@ -73,7 +73,7 @@ func (t *Trials) round(ctx context.Context) (hurry bool) {
 	if ctx.Err() != nil {
 		return false
 	}
-	changed := false
+	changed := t.unbound()
 	for i, c := range cs {
 		now := t.book.Entry(c.subject)
 		// A first failure may have a cause that is seen at once, such as a server that listens elsewhere.

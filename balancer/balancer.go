@@ -154,16 +154,21 @@ func (b *Balancer) Change(ctx context.Context, lbs []LoadBalancer) error {
 		have[lb.Name] = lb
 	}
 	b.mu.Unlock()
-	var errs []error
+	var forced []LoadBalancer
 	for _, lb := range next {
 		if lb.Plane != Auto && lb.Plane != "" && !reflect.DeepEqual(have[lb.Name], lb) {
-			errs = append(errs, b.choose(ctx, lb).err)
+			forced = append(forced, lb)
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := b.unserved(ctx, forced); err != nil {
 		return err
 	}
 	return b.Set(lbs)
+}
+
+// unserved is the error that lists which of lbs no plane can serve, and why.
+func (b *Balancer) unserved(ctx context.Context, lbs []LoadBalancer) error {
+	return errors.Join(askAll(lbs, func(lb LoadBalancer) error { return b.servable(ctx, lb) })...)
 }
 
 // validate copies lbs and fills in the defaults.
@@ -249,11 +254,7 @@ func (b *Balancer) Check(ctx context.Context) error {
 	b.mu.Lock()
 	lbs := b.wanted
 	b.mu.Unlock()
-	var errs []error
-	for _, lb := range lbs {
-		errs = append(errs, b.choose(ctx, lb).err)
-	}
-	return errors.Join(errs...)
+	return b.unserved(ctx, lbs)
 }
 
 // Run serves until ctx ends and then returns nil. The planes go on serving; they

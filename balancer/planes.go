@@ -93,6 +93,31 @@ func (b *Balancer) choose(ctx context.Context, lb LoadBalancer) planeChoice {
 	return c
 }
 
+// servable says why no plane can serve lb. Without a forced plane any will do, so it begins with those that need no look
+// at the network: a start must not wait for peers that are down.
+func (b *Balancer) servable(ctx context.Context, lb LoadBalancer) error {
+	if lb.Plane == Auto || lb.Plane == "" {
+		for _, p := range slices.Backward(b.cfg.Planes) {
+			if p.Usable(ctx, lb) == nil {
+				return nil
+			}
+		}
+	}
+	return b.choose(ctx, lb).err
+}
+
+// askAll asks the same about each of lbs at the same time: a plane that first has to try a network takes its time, and
+// must not take it once for each load balancer.
+func askAll[T any](lbs []LoadBalancer, ask func(LoadBalancer) T) []T {
+	answers := make([]T, len(lbs))
+	var asking sync.WaitGroup
+	for i, lb := range lbs {
+		asking.Go(func() { answers[i] = ask(lb) })
+	}
+	asking.Wait()
+	return answers
+}
+
 // followWanted follows the wanted set and chooses the planes.
 func (b *Balancer) followWanted(ctx context.Context) error {
 	ticker := time.NewTicker(b.cfg.Reconsider)
@@ -178,13 +203,7 @@ func (b *Balancer) choosePlanes(ctx context.Context, wanted []LoadBalancer, all 
 	}
 	b.mu.Unlock()
 
-	// All at once, because a plane may take its time to try a network.
-	choices := make([]planeChoice, len(lbs))
-	var asking sync.WaitGroup
-	for i, lb := range lbs {
-		asking.Go(func() { choices[i] = b.choose(ctx, lb) })
-	}
-	asking.Wait()
+	choices := askAll(lbs, func(lb LoadBalancer) planeChoice { return b.choose(ctx, lb) })
 	if ctx.Err() != nil {
 		return false
 	}

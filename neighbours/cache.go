@@ -22,6 +22,7 @@ type Cache struct {
 	addrs  []netip.Addr   // of all other nodes
 	byNode [][]netip.Addr // the same, by node
 	seen   View
+	at     time.Time         // when the kernel was asked for seen
 	held   map[Location]bool // the entries that the kernel's table has now
 }
 
@@ -33,7 +34,7 @@ func New(links ...string) *Cache { return &Cache{links: links} }
 func (n *Cache) Follow(byNode [][]netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.byNode, n.addrs = byNode, slices.Concat(byNode...)
+	n.byNode, n.addrs, n.at = byNode, slices.Concat(byNode...), time.Time{}
 }
 
 // Has says whether the cache is about the link with this name.
@@ -95,9 +96,17 @@ func (s View) equal(o View) bool {
 // Look reads the kernel's tables and says whether anything differs from the last
 // time. A neighbour that the kernel no longer knows keeps its MAC address here:
 // whether a server is alive is for health checks to say.
-func (n *Cache) Look() (now View, changed bool, err error) {
+func (n *Cache) Look() (now View, changed bool, err error) { return n.LookOrRecall(0) }
+
+// LookOrRecall is Look, or what the last one saw if that was less than age ago. Many ask at once while many load
+// balancers start.
+func (n *Cache) LookOrRecall(age time.Duration) (now View, changed bool, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	asked := time.Now()
+	if !n.at.IsZero() && asked.Sub(n.at) < age {
+		return n.seen, false, nil
+	}
 	now = View{
 		Links: make(map[string]Link),
 		MACs:  maps.Clone(n.seen.MACs),
@@ -138,7 +147,7 @@ func (n *Cache) Look() (now View, changed bool, err error) {
 		}
 	}
 	changed = !now.equal(n.seen)
-	n.seen = now
+	n.seen, n.at = now, asked
 	return now, changed, nil
 }
 

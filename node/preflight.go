@@ -267,6 +267,14 @@ func effectiveCapabilities() (uint64, error) {
 	return 0, errors.New("find out the capabilities of this process: /proc/self/status has no CapEff line")
 }
 
+// preflight finds, before anything is touched, what would keep the load balancers from being served.
+func (n *node) preflight(ctx context.Context) error {
+	if n.balancer == nil {
+		return nil
+	}
+	return errors.Join(n.checkConflicts(), n.check(ctx))
+}
+
 // checkConflicts refuses frontends that somebody else's rules translate: which rules come first would be a matter of
 // priorities, and the other's clients would be served by the wrong program.
 func (n *node) checkConflicts() error {

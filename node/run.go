@@ -96,11 +96,6 @@ func runOnce(
 			log.Warn("something stays behind; `appliance cleanup` removes it", "error", err)
 		}
 	}()
-	if n.balancer != nil {
-		if err := errors.Join(n.checkConflicts(), n.check(ctx)); err != nil {
-			return nil, err
-		}
-	}
 	socket, err := web.ListenUnix(cfg.Socket)
 	if err != nil {
 		return nil, err
@@ -127,6 +122,8 @@ func runOnce(
 		lifecycle.Part{Name: "reload", Run: reload.run},
 		// Among the first to start, so that the hooks hear of the end.
 		lifecycle.Part{Name: "hooks", Run: n.hooks.Run},
+		// What is above only shows and tells; what is below changes the host.
+		lifecycle.Gate(n.preflight),
 	)
 	err = lifecycle.RunInOrder(ctx, append(parts, n.parts()...))
 	if ctx.Err() != nil && err == nil {

@@ -271,8 +271,11 @@ func (d *DataPlane) follow(ctx context.Context) error {
 }
 
 // look reads links and neighbours, and reports changes.
-func (d *DataPlane) look() (neighbours.View, error) {
-	now, changed, err := d.neighbours.Look()
+func (d *DataPlane) look() (neighbours.View, error) { return d.lookOrRecall(0) }
+
+// lookOrRecall is look, unless somebody has looked less than age ago.
+func (d *DataPlane) lookOrRecall(age time.Duration) (neighbours.View, error) {
+	now, changed, err := d.neighbours.LookOrRecall(age)
 	if changed {
 		d.neighbours.Resolve()
 		if d.cfg.Prober != nil {

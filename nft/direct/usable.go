@@ -22,7 +22,7 @@ func (d *DataPlane) Usable(ctx context.Context, lb balancer.LoadBalancer) error 
 	d.mu.Lock()
 	d.configured[lb.Name] = slices.Clone(lb.Backends)
 	d.mu.Unlock()
-	now, err := d.look()
+	now, err := d.lookOrRecall(lookPause)
 	if err != nil {
 		return err
 	}
@@ -140,17 +140,20 @@ func (d *DataPlane) awaitNetwork(ctx context.Context, lb balancer.LoadBalancer) 
 	defer cancel()
 	d.neighbours.Resolve()
 	for {
-		now, _ := d.look()
+		now, _ := d.lookOrRecall(lookPause)
 		if d.isResolved(now, lb) {
 			return now
 		}
 		select {
 		case <-ctx.Done():
 			return now
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(lookPause):
 		}
 	}
 }
+
+// lookPause lies between two looks at the kernel's tables while Usable waits, for all load balancers together.
+const lookPause = 10 * time.Millisecond
 
 func (d *DataPlane) isResolved(now neighbours.View, lb balancer.LoadBalancer) bool {
 	for f, n := range d.others(lb) {

@@ -9,11 +9,24 @@ import (
 
 // A Part is a piece of the program with a lifetime of its own.
 type Part struct {
-	Name string
+	Name string // empty: its errors speak for themselves
 	// Run does the part's work until ctx ends, and leaves nothing behind.
 	Run func(ctx context.Context) error
 	// Ready is closed when the parts after this one may begin; nil means at once.
 	Ready <-chan struct{}
+}
+
+// Gate is a part that lets those after it begin once check has succeeded. An error of check ends them all.
+func Gate(check func(ctx context.Context) error) Part {
+	open := make(chan struct{})
+	return Part{Ready: open, Run: func(ctx context.Context) error {
+		if err := check(ctx); err != nil {
+			return err
+		}
+		close(open)
+		<-ctx.Done()
+		return nil
+	}}
 }
 
 // RunInOrder starts each part when the one before it is ready. When ctx ends, or a part does, it stops them in reverse:
@@ -31,7 +44,7 @@ func RunInOrder(ctx context.Context, parts []Part) error {
 	done := make(chan error, 1)
 	go func() {
 		err := p.Run(own)
-		if err != nil && own.Err() == nil {
+		if err != nil && own.Err() == nil && p.Name != "" {
 			err = fmt.Errorf("%s: %w", p.Name, err)
 		} else if err == nil && own.Err() == nil {
 			err = fmt.Errorf("%s ended by itself", p.Name)

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -99,4 +100,30 @@ func TestRunInOrderGivesUpWaiting(t *testing.T) {
 			t.Errorf("diary %q: a part began before the one that it stands on was ready", d.lines)
 		}
 	})
+}
+
+func TestGate(t *testing.T) {
+	for _, failure := range []error{nil, errors.New("no data plane: load ip_vs")} {
+		synctest.Test(t, func(t *testing.T) {
+			var d diary
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			check := func(context.Context) error {
+				time.Sleep(time.Second)
+				d.write("checked")
+				return failure
+			}
+			err := RunInOrder(ctx, []Part{d.part("shows", 0), Gate(check), d.part("changes", 0)})
+			want := []string{"shows begins", "checked", "changes begins", "changes ends", "shows ends"}
+			if failure != nil {
+				want = []string{"shows begins", "checked", "shows ends"}
+			}
+			if !slices.Equal(d.lines, want) {
+				t.Errorf("order %q, want %q", d.lines, want)
+			}
+			if fmt.Sprint(err) != fmt.Sprint(failure) {
+				t.Errorf("error %v, want %v as it is", err, failure)
+			}
+		})
+	}
 }

@@ -19,7 +19,7 @@ var arrows = map[string]struct {
 	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
 	"appliance/raft": {[]string{
 		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",
-		"appliance/raft/lease", "appliance/raft/notify", "appliance/raft/peerport", "appliance/raft/raftlog",
+		"appliance/raft/giveway", "appliance/raft/lease", "appliance/raft/notify", "appliance/raft/peerport", "appliance/raft/raftlog",
 		"appliance/raft/settings", "appliance/raft/store", "appliance/raft/transport",
 	}, "who holds is decided without knowing what for"},
 	"appliance/raft/auth": {[]string{"appliance/keyfile"}, "who somebody is does not depend on what is asked"},
@@ -28,6 +28,7 @@ var arrows = map[string]struct {
 	"appliance/raft/detector": {nil, "a host that is silent is found without knowing what raft is"},
 	"appliance/raft/feed": {[]string{"appliance/raft/auth", "appliance/raft/notify", "appliance/raft/peerport"},
 		"a worker needs nothing of the group but its peer port"},
+	"appliance/raft/giveway":  {nil, "how often a holder may give way does not depend on how it does"},
 	"appliance/raft/lease":    {nil, "that no two peers answer at once is argued from what is in this package alone"},
 	"appliance/raft/notify":   {nil, "that something has changed is told without knowing what"},
 	"appliance/raft/peerport": {[]string{"appliance/raft/auth"}, "the port knows who connects, not what is said"},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -37,7 +38,6 @@ func (n *node) hold(ctx context.Context, may func() bool) error {
 		return n.wire.Answer(ctx, may)
 	})
 	g.Go(func() error { return n.noteAnswering(ctx) })
-	g.Go(func() error { return n.yieldAtFault(ctx) })
 	return g.Wait()
 }
 
@@ -147,32 +147,6 @@ func (n *node) setAnswered(ctx context.Context, word string) bool {
 	return err == nil
 }
 
-// retryTransfer is the pause between two tries to hand over what this node can no longer answer for.
-const retryTransfer = 5 * time.Second
-
-// yieldAtFault hands the VIPs over when this node's own link is gone, or its interface hears nothing any more: a peer
-// that clients can reach takes over without waiting for a timeout. If the group's traffic went over the same link, no
-// peer hears it, and the timeout remains.
-func (n *node) yieldAtFault(ctx context.Context) error {
-	for {
-		fault, changed := n.wire.Fault()
-		var again <-chan time.Time
-		if fault != (arp.Fault{}) {
-			// If it succeeds, ctx ends with the tenure.
-			if err := n.group.Transfer(ctx, ""); err != nil && ctx.Err() == nil {
-				n.log.Debug("nobody to hand over to", "reason", fault.String(), "error", err)
-			}
-			again = time.After(retryTransfer)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-changed:
-		case <-again:
-		}
-	}
-}
-
 // linger says for how long the VIPs stay on lo after the node has stopped. Where the kernel moves the packets, it
 // goes on moving those of open connections, and the next start finds everything as it was. User space ends with the
 // process.
@@ -213,7 +187,7 @@ func (n *node) followFitness(ctx context.Context) error {
 		fault, changed := n.wire.Fault()
 		few := d.look(time.Now(), unserved(n.balancer.Health(), n.trials.Unserved))
 		trouble := cmp.Or(n.group.Status().Trouble, n.trials.Outvoted())
-		n.group.SetFitness(fitness(few, n.verdict.Load(), fault.String(), trouble))
+		n.group.SetFitness(fitness(cut(n.vips()), few, n.verdict.Load(), fault.String(), trouble))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -277,11 +251,24 @@ func (n *node) noteDatagrams(quiet map[string]time.Time) {
 	n.blocked.Store(&now)
 }
 
+// cut are the VIPs whose interface has no carrier or another fault, sorted. A holder hands over to a peer that clients
+// can reach without waiting for a timeout. If the group's traffic goes over the same link, no peer hears of it, and the
+// timeout remains.
+func cut(vips []arp.VIPStatus) (addrs []netip.Addr) {
+	for _, v := range vips {
+		if !v.Carrier || v.Fault != "" {
+			addrs = append(addrs, v.VIP)
+		}
+	}
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return addrs
+}
+
 // fitness puts together what speaks against this node as holder: load balancers without a healthy backend, the
 // verdict of the tracks, a fault of a VIP's interface, and trouble with the group. A node whose disk is full can
 // neither vote nor take over, so a hand-over to it would only cost answers.
-func fitness(unserved int, tracks *track.Verdict, fault, trouble string) raft.Fitness {
-	c := raft.Fitness{Unserved: unserved}
+func fitness(cut []netip.Addr, unserved int, tracks *track.Verdict, fault, trouble string) raft.Fitness {
+	c := raft.Fitness{NoCarrier: cut, Unserved: unserved}
 	if tracks != nil {
 		c.Barred, c.Lowered = tracks.Barred, tracks.Lowered
 	}

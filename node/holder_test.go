@@ -1,9 +1,13 @@
 package node
 
 import (
+	"net/netip"
+	"reflect"
+	"slices"
 	"testing"
 	"time"
 
+	"appliance/arp"
 	"appliance/balancer"
 	"appliance/raft"
 	"appliance/track"
@@ -46,16 +50,34 @@ func TestUnserved(t *testing.T) {
 	}
 }
 
+func TestCut(t *testing.T) {
+	a, b, c := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::1")
+	got := cut([]arp.VIPStatus{{VIP: c}, {VIP: b, Carrier: true}, {VIP: a, Carrier: true, Fault: "is a port of a bridge"}})
+	if !slices.Equal(got, []netip.Addr{a, c}) {
+		t.Errorf("cut: %v", got)
+	}
+	peers := []raft.PeerStatus{{ID: "n1", Self: true, NoCarrier: got}, {ID: "n2", NoCarrier: got}, {ID: "n3"}}
+	if off := cutOff(peers); !reflect.DeepEqual(off, map[netip.Addr][]string{a: {"n2"}, c: {"n2"}}) {
+		t.Errorf("cut off: %v", off)
+	}
+}
+
 // A node that cannot write should not be handed to: the hand-over fails and costs answers.
 func TestFitness(t *testing.T) {
+	vip := []netip.Addr{netip.MustParseAddr("192.0.2.10")}
 	for name, test := range map[string]struct {
+		cut      []netip.Addr
 		unserved int
 		tracks   *track.Verdict
 		fault    string
 		trouble  string
 		want     raft.Fitness
 	}{
-		"well":     {want: raft.Fitness{}},
+		"well": {want: raft.Fitness{}},
+		"no carrier": {
+			cut: vip, unserved: 2,
+			want: raft.Fitness{NoCarrier: vip, Unserved: 2},
+		},
 		"unserved": {unserved: 2, want: raft.Fitness{Unserved: 2}},
 		"tracks": {
 			tracks: &track.Verdict{Barred: "eth1 is down", Lowered: 20},
@@ -75,7 +97,8 @@ func TestFitness(t *testing.T) {
 			want: raft.Fitness{Barred: "eth1 is down"},
 		},
 	} {
-		if got := fitness(test.unserved, test.tracks, test.fault, test.trouble); got != test.want {
+		got := fitness(test.cut, test.unserved, test.tracks, test.fault, test.trouble)
+		if !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: %+v, want %+v", name, got, test.want)
 		}
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -169,14 +170,31 @@ func (n *node) groupSnapshot(group raft.Status) status.GroupView {
 	return g
 }
 
-// followGroup takes the backends on a peer's host out of rotation when the host vanishes: the group notices before any
+// cutOff says for each VIP which other peers have no carrier on its link, as they say themselves.
+func cutOff(peers []raft.PeerStatus) map[netip.Addr][]string {
+	cut := make(map[netip.Addr][]string)
+	for _, p := range peers {
+		for _, vip := range p.NoCarrier {
+			if !p.Self {
+				cut[vip] = append(cut[vip], p.ID)
+			}
+		}
+	}
+	return cut
+}
+
+// followGroup hands no packet to a peer whose link is cut, which that peer says over the group's own. It takes the backends on a peer's host out of rotation when the host vanishes: the group notices before any
 // check does. It also announces the VIPs again whenever a peer comes back: hosts that were cut off together with it may
 // have heard another holder last, and would keep its address until the next announcement.
 func (n *node) followGroup(ctx context.Context) error {
 	connected, vanished := make(map[string]bool), make(map[string]bool)
 	for {
 		changed := n.group.Changed()
-		for _, p := range n.group.Status().Peers {
+		peers := n.group.Status().Peers
+		if n.planes.Direct != nil {
+			n.planes.Direct.SetCut(cutOff(peers))
+		}
+		for _, p := range peers {
 			switch {
 			case p.Vanished && !vanished[p.ID]:
 				for _, a := range p.Addrs() {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"appliance/raft/giveway"
 )
 
 // hello is what peers tell each other about themselves.
@@ -28,6 +30,8 @@ type hello struct {
 	Priority int  `json:"priority,omitempty"`
 	// Fitness is how fit the peer is to hold.
 	Fitness Fitness `json:"claim,omitzero"`
+	// GaveWay is when the peer gave way to fitter ones lately.
+	GaveWay []giveway.Handover `json:"gaveWay,omitempty"`
 	// Heartbeat is the peer's, in nanoseconds; 0 is from a version that does not tell.
 	Heartbeat time.Duration `json:"heartbeat,omitempty"`
 	// OnLink are addresses of the peer's host on the links of the virtual addresses.

@@ -41,8 +41,10 @@ type request struct {
 	From   string            `json:"from,omitempty"`
 	// Heartbeat, in a hello, is that of the peer that asks, in nanoseconds.
 	Heartbeat time.Duration `json:"heartbeat,omitempty"`
-	Force     bool          `json:"force,omitempty"`
-	After     string        `json:"after,omitempty"`
+	// Fitness, in a hello, is that of the peer that asks; nil is from a version that does not tell.
+	Fitness *Fitness `json:"claim,omitempty"`
+	Force   bool     `json:"force,omitempty"`
+	After   string   `json:"after,omitempty"`
 	// Joins is set by a peer that was told to join, so nobody needs to list it.
 	Joins bool `json:"joins,omitempty"`
 	// Forwarded requests are not forwarded again.
@@ -104,6 +106,9 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 		rep.Hello = &h
 		if r.From != "" && from.Role == auth.Peer {
 			g.learnHeartbeat(r.From, r.Heartbeat)
+			if r.Fitness != nil {
+				g.learnFitness(r.From, *r.Fitness)
+			}
 		}
 		// A peer that has the key gets grants: package lease.
 		if from.Role == auth.Peer && g.heartbeats.Fits(r.Heartbeat) {

@@ -356,7 +356,7 @@ func (g *Group) whyGiveWay(to string) (vanished bool, why Cause) {
 	switch {
 	case g.settings.Get(settings.DrainPrefix+holder) != "":
 		why = Drained
-	case g.fitnessOf(holder) != Fitness{}:
+	case !g.fitnessOf(holder).IsZero():
 		why = Unfit
 	case g.settings.Get(settings.PinKey) == to:
 		why = Preferred

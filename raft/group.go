@@ -20,6 +20,7 @@ import (
 	"appliance/raft/deathwatch"
 	"appliance/raft/detector"
 	"appliance/raft/feed"
+	"appliance/raft/giveway"
 	"appliance/raft/lease"
 	"appliance/raft/notify"
 	"appliance/raft/peerport"
@@ -44,13 +45,15 @@ type Group struct {
 	// heartbeats are what the others have told this process of theirs
 	heartbeats *lease.Heartbeats
 	untold     notify.Signal // a peer that has told no heartbeat yet wants something
-	watched    *deathwatch.Watched
-	detector   *detector.Detector
-	packets    detector.Packets // the detector's; nil without UDP
-	links      links
-	feed       feed.Publisher
-	history    *history
-	known      bool // there was state when the process began
+	// refitted fires when this peer, or another, is more or less fit; untoldCarrier when the others have to know.
+	refitted, untoldCarrier notify.Signal
+	watched                 *deathwatch.Watched
+	detector                *detector.Detector
+	packets                 detector.Packets // the detector's; nil without UDP
+	links                   links
+	feed                    feed.Publisher
+	history                 *history
+	known                   bool // there was state when the process began
 
 	change   notify.Signal
 	started  chan struct{} // closed when raft and trans are set
@@ -66,7 +69,8 @@ type Group struct {
 	handover chan handover
 
 	admitMu sync.Mutex
-	gaveWay time.Duration // when giving way failed last; the leader loop's own
+	giving  givingWay // the leader loop's own
+	gaveWay giveway.Limiter
 
 	mu      sync.Mutex
 	intent  intent
@@ -333,6 +337,7 @@ func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	parts.Go(func() error { return g.trans.Relay(inner) })
 	parts.Go(func() error { return g.signals(inner, notify, seen) })
 	parts.Go(func() error { return g.leaderLoop(inner) })
+	parts.Go(func() error { return g.tellCarrier(inner) })
 	parts.Go(func() error { return g.detect(inner) })
 	g.change.Fire()
 	return nil

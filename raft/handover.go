@@ -112,7 +112,8 @@ func (g *Group) successors(id string) ([]hraft.Server, error) {
 	}
 	slices.SortStableFunc(found, func(a, b hraft.Server) int {
 		x, y := g.preferenceOf(string(a.ID)), g.preferenceOf(string(b.ID))
-		return cmp.Or(cmp.Compare(y.class, x.class), cmp.Compare(ready(b), ready(a)), y.compare(x))
+		return cmp.Or(cmp.Compare(x.cut, y.cut), cmp.Compare(y.class, x.class), cmp.Compare(ready(b), ready(a)),
+			y.compare(x))
 	})
 	if len(found) == 0 {
 		if id != "" {
@@ -136,11 +137,12 @@ func (g *Group) preferred() string {
 		return "" // it has to catch up first
 	}
 	own, other := g.preferenceOf(g.cfg.ID), g.preferenceOf(id)
+	fitter := other.fitter(own)
 	switch {
-	case other.class > own.class:
+	case fitter > 0:
 		return id
-	case other.class == own.class && other.unserved < own.unserved:
-		return id
+	case fitter < 0:
+		return ""
 	case own.lowered && other.compare(own) > 0:
 		return id
 	case other.compare(own) <= 0 || !g.cfg.Preempt:

@@ -181,7 +181,9 @@ func (g *Group) checkSplit(o hello) {
 }
 
 // ask says hello to every listed peer at once and returns who answered.
-func (g *Group) ask(ctx context.Context) []hello {
+func (g *Group) ask(ctx context.Context) []hello { return g.askAmong(ctx, g.links.all()) }
+
+func (g *Group) askAmong(ctx context.Context, links []*peerport.ControlLink) []hello {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var (
@@ -189,7 +191,7 @@ func (g *Group) ask(ctx context.Context) []hello {
 		mu  sync.Mutex
 		all []hello
 	)
-	for _, l := range g.links.all() {
+	for _, l := range links {
 		wg.Go(func() {
 			h, err := g.greet(ctx, l)
 			if err != nil {
@@ -224,9 +226,11 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 	old, met := g.hellos[l.ID]
 	g.hellos[l.ID] = *rep.Hello
 	g.mu.Unlock()
-	if !slices.Equal(old.OnLink, rep.Hello.OnLink) {
+	if !slices.Equal(old.OnLink, rep.Hello.OnLink) ||
+		!slices.Equal(old.Fitness.NoCarrier, rep.Hello.Fitness.NoCarrier) {
 		g.change.Fire()
 	}
+	g.gaveWay.Learn(l.ID, rep.Hello.GaveWay, g.cfg.now())
 	g.heardOfRemoval(*rep.Hello)
 	if why := conflict(g.hello(), *rep.Hello); why != "" && (!met || why != conflict(g.hello(), old)) {
 		g.log.Warn("refused a peer", "peer", l.ID, "why", why)
@@ -244,7 +248,8 @@ func (g *Group) learnHeartbeat(id string, beat time.Duration) {
 // helloRequest asks another peer who it is. It always tells the heartbeat: without it, it would look like the
 // request of a version that does not tell.
 func (g *Group) helloRequest() request {
-	return request{Op: opHello, From: g.cfg.ID, Heartbeat: g.cfg.Heartbeat}
+	f := g.fitnessOf(g.cfg.ID)
+	return request{Op: opHello, From: g.cfg.ID, Heartbeat: g.cfg.Heartbeat, Fitness: &f}
 }
 
 func (g *Group) helloOf(id string) (hello, bool) {
@@ -264,6 +269,7 @@ func (g *Group) hello() hello {
 		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat,
 	}
 	g.mu.Unlock()
+	h.GaveWay = g.gaveWay.Tell(g.cfg.now())
 	if c := g.settings.Get(settings.ClusterKey); c != "" {
 		h.Cluster = c
 	}

@@ -11,6 +11,8 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 
+	"appliance/raft/giveway"
+	"appliance/raft/peerport"
 	"appliance/raft/settings"
 )
 
@@ -19,6 +21,7 @@ func (g *Group) leaderLoop(ctx context.Context) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
+		refitted := g.refitted.Next()
 		if err := g.settings.Err(); err != nil {
 			g.fail(err)
 		}
@@ -27,6 +30,7 @@ func (g *Group) leaderLoop(ctx context.Context) error {
 			g.waitOutLeases(ctx, term) // nobody runs Lead, which does it otherwise
 		}
 		if term, ok := g.leads(); ok && g.lease.Begun(term) {
+			g.giveWay(ctx) // before what may wait for a disk
 			if g.settings.Get(settings.ClusterKey) == "" {
 				err := g.apply(settings.Command{Set: map[string]string{settings.ClusterKey: rand.Text()}, Once: true})
 				if err != nil {
@@ -35,12 +39,12 @@ func (g *Group) leaderLoop(ctx context.Context) error {
 			}
 			g.keepRecord(ctx)
 			g.promote(ctx)
-			g.giveWay(ctx)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-refitted:
 		}
 	}
 }
@@ -176,44 +180,107 @@ func (g *Group) rememberCluster() {
 	g.mu.Unlock()
 }
 
-// giveWayPause lies between two attempts to hand over to a better peer, so that a peer that cannot take over
-// does not interrupt the service over and over.
+// giveWayPause lies between two attempts to hand over to a better peer that failed, so that a peer that cannot take
+// over does not interrupt the service over and over.
 const giveWayPause = 10 * time.Second
+
+// givingWay is what the leader loop remembers of its attempts to give way.
+type givingWay struct {
+	failedFor giveway.Reason // of the last one that failed
+	failedAt  time.Duration
+	patient   giveway.Reason // for which the log says that this peer stays
+}
 
 // giveWay hands over to a peer that should hold instead.
 func (g *Group) giveWay(ctx context.Context) {
-	if !g.leading.Load() || g.cfg.now() < g.gaveWay+giveWayPause && g.gaveWay > 0 {
+	if !g.leading.Load() {
 		return
 	}
-	if g.preferred() == "" {
+	id := g.preferred()
+	if id == "" {
+		g.giving.patient = ""
+		return
+	}
+	now := g.cfg.now()
+	why := g.reasonToGiveWay(id)
+	if g.giving.failedFor == why && now < g.giving.failedAt+giveWayPause {
 		return
 	}
 	// What is known of the others may be a second old, and the better peer may have got the same trouble as
 	// this one at the same moment.
 	once, stop := context.WithTimeout(ctx, g.cfg.Heartbeat)
-	g.ask(once)
+	g.askAmong(once, g.successorLinks())
 	stop()
-	id := g.preferred()
-	if id == "" {
+	if id = g.preferred(); id == "" {
+		return
+	}
+	why = g.reasonToGiveWay(id)
+	held := g.held()
+	if !g.gaveWay.Allowed(why, id, now) {
+		if g.giving.patient != why {
+			g.giving.patient = why
+			g.log.Warn("stays holder although another peer is fitter: handing over for this reason has not helped lately; "+
+				"it tries again within a minute", "fitter", id, "reason", g.fitnessOf(g.cfg.ID))
+		}
 		return
 	}
 	g.log.Info("gives way to a peer that is preferred", "to", id, "reason", g.fitnessOf(g.cfg.ID))
 	ctx, cancel := context.WithTimeout(ctx, 10*g.cfg.Heartbeat+time.Second)
 	defer cancel()
+	if why.Unfit() {
+		g.gaveWay.Note(why, held, now)
+	}
 	if err := g.transfer(ctx, id, g.causeToGiveWay(id)); err != nil {
-		g.gaveWay = g.cfg.now()
+		g.giving.failedFor, g.giving.failedAt = why, now
 		g.log.Warn("could not give way", "to", id, "error", err)
 	}
 }
 
-// causeToGiveWay is why this peer gives way to the peer id.
+// successorLinks lead to the peers that could lead instead. Others are not waited for.
+func (g *Group) successorLinks() (links []*peerport.ControlLink) {
+	found, _ := g.successors("")
+	for _, s := range found {
+		if l := g.links.to(string(s.ID)); l != nil {
+			links = append(links, l)
+		}
+	}
+	return links
+}
+
+// held is how long this peer's tenure has lasted.
+func (g *Group) held() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return time.Since(g.tenure.since)
+}
+
+// causeToGiveWay is why this peer gives way to the peer id, as events tell it.
 func (g *Group) causeToGiveWay(id string) Cause {
-	own, other := g.preferenceOf(g.cfg.ID), g.preferenceOf(id)
-	switch {
-	case own.class == drained:
+	switch why := g.reasonToGiveWay(id); {
+	case why == giveway.Drain:
 		return Drained
-	case own.class == barred, own.unserved > other.unserved, own.lowered:
+	case why.Unfit():
 		return Unfit
 	}
 	return Preferred
+}
+
+// reasonToGiveWay is the worst that speaks for peer id instead of this one, in the order of preference.compare.
+func (g *Group) reasonToGiveWay(id string) giveway.Reason {
+	own, other := g.preferenceOf(g.cfg.ID), g.preferenceOf(id)
+	switch {
+	case own.cut > other.cut:
+		return giveway.Carrier
+	case own.class == drained:
+		return giveway.Drain
+	case own.class == barred && other.class > barred:
+		return giveway.Tracks
+	case own.unserved > other.unserved && own.class == other.class:
+		return giveway.Unserved
+	case other.class == pinned && own.class != pinned:
+		return giveway.Pin
+	case own.lowered:
+		return giveway.Lowered
+	}
+	return giveway.Priority
 }

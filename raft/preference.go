@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"appliance/raft/settings"
@@ -12,6 +14,9 @@ import (
 
 // A Fitness is how fit a peer says that it is to hold. The zero Fitness says that nothing is wrong.
 type Fitness struct {
+	// NoCarrier are the virtual addresses whose link here has no carrier, or is no use otherwise, sorted. No client
+	// reaches the peer by these.
+	NoCarrier []netip.Addr `json:"noCarrier,omitempty"`
 	// Barred is why it should not hold while another can; empty if it may.
 	Barred string `json:"barred,omitempty"`
 	// Unserved is how many load balancers have no healthy backend here. A holder gives way to a peer that has
@@ -26,6 +31,8 @@ func (f Fitness) String() string {
 	switch {
 	case f.Barred != "":
 		return f.Barred
+	case len(f.NoCarrier) > 0:
+		return "no carrier on the link of " + strings.Trim(fmt.Sprint(f.NoCarrier), "[]")
 	case f.Unserved > 0:
 		return fmt.Sprintf("load balancers without a healthy backend: %d", f.Unserved)
 	case f.Lowered > 0:
@@ -34,15 +41,59 @@ func (f Fitness) String() string {
 	return ""
 }
 
-// SetFitness tells the group how fit this peer is. The others learn it within a second; a holder that is less
-// fit than another gives way.
+// IsZero says that nothing is wrong.
+func (f Fitness) IsZero() bool { return f.equal(Fitness{}) }
+
+func (f Fitness) equal(o Fitness) bool {
+	return slices.Equal(f.NoCarrier, o.NoCarrier) && f.Barred == o.Barred && f.Unserved == o.Unserved &&
+		f.Lowered == o.Lowered
+}
+
+// SetFitness tells the group how fit this peer is. The others learn of a lost carrier at once, and of the rest within
+// a second; a holder that is less fit than another gives way.
 func (g *Group) SetFitness(f Fitness) {
+	f.NoCarrier = slices.Clone(f.NoCarrier)
 	g.mu.Lock()
-	changed := g.fitness != f
+	was := g.fitness
 	g.fitness = f
+	g.mu.Unlock()
+	if f.equal(was) {
+		return
+	}
+	g.change.Fire()
+	g.refitted.Fire()
+	if !slices.Equal(f.NoCarrier, was.NoCarrier) {
+		g.untoldCarrier.Fire()
+	}
+}
+
+// tellCarrier says hello to all peers whenever the carrier of a link has changed here, until ctx ends: they may be
+// handing packets to this host on that link, or be about to give way to it.
+func (g *Group) tellCarrier(ctx context.Context) error {
+	for {
+		changed := g.untoldCarrier.Next()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+			g.ask(ctx)
+		}
+	}
+}
+
+// learnFitness notes what peer id says of itself.
+func (g *Group) learnFitness(id string, f Fitness) {
+	g.mu.Lock()
+	h, met := g.hellos[id]
+	changed := met && !slices.Equal(h.Fitness.NoCarrier, f.NoCarrier)
+	if met {
+		h.Fitness = f
+		g.hellos[id] = h
+	}
 	g.mu.Unlock()
 	if changed {
 		g.change.Fire()
+		g.refitted.Fire()
 	}
 }
 
@@ -57,7 +108,11 @@ func (g *Group) fitnessOf(id string) Fitness {
 }
 
 // preference says how much a peer is wanted as holder.
+//
+// The order of the reasons is that of the fields, on every peer: two that compare themselves never both find the
+// other one fitter.
 type preference struct {
+	cut      int // virtual addresses whose link has no carrier
 	class    class
 	unserved int // load balancers without a healthy backend
 	priority int
@@ -74,8 +129,12 @@ const (
 )
 
 func (s preference) compare(o preference) int {
-	return cmp.Or(cmp.Compare(s.class, o.class), cmp.Compare(o.unserved, s.unserved), cmp.Compare(s.priority,
-		o.priority))
+	return cmp.Or(s.fitter(o), cmp.Compare(s.priority, o.priority))
+}
+
+// fitter compares all but the priority.
+func (s preference) fitter(o preference) int {
+	return cmp.Or(cmp.Compare(o.cut, s.cut), cmp.Compare(s.class, o.class), cmp.Compare(o.unserved, s.unserved))
 }
 
 // preferenceOf is how much peer id is wanted as holder.
@@ -86,14 +145,14 @@ func (g *Group) preferenceOf(id string) preference {
 		s.priority = h.Priority
 	}
 	f := g.fitnessOf(id)
-	s.unserved, s.lowered = f.Unserved, f.Lowered > 0
+	s.cut, s.unserved, s.lowered = len(f.NoCarrier), f.Unserved, f.Lowered > 0
 	s.priority -= f.Lowered
 	switch {
 	case f.Barred != "":
 		s.class = barred
 	case g.settings.Get(settings.DrainPrefix+id) != "":
 		s.class = drained
-	case g.settings.Get(settings.PinKey) == id && f.Unserved == 0:
+	case g.settings.Get(settings.PinKey) == id && f.Unserved == 0 && s.cut == 0:
 		s.class = pinned
 	}
 	return s

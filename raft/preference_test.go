@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 )
@@ -12,6 +13,8 @@ func TestFitness(t *testing.T) {
 	b.start("a", "b", "c")
 	b.voters(3)
 	bar := Fitness{Barred: "a track fails"}
+	both := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
+	cut := Fitness{NoCarrier: both[:1]}
 	for _, tt := range []struct {
 		name    string
 		a, b, c Fitness
@@ -25,7 +28,10 @@ func TestFitness(t *testing.T) {
 		{"none sees anything", Fitness{Unserved: 2}, Fitness{Unserved: 2}, Fitness{Unserved: 2}, "b"},
 		{"lowered", Fitness{}, Fitness{Lowered: 10}, Fitness{Lowered: 5}, "a"},
 		{"lowered, and still the best", Fitness{Lowered: 5}, Fitness{Lowered: 10}, Fitness{Lowered: 5}, "a"},
-		{"all is well", Fitness{}, Fitness{}, Fitness{}, "a"},
+		{"no carrier is worse than all else", cut, Fitness{Unserved: 3, Barred: "a track fails"}, cut, "b"},
+		{"nobody has carrier", cut, cut, cut, "b"},
+		{"some carrier", Fitness{NoCarrier: both}, cut, Fitness{NoCarrier: both}, "b"},
+		{"all is well", Fitness{}, Fitness{}, Fitness{}, "b"},
 	} {
 		b.nodes["a"].SetFitness(tt.a)
 		b.nodes["b"].SetFitness(tt.b)
@@ -40,14 +46,14 @@ func TestFitness(t *testing.T) {
 		b.holder(among...)
 	}
 	// An unfit holder is better than none.
-	b.nodes["a"].SetFitness(bar)
-	b.holder("b", "c")
-	for _, id := range []string{"b", "c"} {
+	b.nodes["b"].SetFitness(bar)
+	b.holder("a", "c")
+	for _, id := range []string{"a", "c"} {
 		b.nodes[id].SetFitness(bar)
 	}
 	time.Sleep(2 * time.Second)
-	b.stop("b")
-	b.holder("a", "c")
+	b.stop("a")
+	b.holder("b", "c")
 }
 
 // The holder's trouble may hit its first successor at the same moment, for example when both look at one
@@ -81,6 +87,7 @@ func TestGivesWayByWhatIsTrueNow(t *testing.T) {
 // The worst trouble counts first, then what the operator wants.
 func TestPreferenceOrder(t *testing.T) {
 	order := []preference{
+		{cut: 2, class: pinned, priority: 9}, {cut: 1, class: ordinary, priority: 9}, {cut: 1, class: pinned},
 		{class: barred, priority: 9}, {class: drained, priority: 9}, {class: ordinary, unserved: 2, priority: 9},
 		{class: ordinary, unserved: 1},
 		{class: ordinary}, {class: ordinary, priority: 1}, {class: pinned},
@@ -91,5 +98,36 @@ func TestPreferenceOrder(t *testing.T) {
 				t.Errorf("%+v against %+v: %d", s, o, got)
 			}
 		}
+	}
+}
+
+// Peers that lose carrier one after the other, and get it back, move the address a few times and then rest. The
+// peers tell each other of a carrier at once.
+func TestFlappingFitness(t *testing.T) {
+	b := newBench(t, 3)
+	b.start("a", "b", "c")
+	b.voters(3)
+	first := b.holder()
+	cut := Fitness{NoCarrier: []netip.Addr{netip.MustParseAddr("192.0.2.1")}}
+	tenures := func() (n uint64) {
+		for _, id := range []string{"a", "b", "c"} {
+			n += b.nodes[id].Status().Counters.Tenures
+		}
+		return n
+	}
+	before := tenures()
+	b.nodes[first].SetFitness(cut)
+	for end := time.Now().Add(6 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for _, id := range []string{"a", "b", "c"} { // whoever holds is the one that is cut off
+			if b.nodes[id].Status().Holder {
+				b.nodes[id].SetFitness(cut)
+			} else {
+				b.nodes[id].SetFitness(Fitness{})
+			}
+		}
+	}
+	// The first tenure was no short one; two short ones follow.
+	if n := tenures() - before; n < 1 || n > 4 {
+		t.Errorf("%d hand-overs in 6 s", n)
 	}
 }

@@ -89,8 +89,10 @@ type PeerStatus struct {
 	Pinned   bool `json:"pinned,omitempty"`
 	Standby  bool `json:"standby,omitempty"`
 	// Unfit is why another peer should rather hold, or "".
-	Unfit   string `json:"unfit,omitempty"`
-	Witness bool   `json:"witness,omitempty"`
+	Unfit string `json:"unfit,omitempty"`
+	// NoCarrier are the virtual addresses whose link at the peer has no carrier, as it says.
+	NoCarrier []netip.Addr `json:"noCarrier,omitempty"`
+	Witness   bool         `json:"witness,omitempty"`
 	// Expected says that the peer may join and has not done so yet.
 	Expected bool `json:"expected,omitempty"`
 	// Problem says why the peer is not connected, or "".
@@ -137,7 +139,8 @@ func (g *Group) Status() Status {
 		ps.Priority, ps.Drained, ps.Pinned = g.preferenceOf(p.ID).priority, known[settings.DrainPrefix+p.ID] != "",
 			known[settings.PinKey] == p.ID
 		ps.Witness, ps.Left = p.Witness, left[p.ID]
-		ps.Unfit = g.fitnessOf(p.ID).String()
+		fitness := g.fitnessOf(p.ID)
+		ps.Unfit, ps.NoCarrier = fitness.String(), fitness.NoCarrier
 		m, known := settings.MemberOf(known, p.ID)
 		ps.Standby = m.Standby
 		_, in := suffrage[p.ID]

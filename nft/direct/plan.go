@@ -108,6 +108,9 @@ func (d *DataPlane) reach(backend, frontend netip.AddrPort, l neighbours.Link, n
 		return n, h, false, fmt.Sprintf("the MAC address of %v is not known: it answers nothing on %s", n, l.Name)
 	}
 	why = whyNot(d.path(frontend, n.ID), n)
+	if why == "" && d.isCut(frontend.Addr(), n.ID) {
+		why = fmt.Sprintf("%v says that it has no carrier on the link of %v", n, frontend.Addr())
+	}
 	if proof != pathprobe.ProofPath {
 		return n, h, false, why
 	}

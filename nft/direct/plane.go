@@ -93,6 +93,7 @@ type DataPlane struct {
 	neighbours *neighbours.Cache
 	changed    chan struct{}
 	last       atomic.Pointer[applyResult] // nil before the first Apply
+	cut        atomic.Pointer[map[netip.Addr][]string]
 
 	mu sync.Mutex
 	// configured are the backends of each load balancer, healthy or not: the table
@@ -268,6 +269,21 @@ func (d *DataPlane) follow(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// SetCut says for each VIP which nodes have no carrier on its link. They get no new connections, without waiting until
+// probes go unanswered.
+func (d *DataPlane) SetCut(nodes map[netip.Addr][]string) {
+	before := d.cut.Swap(&nodes)
+	if before == nil && len(nodes) == 0 || before != nil && maps.EqualFunc(*before, nodes, slices.Equal) {
+		return
+	}
+	d.notify()
+}
+
+func (d *DataPlane) isCut(vip netip.Addr, node string) bool {
+	cut := d.cut.Load()
+	return cut != nil && slices.Contains((*cut)[vip], node)
 }
 
 // look reads links and neighbours, and reports changes.

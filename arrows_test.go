@@ -19,8 +19,8 @@ var arrows = map[string]struct {
 	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
 	"appliance/raft": {[]string{
 		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",
-		"appliance/raft/giveway", "appliance/raft/lease", "appliance/raft/notify", "appliance/raft/peerport", "appliance/raft/raftlog",
-		"appliance/raft/settings", "appliance/raft/store", "appliance/raft/transport",
+		"appliance/raft/giveway", "appliance/raft/lease", "appliance/raft/notify", "appliance/raft/peerport",
+		"appliance/raft/raftlog", "appliance/raft/settings", "appliance/raft/store", "appliance/raft/transport",
 	}, "who holds is decided without knowing what for"},
 	"appliance/raft/auth": {[]string{"appliance/keyfile"}, "who somebody is does not depend on what is asked"},
 	"appliance/raft/deathwatch": {[]string{"appliance/raft/peerport"},

@@ -183,8 +183,9 @@ func cutOff(peers []raft.PeerStatus) map[netip.Addr][]string {
 	return cut
 }
 
-// followGroup hands no packet to a peer whose link is cut, which that peer says over the group's own. It takes the backends on a peer's host out of rotation when the host vanishes: the group notices before any
-// check does. It also announces the VIPs again whenever a peer comes back: hosts that were cut off together with it may
+// followGroup hands no packet to a peer whose link is cut, which that peer says over the group's own. It takes the
+// backends on a peer's host out of rotation when the host vanishes: the group notices before any check does. It also
+// announces the VIPs again whenever a peer comes back: hosts that were cut off together with it may
 // have heard another holder last, and would keep its address until the next announcement.
 func (n *node) followGroup(ctx context.Context) error {
 	connected, vanished := make(map[string]bool), make(map[string]bool)

@@ -215,7 +215,6 @@ func (g *Group) giveWay(ctx context.Context) {
 		return
 	}
 	why = g.reasonToGiveWay(id)
-	held := g.held()
 	if !g.gaveWay.Allowed(why, id, now) {
 		if g.giving.patient != why {
 			g.giving.patient = why
@@ -228,7 +227,7 @@ func (g *Group) giveWay(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 10*g.cfg.Heartbeat+time.Second)
 	defer cancel()
 	if why.Unfit() {
-		g.gaveWay.Note(why, held, now)
+		g.gaveWay.Note(why, now)
 	}
 	if err := g.transfer(ctx, id, g.causeToGiveWay(id)); err != nil {
 		g.giving.failedFor, g.giving.failedAt = why, now
@@ -245,13 +244,6 @@ func (g *Group) successorLinks() (links []*peerport.ControlLink) {
 		}
 	}
 	return links
-}
-
-// held is how long this peer's tenure has lasted.
-func (g *Group) held() time.Duration {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return time.Since(g.tenure.since)
 }
 
 // causeToGiveWay is why this peer gives way to the peer id, as events tell it.

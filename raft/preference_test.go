@@ -126,7 +126,7 @@ func TestFlappingFitness(t *testing.T) {
 			}
 		}
 	}
-	// The first tenure was no short one; two short ones follow.
+	// One that might have helped, and two in vain.
 	if n := tenures() - before; n < 1 || n > 4 {
 		t.Errorf("%d hand-overs in 6 s", n)
 	}

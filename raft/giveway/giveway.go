@@ -24,8 +24,8 @@ const (
 func (r Reason) Unfit() bool { return r == Carrier || r == Tracks || r == Unserved || r == Lowered }
 
 const (
-	shortTenure  = time.Second
-	maxShort     = 2
+	vainBefore   = time.Second
+	maxVain      = 2
 	maxHandovers = 10
 	retryAfter   = time.Minute
 	calmAfter    = 10 * time.Minute
@@ -33,9 +33,10 @@ const (
 
 // A Handover is one hand-over to a fitter peer.
 type Handover struct {
-	For   Reason        `json:"for"`
-	Ago   time.Duration `json:"ago"` // when it is told
-	Short bool          `json:"short,omitempty"`
+	For Reason        `json:"for"`
+	Ago time.Duration `json:"ago"` // when it is told
+	// Vain says that another for the same reason had come just before it, and so had not helped.
+	Vain bool `json:"vain,omitempty"`
 
 	at time.Duration // on this peer's clock
 }
@@ -48,11 +49,34 @@ type Limiter struct {
 	peers map[string][]Handover
 }
 
-// Note notes that this peer gives way after a tenure of that length.
-func (h *Limiter) Note(why Reason, held, now time.Duration) {
+// Note notes that this peer gives way.
+func (h *Limiter) Note(why Reason, now time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.own = append(recent(h.own, now), Handover{For: why, Short: held < shortTenure, at: now})
+	_, _, last := h.count(why, now)
+	h.own = append(recent(h.own, now), Handover{For: why, Vain: last < vainBefore, at: now})
+}
+
+// count counts the hand-overs for one reason in the whole group. Last is how long ago the latest was. The caller
+// holds mu.
+func (h *Limiter) count(why Reason, now time.Duration) (all, vain int, last time.Duration) {
+	last = calmAfter
+	count := func(hs []Handover) {
+		for _, o := range hs {
+			if ago := now - o.at; o.For == why && ago < calmAfter {
+				all++
+				last = min(last, ago)
+				if o.Vain {
+					vain++
+				}
+			}
+		}
+	}
+	count(h.own)
+	for _, hs := range h.peers {
+		count(hs)
+	}
+	return all, vain, last
 }
 
 // Learn notes what peer id tells of its own.
@@ -102,21 +126,6 @@ func (h *Limiter) Allowed(why Reason, id string, now time.Duration) bool {
 		// A peer that has just been unfit is not preferred before it has been well for a while.
 		return !slices.ContainsFunc(h.peers[id], func(o Handover) bool { return now-o.at < retryAfter })
 	}
-	all, short, last := 0, 0, calmAfter
-	count := func(ways []Handover) {
-		for _, o := range ways {
-			if ago := now - o.at; o.For == why && ago < calmAfter {
-				all++
-				last = min(last, ago)
-				if o.Short {
-					short++
-				}
-			}
-		}
-	}
-	count(h.own)
-	for _, ways := range h.peers {
-		count(ways)
-	}
-	return last >= retryAfter || short < maxShort && all < maxHandovers
+	all, vain, last := h.count(why, now)
+	return last >= retryAfter || vain < maxVain && all < maxHandovers
 }

@@ -16,7 +16,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
-.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration bench-failover bench-forward bench-ipvs clean
+.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration bench-failover bench-idle bench-forward bench-ipvs clean
 
 demo: build
 	./appliance demo
@@ -53,7 +53,7 @@ lint: setup-test
 unit integration: setup-test
 	go run ./integration/stages $@
 
-bench-failover bench-forward bench-ipvs: setup-bench
+bench-failover bench-idle bench-forward bench-ipvs: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)
 
 clean:

@@ -18,7 +18,7 @@ import (
 
 func main() {
 	suite := flag.String("suite", "failover",
-		"what is measured: failover, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is the part "+
+		"what is measured: failover, idle, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is the part "+
 			"in that machine")
 	binary := flag.String("binary", "", "the appliance to measure; empty builds it")
 	trials := flag.Int("trials", 10, "trials of each fault")
@@ -26,7 +26,7 @@ func main() {
 	through := flag.String("through", "",
 		"forwarders or ways to keep the address to measure, separated by semicolons; empty is all")
 	rounds := flag.Int("rounds", 5, "rounds in which all forwarders are measured in turns")
-	length := flag.Duration("for", 3*time.Second, "length of one measurement of forwarding")
+	length := flag.Duration("for", 3*time.Second, "length of one measurement of forwarding; ten times as long of idling")
 	out := flag.String("out", filepath.Join("docs", "benchmarks"), "where the pages are written")
 	serve := flag.String("serve", "", "be a server on this address (for the benchmark itself)")
 	job := flag.String("job", "", "be a client with this job (for the benchmark itself)")
@@ -48,6 +48,8 @@ func main() {
 		switch *suite {
 		case "failover":
 			return failover(ctx, binary, *trials, *only, *through, *out, os.Stdout, os.Stderr)
+		case "idle":
+			return idle(ctx, binary, 10**length, *through, *out, os.Stdout)
 		case "forward":
 			return forward(ctx, binary, *rounds, *length, *only, *through, *out, os.Stdout, os.Stderr)
 		case "ipvs":
@@ -56,7 +58,7 @@ func main() {
 		case "ipvs-guest":
 			return ipvsGuest(ctx, binary, *rounds, *length, os.Stdout, os.Stderr)
 		}
-		return fmt.Errorf("there is no suite %q; write failover, forward or ipvs", *suite)
+		return fmt.Errorf("there is no suite %q; write failover, idle, forward or ipvs", *suite)
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -143,14 +143,15 @@ func procField(file, word string) uint64 {
 	return 0
 }
 
-// idlePage writes the page. The nodes of a way are sorted by each figure: with the holder's role come most of them.
+// idlePage writes the page. The nodes of a way are sorted by each figure.
 func idlePage(w io.Writer, ds []*driver, before, after [][]usage, took time.Duration) {
 	fmt.Fprintf(w, "# Idle, measured\n\n`make bench-idle` has written this page on %s: groups of three nodes in network "+
 		"namespaces of one machine, each with one load balancer and one virtual IP, for %s at the same time, without "+
 		"any client. Packets are what a node receives, those of the checks included. Three figures are those of the three "+
 		"nodes, the least first.\n\n%s\n\n| | CPU, %% of a core | context switches/s | packets/s | written, KiB/s | memory, "+
 		"MiB | processes |\n|---|---|---|---|---|---|---|\n",
-		time.Now().UTC().Format("2006-01-02"), took.Round(time.Second), host()+".\n\nThe load of the machine was "+loadAverage()+" when it ended.")
+		time.Now().UTC().Format("2006-01-02"), took.Round(time.Second),
+		host()+".\n\nThe load of the machine was "+loadAverage()+" when it ended.")
 	for i, d := range ds {
 		figures := func(format string, of func(before, after usage) float64) string {
 			var all []float64

@@ -18,8 +18,8 @@ import (
 
 func main() {
 	suite := flag.String("suite", "failover",
-		"what is measured: failover, idle, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is the part "+
-			"in that machine")
+		"what is measured: failover, idle, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is "+
+			"the part in that machine")
 	binary := flag.String("binary", "", "the appliance to measure; empty builds it")
 	trials := flag.Int("trials", 10, "trials of each fault")
 	only := flag.String("only", "", "comma-separated faults or rows to measure; empty is all")

@@ -93,8 +93,8 @@ func (b *Balancer) choose(ctx context.Context, lb LoadBalancer) planeChoice {
 	return c
 }
 
-// servable says why no plane can serve lb. Without a forced plane any will do, so it begins with those that need no look
-// at the network: a start must not wait for peers that are down.
+// servable says why no plane can serve lb. Without a forced plane any will do, so it begins with those that need no
+// look at the network: a start must not wait for peers that are down.
 func (b *Balancer) servable(ctx context.Context, lb LoadBalancer) error {
 	if lb.Plane == Auto || lb.Plane == "" {
 		for _, p := range slices.Backward(b.cfg.Planes) {

@@ -211,6 +211,13 @@ type judge struct {
 	violations atomic.Uint64
 }
 
+// verdict fails the test if anybody has answered too late.
+func (j *judge) verdict(t *testing.T) {
+	if v := j.violations.Load(); v > 0 {
+		t.Errorf("a peer answered %d times after a peer of a later term had", v)
+	}
+}
+
 // watch asks may over and over during one tenure.
 func (j *judge) watch(ctx context.Context, term uint64, may func() bool) {
 	for ctx.Err() == nil {
@@ -291,9 +298,7 @@ func newBench(t *testing.T, n int) *bench {
 			wg.Go(func() { n.stop(t) })
 		}
 		wg.Wait()
-		if v := b.judge.violations.Load(); v > 0 {
-			t.Errorf("a peer answered %d times after a peer of a later term had", v)
-		}
+		b.judge.verdict(t)
 	})
 	return b
 }
@@ -340,6 +345,20 @@ func (b *bench) start(ids ...string) {
 
 func (b *bench) run(c Config) *node {
 	b.t.Helper()
+	return b.runUnder(&b.judge, c)
+}
+
+// runApart runs a peer of another group. It has a judge of its own, because terms of two groups cannot be
+// compared.
+func (b *bench) runApart(c Config) *node {
+	b.t.Helper()
+	j := new(judge)
+	b.t.Cleanup(func() { j.verdict(b.t) })
+	return b.runUnder(j, c)
+}
+
+func (b *bench) runUnder(j *judge, c Config) *node {
+	b.t.Helper()
 	g, err := Open(c)
 	if err != nil {
 		b.t.Fatal(err)
@@ -354,7 +373,7 @@ func (b *bench) run(c Config) *node {
 			g.mu.Unlock()
 			n.holds.Store(true)
 			defer n.holds.Store(false)
-			b.judge.watch(ctx, term, may)
+			j.watch(ctx, term, may)
 			return nil
 		})
 	}()

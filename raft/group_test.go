@@ -222,7 +222,7 @@ func TestOtherGroupsDataDirectoryIsRefused(t *testing.T) {
 	// c has been a group of its own.
 	alone := b.config("c")
 	alone.Peers = b.peers[2:]
-	g := b.run(alone)
+	g := b.runApart(alone)
 	b.eventually("c's own group to have an id on its disk", func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()

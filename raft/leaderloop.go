@@ -207,11 +207,12 @@ func (g *Group) giveWay(ctx context.Context) {
 		return
 	}
 	// What is known of the others may be a second old, and the better peer may have got the same trouble as
-	// this one at the same moment.
+	// this one at the same moment. One that does not tell now is asked again at the next tick.
 	once, stop := context.WithTimeout(ctx, g.cfg.Heartbeat)
-	g.askAmong(once, g.successorLinks())
+	told := g.askAmong(once, g.successorLinks())
 	stop()
-	if id = g.preferred(); id == "" {
+	id = g.preferred()
+	if id == "" || !slices.ContainsFunc(told, func(h hello) bool { return h.ID == id }) {
 		return
 	}
 	why = g.reasonToGiveWay(id)

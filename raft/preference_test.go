@@ -62,7 +62,19 @@ func TestGivesWayByWhatIsTrueNow(t *testing.T) {
 	b := newBench(t, 3)
 	b.start("a", "b", "c")
 	b.voters(3)
-	for range 3 {
+	// A peer that a busy machine deposes is followed by whoever is elected, whatever its fitness: such a round
+	// shows nothing, and is played again.
+	deposed := func() (n uint64) {
+		for _, node := range b.nodes {
+			n += node.Status().Counters.Ended["deposed"]
+		}
+		return n
+	}
+	for rounds, tries := 0, 0; rounds < 3; tries++ {
+		if tries == 30 {
+			t.Skipf("%d rounds of 3: this machine is too busy to let a holder hold", rounds)
+		}
+		before := deposed()
 		old := b.holder()
 		var rest []string // in the order in which they are wanted
 		for _, p := range b.peers {
@@ -75,8 +87,11 @@ func TestGivesWayByWhatIsTrueNow(t *testing.T) {
 		b.nodes[rest[0]].SetFitness(bar)
 		b.nodes[old].SetFitness(bar)
 		b.holder(rest[1])
-		if now := b.nodes[rest[0]].Status().Counters.Tenures; now != passed {
+		if now := b.nodes[rest[0]].Status().Counters.Tenures; now != passed && deposed() == before {
 			t.Errorf("%s gave way to %s, which was no fitter", old, rest[0])
+		}
+		if deposed() == before {
+			rounds++
 		}
 		b.nodes[rest[0]].SetFitness(Fitness{})
 		b.nodes[old].SetFitness(Fitness{})

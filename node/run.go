@@ -20,6 +20,7 @@ import (
 	"appliance/ipvs"
 	"appliance/nft"
 	"appliance/node/lifecycle"
+	"appliance/raft"
 	"appliance/status/web"
 )
 
@@ -71,7 +72,7 @@ func Run(ctx context.Context, o Options) error {
 }
 
 // runOnce runs a node until ctx ends. It returns the configuration with which the node is to begin anew where a VIP
-// belongs on another interface than it began with.
+// belongs on another interface than it began with, or where its group has ended in favour of another one.
 func runOnce(
 	ctx context.Context, o Options, cfg *configs.Config, book *host.Log, rights *rights,
 ) (again *configs.Config, err error) {
@@ -129,7 +130,7 @@ func runOnce(
 	if ctx.Err() != nil && err == nil {
 		log.Info("appliance has stopped", "after", time.Since(n.started).Round(time.Second))
 	}
-	if errors.Is(err, errMoved) {
+	if errors.Is(err, errMoved) || errors.Is(err, raft.ErrYielded) {
 		log.Info("this node has ended, to begin anew", "because", err)
 		return reload.current, nil
 	}

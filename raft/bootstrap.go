@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"appliance/raft/fence"
+	"appliance/raft/founding"
 	"appliance/raft/giveway"
 )
 
@@ -38,6 +40,13 @@ type hello struct {
 	OnLink []netip.Addr `json:"onLink,omitempty"`
 	// Removed says that the group has removed the peer that asks.
 	Removed string `json:"removed,omitempty"`
+	// Fence is what tells a stranger, and a disk that went backwards, from a member; nil is from a version that
+	// does not tell. Backwards is what the peer that asks had reached before its disk went backwards.
+	Fence     *fence.Told    `json:"fence,omitempty"`
+	Backwards *fence.Reached `json:"backwards,omitempty"`
+	// Listed are the peers in the file of this one, and Replaces is the group that its own was recovered from.
+	Listed   []string `json:"listed,omitempty"`
+	Replaces string   `json:"replaces,omitempty"`
 	// Protocol is what the peer speaks, Oldest what it still understands.
 	Protocol int `json:"protocol,omitempty"`
 	Oldest   int `json:"oldest,omitempty"`
@@ -208,4 +217,10 @@ func decideToJoin(self hello, others []hello) verdict {
 // it may have voted and forgotten.
 func justBootstrapped(self, o hello) bool {
 	return o.LastIndex == 1 && o.Term <= 1 && len(o.Members) == len(self.Peers)
+}
+
+// camp is the group of the peer that says h.
+func (h hello) camp() founding.Camp {
+	return founding.Camp{Cluster: h.Cluster, Replaces: h.Replaces, Members: h.Members, Listed: h.Listed,
+		Leads: h.Leader != ""}
 }

@@ -12,6 +12,7 @@ import (
 
 	"appliance/raft/auth"
 	"appliance/raft/detector"
+	"appliance/raft/founding"
 	"appliance/raft/lease"
 	"appliance/raft/peerport"
 )
@@ -52,7 +53,8 @@ type Config struct {
 	Peers    []Peer
 	DataDir  string
 	Security auth.Security
-	// StartAsLeader begins a group of one if no listed peer has a group yet; the others join it.
+	// StartAsLeader begins a group of one if no listed peer has a group yet; the others join it. If listed peers
+	// are silent, that takes founding.Patience.
 	StartAsLeader bool
 	// SingleNode is a group of one for ever: this peer looks for no other.
 	SingleNode bool
@@ -79,6 +81,8 @@ type Config struct {
 	dial    peerport.DialFunc                                   // tests cut connections here,
 	packets func(bind netip.AddrPort) (detector.Packets, error) // and lose datagrams here
 	now     lease.Clock
+	// foundingPatience is founding.Patience, or shorter in tests.
+	foundingPatience time.Duration
 }
 
 // span is the length of a lease. It is shorter than the silence after which the detector replaces a leader,
@@ -113,6 +117,9 @@ func (c *Config) complete() error {
 	}
 	if c.now == nil {
 		c.now = lease.Boottime
+	}
+	if c.foundingPatience == 0 {
+		c.foundingPatience = founding.Patience
 	}
 	if c.packets == nil {
 		c.packets = detector.Listen

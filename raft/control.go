@@ -11,6 +11,7 @@ import (
 
 	"appliance/raft/auth"
 	"appliance/raft/feed"
+	"appliance/raft/fence"
 	"appliance/raft/lease"
 	"appliance/raft/peerport"
 	"appliance/raft/settings"
@@ -43,8 +44,12 @@ type request struct {
 	Heartbeat time.Duration `json:"heartbeat,omitempty"`
 	// Fitness, in a hello, is that of the peer that asks; nil is from a version that does not tell.
 	Fitness *Fitness `json:"claim,omitempty"`
-	Force   bool     `json:"force,omitempty"`
-	After   string   `json:"after,omitempty"`
+	// Hello, in a hello, is what the peer that asks says of itself.
+	Hello *hello `json:"hello,omitempty"`
+	// Cluster is the group of the peer that asks.
+	Cluster string `json:"cluster,omitempty"`
+	Force   bool   `json:"force,omitempty"`
+	After   string `json:"after,omitempty"`
 	// Joins is set by a peer that was told to join, so nobody needs to list it.
 	Joins bool `json:"joins,omitempty"`
 	// Forwarded requests are not forwarded again.
@@ -58,6 +63,8 @@ type reply struct {
 	Hello   *hello         `json:"hello,omitempty"`
 	Feed    *feed.Feed     `json:"feed,omitempty"`
 	Account *lease.Account `json:"account,omitempty"`
+	// Cluster is the group that the account is of.
+	Cluster string `json:"cluster,omitempty"`
 	// Datagrams is the key for datagrams to this process: package detector.
 	Datagrams []byte `json:"datagrams,omitempty"`
 	View      []byte `json:"view,omitempty"`
@@ -94,24 +101,35 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 	if from.Role != auth.Peer && r.Op != opFollow {
 		return reply{Error: fmt.Sprintf("a %s may not ask for %q", from.Role, r.Op)}
 	}
+	if own := g.cluster(); r.Cluster != "" && own != "" && r.Cluster != own {
+		return reply{Error: fmt.Sprintf("peer %s belongs to another group (%.8s, not %.8s)", g.cfg.ID, own, r.Cluster)}
+	}
 	switch r.Op {
 	case opFollow:
 		rep.Feed, err = g.feed.Serve(ctx, r.After)
 	case opHello:
-		h := g.hello()
 		if from.ID != "" {
 			r.From = from.ID
 		}
-		h.Removed = g.removalOf(r.From)
-		rep.Hello = &h
 		if r.From != "" && from.Role == auth.Peer {
 			g.learnHeartbeat(r.From, r.Heartbeat)
 			if r.Fitness != nil {
 				g.learnFitness(r.From, *r.Fitness)
 			}
+			if r.Hello != nil && r.Hello.ID == r.From {
+				g.learnFence(*r.Hello)
+				g.checkSplit(*r.Hello)
+			}
 		}
+		h := g.hello()
+		h.Removed = g.removalOf(r.From)
+		if b := g.fence.ReachedBy(r.From); b.Backwards != "" {
+			h.Backwards = &b
+		}
+		rep.Hello = &h
 		// A peer that has the key gets grants: package lease.
-		if from.Role == auth.Peer && g.heartbeats.Fits(r.Heartbeat) {
+		if from.Role == auth.Peer && g.heartbeats.Fits(r.Heartbeat) &&
+			!errors.Is(g.fence.Refusal(r.From), fence.ErrStranger) {
 			rep.Datagrams = g.detector.KeyFor(r.From)
 		}
 	case opAccount:
@@ -122,7 +140,7 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 		}
 		a := g.grants.Account(raft.CurrentTerm())
 		a.Lease = g.cfg.span()
-		rep.Account = &a
+		rep.Account, rep.Cluster = &a, g.cluster()
 	case opView:
 		rep.View, err = g.view(from)
 	case opTry:
@@ -176,7 +194,7 @@ func (g *Group) atLeader(ctx context.Context, r request) (reply, error) {
 		}
 		_, id := raft.LeaderWithID()
 		if l := g.links.to(string(id)); l != nil && !r.Forwarded {
-			r.Forwarded = true
+			r.Forwarded, r.Cluster = true, g.cluster()
 			return askApart(ctx, l, r)
 		}
 		select {

@@ -41,11 +41,12 @@ const (
 	Deposed      Cause = "deposed"       // another peer leads, or a majority is out of reach
 	Failed       Cause = "failed"        // the holder could not answer
 
-	Returned         Cause = "returned"          // a peer is in reach again
-	DiskFailed       Cause = "disk failed"       // the data directory cannot be written
-	LogUnreadable    Cause = "log unreadable"    // the group's log is of a newer version, or not ours
-	Removed          Cause = "removed"           // the group has removed this peer, or does not take it in
-	HeartbeatDiffers Cause = "heartbeat differs" // from that of a majority
+	Returned         Cause = "returned"            // a peer is in reach again
+	DiskFailed       Cause = "disk failed"         // the data directory cannot be written
+	LogUnreadable    Cause = "log unreadable"      // the group's log is of a newer version, or not ours
+	Removed          Cause = "removed"             // the group has removed this peer, or does not take it in
+	HeartbeatDiffers Cause = "heartbeat differs"   // from that of a majority
+	DiskBackwards    Cause = "disk went backwards" // as if restored from an older copy
 )
 
 // A GroupEvent is one change in the group as this peer saw it.
@@ -392,6 +393,9 @@ func (g *Group) trouble() (Cause, string) {
 	}
 	if why := g.refusal(); why != "" {
 		return Removed, why
+	}
+	if why := g.backwards(); why != "" {
+		return DiskBackwards, why
 	}
 	if why := g.oddHeartbeat(); why != "" {
 		return HeartbeatDiffers, why

@@ -319,7 +319,7 @@ func (b *bench) config(id string) Config {
 	c := Config{
 		ID: id, Peers: b.peers, DataDir: b.dirs[id], Security: auth.Security{Keys: []auth.Key{b.key}},
 		Log:  slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("on", id),
-		dial: b.wires.dial(id), packets: b.wires.packets(id),
+		dial: b.wires.dial(id), packets: b.wires.packets(id), foundingPatience: 500 * ms,
 	}
 	if b.tweak != nil {
 		b.tweak(&c)
@@ -359,6 +359,22 @@ func (b *bench) runApart(c Config) *node {
 
 func (b *bench) runUnder(j *judge, c Config) *node {
 	b.t.Helper()
+	var n *node
+	started := make(chan struct{})
+	n = b.holdWith(c, func(ctx context.Context, may func() bool) {
+		<-started
+		n.mu.Lock()
+		term := n.tenure.term
+		n.mu.Unlock()
+		j.watch(ctx, term, may)
+	})
+	close(started)
+	return n
+}
+
+// holdWith runs a peer with a hold of its own.
+func (b *bench) holdWith(c Config, hold func(ctx context.Context, may func() bool)) *node {
+	b.t.Helper()
 	g, err := Open(c)
 	if err != nil {
 		b.t.Fatal(err)
@@ -368,12 +384,9 @@ func (b *bench) runUnder(j *judge, c Config) *node {
 	go func() { n.done <- g.Run(ctx) }()
 	go func() {
 		n.led <- g.Lead(ctx, func(ctx context.Context, may func() bool) error {
-			g.mu.Lock()
-			term := g.tenure.term
-			g.mu.Unlock()
 			n.holds.Store(true)
 			defer n.holds.Store(false)
-			j.watch(ctx, term, may)
+			hold(ctx, may)
 			return nil
 		})
 	}()

@@ -3,6 +3,7 @@ package raft
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 	"appliance/raft/deathwatch"
 	"appliance/raft/detector"
 	"appliance/raft/feed"
+	"appliance/raft/fence"
 	"appliance/raft/giveway"
 	"appliance/raft/lease"
 	"appliance/raft/notify"
@@ -42,6 +44,7 @@ type Group struct {
 	settings *settings.FSM
 	lease    *lease.Lease
 	grants   *lease.Grants
+	fence    *fence.Fence // tells strangers from members
 	// heartbeats are what the others have told this process of theirs
 	heartbeats *lease.Heartbeats
 	untold     notify.Signal // a peer that has told no heartbeat yet wants something
@@ -53,7 +56,9 @@ type Group struct {
 	links                   links
 	feed                    feed.Publisher
 	history                 *history
-	known                   bool // there was state when the process began
+	known                   bool           // there was state when the process began
+	position                store.Position // of the disk then
+	replaces                string         // the group that was recovered as this one, as the disk has it
 
 	change   notify.Signal
 	started  chan struct{} // closed when raft and trans are set
@@ -72,18 +77,21 @@ type Group struct {
 	giving  givingWay // the leader loop's own
 	gaveWay giveway.Limiter
 
-	mu      sync.Mutex
-	intent  intent
-	phase   string
-	hellos  map[string]hello
-	left    map[string]time.Time // by peer: when a process of it said that it leaves
-	tenure  tenureState
-	count   Counters
-	written string // the cluster id that is in the store
-	learned []Peer // the roster that is in the store, or that a member told
-	refused string // why the group does not want this peer, or ""
-	fitness Fitness
-	onLink  []netip.Addr
+	mu       sync.Mutex
+	intent   intent
+	phase    string
+	hellos   map[string]hello
+	left     map[string]time.Time // by peer: when a process of it said that it leaves
+	tenure   tenureState
+	count    Counters
+	written  string // the cluster id that is in the store
+	learned  []Peer // the roster that is in the store, or that a member told
+	refused  string // why the group does not want this peer, or ""
+	disk     fence.Told
+	floor    uint64 // the term up to which this peer gives no vote, after its disk went backwards
+	withheld withheld
+	fitness  Fitness
+	onLink   []netip.Addr
 }
 
 // Open takes what the peer needs from the host: data directory, keys, port. The group hears nothing of it
@@ -108,7 +116,9 @@ func Open(cfg Config) (*Group, error) {
 	g.count.Ended = make(map[string]uint64)
 	g.history = newHistory(cfg.ID, cfg.Heartbeat, cfg.Log)
 	g.heartbeats = lease.NewHeartbeats(cfg.Heartbeat, g.untold.Fire)
-	g.lease = lease.New(cfg.ID, cfg.span(), cfg.now, g.heartbeats.Same)
+	g.lease = lease.New(cfg.ID, cfg.span(), cfg.now, func(peer string) bool {
+		return g.heartbeats.Same(peer) && g.fence.Refusal(peer) == nil
+	})
 	g.feed = feed.Publisher{Removed: g.isRemoved, HasLeader: g.hasLeader, Addrs: g.peerAddrs, Stopping: g.stopping}
 	var process deathwatch.Incarnation
 	rand.Read(process[:])
@@ -119,6 +129,15 @@ func Open(cfg Config) (*Group, error) {
 	g.settings = settings.New(g.change.Fire)
 	if g.store, err = store.Open(cfg.DataDir, g.hlog); err != nil {
 		return nil, err
+	}
+	if to, err := g.store.PutAside(); err != nil {
+		return nil, err
+	} else if to != "" {
+		cfg.Log.Warn("this peer's own group has ended; its data is put aside, and the peer joins the other group",
+			"data", to)
+		if g.store, err = store.Open(cfg.DataDir, g.hlog); err != nil {
+			return nil, err
+		}
 	}
 	g.store.OnError = g.onDiskError
 	if err := g.store.CheckFormat(settings.FormatVersion); err != nil {
@@ -131,7 +150,11 @@ func Open(cfg Config) (*Group, error) {
 			"move it away, and this peer joins its group again as a new one",
 			cfg.DataDir, store.ErrDamaged, err)
 	}
-	g.written = g.store.Own(settings.ClusterKey)
+	if err := g.readDisk(hex.EncodeToString(process[:])); err != nil {
+		g.store.Close()
+		return nil, fmt.Errorf("data directory %s is %w: %w; move it away, and this peer joins its group again as "+
+			"a new one", cfg.DataDir, store.ErrDamaged, err)
+	}
 	g.learned = g.storedRoster()
 	bind := cfg.Bind
 	if cfg.SingleNode {
@@ -318,7 +341,12 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 
 func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	g.trans = transport.New(g.stream, g.cfg.Heartbeat, transport.Rules{
-		Heard: g.heard, Granted: g.lease.Grant, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.heartbeats.Refusal,
+		Heard: g.heard, Granted: g.lease.Grant, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.refusalOf,
+		Withheld: g.withholds, Follow: g.grants.Follow, Admits: g.fence.Admits,
+		Stamp: func(peer string) (string, bool) {
+			t, told := g.fence.Told(peer)
+			return g.cluster(), !told || t.Fenced
+		},
 	}, g.hlog)
 	notify := make(chan bool, 16)
 	r, err := hraft.NewRaft(g.raftConfig(notify), g.settings, g.store, g.store, g.store.Snaps, g.trans)
@@ -367,7 +395,7 @@ func (g *Group) leave() {
 		g.stream.Close()
 		return
 	}
-	if g.raft.State() == hraft.Leader && g.others() > 0 {
+	if g.raft.State() == hraft.Leader && g.others() > 0 && g.store.Own(store.AsideKey) == "" {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*g.cfg.Heartbeat)
 		if err := g.handOver(ctx, ""); err != nil {
 			g.log.Warn("leaving without a hand-over; the others elect after a heartbeat", "error", err)

@@ -266,42 +266,6 @@ func TestDifferentListIsRefused(t *testing.T) {
 	b.holder("a", "b")
 }
 
-// TestStartAsLeaderThatCouldNotAsk: a peer with a new disk and startAsLeader begins a group of its own while
-// it is cut off, and gives it up when it reaches the others.
-func TestStartAsLeaderThatCouldNotAsk(t *testing.T) {
-	b := newBench(t, 3)
-	b.start("b", "c")
-	b.holder()
-	b.voters(3)
-	b.wires.isolate("a", true)
-	c := b.config("a")
-	c.StartAsLeader = true
-	g, err := Open(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- g.Run(ctx) }()
-	b.eventually("a to lead a group of its own", func() bool {
-		return g.Status().Leader == "a" &&
-			g.Status().Cluster != ""
-	})
-	b.wires.heal()
-	select {
-	case err := <-done:
-		if err == nil || !strings.Contains(err.Error(), "began a group of its own") {
-			t.Errorf("Run: %v", err)
-		}
-	case <-time.After(60 * time.Second):
-		t.Error("two groups live side by side")
-		cancel()
-		<-done
-	}
-	b.holder("b", "c")
-}
-
 // TestAdmissionIsRefused: what a peer may not ask for changes nothing.
 func TestAdmissionIsRefused(t *testing.T) {
 	b := newBench(t, 3)

@@ -8,17 +8,19 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
 
+	"appliance/raft/founding"
 	"appliance/raft/peerport"
 	"appliance/raft/settings"
+	"appliance/raft/store"
 )
 
 const (
-	// askTimeout bounds one round of asking the listed peers. A host that is down does not answer at all, so
-	// startAsLeader waits for it this long, twice.
+	// askTimeout bounds one round of asking the listed peers. A host that is down does not answer at all.
 	askTimeout = time.Second
 	// askPause lies between two rounds.
 	askPause = 200 * time.Millisecond
@@ -30,9 +32,11 @@ func (g *Group) findGroup(ctx context.Context) error {
 		return g.bootstrap(g.cfg.Peers, "single node")
 	}
 	said := ""
+	began := time.Now()
 	for {
 		strangers := g.learnRoster(ctx)
-		v := decide(g.hello(), g.ask(ctx))
+		answers := g.ask(ctx)
+		v := g.patiently(decide(g.hello(), answers), len(answers), time.Since(began))
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -42,6 +46,9 @@ func (g *Group) findGroup(ctx context.Context) error {
 		}
 		switch {
 		case v.do == bootstrapAlone && g.intend(intentAlone):
+			if err := g.store.SetOwn(store.FoundedKey, store.FoundedAlone); err != nil {
+				return fmt.Errorf("data directory %s: %w; free some space, and start again", g.cfg.DataDir, err)
+			}
 			return g.bootstrap([]Peer{g.cfg.self()}, v.why)
 		case v.do == bootstrapTogether && g.intend(intentTogether):
 			return g.bootstrap(g.cfg.Peers, v.why)
@@ -67,6 +74,24 @@ func (g *Group) findGroup(ctx context.Context) error {
 		case <-time.After(askPause):
 		}
 	}
+}
+
+// patiently has a peer that would found a group alone wait for those that do not answer: founding.Patience.
+func (g *Group) patiently(v verdict, answers int, asked time.Duration) verdict {
+	if v.do != bootstrapAlone {
+		return v
+	}
+	refused := 0
+	for _, l := range g.links.all() {
+		if errors.Is(l.State().Problem, syscall.ECONNREFUSED) {
+			refused++
+		}
+	}
+	if !founding.Waits(len(g.cfg.Peers), answers+1, refused, asked, g.cfg.foundingPatience) {
+		return v
+	}
+	return verdict{askAgain, fmt.Sprintf("startAsLeader, and no majority of the listed peers answers: it waits %v "+
+		"before it founds a group alone, because a switch may not forward yet", g.cfg.foundingPatience)}
 }
 
 // problems says why listed peers do not answer, for example because of a wrong key.
@@ -122,10 +147,23 @@ func (g *Group) join(ctx context.Context) error {
 			Joins: len(g.cfg.Join) > 0}); err == nil {
 			g.log.Info("admitted to the group, catching up", "by", l.ID)
 			g.setRefused("")
-			return nil
+			return g.enter(h.Cluster)
 		}
 	}
 	return err
+}
+
+// enter notes the group that this peer has been admitted to, so that it knows strangers before it has the log.
+func (g *Group) enter(cluster string) error {
+	for key, value := range map[string]string{store.FoundedKey: store.Joined, settings.ClusterKey: cluster} {
+		if err := g.store.SetOwn(key, value); err != nil {
+			return fmt.Errorf("data directory %s: %w; free some space", g.cfg.DataDir, err)
+		}
+	}
+	g.mu.Lock()
+	g.written = cluster
+	g.mu.Unlock()
+	return nil
 }
 
 // learnRoster asks the addresses in Join who the group's members are.
@@ -156,27 +194,76 @@ func (g *Group) learnRoster(ctx context.Context) (problems []string) {
 	return problems
 }
 
-// checkCluster keeps a peer with another group's data directory away.
+// checkCluster keeps a peer away whose data is of a group that another one has replaced. If its group goes on
+// instead, the peer waits until the other has ended, so that they do not answer side by side.
 func (g *Group) checkCluster(ctx context.Context) error {
-	self := g.hello()
-	for _, o := range g.ask(ctx) {
-		if self.Cluster != "" && o.Cluster != "" && self.Cluster != o.Cluster {
-			return fmt.Errorf("group: %s; the data directory here is %s", conflict(o, self), g.cfg.DataDir)
+	for {
+		self, rival := g.hello(), ""
+		for _, o := range g.ask(ctx) {
+			if self.Cluster == "" || o.Cluster == "" || self.Cluster == o.Cluster {
+				continue
+			}
+			lost := founding.Loses(self.camp(), o.camp())
+			if lost && g.mayYield(self, o) {
+				return g.yield(o)
+			}
+			if o.Fence == nil || lost || founding.Replaced(self.camp(), o.camp()) {
+				return fmt.Errorf("group: %s; the data directory here is %s", conflict(o, self), g.cfg.DataDir)
+			}
+			if founding.Loses(o.camp(), self.camp()) && o.Leader != "" {
+				rival = o.ID
+			}
+		}
+		if rival == "" {
+			return nil
+		}
+		g.setPhase("waiting for the group of peer " + rival + " to end")
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(askPause):
 		}
 	}
-	return nil
 }
 
-// checkSplit ends a group of one that this peer began although a listed peer was in another one already:
-// startAsLeader on a new disk, while the others could not be asked.
+// ErrYielded ends Run when this peer's group has ended in favour of another one with the same key. The next
+// Open puts the data aside, and the peer joins the other group.
+var ErrYielded = errors.New("this peer began a group of its own, and another one goes on")
+
+// mayYield says that this peer's group came about by itself and has no majority, so that its data can be put
+// aside without asking anybody.
+func (g *Group) mayYield(self, o hello) bool {
+	return o.Fence != nil && self.Replaces == "" && !founding.HasMajority(self.camp(), o.camp()) &&
+		g.store.Own(store.FoundedKey) != ""
+}
+
+// yield marks the data to be put aside.
+func (g *Group) yield(o hello) error {
+	why := fmt.Sprintf("peer %s is in the group %.8s, with %s", o.ID, o.Cluster, strings.Join(o.Members, ", "))
+	if err := g.store.SetOwn(store.AsideKey, why); err != nil {
+		return fmt.Errorf("group: this peer began a group of its own although %s; stop it, empty %s, and start it "+
+			"again to join (%w)", why, g.cfg.DataDir, err)
+	}
+	return fmt.Errorf("group: %w: %s", ErrYielded, why)
+}
+
+// checkSplit ends this peer's group if o shows that another one goes on instead: package founding.
 func (g *Group) checkSplit(o hello) {
 	self := g.hello()
-	if self.Cluster == "" || o.Cluster == "" || self.Cluster == o.Cluster {
+	if g.running() == nil || self.Cluster == "" || o.Cluster == "" || self.Cluster == o.Cluster {
 		return
 	}
-	if g.cfg.StartAsLeader && len(self.Members) == 1 && len(o.Members) > 1 {
-		g.fail(fmt.Errorf("group: this peer began a group of its own although peer %s is in one; stop it, empty "+
-			"%s, and start it again to join", o.ID, g.cfg.DataDir))
+	switch {
+	case o.Fence == nil: // a version that does not say enough of its group, and yields by itself
+		if g.cfg.StartAsLeader && len(self.Members) == 1 && len(o.Members) > 1 {
+			g.fail(fmt.Errorf("group: this peer began a group of its own although peer %s is in one; stop it, empty "+
+				"%s, and start it again to join", o.ID, g.cfg.DataDir))
+		}
+	case !founding.Loses(self.camp(), o.camp()):
+	case g.mayYield(self, o):
+		g.fail(g.yield(o))
+	case o.Leader != "": // as long as only one can lead, an operator can still decide
+		g.fail(fmt.Errorf("group: %s; the data directory here is %s", conflict(o, self), g.cfg.DataDir))
 	}
 }
 
@@ -221,6 +308,10 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 			rep.Hello.ID)
 	}
 	g.learnHeartbeat(l.ID, rep.Hello.Heartbeat)
+	g.learnFence(*rep.Hello)
+	if b := rep.Hello.Backwards; b != nil {
+		g.withhold(l.ID, *b)
+	}
 	g.detector.Accept(l.ID, rep.Datagrams)
 	g.mu.Lock()
 	old, met := g.hellos[l.ID]
@@ -248,8 +339,8 @@ func (g *Group) learnHeartbeat(id string, beat time.Duration) {
 // helloRequest asks another peer who it is. It always tells the heartbeat: without it, it would look like the
 // request of a version that does not tell.
 func (g *Group) helloRequest() request {
-	f := g.fitnessOf(g.cfg.ID)
-	return request{Op: opHello, From: g.cfg.ID, Heartbeat: g.cfg.Heartbeat, Fitness: &f}
+	h := g.hello()
+	return request{Op: opHello, From: g.cfg.ID, Heartbeat: g.cfg.Heartbeat, Fitness: &h.Fitness, Hello: &h}
 }
 
 func (g *Group) helloOf(id string) (hello, bool) {
@@ -260,21 +351,31 @@ func (g *Group) helloOf(id string) (hello, bool) {
 }
 
 // hello is what this peer says of itself.
-func (g *Group) hello() hello {
+func (g *Group) hello() (h hello) {
 	g.mu.Lock()
-	h := hello{
+	h = hello{
 		ID: g.cfg.ID, Version: g.cfg.Version, Cluster: g.written, HasState: g.known,
 		StartAsLeader: g.cfg.StartAsLeader, Intent: g.intent, Peers: g.cfg.Peers,
 		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Fitness: g.fitness, OnLink: g.onLink,
-		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat,
+		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat, Replaces: g.replaces,
 	}
+	told := g.disk
+	told.Withheld, told.Floor = g.withheld.on, g.floor
 	g.mu.Unlock()
 	h.GaveWay = g.gaveWay.Tell(g.cfg.now())
-	if c := g.settings.Get(settings.ClusterKey); c != "" {
-		h.Cluster = c
+	for _, p := range g.cfg.Peers {
+		h.Listed = append(h.Listed, p.ID)
 	}
+	if c := g.settings.Get(settings.ClusterKey); c != "" {
+		h.Cluster, h.Replaces = c, g.settings.Get(settings.ReplacesKey)
+	}
+	defer func() {
+		told.Cluster, told.HasState = h.Cluster, h.HasState
+		h.Fence = &told
+	}()
 	r := g.running()
 	if r == nil {
+		h.Members = g.position.Members
 		return h
 	}
 	if h.Cluster != "" {
@@ -282,6 +383,7 @@ func (g *Group) hello() hello {
 	}
 	h.LastIndex, h.Term = r.LastIndex(), r.CurrentTerm()
 	h.HasState = h.LastIndex > 0
+	told.Term, told.Last, told.Commit = h.Term, h.LastIndex, r.CommitIndex()
 	_, leader := r.LeaderWithID()
 	h.Leader = string(leader)
 	for _, s := range r.GetConfiguration().Configuration().Servers {

@@ -26,8 +26,14 @@ func (g *Group) leaderLoop(ctx context.Context) error {
 			g.fail(err)
 		}
 		g.rememberCluster()
+		g.settle()
 		if term, ok := g.leads(); ok && !g.leading.Load() && !g.lease.Begun(term) {
 			g.waitOutLeases(ctx, term) // nobody runs Lead, which does it otherwise
+		}
+		if term, ok := g.leads(); ok && g.lease.Begun(term) && g.withholds() != nil {
+			if err := g.transfer(ctx, "", HandedOver); err != nil {
+				g.log.Debug("a disk that went backwards leads, and nobody can take over", "error", err)
+			}
 		}
 		if term, ok := g.leads(); ok && g.lease.Begun(term) {
 			g.giveWay(ctx) // before what may wait for a disk

@@ -117,6 +117,9 @@ func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
 	if err := g.awaitLease(ctx); err != nil {
 		return err
 	}
+	if g.cluster() == "" {
+		return errors.New("the group has only just begun; ask again") // it has to have a name: package fence
+	}
 	if why := g.takenBy(ctx, p); why != "" {
 		return g.refuse(p, why)
 	}

@@ -2,13 +2,21 @@ package raft
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	hraft "github.com/hashicorp/raft"
 
 	"appliance/raft/deathwatch"
+	"appliance/raft/fence"
+	"appliance/raft/settings"
+	"appliance/raft/store"
 )
 
 // detect runs the detector on the group until ctx ends.
@@ -61,7 +69,10 @@ func (e *elections) Electorate() (ids []string) {
 	return ids
 }
 
-func (e *elections) HeardFrom(peer string, term uint64) { e.heard(peer, term) }
+func (e *elections) HeardFrom(peer string, term uint64) (may bool) {
+	e.heard(peer, term)
+	return e.fence.Refusal(peer) == nil && e.grants.Follow(peer, term)
+}
 
 func (e *elections) Granted(peer string, term uint64, t0 time.Duration) {
 	e.lease.Grant(peer, term, t0)
@@ -83,7 +94,10 @@ func (e *elections) Replace(leader string, term uint64) {
 
 // onSilence notes that a process never answers again, by its own word or because it is dead.
 func (g *Group) onSilence(d deathwatch.Death) {
-	g.grants.Silenced(d.Peer, d.Term)
+	// The terms of another group say nothing of this one's leases.
+	if _, told := g.heartbeats.Of(d.Peer); told && !errors.Is(g.fence.Refusal(d.Peer), fence.ErrStranger) {
+		g.grants.Silenced(d.Peer, d.Term)
+	}
 	g.history.departed(d.Peer, d.Term, d.Told)
 	if d.Told {
 		g.mu.Lock()
@@ -149,4 +163,155 @@ func (g *Group) rank(d deathwatch.Death) (rank int, stands bool) {
 		}
 	}
 	return 0, false
+}
+
+// withheld is what this peer's disk has to reach again before its votes and grants count: package fence.
+type withheld struct {
+	on           bool
+	Term, Commit uint64
+	Why          string
+}
+
+// readDisk reads where the disk stands, and counts this start of it.
+func (g *Group) readDisk(process string) (err error) {
+	if g.known {
+		if g.position, err = g.store.Position(); err != nil {
+			return err
+		}
+		g.written, g.replaces = g.store.Own(settings.ClusterKey), g.store.Own(store.ReplacesKey)
+		g.floor, _ = strconv.ParseUint(g.store.Own(store.FloorKey), 10, 64)
+		g.withheld.on = json.Unmarshal([]byte(g.store.Own(store.WithheldKey)), &g.withheld) == nil
+	}
+	disk := g.store.Own(store.DiskKey)
+	if disk == "" {
+		disk = rand.Text()
+		if g.store.SetOwn(store.DiskKey, disk) != nil {
+			disk = ""
+		}
+	}
+	g.disk = fence.Told{Fenced: true, Process: process, Disk: disk, Term: g.position.Term, Last: g.position.Last}
+	if disk != "" {
+		g.disk.Boots = g.store.Boot()
+	}
+	var reached map[string]fence.Reached
+	json.Unmarshal([]byte(g.store.Own(store.ReachedKey)), &reached) // what cannot be read is not remembered
+	g.fence = fence.New(g.cluster, func(peer string) bool {
+		_, member := g.server(peer)
+		return member || len(g.servers()) == 0
+	}, reached)
+	return nil
+}
+
+// cluster is the name of this peer's group, "" if it is not known yet.
+func (g *Group) cluster() string {
+	if c := g.settings.Get(settings.ClusterKey); c != "" {
+		return c
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.written
+}
+
+// learnFence notes what a living process has told of its group and of its disk.
+func (g *Group) learnFence(h hello) {
+	told := fence.Told{Cluster: h.Cluster, HasState: h.HasState}
+	if h.Fence != nil {
+		told = *h.Fence
+	}
+	was := g.fence.ReachedBy(h.ID)
+	if !g.fence.Learn(h.ID, told) {
+		return
+	}
+	if now := g.fence.ReachedBy(h.ID); now.Backwards != was.Backwards {
+		if now.Backwards != "" {
+			g.log.Warn("the disk of a peer went backwards, as if restored from an older copy: its votes do not count "+
+				"until a leader has brought it up to date", "peer", h.ID, "why", now.Backwards)
+		} else {
+			g.log.Info("the disk of a peer is up to date again, its votes count", "peer", h.ID)
+		}
+		g.change.Fire()
+	}
+	if text, err := json.Marshal(g.fence.Reached()); err == nil {
+		if err := g.store.SetOwn(store.ReachedKey, string(text)); err != nil {
+			g.log.Debug("remembering what the others have reached", "error", err)
+		}
+	}
+}
+
+// refusalOf is why a peer is granted nothing here, and asked for no vote, or nil.
+func (g *Group) refusalOf(peer string) error {
+	return errors.Join(g.heartbeats.Refusal(peer), g.fence.Refusal(peer))
+}
+
+// withhold notes that peer by remembers more of this peer's disk than the disk does.
+func (g *Group) withhold(by string, r fence.Reached) {
+	if h, ok := g.helloOf(by); ok && h.Cluster != "" && h.Cluster != g.cluster() || r.Process != g.disk.Process {
+		return
+	}
+	self := g.hello().Fence
+	g.mu.Lock()
+	old := g.withheld
+	if !old.on && g.floor > 0 && g.floor >= r.Term && self.Commit >= r.Commit {
+		g.mu.Unlock()
+		return // it has caught up, and by has not heard of that yet
+	}
+	g.withheld = withheld{on: true, Term: max(old.Term, r.Term), Commit: max(old.Commit, r.Commit), Why: r.Backwards}
+	now := g.withheld
+	g.mu.Unlock()
+	if old.on && old.Term == now.Term && old.Commit == now.Commit {
+		return
+	}
+	if !old.on {
+		g.log.Error("the disk here went backwards, as if restored from an older copy: this peer neither votes nor "+
+			"holds until a leader has brought it up to date", "says", by, "why", r.Backwards, "dir", g.cfg.DataDir)
+	}
+	if text, err := json.Marshal(now); err == nil {
+		g.store.SetOwn(store.WithheldKey, string(text))
+	}
+	g.change.Fire()
+}
+
+var errWithheld = errors.New("the disk of this peer went backwards, and has not caught up yet")
+
+// withholds is why this peer neither gives nor asks for votes, or nil.
+func (g *Group) withholds() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.withheld.on {
+		return errWithheld
+	}
+	return nil
+}
+
+// settle has this peer take part again after its disk went backwards, once a leader has brought it at least to
+// where it was. It then gives no vote in any term up to the leader's, because it may have given one.
+func (g *Group) settle() {
+	g.mu.Lock()
+	w := g.withheld
+	g.mu.Unlock()
+	leader, term := (&elections{Group: g}).Follows()
+	if !w.on || leader == "" || leader == g.cfg.ID || term < w.Term || g.raft.CommitIndex() < max(w.Commit, 1) ||
+		g.raft.LastContact().IsZero() || time.Since(g.raft.LastContact()) > g.cfg.Heartbeat {
+		return
+	}
+	if err := errors.Join(g.store.Forgo(term), g.store.SetOwn(store.FloorKey, strconv.FormatUint(term, 10)),
+		g.store.SetOwn(store.WithheldKey, "")); err != nil {
+		return // again at the next tick
+	}
+	g.mu.Lock()
+	g.withheld, g.floor = withheld{}, term
+	g.mu.Unlock()
+	g.log.Info("this disk is up to date again", "no vote up to term", term)
+	g.change.Fire()
+}
+
+// backwards is what keeps this peer's votes from counting, or "".
+func (g *Group) backwards() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.withheld.on {
+		return ""
+	}
+	return fmt.Sprintf("the disk here went backwards (%s), as if restored from an older copy: this peer neither votes "+
+		"nor holds until a leader has brought it up to date", g.withheld.Why)
 }

@@ -192,7 +192,7 @@ func (g *Group) waitOutLeases(ctx context.Context, term uint64) error {
 		lease.Account
 		at time.Duration
 	}
-	span, now := g.cfg.span(), g.cfg.now
+	span, now, own := g.cfg.span(), g.cfg.now, g.cluster()
 	// The election is over by now; after this every older lease is over too.
 	latest := now() + lease.Stretch(span)
 	voters := g.voters(nil)
@@ -207,7 +207,8 @@ func (g *Group) waitOutLeases(ctx context.Context, term uint64) error {
 		go func() {
 			once, cancel := context.WithTimeout(ctx, span)
 			defer cancel()
-			if rep, err := ask(once, l, request{Op: opAccount}); err == nil && rep.Account != nil {
+			if rep, err := ask(once, l, request{Op: opAccount, Cluster: own}); err == nil && rep.Account != nil &&
+				(own == "" || rep.Cluster == "" || rep.Cluster == own) && g.fence.Refusal(id) == nil {
 				replies <- report{id, *rep.Account, now()}
 				return
 			}

@@ -64,8 +64,9 @@ type Elections interface {
 	Follows() (leader string, term uint64)
 	// Electorate are the voters, the most wanted holder first, the same everywhere.
 	Electorate() []string
-	// HeardFrom notes a message that may become a grant; Granted counts a grant of peer at t0.
-	HeardFrom(peer string, term uint64)
+	// HeardFrom notes a message that may become a grant, and says whether it may; Granted counts a grant of peer
+	// at t0.
+	HeardFrom(peer string, term uint64) (may bool)
 	Granted(peer string, term uint64, t0 time.Duration)
 	// Replace has this peer stand for election.
 	Replace(leader string, term uint64)
@@ -390,8 +391,8 @@ func (d *Detector) receive(link Packets, b []byte) {
 func (d *Detector) answer(link Packets, c *contact, m datagram) {
 	var grant uint64
 	if m.term != 0 {
-		d.elections.HeardFrom(c.ID, m.term) // first the entry in the grants,
-		if d.elections.Term() == m.term {   // then the look at the term
+		may := d.elections.HeardFrom(c.ID, m.term) // first the entry in the grants,
+		if d.elections.Term() == m.term && may {   // then the look at the term
 			grant = m.term
 		}
 	}

@@ -128,8 +128,9 @@ func (d *desk) Follows() (string, uint64) {
 	return "a", d.terms[d.id]
 }
 func (d *desk) Electorate() []string { return d.ids }
-func (d *desk) HeardFrom(peer string, term uint64) {
+func (d *desk) HeardFrom(peer string, term uint64) bool {
 	d.hall.heard[d.id] = term
+	return true
 }
 func (d *desk) Granted(peer string, term uint64, t0 time.Duration) {
 	if d.hall.heard[peer] != term {

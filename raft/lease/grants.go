@@ -14,6 +14,8 @@ type Grants struct {
 
 	mu      sync.Mutex
 	entries map[string]entry
+	leader  string // to which this process grants in term, and to nobody else
+	term    uint64
 	dead    map[string]uint64 // peer → the last term that its dead process led
 }
 
@@ -68,6 +70,17 @@ func (g *Grants) Heard(from string, term uint64) {
 		e = g.entries[from]
 	}
 	g.entries[from] = entry{term: max(e.term, term), at: max(e.at, now)}
+}
+
+// Follow says that this process may grant to leader in term: to one per term, the first that it is asked for.
+// Raft has one leader per term as long as no disk forgets a vote; leases do not rely on that.
+func (g *Grants) Follow(leader string, term uint64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if term > g.term {
+		g.leader, g.term = leader, term
+	}
+	return term < g.term || leader == g.leader // raft itself refuses older terms
 }
 
 // Silenced notes that the process of peer that led term is dead or never answers again, and that with it

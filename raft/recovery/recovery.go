@@ -77,14 +77,15 @@ func Run(dir, id string, addr netip.AddrPort, log *slog.Logger) (Outcome, error)
 		return rec, fmt.Errorf("%s is the data of another peer: %q is none of its members (%s); give the right "+
 			"one with --id", dir, id, strings.Join(rec.Former, ", "))
 	}
-	alone := &survivor{FSM: settings.New(func() {}), id: id, name: rand.Text()}
+	alone := &survivor{FSM: settings.New(func() {}), id: id, name: rand.Text(), former: s.Own(settings.ClusterKey)}
 	only := hraft.Configuration{Servers: []hraft.Server{{
 		Suffrage: hraft.Voter, ID: hraft.ServerID(id), Address: hraft.ServerAddress(addr.String()),
 	}}}
 	if err := hraft.RecoverCluster(conf, alone, s, s, s.Snaps, trans, only); err != nil {
 		return rec, fmt.Errorf("recovering the group in %s: %w; the copy is in %s", dir, err, rec.Copy)
 	}
-	for key, value := range map[string]string{settings.ClusterKey: alone.name, store.RosterKey: "[]"} {
+	for key, value := range map[string]string{settings.ClusterKey: alone.name, store.RosterKey: "[]",
+		store.ReplacesKey: alone.former, store.FoundedKey: "", store.ReachedKey: ""} {
 		if err := s.SetOwn(key, value); err != nil {
 			return rec, fmt.Errorf("recovering the group in %s: %w; the copy is in %s", dir, err, rec.Copy)
 		}
@@ -104,7 +105,7 @@ func vacant(dir string, log hclog.Logger) error {
 // survivor is the settings of a group of which only one member is left.
 type survivor struct {
 	*settings.FSM
-	id, name string
+	id, name, former string
 }
 
 // Snapshot implements hraft.FSM. It is what the recovered group begins with.
@@ -115,7 +116,10 @@ func (s *survivor) Snapshot() (hraft.FSMSnapshot, error) {
 			return member && id != s.id || key == settings.PinKey ||
 				strings.HasPrefix(key, settings.RemovedPrefix) || strings.HasPrefix(key, settings.DrainPrefix)
 		})
-		values[settings.ClusterKey] = s.name
+		if was := values[settings.ClusterKey]; was != "" {
+			s.former = was
+		}
+		values[settings.ClusterKey], values[settings.ReplacesKey] = s.name, s.former
 	})
 	return s.FSM.Snapshot()
 }

@@ -14,11 +14,13 @@ const (
 	RemovedPrefix = "removed/" // + id: when it was removed
 	DrainPrefix   = "drain/"   // + id: it gives up holding
 	PinKey        = "pin"      // the id of who shall hold
+	ReplacesKey   = "replaces" // the group that an operator has recovered as this one
 )
 
 // Reserved says that a setting is not for Propose to change.
 func Reserved(key string) bool {
-	return key == ClusterKey || strings.HasPrefix(key, MemberPrefix) || strings.HasPrefix(key, RemovedPrefix)
+	return key == ClusterKey || key == ReplacesKey ||
+		strings.HasPrefix(key, MemberPrefix) || strings.HasPrefix(key, RemovedPrefix)
 }
 
 // A Member is what the group knows of one of its peers.

@@ -23,6 +23,8 @@ import (
 type Store struct {
 	*database
 	voteTerm uint64 // the term of the vote that is about to be stored; raft's main loop's own
+	voting   sync.Mutex
+	dir      string
 	Snaps    *hraft.FileSnapshotStore
 	stop     chan struct{}
 
@@ -63,7 +65,7 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("data directory: %w; make %s writable", err, dir)
 	}
-	return &Store{database: db, Snaps: snaps, stop: make(chan struct{})}, nil
+	return &Store{database: db, Snaps: snaps, dir: dir, stop: make(chan struct{})}, nil
 }
 
 // openBolt turns bbolt's panics on a damaged file into errors.
@@ -135,6 +137,20 @@ func (s *Store) Stop() { close(s.stop) }
 const (
 	RosterKey    = "roster"    // the peers: one whose file lists nobody has to find them after a restart
 	HeartbeatKey = "heartbeat" // with which this peer last took part
+	DiskKey      = "disk"      // tells this data directory from others; a copy has the same
+	BootsKey     = "boots"     // how often it was opened to take part
+	ReachedKey   = "reached"   // what the others have told of their disks
+	WithheldKey  = "withheld"  // what others say that this disk had reached before it went backwards
+	FloorKey     = "floor"     // the term up to which no vote is given, after that
+	FoundedKey   = "founded"   // how this peer came into its group: FoundedAlone, Joined, or nothing
+	ReplacesKey  = "replaces"  // the group that was recovered as the one in this directory
+	AsideKey     = "aside"     // why the content has to be put aside at the next start
+)
+
+// Values of FoundedKey: the group is this peer's own, or it was taken into one.
+const (
+	FoundedAlone = "alone"
+	Joined       = "joined"
 )
 
 // SetOwn stores a value of this program's own, once: an error is reported, and not waited for.

@@ -41,6 +41,8 @@ func (s *Store) SetUint64(key []byte, val uint64) error {
 // Set stores whom the vote of the term just set goes to.
 func (s *Store) Set(key, val []byte) error {
 	if string(key) == voteCandidKey {
+		s.voting.Lock()
+		defer s.voting.Unlock()
 		key, val = []byte(voteKey), append(binary.BigEndian.AppendUint64(nil, s.voteTerm), val...)
 	}
 	return s.persist(func() error { return s.database.Set(key, val) })
@@ -64,4 +66,18 @@ func (s *Store) Get(key []byte) ([]byte, error) {
 		}
 	}
 	return s.database.Get(key)
+}
+
+// nobody is a candidate that there is not.
+const nobody = "-"
+
+// Forgo stores a vote for nobody in term, unless there is one in a later or the same term: raft then gives no
+// vote up to term. The caller sees to it that raft votes in no term up to this one meanwhile.
+func (s *Store) Forgo(term uint64) error {
+	s.voting.Lock()
+	defer s.voting.Unlock()
+	if at, err := s.GetUint64([]byte(voteTermKey)); err == nil && at >= term {
+		return nil
+	}
+	return s.database.Set([]byte(voteKey), append(binary.BigEndian.AppendUint64(nil, term), nobody...))
 }

@@ -15,10 +15,7 @@ func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
 	stop := make(chan struct{})
 	leader := &Transport{
 		NetworkTransport: own, stop: stop, rpcs: make(chan hraft.RPC),
-		rules: Rules{
-			Granted: func(string, uint64, time.Duration) {}, Now: func() time.Duration { return 0 },
-			Removed: func() bool { return false }, Refusal: func(string) error { return nil },
-		},
+		rules: freeRules(),
 	}
 
 	ended, done := make(chan struct{}), make(chan struct{})

@@ -36,7 +36,7 @@ func TestPieceFollowsHeartbeat(t *testing.T) {
 	stop := make(chan struct{})
 	leader := &Transport{
 		NetworkTransport: libraryWire(t, "127.0.0.1:0"), stop: stop,
-		rules: Rules{Granted: func(string, uint64, time.Duration) {}, Now: func() time.Duration { return 0 }},
+		rules: freeRules(),
 	}
 	t.Cleanup(func() { close(stop) })
 	send := func(args hraft.AppendEntriesRequest) (hraft.AppendEntriesResponse, error) {

@@ -3,10 +3,12 @@ package transport
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"time"
 
+	"appliance/raft/fence"
 	"appliance/raft/peerport"
 
 	"github.com/hashicorp/go-hclog"
@@ -97,13 +99,22 @@ type Rules struct {
 	Removed func() bool
 	// Refusal is why a peer is granted nothing, and asked for no vote, or nil.
 	Refusal func(peer string) error
+	// Withheld is why this peer gives no vote and asks for none, or nil.
+	Withheld func() error
+	// Follow says whether a leader may be granted a lease in term.
+	Follow func(leader string, term uint64) bool
+	// Stamp is the group's name in messages to peer; ok is false for a version that cannot read it.
+	Stamp func(peer string) (cluster string, ok bool)
+	// Admits is why a message of peer is not for raft, or nil; it names cluster if it is stamped.
+	Admits func(peer, cluster string, stamped bool) error
 }
 
 // Transport is hashicorp/raft's network transport with the lease's book-keeping on both sides.
 type Transport struct {
 	*hraft.NetworkTransport
 	rules    Rules
-	rpcs     chan hraft.RPC
+	consumer <-chan hraft.RPC // what has arrived
+	rpcs     chan hraft.RPC   // what raft sees of it
 	stop     <-chan struct{}
 	replicas replicas
 }
@@ -114,11 +125,11 @@ const longestRest = 10 * time.Second
 // New returns the transport over s. RPCs have two heartbeats: with more, the retry after a healed partition
 // would wait for TCP's own backoff; with less, a slow disk would look like a dead peer.
 func New(s *Stream, heartbeat time.Duration, rules Rules, log hclog.Logger) *Transport {
+	net := hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
+		Stream: s, MaxPool: 3, Timeout: max(2*heartbeat, 250*time.Millisecond), Logger: log,
+	})
 	return &Transport{
-		NetworkTransport: hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
-			Stream: s, MaxPool: 3, Timeout: max(2*heartbeat, 250*time.Millisecond), Logger: log,
-		}),
-		rules: rules, rpcs: make(chan hraft.RPC), stop: s.done.Done(),
+		NetworkTransport: net, rules: rules, consumer: net.Consumer(), rpcs: make(chan hraft.RPC), stop: s.done.Done(),
 	}
 }
 
@@ -140,8 +151,11 @@ func (t *Transport) Relay(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case rpc := <-t.NetworkTransport.Consumer():
+		case rpc := <-t.consumer:
 			if err := t.refuses(rpc.Command); err != nil {
+				if rpc.Reader != nil {
+					io.Copy(io.Discard, rpc.Reader) // a snapshot, before the next message on the connection
+				}
 				rpc.Respond(nil, err)
 				continue
 			}
@@ -161,17 +175,56 @@ func (t *Transport) Relay(ctx context.Context) error {
 	}
 }
 
-// refuses says why the sender of a message that may become a grant gets none, or nil.
+// refuses says why raft must not see a message, or nil, and takes the stamp off.
 func (t *Transport) refuses(command any) error {
+	header := headerOf(command)
+	if header == nil {
+		return nil
+	}
+	addr, cluster, stamped := fence.Unstamp(header.Addr)
+	header.Addr = addr
+	if err := t.rules.Admits(string(header.ID), cluster, stamped); err != nil {
+		return err
+	}
 	switch cmd := command.(type) {
 	case *hraft.AppendEntriesRequest:
-		return t.rules.Refusal(string(cmd.ID))
-	case *hraft.RequestVoteRequest:
-		return t.rules.Refusal(string(cmd.ID))
-	case *hraft.RequestPreVoteRequest:
-		return t.rules.Refusal(string(cmd.ID))
+		if err := t.rules.Refusal(string(cmd.ID)); err != nil {
+			return err
+		}
+		if !t.rules.Follow(string(cmd.ID), cmd.Term) {
+			return errSecondLeader
+		}
+	case *hraft.RequestVoteRequest, *hraft.RequestPreVoteRequest:
+		return errors.Join(t.rules.Refusal(string(header.ID)), t.rules.Withheld())
 	}
 	return nil
+}
+
+var errSecondLeader = errors.New("this peer follows another leader of the same term; " +
+	"a disk was restored from an older copy")
+
+func headerOf(command any) *hraft.RPCHeader {
+	switch cmd := command.(type) {
+	case *hraft.AppendEntriesRequest:
+		return &cmd.RPCHeader
+	case *hraft.RequestVoteRequest:
+		return &cmd.RPCHeader
+	case *hraft.RequestPreVoteRequest:
+		return &cmd.RPCHeader
+	case *hraft.InstallSnapshotRequest:
+		return &cmd.RPCHeader
+	case *hraft.TimeoutNowRequest:
+		return &cmd.RPCHeader
+	}
+	return nil
+}
+
+// stamped returns header with the group's name in it, if the peer id understands that.
+func (t *Transport) stamped(id hraft.ServerID, header hraft.RPCHeader) hraft.RPCHeader {
+	if cluster, ok := t.rules.Stamp(string(id)); ok {
+		header.Addr = fence.Stamp(header.Addr, cluster)
+	}
+	return header
 }
 
 // AppendEntries sends a heartbeat or a piece of the log.
@@ -196,7 +249,9 @@ func (t *Transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress,
 	t0 := t.rules.Now()
 	// The library reuses resp; a field that is left over must not be taken for an answer.
 	*resp = hraft.AppendEntriesResponse{}
-	err := t.NetworkTransport.AppendEntries(id, target, args, resp)
+	own := *args
+	own.RPCHeader = t.stamped(id, args.RPCHeader)
+	err := t.NetworkTransport.AppendEntries(id, target, &own, resp)
 	if err == nil {
 		t.replicas.answered(id, resp.Term, resp.LastLog)
 	}
@@ -213,29 +268,51 @@ func (t *Transport) AppendEntriesPipeline(hraft.ServerID, hraft.ServerAddress) (
 	return nil, hraft.ErrPipelineReplicationNotSupported
 }
 
+// InstallSnapshot sends a snapshot.
+func (t *Transport) InstallSnapshot(id hraft.ServerID, target hraft.ServerAddress, args *hraft.InstallSnapshotRequest,
+	resp *hraft.InstallSnapshotResponse, data io.Reader) error {
+	own := *args
+	own.RPCHeader = t.stamped(id, args.RPCHeader)
+	return t.NetworkTransport.InstallSnapshot(id, target, &own, resp, data)
+}
+
+// TimeoutNow has a peer stand for election.
+func (t *Transport) TimeoutNow(id hraft.ServerID, target hraft.ServerAddress, args *hraft.TimeoutNowRequest,
+	resp *hraft.TimeoutNowResponse) error {
+	own := *args
+	own.RPCHeader = t.stamped(id, args.RPCHeader)
+	return t.NetworkTransport.TimeoutNow(id, target, &own, resp)
+}
+
+// maySolicit is why id is not asked for its vote, or nil.
+func (t *Transport) maySolicit(id hraft.ServerID) error {
+	if t.rules.Removed() {
+		return errRemoved
+	}
+	return errors.Join(t.rules.Refusal(string(id)), t.rules.Withheld())
+}
+
 var errRemoved = errors.New("removed from the group, so no vote is asked for")
 
 func (t *Transport) RequestPreVote(id hraft.ServerID, target hraft.ServerAddress,
 	args *hraft.RequestPreVoteRequest, resp *hraft.RequestPreVoteResponse) error {
-	if t.rules.Removed() {
-		return errRemoved
-	}
-	if err := t.rules.Refusal(string(id)); err != nil {
+	if err := t.maySolicit(id); err != nil {
 		return err
 	}
-	return t.NetworkTransport.RequestPreVote(id, target, args, resp)
+	own := *args
+	own.RPCHeader = t.stamped(id, args.RPCHeader)
+	return t.NetworkTransport.RequestPreVote(id, target, &own, resp)
 }
 
 func (t *Transport) RequestVote(id hraft.ServerID, target hraft.ServerAddress, args *hraft.RequestVoteRequest,
 	resp *hraft.RequestVoteResponse) error {
-	if t.rules.Removed() {
-		return errRemoved
-	}
-	if err := t.rules.Refusal(string(id)); err != nil {
+	if err := t.maySolicit(id); err != nil {
 		return err
 	}
+	own := *args
+	own.RPCHeader = t.stamped(id, args.RPCHeader)
 	t0 := t.rules.Now()
-	err := t.NetworkTransport.RequestVote(id, target, args, resp)
+	err := t.NetworkTransport.RequestVote(id, target, &own, resp)
 	if err == nil && resp.Granted && resp.Term == args.Term {
 		t.rules.Granted(string(id), args.Term, t0)
 	}

@@ -1,0 +1,109 @@
+package fence
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestDiskThatWentBackwards(t *testing.T) {
+	base := Told{Cluster: "g", HasState: true, Fenced: true, Process: "p1", Disk: "d1", Boots: 5, Term: 7, Last: 90,
+		Commit: 88}
+	later := func(change func(*Told)) Told { // an ordinary restart, changed
+		n := base
+		n.Process, n.Boots, n.Commit = "p2", 6, 0
+		if change != nil {
+			change(&n)
+		}
+		return n
+	}
+	for name, tt := range map[string]struct {
+		told Told
+		why  string
+	}{
+		"a restart":                          {later(nil), ""},
+		"a restart that lost what was open":  {later(func(n *Told) { n.Last = 88 }), ""},
+		"a copy of an earlier start":         {later(func(n *Told) { n.Boots = 5 }), "started 5 times"},
+		"a copy from before the last term":   {later(func(n *Told) { n.Term = 6 }), "term 6"},
+		"a copy from before the last commit": {later(func(n *Told) { n.Last = 87 }), "ends at 87"},
+		"a new disk":                         {later(func(n *Told) { n.Disk, n.Boots, n.Term, n.Last = "d2", 1, 1, 3 }), ""},
+		"it says so itself":                  {later(func(n *Told) { n.Withheld = true }), "itself"},
+		"a version that does not tell":       {Told{Cluster: "g", HasState: true}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := New(func() string { return "g" }, func(string) bool { return true }, nil)
+			f.Learn("b", base)
+			if f.Refusal("b") != nil {
+				t.Fatalf("refused at first: %v", f.Refusal("b"))
+			}
+			f.Learn("b", tt.told)
+			err := f.Refusal("b")
+			if errors.Is(err, ErrBackwards) != (tt.why != "") || err != nil && !strings.Contains(err.Error(), tt.why) {
+				t.Fatalf("refusal %v, want %q", err, tt.why)
+			}
+			if tt.why == "" {
+				return
+			}
+			// Neither another restart nor one of ours forgets it; only having caught up does.
+			again := tt.told
+			again.Process, again.Boots, again.Term, again.Last, again.Commit, again.Withheld = "p3", 9, 7, 90, 88, false
+			f = New(func() string { return "g" }, func(string) bool { return true }, f.Reached())
+			f.Learn("b", again)
+			if !errors.Is(f.Refusal("b"), ErrBackwards) {
+				t.Error("a restart made its votes count")
+			}
+			again.Floor = 7
+			f.Learn("b", again)
+			if err := f.Refusal("b"); err != nil {
+				t.Errorf("it has caught up: %v", err)
+			}
+		})
+	}
+	f := New(func() string { return "g" }, func(string) bool { return true }, nil)
+	f.Learn("b", base)
+	f.Learn("b", later(func(n *Told) { n.Disk, n.Boots = "d2", 1 }))
+	f.Learn("b", later(func(n *Told) { n.Process, n.Boots = "p4", 6 }))
+	if !errors.Is(f.Refusal("b"), ErrBackwards) {
+		t.Error("the disk from before the present one is back, and its votes count")
+	}
+}
+
+func TestStrangers(t *testing.T) {
+	own := ""
+	f := New(func() string { return own }, func(peer string) bool { return peer != "x" }, nil)
+	f.Learn("old", Told{Cluster: "ours"})
+	f.Learn("oldstranger", Told{Cluster: "theirs"})
+	f.Learn("new", Told{Cluster: "ours", Fenced: true})
+	for _, tt := range []struct {
+		own, peer, cluster string
+		stamped, ok        bool
+	}{
+		{"ours", "new", "ours", true, true},
+		{"ours", "new", "theirs", true, false}, // whatever it has told
+		{"ours", "new", "", false, false},      // it can stamp
+		{"ours", "old", "", false, true},
+		{"ours", "oldstranger", "", false, false},
+		{"ours", "never", "ours", true, true},
+		{"ours", "never", "", false, true}, // a member, and package lease wants its heartbeat first
+		{"ours", "x", "", true, false},     // no name, and no member
+		{"ours", "new", "", true, true},    // a member whose group has just begun
+		{"", "x", "theirs", true, false},
+		{"", "new", "theirs", true, true},
+	} {
+		own = tt.own
+		if err := f.Admits(tt.peer, tt.cluster, tt.stamped); (err == nil) != tt.ok {
+			t.Errorf("%+v: %v", tt, err)
+		}
+	}
+	own = "ours"
+	if err := f.Refusal("oldstranger"); !errors.Is(err, ErrStranger) {
+		t.Errorf("a stranger's votes count: %v", err)
+	}
+	addr, cluster, is := Unstamp(Stamp([]byte("[2001:db8::1]:10000"), "ours"))
+	if string(addr) != "[2001:db8::1]:10000" || cluster != "ours" || !is {
+		t.Errorf("%s %s %v", addr, cluster, is)
+	}
+	if addr, _, is := Unstamp([]byte("192.0.2.1:1")); is || string(addr) != "192.0.2.1:1" {
+		t.Errorf("%s %v", addr, is)
+	}
+}

@@ -1,0 +1,298 @@
+package raft
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/auth"
+	"appliance/raft/lease"
+	"appliance/raft/peerport"
+)
+
+// The tests here are about one ordering each that the argument in package lease rests on. They hold a group
+// still between the two steps and look whether the second has been taken. On a slow machine they may miss that
+// it has; they never fail when it has not.
+
+// gate stops whoever reads the clock inside of a function, until it is opened.
+type gate struct {
+	inside string
+	armed  atomic.Bool
+	in     chan struct{}
+	open   chan struct{}
+}
+
+func newGate(inside string) *gate {
+	return &gate{inside: inside, in: make(chan struct{}, 100), open: make(chan struct{})}
+}
+
+func (g *gate) clock() time.Duration {
+	if g.armed.Load() && within(g.inside) {
+		select {
+		case g.in <- struct{}{}:
+		default:
+		}
+		<-g.open
+	}
+	return lease.Boottime()
+}
+
+func within(function string) bool {
+	var pcs [32]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs[:])])
+	for {
+		f, more := frames.Next()
+		if strings.Contains(f.Function, function) {
+			return true
+		}
+		if !more {
+			return false
+		}
+	}
+}
+
+// still is long enough for a step that is taken too early to be seen.
+const still = 700 * ms
+
+// TestNothingHappensBeforeOlderLeasesAreOver: a leader that still waits them out answers nothing, changes no
+// members and takes nobody in.
+func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
+	b := newBench(t, 3)
+	gates := map[string]*gate{}
+	b.tweak = func(c *Config) {
+		gates[c.ID] = newGate("waitOutLeases")
+		c.now = gates[c.ID].clock
+	}
+	b.start("a", "b", "c")
+	b.voters(3)
+	b.named()
+	old := b.holder()
+	open := sync.OnceFunc(func() {
+		for _, g := range gates {
+			close(g.open)
+		}
+	})
+	t.Cleanup(open) // before the peers are stopped
+	for _, g := range gates {
+		g.armed.Store(true)
+	}
+	before := b.nodes[old].Group.servers()
+	if err := b.nodes[old].Transfer(b.ctx(), ""); err != nil {
+		t.Fatal(err)
+	}
+	var leader *node
+	b.eventually("a leader that waits", func() bool {
+		for _, n := range b.nodes {
+			if _, ok := n.leads(); ok && n.cfg.ID != old {
+				leader = n
+			}
+		}
+		return leader != nil && len(gates[leader.cfg.ID].in) > 0
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), still)
+	defer cancel()
+	p := Peer{ID: "d", Addr: freeAddr(t, 9)}
+	var wg sync.WaitGroup
+	for what, f := range map[string]func() error{
+		"a removal":        func() error { return leader.lead(ctx, request{Op: opRemove, To: old, Force: true}) },
+		"an expected peer": func() error { return leader.lead(ctx, request{Op: opAdd, Peer: &p, Force: true}) },
+	} {
+		wg.Go(func() {
+			if err := f(); err == nil {
+				t.Errorf("%s was done by a leader that does not know yet whether older leases are over", what)
+			}
+		})
+	}
+	wg.Go(func() { leader.admit(ctx, *b.peer(old), false) })
+	wg.Wait()
+	if leader.holds.Load() {
+		t.Error("hold runs before older leases are over")
+	}
+	if leader.lease.Begun(leader.raft.CurrentTerm()) {
+		t.Error("the lease began before older ones are over")
+	}
+	if after := leader.Group.servers(); len(after) != len(before) {
+		t.Errorf("members were changed before older leases are over: %v", after)
+	}
+	open()
+	b.holder()
+}
+
+func (b *bench) peer(id string) *Peer {
+	for i := range b.peers {
+		if b.peers[i].ID == id {
+			return &b.peers[i]
+		}
+	}
+	return nil
+}
+
+// TestAccountReadsTheTermFirst is step 3: an account counts only if its voter had reached the term before it
+// read its grants.
+func TestAccountReadsTheTermFirst(t *testing.T) {
+	b := newBench(t, 3)
+	gates := map[string]*gate{}
+	b.tweak = func(c *Config) {
+		gates[c.ID] = newGate("Grants).Account")
+		c.now = gates[c.ID].clock
+	}
+	b.start("a", "b", "c")
+	b.voters(3)
+	b.holder()
+	n := b.nodes["a"]
+	at := n.raft.CurrentTerm()
+	g := gates["a"]
+	g.armed.Store(true)
+	open := sync.OnceFunc(func() { close(g.open) })
+	t.Cleanup(open)
+	told := make(chan reply, 1)
+	go func() { told <- n.answer(t.Context(), auth.Identity{Role: auth.Peer, ID: "b"}, request{Op: opAccount}) }()
+	<-g.in
+	b.eventually("a newer term", func() bool {
+		for _, id := range []string{"b", "c"} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			b.nodes[id].trans.Stand(ctx)
+			cancel()
+		}
+		return n.raft.CurrentTerm() > at
+	})
+	open()
+	if rep := <-told; rep.Account == nil || rep.Account.Term > at {
+		t.Errorf("account %+v: the grants were read in term %d", rep.Account, at)
+	}
+}
+
+// slowHold runs a peer whose hold returns only when it is let go.
+func (b *bench) slowHold(id string) (n *node, letGo func(), ended <-chan struct{}) {
+	gone, end := make(chan struct{}), make(chan struct{}, 1)
+	n = b.holdWith(b.config(id), func(ctx context.Context, may func() bool) {
+		<-ctx.Done()
+		if errors.Is(context.Cause(ctx), errHandover) && may() {
+			b.t.Error("may says yes after the end of the tenure")
+		}
+		select {
+		case end <- struct{}{}:
+		default:
+		}
+		<-gone
+	})
+	letGo = sync.OnceFunc(func() { close(gone) })
+	b.t.Cleanup(letGo)
+	return n, letGo, end
+}
+
+// holds starts a group in which id holds, with a hold that returns only when it is let go.
+func (b *bench) holds(id string) (n *node, letGo func(), ended <-chan struct{}) {
+	n, letGo, ended = b.slowHold(id)
+	for _, p := range b.peers {
+		if p.ID != id {
+			b.start(p.ID)
+		}
+	}
+	b.voters(3)
+	b.eventually(id+" to hold", func() bool {
+		for other, o := range b.nodes {
+			if _, leads := o.leads(); leads && other != id {
+				o.Transfer(b.ctx(), id)
+			}
+		}
+		return n.holds.Load() && n.lawfully()
+	})
+	return n, letGo, ended
+}
+
+// TestSilenceIsSaidAfterHoldHasReturned is step 4: who says that it never answers again has stopped.
+func TestSilenceIsSaidAfterHoldHasReturned(t *testing.T) {
+	b := newBench(t, 3)
+	n, letGo, ended := b.holds("a")
+	term := n.raft.CurrentTerm()
+	n.cancel()
+	<-ended
+	silenced := func() bool {
+		for _, id := range []string{"b", "c"} {
+			if _, _, s, _ := b.nodes[id].grants.Sign("a"); s >= term {
+				return true
+			}
+		}
+		return false
+	}
+	for until := time.Now().Add(still); time.Now().Before(until); time.Sleep(ms) {
+		if silenced() {
+			t.Fatal("the peer said that it is silent while hold still runs")
+		}
+	}
+	letGo()
+	b.eventually("the peer to say so afterwards", silenced)
+}
+
+// TestHandOverComesAfterHoldHasReturned: the next leader has nothing to wait for, so the last one has stopped.
+func TestHandOverComesAfterHoldHasReturned(t *testing.T) {
+	b := newBench(t, 3)
+	n, letGo, ended := b.holds("a")
+	term := n.raft.CurrentTerm()
+	go n.Transfer(b.ctx(), "b")
+	<-ended
+	for until := time.Now().Add(still); time.Now().Before(until); time.Sleep(ms) {
+		// A newer term than the next is an election that has other reasons.
+		if _, leads := b.nodes["b"].leads(); leads && b.nodes["b"].raft.CurrentTerm() == term+1 &&
+			b.nodes["b"].Status().Counters.Missed == 0 && n.raft.State() == hraft.Follower {
+			t.Fatal("leadership was handed over while hold still runs")
+		}
+	}
+	letGo()
+	b.holder()
+}
+
+// TestWatchersKnowTheTermBeforeTheFirstAnswer: the death of a holder proves that its leases up to the term that
+// the watchers have been told are over.
+func TestWatchersKnowTheTermBeforeTheFirstAnswer(t *testing.T) {
+	b := newBench(t, 3)
+	type greeting struct{ told, term uint64 }
+	first := make(chan greeting, 10)
+	var nodes sync.Map
+	for _, p := range b.peers {
+		n := b.holdWith(b.config(p.ID), func(ctx context.Context, may func() bool) {
+			v, _ := nodes.Load(p.ID)
+			self := v.(*node)
+			term := self.raft.CurrentTerm()
+			conn, err := self.port.Open(b.ctx(), p.Addr, p.ID, peerport.PreambleWatch)
+			if err == nil {
+				var g [17]byte
+				if _, err = io.ReadFull(conn, g[:]); err == nil {
+					first <- greeting{binary.BigEndian.Uint64(g[9:]), term}
+				}
+				conn.Close()
+			}
+			<-ctx.Done()
+		})
+		nodes.Store(p.ID, n)
+	}
+	if g := <-first; g.told != g.term {
+		t.Errorf("hold runs in term %d, and the watchers have been told %d", g.term, g.told)
+	}
+}
+
+// TestRestartWaitsForWhatTheFormerProcessGranted is step 5, for leases of the longer heartbeat of both.
+func TestRestartWaitsForWhatTheFormerProcessGranted(t *testing.T) {
+	b := newBench(t, 1)
+	b.tweak = func(c *Config) { c.Heartbeat = time.Second }
+	b.start("a")
+	b.holder()
+	b.stop("a")
+	b.tweak = func(c *Config) { c.Heartbeat = 20 * ms }
+	began := time.Now()
+	b.start("a")
+	b.eventually("a to run", func() bool { return b.nodes["a"].running() != nil })
+	if took := time.Since(began); took < time.Second {
+		t.Errorf("took part after %v, and leases of 1s heartbeats may run", took)
+	}
+}

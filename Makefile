@@ -7,6 +7,7 @@ export PATH := $(CURDIR)/.cache/go/bin:$(PATH):/usr/sbin:/sbin
 export GOTOOLCHAIN := local
 
 BUSY := 0
+ONLY :=
 BEGAN := $(shell date +%s)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # Left out of the binary: HTTP/2, which the page never spoke, and a generator of manuals. It is 0.8 MB smaller, and
@@ -16,7 +17,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
-.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration bench-failover bench-idle bench-forward bench-ipvs clean
+.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration mutants clean
+.PHONY: bench-failover bench-idle bench-forward bench-ipvs
 
 demo: build
 	./appliance demo
@@ -52,6 +54,11 @@ lint: setup-test
 # What these two run is in integration/stages.
 unit integration: setup-test
 	go run ./integration/stages $@
+
+# Each of a list of one-line changes of what "never two" rests on has to make the test fail that is named for it.
+# It takes some minutes. ONLY=raft/lease does a part.
+mutants: setup-build
+	go run ./integration/mutants -only '$(ONLY)'
 
 bench-failover bench-idle bench-forward bench-ipvs: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)

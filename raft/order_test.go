@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -120,7 +121,7 @@ func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
 	if leader.lease.Begun(leader.raft.CurrentTerm()) {
 		t.Error("the lease began before older ones are over")
 	}
-	if after := leader.Group.servers(); len(after) != len(before) {
+	if after := leader.Group.servers(); !slices.Equal(after, before) {
 		t.Errorf("members were changed before older leases are over: %v", after)
 	}
 	open()

@@ -32,6 +32,7 @@ type hall struct {
 	replaced map[string]time.Duration // by whom, when
 	terms    map[string]uint64
 	changes  int
+	noted    func(id string) // called when a message has been noted as a possible grant of id
 }
 
 type parcel struct {
@@ -130,6 +131,9 @@ func (d *desk) Follows() (string, uint64) {
 func (d *desk) Electorate() []string { return d.ids }
 func (d *desk) HeardFrom(peer string, term uint64) bool {
 	d.hall.heard[d.id] = term
+	if d.noted != nil {
+		d.noted(d.id)
+	}
 	return true
 }
 func (d *desk) Granted(peer string, term uint64, t0 time.Duration) {
@@ -177,6 +181,24 @@ func TestDetectorRenewsTheLease(t *testing.T) {
 
 // A peer hears each other peer once per interval: a peer that answers the leader sends it no sign as well,
 // and the others need no answers.
+// TestProbeIsGrantedByTheTermAfterTheEntry is step 1 of package lease for probes: raft may reach a newer term
+// after the entry, and the grant must not be given then.
+func TestProbeIsGrantedByTheTermAfterTheEntry(t *testing.T) {
+	h := newHall(t, 3)
+	h.noted = func(id string) {
+		if id == "b" {
+			h.terms["b"] = 8
+		}
+	}
+	h.run(200 * ms)
+	if at, granted := h.grants["b"]; granted {
+		t.Errorf("b granted at %v in a term that it had left when it had made the entry", at)
+	}
+	if _, granted := h.grants["c"]; !granted {
+		t.Error("c granted nothing")
+	}
+}
+
 func TestDetectorSaysNothingTwice(t *testing.T) {
 	h := newHall(t, 5)
 	h.run(time.Second)

@@ -37,6 +37,10 @@
 //  5. A voter that restarted has lost its grants: it says how long its process has lived, and that
 //     counts like an entry of an unknown leader. The old process is gone when the new one starts: the
 //     lock of the database says so.
+//     A disk that was restored from an older copy has also forgotten votes, so that one term may have two
+//     leaders: package fence keeps such a peer from voting where others remember it. Leases rest on one thing
+//     more: a voter's process grants to one leader per term ([Grants.Follow]). So two leases of one term need a
+//     voter that restarted in that term, besides the disk.
 //  6. Membership changes by one voter at a time, and only a leader that has waited out older leases
 //     changes it, so majorities of neighbouring configurations share a voter. A peer that is removed
 //     this way has no lease left: the leader that removed it has waited out every older one, and a
@@ -69,7 +73,19 @@
 // value go on until they are no majority any more; then those with the new one elect. A peer of a version
 // that tells no heartbeat is taken for one that has the same.
 //
+// # What is tested, and how far
+//
+// TestModelNeverTwo plays this package at random, with clocks of different rates, freezes, restarts and proofs
+// of death. TestExhaustively visits every interleaving of a smaller world up to a number of steps that it logs:
+// three voters, two terms, two messages under way, one restart or one restored disk; not membership, nor clocks
+// of different rates. One test per ordering holds the real code still between two steps (order_test.go in
+// packages raft and transport), and `make mutants` changes one line after the other and checks that the test
+// that is named for it fails.
+//
 // # What a program cannot do
+//
+// A virtual machine that is paused may stop CLOCK_BOOTTIME, so that a lease goes on when the machine does, with
+// what was left of it: at most its length. Nothing here detects that.
 //
 // The gap between the look at the lease and the packet on the wire cannot be closed by a program: a process
 // that is frozen exactly between the two sends one packet when it thaws. So the lease must be looked at

@@ -95,6 +95,32 @@ func TestWait(t *testing.T) {
 	}
 }
 
+// TestGrantsOfOneTermGoToOneLeader: even if a disk that forgot a vote makes two leaders of one term.
+func TestGrantsOfOneTermGoToOneLeader(t *testing.T) {
+	g := NewGrants(func() time.Duration { return 0 })
+	for i, tt := range []struct {
+		leader string
+		term   uint64
+		want   bool
+	}{{"a", 5, true}, {"a", 5, true}, {"b", 5, false}, {"b", 6, true}, {"a", 6, false}, {"b", 6, true}} {
+		if got := g.Follow(tt.leader, tt.term); got != tt.want {
+			t.Errorf("%d: grants to %s in term %d: %v", i, tt.leader, tt.term, got)
+		}
+	}
+}
+
+// TestEntriesOnlyGetMoreCautious: a message that was held back hides nothing.
+func TestEntriesOnlyGetMoreCautious(t *testing.T) {
+	now := time.Second
+	g := NewGrants(func() time.Duration { return now })
+	g.Heard("a", 7)
+	now += 10 * ms
+	g.Heard("a", 6) // held back
+	if a := g.Account(7).Granted[0]; a.Term != 7 || a.Age != 0 {
+		t.Errorf("%+v, want term 7 and no age", a)
+	}
+}
+
 // TestModelNeverTwo plays lease, grants and waiting over a network that delays, loses and reorders, with
 // voters that restart, die and elect at the worst of moments (no leader is ever respected), on clocks of
 // different rates. After each step at most one living process may answer.

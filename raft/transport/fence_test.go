@@ -46,7 +46,8 @@ func TestWhatRaftNeverSees(t *testing.T) {
 	}{
 		"no rule":       {func(*Rules) {}, nil},
 		"another group": {stranger, []string{"append", "vote", "prevote", "snapshot", "timeout"}},
-		"no grant":      {func(r *Rules) { r.Refusal = func(string) error { return no } }, []string{"append", "vote", "prevote"}},
+		"no grant": {func(r *Rules) { r.Refusal = func(string) error { return no } },
+			[]string{"append", "vote", "prevote"}},
 		"restored disk": {func(r *Rules) { r.Withheld = func() error { return no } }, []string{"vote", "prevote"}},
 		"second leader": {func(r *Rules) { r.Follow = func(string, uint64) bool { return false } }, []string{"append"}},
 	} {

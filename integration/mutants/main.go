@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// longest bounds one test, mutated.
+const longest = 2 * time.Minute
+
+func main() {
+	only := flag.String("only", "", "of the mutants, those whose name or file contains `text`")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, *only))
+}
+
+func run(ctx context.Context, only string) (code int) {
+	dir, err := os.MkdirTemp("", "mutants-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	began, n := time.Now(), 0
+	for _, m := range mutants {
+		if !strings.Contains(m.name, only) && !strings.Contains(m.file, only) {
+			continue
+		}
+		n++
+		at := time.Now()
+		err := m.try(ctx, dir)
+		if ctx.Err() != nil {
+			return 1
+		}
+		verdict := "dies"
+		if err != nil {
+			verdict, code = err.Error(), 1
+		}
+		fmt.Printf("%6.1fs  %s: %s\n", time.Since(at).Seconds(), m.name, verdict)
+	}
+	fmt.Printf("%d mutants in %v\n", n, time.Since(began).Round(time.Second))
+	return code
+}
+
+// try runs the test of m on the changed tree, and returns an error unless the test fails.
+func (m mutant) try(ctx context.Context, dir string) error {
+	text, err := os.ReadFile(m.file)
+	if err != nil {
+		return err
+	}
+	if n := strings.Count(string(text), m.old); n != 1 {
+		return fmt.Errorf("%s has the text of this mutant %d times; correct the list", m.file, n)
+	}
+	changed := filepath.Join(dir, "changed.go")
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o600); err != nil {
+		return err
+	}
+	real, err := filepath.Abs(m.file)
+	if err != nil {
+		return err
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {real: changed}})
+	if err != nil {
+		return err
+	}
+	list := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(list, overlay, 0o600); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", list, "-count=1", "-vet=off", "-timeout", longest.String(),
+		"-run", "^"+m.test+"$", "./"+path.Dir(m.file))
+	out, err := cmd.CombinedOutput()
+	switch said := string(out); {
+	case err == nil && strings.Contains(said, "no tests to run"):
+		return fmt.Errorf("there is no %s", m.test)
+	case err == nil:
+		return fmt.Errorf("LIVES: %s passes", m.test)
+	case strings.Contains(said, "[build failed]") || strings.Contains(said, "[setup failed]"):
+		return fmt.Errorf("does not compile: %s", said)
+	}
+	return nil
+}

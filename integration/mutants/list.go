@@ -54,10 +54,6 @@ var mutants = []mutant{
 		"return at[len(voters)/2]", "return at[(len(voters)-1)/2]", "TestLeaseNeedsAMajorityThatGrantedLately"},
 	{"grants of an older term count", "raft/lease/lease.go",
 		"if term < l.term {\n\t\treturn", "if false {\n\t\treturn", "TestLeaseNeedsAMajorityThatGrantedLately"},
-	{"may is asked before the write waits", "arp/arp.go",
-		"var failed error\n\terr := raw.Write(",
-		"var failed error\n\tsaid := may()\n\tmay = func() bool { return said }\n\terr := raw.Write(",
-		"TestMayIsAskedInsideTheWrite"},
 
 	// Step 3: waiting out.
 	{"the lease begins before the wait", "raft/tenure.go",

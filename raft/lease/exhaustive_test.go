@@ -433,9 +433,9 @@ func explore(f flaws, span uint8, inFlight, most int, restarts, restores uint8) 
 
 // TestExhaustively: never two, in every state that can be reached in so many steps.
 func TestExhaustively(t *testing.T) {
-	most := 1_000_000
+	most := 300_000
 	if testing.Short() {
-		most = 200_000
+		most = 50_000
 	}
 	for _, tt := range []struct{ restarts, restores uint8 }{{0, 0}, {1, 0}, {0, 1}} {
 		e := explore(flaws{}, 1, 2, most, tt.restarts, tt.restores)

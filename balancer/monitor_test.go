@@ -73,7 +73,9 @@ var usual = Check{Type: "tcp", Inter: 2 * time.Second, Timeout: time.Second, Fas
 	Rise: 2, Fall: 3}
 
 // watch runs a monitor over n backends in a synctest bubble.
-func watch(t *testing.T, s *servers, c Check, n int, test func(m *monitor, changes func() []string)) {
+func watch(
+	t *testing.T, s *servers, c Check, n int, test func(m *monitor, changes func() []string), setUp ...func(*monitor),
+) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var log []string
@@ -87,6 +89,9 @@ func watch(t *testing.T, s *servers, c Check, n int, test func(m *monitor, chang
 			for _, c := range cs {
 				m.changed(c)
 			}
+		}
+		for _, f := range setUp {
+			f(m)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer m.wait()

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,15 +47,20 @@ func TestShortOf(t *testing.T) {
 func TestShortageChangesNoState(t *testing.T) {
 	s := newServers()
 	s.set(addr(2), errRefused)
-	watch(t, s, usual, 3, func(m *monitor, changes func() []string) {
-		var log strings.Builder
+	var log strings.Builder
+	var mu sync.Mutex // the checks end in goroutines of their own
+	var ended []error
+	setUp := func(m *monitor) {
 		m.shortages = &Shortages{Log: slog.New(slog.NewTextHandler(&log, nil))}
-		var ended []error
 		m.ended = func(_ Target, _ time.Duration, err error) {
+			mu.Lock()
+			defer mu.Unlock()
 			if ShortOf(err) != "" {
 				ended = append(ended, err)
 			}
 		}
+	}
+	watch(t, s, usual, 3, func(m *monitor, changes func() []string) {
 		time.Sleep(10 * time.Second)
 		changes()
 		for i := range 3 {
@@ -70,9 +76,11 @@ func TestShortageChangesNoState(t *testing.T) {
 				t.Errorf("backend %d is %s (%s), want %s", n, got.State, got.Reason, want)
 			}
 		}
+		mu.Lock()
 		if len(ended) > 0 {
 			t.Errorf("reported as checks: %v", ended)
 		}
+		mu.Unlock()
 		if n := s.asked(addr(1)) - before; n < 100 {
 			t.Errorf("tried only %d times in 10 minutes", n)
 		}
@@ -96,5 +104,5 @@ func TestShortageChangesNoState(t *testing.T) {
 		if list := m.shortages.List(); list[0].Active {
 			t.Error("a shortage that is over is still active")
 		}
-	})
+	}, setUp)
 }

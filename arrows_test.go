@@ -164,7 +164,8 @@ var arrows = map[string]struct {
 	"appliance/cli": {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/recovery",
-			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/manifest",
+			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/doctor",
+			"appliance/endpoints", "appliance/image", "appliance/install", "appliance/manifest",
 			"appliance/node", "appliance/node/desired", "appliance/raft", "appliance/status",
 			"appliance/status/client", "appliance/status/journal", "appliance/status/terminal",
 		},
@@ -207,6 +208,11 @@ var arrows = map[string]struct {
 			"appliance/raft", "appliance/status",
 		},
 		"nodes try each other; what follows from it is the balancer's and the group's business",
+	},
+	"appliance/endpoints": {[]string{"appliance/configs"}, "what clients are told is a pure function of a config"},
+	"appliance/doctor": {
+		[]string{"appliance/arp", "appliance/configs", "appliance/nft", "appliance/nft/ruleset", "appliance/raft/auth"},
+		"the doctor asks each room whether it could work here, and has none of them do it",
 	},
 	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},
 	"appliance": {[]string{"appliance/cli", "appliance/script"},

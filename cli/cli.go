@@ -24,9 +24,9 @@ type Build struct {
 	Image   string // the container image that the manifest runs; empty: named after the version
 }
 
-// Run runs the command line and returns the exit code. Data goes to stdout, everything for people to stderr.
-func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writer) int {
-	app := &cli.App{
+// NewApp is the whole command line.
+func NewApp(build Build, stdout, stderr io.Writer) *cli.App {
+	return &cli.App{
 		Name:                 "appliance",
 		Usage:                "one address that does not go down, for kube-apiservers or any TCP servers",
 		Version:              build.Version,
@@ -61,6 +61,8 @@ func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writ
 			backendsCommand(),
 			reloadCommand(),
 			cleanupCommand(),
+			doctorCommand(),
+			endpointsCommand(),
 			demoCommand(),
 			logLevelCommand(),
 			passwdCommand(),
@@ -76,7 +78,11 @@ func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writ
 			},
 		},
 	}
-	err := app.RunContext(ctx, args)
+}
+
+// Run runs the command line and returns the exit code. Data goes to stdout, everything for people to stderr.
+func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writer) int {
+	err := NewApp(build, stdout, stderr).RunContext(ctx, args)
 	if err == nil {
 		return 0
 	}

@@ -61,6 +61,7 @@ func NewApp(build Build, stdout, stderr io.Writer) *cli.App {
 			backendsCommand(),
 			reloadCommand(),
 			cleanupCommand(),
+			imageCommand(build),
 			doctorCommand(),
 			endpointsCommand(),
 			demoCommand(),

@@ -210,6 +210,7 @@ var arrows = map[string]struct {
 		"nodes try each other; what follows from it is the balancer's and the group's business",
 	},
 	"appliance/endpoints": {[]string{"appliance/configs"}, "what clients are told is a pure function of a config"},
+	"appliance/install":   {[]string{"appliance/configs"}, "files are put in their places without knowing what they do"},
 	"appliance/image":     {nil, "an image is made of a program's bytes, whatever they do"},
 	"appliance/doctor": {
 		[]string{"appliance/arp", "appliance/configs", "appliance/nft", "appliance/nft/ruleset", "appliance/raft/auth"},

@@ -62,6 +62,8 @@ func NewApp(build Build, stdout, stderr io.Writer) *cli.App {
 			reloadCommand(),
 			cleanupCommand(),
 			imageCommand(build),
+			installCommand(),
+			uninstallCommand(),
 			doctorCommand(),
 			endpointsCommand(),
 			demoCommand(),

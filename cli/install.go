@@ -1,0 +1,172 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"appliance/configs"
+	"appliance/install"
+	"appliance/manifest"
+	"appliance/raft/auth"
+)
+
+func installCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "install",
+		Usage: "install this program as a systemd service with a configuration made of these flags; uninstall undoes it",
+		Description: "Makes " + install.Program + ", the unit, /etc/appliance with key and configuration, and " +
+			"/var/lib/appliance, and starts the\n" +
+			"service. Each step is printed; files that exist are kept. With --config the file is copied instead of made.",
+		Flags: append(settingFlags(),
+			&cli.StringSliceFlag{Name: "backends", Usage: "the servers, each as address or address:port; without them, the " +
+				"peers"},
+			&cli.BoolFlag{Name: "new-key", Usage: "make a new group key: on the first peer only"},
+			&cli.StringFlag{Name: "key-from", Usage: "copy the group key from this `FILE`: on every other peer"},
+			&cli.BoolFlag{Name: "no-start", Usage: "install, and start nothing"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the steps, and do none"},
+			&cli.StringFlag{Name: "root", Usage: "install below this directory, and start nothing", Value: "/"},
+		),
+		OnUsageError: usageError,
+		Action:       installHere,
+	}
+}
+
+func uninstallCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "uninstall",
+		Usage: "undo install: stop the service, and remove program and unit",
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "purge", Usage: "remove configuration, keys and the group's data too"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the steps, and do none"},
+			&cli.StringFlag{Name: "root", Usage: "uninstall below this directory", Value: "/"},
+		},
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			steps := install.Uninstall(c.String("root"), c.Bool("purge"), systemctlHere(c))
+			return install.Run(c.App.Writer, steps, c.Bool("dry-run"))
+		},
+	}
+}
+
+func installHere(c *cli.Context) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	if c.Bool("new-key") && c.String("key-from") != "" {
+		return errUsage{fmt.Errorf("--new-key is for the first peer and --key-from for the others; give one of them")}
+	}
+	p, err := installParams(c)
+	if err != nil {
+		return err
+	}
+	steps, err := install.Install(p)
+	if err != nil {
+		return err
+	}
+	if err := install.Run(c.App.Writer, steps, c.Bool("dry-run")); err != nil {
+		return err
+	}
+	if !c.Bool("dry-run") {
+		fmt.Fprintln(c.App.ErrWriter, "look at it with `appliance doctor` and `appliance status`")
+	}
+	return nil
+}
+
+// installParams finds out all that is written, and checks it before anything is.
+func installParams(c *cli.Context) (install.Installation, error) {
+	p := install.Installation{Root: c.String("root")}
+	source := flagSource(c)
+	file := configPath(c)
+	var err error
+	if file != "" && len(source.Args()) > 1 {
+		return p, errUsage{fmt.Errorf("--config is copied as it is; write the other settings into the file, or leave it out")}
+	}
+	if file != "" {
+		p.Config, err = os.ReadFile(file)
+	} else {
+		p.Config, err = install.File(source, c.StringSlice("backends"))
+	}
+	if err != nil {
+		return p, err
+	}
+	if p.Key, err = installKey(c); err != nil {
+		return p, err
+	}
+	// The key is checked where it will be, or where it comes from.
+	exists := func(path string) bool {
+		_, err := os.Stat(filepath.Join(p.Root, path))
+		return p.Key != nil && path == configs.DefaultKeyFile || err == nil
+	}
+	cfg, err := configs.Parse("the configuration", p.Config, configs.Source{FileExists: exists})
+	if err != nil {
+		return p, errConfig{fmt.Errorf("%w\n(--new-key makes a group key on the first peer, --key-from FILE copies it on "+
+			"the others)", err)}
+	}
+	printWarnings(c.App.ErrWriter, cfg)
+	p.KeyFile = cfg.Group.KeyFile
+	if !exists(p.KeyFile) && p.KeyFile != "" && p.Key == nil {
+		return p, fmt.Errorf("the group key %s does not exist; give --new-key on the first peer, or --key-from FILE on the "+
+			"others", p.KeyFile)
+	}
+	if p.From, p.Unit, err = programAndUnit(cfg); err != nil {
+		return p, err
+	}
+	if !c.Bool("no-start") {
+		p.Systemctl = systemctlHere(c)
+	}
+	return p, nil
+}
+
+// installKey makes the group key or reads it from where it is said to be; nil is none.
+func installKey(c *cli.Context) ([]byte, error) {
+	if c.Bool("new-key") {
+		return []byte(auth.GenerateKey().Text() + "\n"), nil
+	}
+	from := c.String("key-from")
+	if from == "" {
+		return nil, nil
+	}
+	if _, err := auth.LoadKeys(from); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(from)
+}
+
+// programAndUnit are this program's path and the unit that runs its copy. A program that a package installed stays
+// where it is, with the package's unit.
+func programAndUnit(cfg *configs.Config) (program string, unit []byte, err error) {
+	if program, err = os.Executable(); err != nil {
+		return "", nil, err
+	}
+	if program == "/usr/bin/appliance" {
+		return "", nil, nil
+	}
+	o := manifest.New(cfg, "", install.ConfigFile, nil)
+	o.Binary = install.Program
+	unit, err = manifest.Unit(o)
+	return program, unit, err
+}
+
+// systemctlHere runs systemctl; nil where systemd does not run, or another root is meant.
+func systemctlHere(c *cli.Context) func(args ...string) error {
+	if _, err := os.Stat("/run/systemd/system"); errors.Is(err, fs.ErrNotExist) || c.String("root") != "/" {
+		return nil
+	}
+	return func(args ...string) error {
+		out, err := exec.CommandContext(c.Context, "systemctl", args...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	}
+}

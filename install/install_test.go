@@ -1,0 +1,211 @@
+package install
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"appliance/configs"
+)
+
+// tree lists a directory's files and directories with their modes.
+func tree(t *testing.T, root string) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		info, err := d.Info()
+		all = append(all, info.Mode().String()+" "+strings.TrimPrefix(path, root))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func params(t *testing.T, root string) Installation {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "appliance")
+	if err := os.WriteFile(program, []byte("program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return Installation{Root: root, From: program, Config: []byte("vips: [192.0.2.10]\n"), Unit: []byte("[Unit]\n"),
+		KeyFile: "/etc/appliance/group.key", Key: []byte("secret\n")}
+}
+
+func do(t *testing.T, steps []Step, dry bool) string {
+	t.Helper()
+	var b strings.Builder
+	if err := Run(&b, steps, dry); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// Installed, installed again, uninstalled, purged: what was there before is there at the end.
+func TestInstallAndUndo(t *testing.T) {
+	root := t.TempDir()
+	var called []string
+	systemctl := func(args ...string) error { called = append(called, strings.Join(args, " ")); return nil }
+	p := params(t, root)
+	p.Systemctl = systemctl
+	install := func(dry bool) string {
+		t.Helper()
+		steps, err := Install(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return do(t, steps, dry)
+	}
+	if out := install(true); strings.Count(out, "would ") != 8 || len(tree(t, root)) > 0 || called != nil {
+		t.Errorf("the dry run did something:\n%s\n%v %v", out, tree(t, root), called)
+	}
+	install(false)
+	want := []string{
+		"drwxr-xr-x /etc", "drwx------ /etc/appliance", "-rw------- /etc/appliance/config.yaml",
+		"-rw------- /etc/appliance/group.key",
+		"drwxr-xr-x /etc/systemd", "drwxr-xr-x /etc/systemd/system", "-rw-r--r-- /etc/systemd/system/appliance.service",
+		"drwxr-xr-x /usr", "drwxr-xr-x /usr/local", "drwxr-xr-x /usr/local/bin", "-rwxr-xr-x /usr/local/bin/appliance",
+		"drwxr-xr-x /var", "drwxr-xr-x /var/lib", "drwx------ /var/lib/appliance",
+	}
+	if got := tree(t, root); !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if want := []string{"daemon-reload", "enable --now appliance.service"}; !slices.Equal(called, want) {
+		t.Errorf("called %v", called)
+	}
+	// A configuration that was changed is kept, and so is the key.
+	config := filepath.Join(root, ConfigFile)
+	if err := os.WriteFile(config, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.Key = []byte("another\n")
+	if out := install(false); !strings.Contains(out, "keep "+ConfigFile+", which differs") || !strings.Contains(out,
+		"keep /etc/appliance/group.key, which differs") {
+		t.Error(out)
+	}
+	if have, err := os.ReadFile(config); err != nil || string(have) != "mine" {
+		t.Errorf("%s %v", have, err)
+	}
+	called = nil
+	do(t, Uninstall(root, false, systemctl), false)
+	if got := strings.Join(tree(t, root), "\n"); strings.Contains(got, "service") || strings.Contains(got,
+		"bin/appliance") || !strings.Contains(got, "config.yaml") {
+		t.Error(got)
+	}
+	if want := []string{"disable --now appliance.service", "daemon-reload"}; !slices.Equal(called, want) {
+		t.Errorf("called %v", called)
+	}
+	do(t, Uninstall(root, true, systemctl), false)
+	if got := strings.Join(tree(t, root), "\n"); strings.Contains(got, "appliance") {
+		t.Error(got)
+	}
+}
+
+func TestOthersUnitStays(t *testing.T) {
+	root := t.TempDir()
+	unit := filepath.Join(root, UnitFile)
+	if err := os.MkdirAll(filepath.Dir(unit), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(unit, []byte("[Unit]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Install(params(t, root)); err == nil || !strings.Contains(err.Error(), "move it away") {
+		t.Errorf("%v", err)
+	}
+	if out := do(t, Uninstall(root, true, nil), false); !strings.Contains(out, "keep "+UnitFile) {
+		t.Error(out)
+	}
+	if _, err := os.Stat(unit); err != nil {
+		t.Error(err)
+	}
+}
+
+// Each step may fail: the error names it, and the same command goes on later.
+func TestEveryStepFailsOnce(t *testing.T) {
+	root := t.TempDir()
+	failing := 0
+	for {
+		calls := 0
+		p := params(t, root)
+		p.Systemctl = func(...string) error {
+			if calls++; calls > failing {
+				return errors.New("no")
+			}
+			return nil
+		}
+		steps, err := Install(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		err = Run(&b, steps, false)
+		if err == nil {
+			break
+		}
+		if !strings.Contains(err.Error(), "systemctl") || !strings.Contains(err.Error(), "run this again") {
+			t.Fatal(err)
+		}
+		if failing++; failing > 5 {
+			t.Fatal("it never ends")
+		}
+	}
+}
+
+func TestFile(t *testing.T) {
+	said := map[string]string{
+		"vip": "192.0.2.10,2001:db8::10", "peers": "a=192.0.2.2, 192.0.2.3+2001:db8::3,192.0.2.4", "insecure": "true",
+		"listen": "127.0.0.1", "backend-port": "8443", "priority": "7", "admin-listen": "127.0.0.1:9000",
+		"data-plane": "userspace", "log-level": "debug", "port": "10007", "linger": "5s", "check": "tcp",
+	}
+	src := configs.Source{Flag: func(name string) (string, bool) { v, ok := said[name]; return v, ok },
+		FileExists: func(string) bool { return false }}
+	text, err := File(src, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromFile, err := configs.Parse("file", text, configs.Source{FileExists: func(string) bool { return false }})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	fromFlags, err := configs.Parse("", nil, src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := func(c *configs.Config) (all []string) {
+		for _, v := range c.Show() {
+			if v.Key == "addPeersAsBackends" {
+				continue // only a file has to say it
+			}
+			all = append(all, v.Key+"="+v.Value)
+		}
+		slices.Sort(all)
+		return all
+	}
+	if got, want := values(fromFile), values(fromFlags); !slices.Equal(got, want) {
+		t.Errorf("the file says\n%s\nand the flags\n%s\nin\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), text)
+	}
+}
+
+func TestFileWithBackends(t *testing.T) {
+	said := map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.2,192.0.2.3,192.0.2.4", "insecure": "true"}
+	src := configs.Source{Flag: func(name string) (string, bool) { v, ok := said[name]; return v, ok }}
+	text, err := File(src, []string{"192.0.2.11", "192.0.2.12:7443"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := configs.Parse("file", text, configs.Source{FileExists: func(string) bool { return false }})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	b := cfg.LoadBalancers[0].Backends
+	if len(b) != 2 || b[0].Addr.String() != "192.0.2.11:6443" || b[1].Addr.String() != "192.0.2.12:7443" {
+		t.Errorf("%v", b)
+	}
+}

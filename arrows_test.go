@@ -219,7 +219,8 @@ var arrows = map[string]struct {
 	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},
 	"appliance": {[]string{"appliance/cli", "appliance/script"},
 		"main is the exit code of the command line, or becomes an operator's program"},
-	"appliance/lab": {nil, "machines made of namespaces know nothing of what runs on them"},
+	"appliance/cli/manual": {[]string{"appliance/cli"}, "the page is printed from the command line's own definitions"},
+	"appliance/lab":        {nil, "machines made of namespaces know nothing of what runs on them"},
 	"appliance/demo": {
 		[]string{"appliance/lab", "appliance/status", "appliance/status/client"},
 		"the demo looks at the appliance from outside",

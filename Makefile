@@ -63,5 +63,21 @@ mutants: setup-build
 bench-failover bench-idle bench-forward bench-ipvs: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)
 
+# Everything that is published, into dist/: docs/release.md. Each program is built twice and compared, and those for
+# other machines are run under emulation.
+.PHONY: release release-test setup-release
+release: setup-release
+	cd release && go run . -root .. -out ../dist -twice $(RELEASE_FLAGS)
+	cd release && RELEASE_DIST=$(CURDIR)/dist go test -count=1 -run TestForeign -v .
+
+# A module of its own, so `go test ./...` does not see it.
+test: release-test
+release-test: setup-test
+	@echo '== release: one architecture, its packages and image'
+	cd release && go vet . && go test -timeout 15m .
+
+setup-release:
+	integration/setup.sh release
+
 clean:
 	rm -rf appliance dist .cache

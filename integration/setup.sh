@@ -4,6 +4,7 @@
 #
 #   integration/setup.sh build    a Go toolchain
 #   integration/setup.sh test     build, and the programs that the tests run against
+#   integration/setup.sh release  build, and the emulators for other machines
 #   integration/setup.sh bench    test, and the peers that the benchmarks run against
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,6 +34,7 @@ go_is_new_enough || need /usr/lib/go-1.19/bin/go golang-1.19-go golang-1.19-src
 
 case $want in
 build) ;;
+release) need qemu-s390x-static qemu-user-static ;; # runs the programs for other machines
 test | bench)
 	need gcc gcc libc6-dev # the race detector needs cgo
 	need ip iproute2
@@ -40,6 +42,8 @@ test | bench)
 	need iptables-nft iptables
 	need systemd-analyze systemd # the units that `manifest` writes are verified
 	need ipvsadm ipvsadm
+	need rpm rpm               # takes the released package
+	need containerd containerd # takes the released image
 	need etcd etcd-server
 	need etcdctl etcd-client
 	need promtool prometheus # the alerts are tested as rules
@@ -53,7 +57,7 @@ test | bench)
 	fi
 	;;
 *)
-	echo "setup.sh: unknown target '$want'; write build, test or bench" >&2
+	echo "setup.sh: unknown target '$want'; write build, test, bench or release" >&2
 	exit 2
 	;;
 esac
@@ -78,7 +82,7 @@ fi
 
 # A kernel with ip_vs for the tests in a virtual machine. Without one they are
 # skipped, with the reason.
-if [ "$want" != build ]; then
+if [ "$want" = test ] || [ "$want" = bench ]; then
 	sh integration/vm/fetch-kernel.sh || [ $? = 77 ]
 fi
 

@@ -197,7 +197,8 @@ func settings(cfg *configs.Config, lb configs.LoadBalancerEntry, name string) []
 		rke2 = fmt.Sprintf("https://%s:%d", name, supervisorPort)
 	}
 	missing := ""
-	if !slices.ContainsFunc(cfg.LoadBalancers, func(l configs.LoadBalancerEntry) bool { return l.Port == supervisorPort }) {
+	supervisor := func(l configs.LoadBalancerEntry) bool { return l.Port == supervisorPort }
+	if !slices.ContainsFunc(cfg.LoadBalancers, supervisor) {
 		missing = fmt.Sprintf("\n# RKE2's servers register nodes at port %d, so add a load balancer:\n"+
 			"#   - {name: rke2, port: %d, check: {type: tcp}, backends: [...]}", supervisorPort, supervisorPort)
 	}

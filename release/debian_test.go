@@ -32,7 +32,8 @@ func scratch(t *testing.T, dir, script string) string {
 	for {
 		before := packagesChanged()
 		// The mounts are in a namespace of their own, and end with it.
-		cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter, "sh", t.TempDir(), dir,
+		cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", enter, "sh",
+			t.TempDir(), dir,
 			script)
 		out, err := cmd.CombinedOutput()
 		if err == nil {

@@ -81,8 +81,8 @@ func printReport(c *cli.Context, report doctor.Diagnosis) error {
 }
 
 // doctorSubject finds what is to be examined. A configuration that is not valid is a finding, not an error.
-func doctorSubject(c *cli.Context) doctor.Subject {
-	s := doctor.Subject{Version: c.App.Version}
+func doctorSubject(c *cli.Context) doctor.Request {
+	s := doctor.Request{Version: c.App.Version}
 	source := flagSource(c)
 	file := configPath(c)
 	if file == "" && len(source.Args()) == 0 {
@@ -120,7 +120,7 @@ func withoutKey(file string, source configs.Source) *configs.Config {
 }
 
 // answer serves the doctor of another host.
-func answer(c *cli.Context, s doctor.Subject) error {
+func answer(c *cli.Context, s doctor.Request) error {
 	at := netip.AddrPortFrom(netip.IPv6Unspecified(), 10000)
 	if s.Config != nil {
 		at = netip.AddrPortFrom(at.Addr(), s.Config.Group.Port)
@@ -131,7 +131,7 @@ func answer(c *cli.Context, s doctor.Subject) error {
 }
 
 // writeBundle writes what a bug report needs. The file is its owner's alone, and none is overwritten.
-func writeBundle(c *cli.Context, path string, s doctor.Subject, report doctor.Diagnosis) (err error) {
+func writeBundle(c *cli.Context, path string, s doctor.Request, report doctor.Diagnosis) (err error) {
 	docs := append(bundleDocuments(c, s, report), doctor.Facts(doctor.System{})...)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -148,7 +148,7 @@ func writeBundle(c *cli.Context, path string, s doctor.Subject, report doctor.Di
 	return doctor.WriteBundle(f, docs, time.Now())
 }
 
-func bundleDocuments(c *cli.Context, s doctor.Subject, report doctor.Diagnosis) (docs []doctor.Document) {
+func bundleDocuments(c *cli.Context, s doctor.Request, report doctor.Diagnosis) (docs []doctor.Document) {
 	add := func(name string, write func(w io.Writer) error) {
 		var b strings.Builder
 		if err := write(&b); err != nil {

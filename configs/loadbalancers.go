@@ -190,8 +190,8 @@ func (b *builder) lbVIPs(lb *LoadBalancerEntry, keyOf func(name string) string) 
 	}
 }
 
-// sharesAddress reports whether lb and other would listen on one address and port, and on which; the zero address stands
-// for every address.
+// sharesAddress reports whether lb and other would listen on one address and port, and on which; the zero address
+// stands for every address.
 func (lb LoadBalancerEntry) sharesAddress(other LoadBalancerEntry) (netip.Addr, bool) {
 	if lb.Port != other.Port || lb.Port == 0 {
 		return netip.Addr{}, false

@@ -69,7 +69,9 @@ func (in *includer) named(st syntax.Statement) (list []parsedFile) {
 		if err != nil || !ok || f.name == st.File {
 			continue
 		}
-		if last := path.Base(dir); at != "" && dir != "" && path.IsAbs(f.name) && path.Base(at) != last && path.Base(at) != path.Base(path.Dir(st.File)) {
+		last := path.Base(dir)
+		if at != "" && dir != "" && path.IsAbs(f.name) &&
+			path.Base(at) != last && path.Base(at) != path.Base(path.Dir(st.File)) {
 			continue
 		}
 		list = append(list, f)
@@ -136,7 +138,8 @@ func withinStream(list []syntax.Statement) []syntax.Statement {
 	}
 	var out, within []syntax.Statement
 	for _, st := range list {
-		if st.File == list[main].File || isStream(st) || !slices.Contains([]string{"server", "upstream", "map"}, st.Words[0]) {
+		block := slices.Contains([]string{"server", "upstream", "map"}, st.Words[0])
+		if st.File == list[main].File || isStream(st) || !block {
 			out = append(out, st)
 		} else {
 			within = append(within, st)

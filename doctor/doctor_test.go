@@ -297,7 +297,7 @@ func TestExamine(t *testing.T) {
 			if tt.change != nil {
 				tt.change(h)
 			}
-			r := Examine(t.Context(), h, Subject{Version: "v1", About: "test", Config: load(t, tt.cfg)})
+			r := Examine(t.Context(), h, Request{Version: "v1", About: "test", Config: load(t, tt.cfg)})
 			for _, f := range r.Findings {
 				if f.Check == tt.check && f.Severity == tt.severity && strings.Contains(f.What, tt.what) && strings.Contains(f.Mend,
 					tt.mend) {
@@ -317,12 +317,12 @@ func TestExamine(t *testing.T) {
 // A host in good order has no problem, with and without a configuration.
 func TestExamineGood(t *testing.T) {
 	h := &fakeHost{files: goodFiles(nil), dial: map[string]error{}}
-	for _, s := range []Subject{{}, {Config: load(t, three)}} {
+	for _, s := range []Request{{}, {Config: load(t, three)}} {
 		if r := Examine(t.Context(), h, s); r.Problems != 0 {
 			t.Errorf("%+v", r)
 		}
 	}
-	if r := Examine(t.Context(), h, Subject{Invalid: errors.New("line 3")}); r.Problems != 1 ||
+	if r := Examine(t.Context(), h, Request{Invalid: errors.New("line 3")}); r.Problems != 1 ||
 		r.Findings[0].Check != "config" {
 		t.Errorf("%+v", r)
 	}

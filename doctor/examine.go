@@ -13,8 +13,8 @@ import (
 	"appliance/configs"
 )
 
-// A Subject is what the host is examined for.
-type Subject struct {
+// A Request says what the host is examined for.
+type Request struct {
 	Version string
 	// About names where Config came from, for people.
 	About string
@@ -38,7 +38,7 @@ type visit struct {
 }
 
 // Examine runs every check that fits the subject.
-func Examine(ctx context.Context, h HostView, s Subject) Diagnosis {
+func Examine(ctx context.Context, h HostView, s Request) Diagnosis {
 	v := &visit{HostView: h, ctx: ctx, files: h.Files(), cfg: s.Config, on: make(map[netip.Addr]string)}
 	r := Diagnosis{Version: s.Version, About: s.About, Host: v.line("proc/sys/kernel/hostname"),
 		Kernel: v.line("proc/sys/kernel/osrelease")}

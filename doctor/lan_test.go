@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
-		json.NewEncoder(os.Stdout).Encode(Examine(context.Background(), System{}, Subject{Config: cfg}))
+		json.NewEncoder(os.Stdout).Encode(Examine(context.Background(), System{}, Request{Config: cfg}))
 	}
 }
 

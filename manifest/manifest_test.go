@@ -244,9 +244,9 @@ func TestArgsAreLiteral(t *testing.T) {
 // Kubernetes reads each argument as the text that it is, whatever else it could be in YAML of any version.
 func TestArgsAreText(t *testing.T) {
 	args := []string{
-		"yes", "no", "on", "off", "y", "n", "null", "~", "", "true", "12", "012", "0x1f", "1_000", "1e3", "1:30", ".5", ".inf",
-		"2026-01-02", "=", "<<", "a: b", "a #b", "- a", "[a]", "{a}", "&a", "*a", "!a", "|", ">", "%a", "@a", "`a`", "'", `"`,
-		" a ", "a  b", "käse", "\u2028", strings.Repeat("long words ", 50),
+		"yes", "no", "on", "off", "y", "n", "null", "~", "", "true", "12", "012", "0x1f", "1_000", "1e3", "1:30",
+		".5", ".inf", "2026-01-02", "=", "<<", "a: b", "a #b", "- a", "[a]", "{a}", "&a", "*a", "!a", "|", ">",
+		"%a", "@a", "`a`", "'", `"`, " a ", "a  b", "käse", "\u2028", strings.Repeat("long words ", 50),
 	}
 	text, err := Pod(Params{Image: "i", Args: args})
 	if err != nil {

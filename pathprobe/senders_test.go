@@ -57,7 +57,8 @@ func TestSighting(t *testing.T) {
 		{"the one before answers late", ready, first, 11, true, 0, false},
 		{"a recording of a third", kindLeave, third, 1, false, 0, false},
 		{"the first form, too soon", kindControl, process{}, 0, false, oldFor - time.Second, false},
-		{"the first form, after an older version has been installed", kindControl, process{}, 0, false, 2 * time.Second, true},
+		{"the first form, after an older version has been installed",
+			kindControl, process{}, 0, false, 2 * time.Second, true},
 	} {
 		now = now.Add(tt.after)
 		if got := s.admit(probe{kind: tt.kind, process: tt.of, number: tt.n}, tt.fresh, now); got != tt.want {

@@ -69,7 +69,7 @@ type Trying struct {
 	Begun, At time.Time // its start and its end
 	By        string    // who tried
 	Others    bool      // somebody else could have tried too
-	Findings  []Finding
+	Findings  []TrialResult
 	// Settled says that the backends' checks have succeeded since a time: what fails is not a server that has ended.
 	Settled func(since time.Time) bool
 	// Hint says what may be the cause of a result.
@@ -119,7 +119,7 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 	return changed
 }
 
-func worstOf(fs []Finding) (worst Finding, failed bool) {
+func worstOf(fs []TrialResult) (worst TrialResult, failed bool) {
 	for _, f := range fs {
 		if f.Result != Served && (!failed || f.Failed > worst.Failed) {
 			worst, failed = f, true
@@ -129,7 +129,7 @@ func worstOf(fs []Finding) (worst Finding, failed bool) {
 }
 
 // why is the reason for people.
-func (e *entry) why(f Finding, hint func(Result) string) string {
+func (e *entry) why(f TrialResult, hint func(Result) string) string {
 	by := strings.Join(slices.Sorted(maps.Keys(e.askers)), " and ")
 	what := map[Result]string{
 		Refused: "is refused", Unreachable: "is answered by an ICMP error", Silent: "is not answered",

@@ -20,12 +20,12 @@ var subject = Subject{"api", "nftables"}
 func newStory() *story { return &story{now: time.Unix(1_700_000_000, 0), settled: true} }
 
 func (s *story) tries(by string, r Result) (changed bool) {
-	f := Finding{Frontend: netip.MustParseAddrPort("192.0.2.10:6443"), Result: r, Of: 1}
+	f := TrialResult{Frontend: netip.MustParseAddrPort("192.0.2.10:6443"), Result: r, Of: 1}
 	if r != Served {
 		f.Failed = 1
 	}
 	changed = s.Note(subject, Trying{
-		Begun: s.now, At: s.now, By: by, Others: !s.alone, Findings: []Finding{f},
+		Begun: s.now, At: s.now, By: by, Others: !s.alone, Findings: []TrialResult{f},
 		Settled: func(time.Time) bool { return s.settled }, Hint: func(Result) string { return "look at the forward chain" },
 	})
 	s.now = s.now.Add(500 * time.Millisecond)
@@ -120,7 +120,7 @@ func TestSomeBackendsFail(t *testing.T) {
 	note := func(by string) {
 		s.Note(subject, Trying{
 			Begun: s.now, At: s.now, By: by, Others: true, Settled: func(time.Time) bool { return true },
-			Hint: func(Result) string { return "" }, Findings: []Finding{
+			Hint: func(Result) string { return "" }, Findings: []TrialResult{
 				{Frontend: netip.MustParseAddrPort("192.0.2.10:6443"), Result: Silent, Of: 6, Failed: 2}},
 		})
 		s.now = s.now.Add(time.Second)

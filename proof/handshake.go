@@ -36,8 +36,8 @@ type Trial struct {
 	Count    int            `json:"count,omitempty"`
 }
 
-// A Finding is what a Trial has found: Served if all handshakes were, otherwise the worst of the others.
-type Finding struct {
+// A TrialResult is what a Trial has found: Served if all handshakes were, otherwise the worst of the others.
+type TrialResult struct {
 	Frontend netip.AddrPort `json:"frontend"`
 	Result   Result         `json:"result"`
 	// Of handshakes, Failed were not served.
@@ -69,7 +69,9 @@ type knock struct {
 // frames by a packet socket, so that no rule of this host is on the way; own is this host's address. The kernel does
 // not see the answers as its own: to it, the frontends are local addresses, from which nothing comes by the link
 // (RFC 1812 section 5.3.8).
-func FromLink(ctx context.Context, link neighbours.Link, mac [6]byte, own netip.Addr, trials []Trial) ([]Finding, error) {
+func FromLink(
+	ctx context.Context, link neighbours.Link, mac [6]byte, own netip.Addr, trials []Trial,
+) ([]TrialResult, error) {
 	ethertype := uint16(unix.ETH_P_IPV6)
 	if own.Is4() {
 		ethertype = unix.ETH_P_IP
@@ -128,7 +130,7 @@ func newHandshakes(trials []Trial) *handshakes {
 }
 
 // run sends the SYNs and waits until all are answered, or patience ends.
-func (h *handshakes) run(ctx context.Context, socket *os.File) ([]Finding, error) {
+func (h *handshakes) run(ctx context.Context, socket *os.File) ([]TrialResult, error) {
 	begun, again := time.Now(), resend()
 	h.each(segment.SYN, 0)
 	buf := make([]byte, 2048)
@@ -193,11 +195,11 @@ func (h *handshakes) hear(a answer) bool {
 	return true
 }
 
-func (h *handshakes) findings() []Finding {
+func (h *handshakes) findings() []TrialResult {
 	worse := map[Result]int{Served: 0, Refused: 1, Unreachable: 2, Silent: 3}
-	out := make([]Finding, len(h.trials))
+	out := make([]TrialResult, len(h.trials))
 	for i, t := range h.trials {
-		out[i] = Finding{Frontend: t.Frontend, Result: Served}
+		out[i] = TrialResult{Frontend: t.Frontend, Result: Served}
 	}
 	for _, k := range h.knocks {
 		if k.result == "" {

@@ -77,7 +77,7 @@ func TestHandshakes(t *testing.T) {
 		if n.hears(t, stale) || n.hears(t, n.answer(3, segment.ACK)) {
 			t.Error("what is no answer counts")
 		}
-		want := []Finding{
+		want := []TrialResult{
 			{Frontend: frontend, Result: Served, Of: 2},
 			{Frontend: netip.AddrPortFrom(frontend.Addr(), 443), Result: Refused, Of: 1, Failed: 1},
 			{Frontend: netip.AddrPortFrom(frontend.Addr(), 80), Result: Silent, Of: 1, Failed: 1},

@@ -16,7 +16,7 @@ import (
 // FromHere tries the frontends, all of one family, as a client on this host does: from the frontend's own address,
 // which the kernel chooses for it, through the output hook. The kernel resets what is served, since no socket of this
 // host began it.
-func FromHere(ctx context.Context, trials []Trial) ([]Finding, error) {
+func FromHere(ctx context.Context, trials []Trial) ([]TrialResult, error) {
 	if len(trials) == 0 {
 		return nil, nil
 	}

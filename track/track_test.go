@@ -71,11 +71,15 @@ func (w *world) last() string {
 func run(t *testing.T, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{err: make(map[string]error), probed: make(map[string]int)}
-		w.Tracker = New(Config{Inconclusive: func(err error) bool { return err == errShort }, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Changed: func(v Verdict) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.verdicts = append(w.verdicts, v)
-		}})
+		w.Tracker = New(Config{
+			Inconclusive: func(err error) bool { return err == errShort },
+			Log:          slog.New(slog.NewTextHandler(&w.log, nil)),
+			Changed: func(v Verdict) {
+				w.mu.Lock()
+				defer w.mu.Unlock()
+				w.verdicts = append(w.verdicts, v)
+			},
+		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.Run(ctx) }()

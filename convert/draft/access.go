@@ -176,7 +176,8 @@ func (r AccessRule) set() AddrSet {
 	return s
 }
 
-// maxAccessWork is how many ranges of addresses may be compared while access rules are read, which takes less than a second.
+// maxAccessWork is how many ranges of addresses may be compared while access rules are read, which takes less than a
+// second.
 const maxAccessWork = 4_000_000
 
 // Access turns lists of rules, all of which a client has to pass, into the allow and deny lists of ours, of which deny

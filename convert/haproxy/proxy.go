@@ -379,7 +379,8 @@ var optionRemarks = draft.NewRemarks(
 		"checkcache persist", Moot: true, Text: draft.IsHTTP},
 	draft.Remark{Keywords: "nolinger tcp-smart-accept tcp-smart-connect abortonclose contstats idle-close-on-response",
 		Moot: true, Text: draft.IsTuning},
-	draft.Remark{Keywords: "transparent http_proxy", Text: "connections go to backends, never to where they were addressed"},
+	draft.Remark{Keywords: "transparent http_proxy",
+		Text: "connections go to backends, never to where they were addressed"},
 )
 
 // carriedOptions are the options that option reads.

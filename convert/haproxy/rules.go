@@ -263,8 +263,10 @@ func (p *proxy) request(l draft.Line) {
 }
 
 // harmless begin the actions that neither refuse a connection nor lead it elsewhere.
-var harmless = []string{"track-sc", "sc-", "sc0-", "sc1-", "sc2-", "set-var", "unset-var", "capture", "log", "set-log-level",
-	"set-priority", "set-mark", "set-tos", "set-nice", "send-spoe-group", "set-fc-", "set-bc-"}
+var harmless = []string{
+	"track-sc", "sc-", "sc0-", "sc1-", "sc2-", "set-var", "unset-var", "capture", "log", "set-log-level", "set-priority",
+	"set-mark", "set-tos", "set-nice", "send-spoe-group", "set-fc-", "set-bc-",
+}
 
 // A ruleLine is tcp-request connection|session|content accept|reject [if ...].
 type ruleLine struct {

@@ -15,7 +15,8 @@ const secretName = `[A-Za-z0-9_-]*(?:pass(?:word|wd|phrase)?|pwd|secret|token|ap
 // secrets match what a secret follows, or is within; $1 is kept, and $2 as well.
 var secrets = []*regexp.Regexp{
 	// Words whose every value is a secret.
-	regexp.MustCompile(`(?is)(\b(?:auth_pass|auth|authorization|password|insecure-password|packetapikey|bearer)[ :=]+)\S.*()`),
+	regexp.MustCompile(`(?is)(\b(?:auth_pass|auth|authorization|password|insecure-password|packetapikey|bearer)` +
+		`[ :=]+)\S.*()`),
 	regexp.MustCompile(`(?is)((?:^|\s)(?:setenv|presetenv)\s+\S+\s+)\S.*()`),
 	regexp.MustCompile(`(?is)(\btcp-check\s+send\S*\s+)\S.*()`),
 	regexp.MustCompile(`(?is)(\bhttp-check\s+send\b.*?\sbody(?:-file|-lf)?\s+)\S.*()`),
@@ -25,10 +26,11 @@ var secrets = []*regexp.Regexp{
 	regexp.MustCompile(`(?is)((?:^|[\s"'])(?:--?|hdr\s+|set-header\s+|add-header\s+|X-)` + secretName + `\s+)\S.*()`),
 	// Options of the clients that scripts call.
 	regexp.MustCompile(`(?s)((?:redis-cli|valkey-cli|keydb-cli)\b.*?\s(?:-a|--pass|--user)[ =]*)\S.*()`),
-	regexp.MustCompile(`(?s)((?:curl|wget)\b.*?\s(?:-u|--user|-U|--proxy-user|-H|--header|-b|-E|--cert|--oauth2-bearer|-d|--data\S*)` +
-		`[ =]*)\S.*()`),
-	regexp.MustCompile(`(?s)((?:mysql|mariadb|mysqladmin|mysqlcheck|mariadb-admin|mysqlsh|mongo|mongosh|sshpass|rabbitmqadmin|` +
-		`psql|isql|sqlcmd|snmp\w+|ldap\w+|ipmitool|cqlsh|clickhouse\S*)\b.*?\s(?:-p|-w|-P|-c|-a|-U|-A|-X|-I)[ =]?)\S.*()`),
+	regexp.MustCompile(`(?s)((?:curl|wget)\b.*?\s(?:-u|--user|-U|--proxy-user|-H|--header|-b|-E|--cert|` +
+		`--oauth2-bearer|-d|--data\S*)[ =]*)\S.*()`),
+	regexp.MustCompile(`(?s)((?:mysql|mariadb|mysqladmin|mysqlcheck|mariadb-admin|mysqlsh|mongo|mongosh|sshpass|` +
+		`rabbitmqadmin|psql|isql|sqlcmd|snmp\w+|ldap\w+|ipmitool|cqlsh|clickhouse\S*)\b.*?` +
+		`\s(?:-p|-w|-P|-c|-a|-U|-A|-X|-I)[ =]?)\S.*()`),
 	// scheme://user:password@host
 	regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+(@)`),
 }

@@ -45,7 +45,8 @@ func TestOwner(t *testing.T) {
 			if err := exec.Command("nft", "delete", "table", "inet", ACLTable).Run(); err == nil {
 				t.Error("somebody has deleted the table")
 			}
-			if _, err := Remove(ownedTable(expr.VerdictAccept)); err == nil || !strings.Contains(err.Error(), "another process") {
+			_, err := Remove(ownedTable(expr.VerdictAccept))
+			if err == nil || !strings.Contains(err.Error(), "another process") {
 				t.Errorf("somebody else removes it: %v", err)
 			}
 			has("after that", true)

@@ -22,13 +22,13 @@ type question struct {
 
 // A questionAnswer is what the other node has found, and what it serves itself.
 type questionAnswer struct {
-	Findings []proof.Finding   `json:"findings,omitempty"`
+	Findings []proof.TrialResult   `json:"findings,omitempty"`
 	Problem  string            `json:"problem,omitempty"`
 	Serves   map[string]string `json:"serves,omitempty"`
 }
 
 // ask has a peer try this node.
-func (t *Trials) ask(ctx context.Context, asker raft.PeerStatus, trials []proof.Trial) ([]proof.Finding, error) {
+func (t *Trials) ask(ctx context.Context, asker raft.PeerStatus, trials []proof.Trial) ([]proof.TrialResult, error) {
 	data, err := json.Marshal(question{Node: t.cfg.Self, Trials: trials})
 	if err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func (t *Trials) Answer(ctx context.Context, data []byte) ([]byte, error) {
 
 // tryNode does what a question asks for. It sends to nobody but peers, and for no address but this node's own VIPs: the
 // kernel drops the answers for those, whose address is its own.
-func (t *Trials) tryNode(ctx context.Context, q question) (all []proof.Finding, err error) {
+func (t *Trials) tryNode(ctx context.Context, q question) (all []proof.TrialResult, err error) {
 	t.forward.Lock()
 	defer t.forward.Unlock()
 	peers := t.peers()

@@ -111,7 +111,7 @@ func (t *Trials) tryBy(ctx context.Context, cs []candidate, asker raft.PeerStatu
 			continue
 		}
 		t.setUntried(c.Name, "")
-		of := slices.DeleteFunc(slices.Clone(findings), func(f proof.Finding) bool {
+		of := slices.DeleteFunc(slices.Clone(findings), func(f proof.TrialResult) bool {
 			return !slices.Contains(c.Frontends, f.Frontend)
 		})
 		if len(of) > 0 && t.isStill(c) {
@@ -128,7 +128,7 @@ func (t *Trials) isStill(c candidate) bool {
 }
 
 func (t *Trials) note(book *proof.Book, c candidate, by string, others bool, begun time.Time,
-	of []proof.Finding) {
+	of []proof.TrialResult) {
 	book.Note(c.subject, proof.Trying{
 		Begun: begun, At: time.Now(), By: by, Others: others, Findings: of,
 		Settled: func(since time.Time) bool { return t.cfg.Settled(c.Name, since) },

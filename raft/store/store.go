@@ -54,7 +54,8 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use by another process; stop the other instance, or give this one its "+
 			"own data directory", path)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum),
+		errors.Is(err, bolterrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("%s is %w (%w); move it away, and this peer joins its group again as a new one",
 			path, ErrDamaged, err)
 	case err != nil:

@@ -102,7 +102,8 @@ func (s *snapshotMetrics) node(n status.Snapshot, version string) {
 	s.gauge("ready", "Whether this node would serve the virtual addresses now.").
 		add(truth(len(n.NotReady) == 0), nil)
 	short := s.counter("shortages_total",
-		"Times that this host was short of something (files, ports, buffers, memory, processes); no server is blamed for that.")
+		"Times that this host was short of something (files, ports, buffers, memory, processes); "+
+			"no server is blamed for that.")
 	refused := s.counter("shortage_refused_total",
 		"Clients of user space that were refused because this host was short of something.")
 	for _, one := range n.Shortages {

@@ -22,9 +22,9 @@ type question struct {
 
 // A questionAnswer is what the other node has found, and what it serves itself.
 type questionAnswer struct {
-	Findings []proof.TrialResult   `json:"findings,omitempty"`
-	Problem  string            `json:"problem,omitempty"`
-	Serves   map[string]string `json:"serves,omitempty"`
+	Findings []proof.TrialResult `json:"findings,omitempty"`
+	Problem  string              `json:"problem,omitempty"`
+	Serves   map[string]string   `json:"serves,omitempty"`
 }
 
 // ask has a peer try this node.

@@ -93,7 +93,7 @@ func (s service) addMeter(t *ruleset.Table) {
 
 	stray := ruleset.Chain{Name: "stray_" + n}
 	stray.Add("a new connection is none", ruleset.SYN(), ruleset.Verdict(expr.VerdictReturn))
-	stray.Add("the ring has found its connection", f.client(), []expr.Any{ruleset.InSet("found_" + n)},
+	stray.Add("the ring has found its connection", f.SrcAddrPort(), []expr.Any{ruleset.InSet("found_" + n)},
 		ruleset.Verdict(expr.VerdictReturn))
 	stray.Add("its client has connections here", source, []expr.Any{ruleset.InSet("clients_" + n)},
 		ruleset.Goto("known_"+n))
@@ -107,14 +107,14 @@ func (s service) addMeter(t *ruleset.Table) {
 		ruleset.Verdict(expr.VerdictDrop))
 
 	tell := ruleset.Chain{Name: "tell_" + n}
-	tell.Add("told lately", f.client(), []expr.Any{ruleset.InSet("told_" + n)}, accept())
+	tell.Add("told lately", f.SrcAddrPort(), []expr.Any{ruleset.InSet("told_" + n)}, accept())
 	tell.Add("too much to tell", []expr.Any{over(tellings, tellingsBurst)}, accept())
 	if f.Proto == unix.NFPROTO_IPV6 {
 		tell.Add("behind extension headers", []expr.Any{
 			ruleset.LoadNetwork(reg1, 6, 1), ruleset.NotEqual(reg1, unix.IPPROTO_TCP),
 		}, accept())
 	}
-	tell.Add("from now on", f.client(), []expr.Any{&expr.Dynset{
+	tell.Add("from now on", f.SrcAddrPort(), []expr.Any{&expr.Dynset{
 		SrcRegKey: reg1, SetName: "told_" + n, Operation: unix.NFT_DYNSET_OP_ADD,
 	}}, f.setProtocol(foundProtocol))
 	for _, to := range s.told {
@@ -130,36 +130,21 @@ func (s service) addMeter(t *ruleset.Table) {
 
 // begins notes that a connection begins here.
 func (s service) begins() []expr.Any {
-	return append(s.family().client(), &expr.Dynset{SrcRegKey: reg1, SetName: "begun_" + ruleset.NameOf(s.frontend),
+	return append(s.family().SrcAddrPort(), &expr.Dynset{SrcRegKey: reg1, SetName: "begun_" + ruleset.NameOf(s.frontend),
 		Operation: unix.NFT_DYNSET_OP_ADD})
 }
 
-// found is the rule for what a node tells of a connection, with its chain.
-func (s service) found(t *ruleset.Table) ruleset.Rule {
+// found is the rule for what a node tells of a connection.
+func (s service) found() ruleset.Rule {
 	f, n := s.family(), ruleset.NameOf(s.frontend)
 	note := func(set string) []expr.Any {
 		return []expr.Any{&expr.Dynset{SrcRegKey: reg1, SetName: set + n, Operation: unix.NFT_DYNSET_OP_UPDATE,
 			Timeout: foundFor}}
 	}
-	// The copy is a TCP segment again for the keys: nft aborts when it lists ports of a
-	// protocol that has none in a set.
-	is, found := uint32(9), ruleset.Chain{Name: "found_" + n}
-	if f.Proto == unix.NFPROTO_IPV6 {
-		is = 6
-	}
-	found.Add("as it was", f.setProtocol(unix.IPPROTO_TCP))
-	found.Add("let it pass", []expr.Any{ruleset.LoadNetwork(reg1, is, 1), ruleset.Equal(reg1, unix.IPPROTO_TCP)},
-		f.SrcAddrPort(), note("found_"))
-	found.Add("and its client", []expr.Any{ruleset.LoadNetwork(reg1, f.SrcOffset, f.AddrLen)}, note("clients_"))
-	found.Add("that was all", ruleset.Verdict(expr.VerdictDrop))
-	t.Chains = append(t.Chains, found)
-	return ruleset.NewRule("a node has a connection of "+s.frontend.String(), s.fromLink(expr.CmpOpEq), fromNode(false),
-		s.toFrontendBy(foundProtocol), ruleset.Goto(found.Name))
+	return ruleset.NewRule("a node has a connection of "+s.frontend.String(), s.fromLink(expr.CmpOpEq),
+		s.toFrontendBy(foundProtocol), fromNode(false), f.SrcAddrPort(), note("found_"),
+		[]expr.Any{ruleset.LoadNetwork(reg1, f.SrcOffset, f.AddrLen)}, note("clients_"), ruleset.Verdict(expr.VerdictDrop))
 }
-
-// client leaves a client's address and port in reg1 and PortReg. nft lists sets of these
-// only after a look at the protocol.
-func (f family) client() []expr.Any { return append(ruleset.TCP(), f.SrcAddrPort()...) }
 
 // metered says that packets are metered before they go round.
 func (s service) metered() bool { return len(s.told) > 0 }

@@ -3,7 +3,6 @@ package direct
 import (
 	"encoding/binary"
 	"net/netip"
-	"os/exec"
 	"testing"
 	"time"
 )
@@ -59,19 +58,4 @@ func TestDirectMeterLetsConnectionsPass(t *testing.T) {
 		s.flow(t)
 	}
 	s.end(t)
-}
-
-// nft can list the rules, with and without the rules for local clients.
-func TestDirectRulesCanBeListed(t *testing.T) {
-	l := newLab(t)
-	l.usable()
-	for _, rotation := range [][]int{{0, 1, 2}, {1, 2}} {
-		l.apply(rotation, nil)
-		l.nodes[0].do(func() error {
-			if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil {
-				t.Errorf("%v in rotation: nft list ruleset: %v: %s", rotation, err, out[max(0, len(out)-200):])
-			}
-			return nil
-		})
-	}
 }

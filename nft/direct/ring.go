@@ -120,7 +120,7 @@ func (s service) addArrival(t *ruleset.Table) {
 			f.sealed(expr.CmpOpNeq), f.SrcAddrPort(), s.lookup("owner_"+n)))
 	}
 	if s.metered() {
-		lack.Add("the connection has begun here, by a cookie", ruleset.NotSYN(), f.client(),
+		lack.Add("the connection has begun here, by a cookie", ruleset.NotSYN(), f.SrcAddrPort(),
 			[]expr.Any{ruleset.InSet("begun_" + n)}, accept())
 	}
 	lack.Rules = append(lack.Rules, astray...)

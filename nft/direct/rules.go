@@ -183,7 +183,7 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 		}
 	}
 	for _, s := range services {
-		arrive.Rules = append(arrive.Rules, s.found(&t))
+		arrive.Rules = append(arrive.Rules, s.found())
 		arrive.Add("arrived for "+s.frontend.String(), s.fromLink(expr.CmpOpEq),
 			s.toFrontend(), ruleset.Goto("have_"+ruleset.NameOf(s.frontend)))
 	}

@@ -205,19 +205,6 @@ func (p *EthernetProber) Path(frontend netip.AddrPort, node string) Path {
 	return PathNoAnswer
 }
 
-// SecondForm says whether a node has proved that it sends probes of the second form, and
-// so has at least the version that began with them.
-func (p *EthernetProber) SecondForm(node string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for id, s := range p.senders {
-		if n, ok := NodeAt(p.nodes, id.addr); ok && n.ID == node && s.proved {
-			return true
-		}
-	}
-	return false
-}
-
 // Proof says what a worker has proved of itself.
 func (p *EthernetProber) Proof(node string) Proof {
 	p.mu.Lock()

@@ -96,7 +96,17 @@ func (s service) unfragmented() []expr.Any {
 }
 
 // toFrontend matches TCP to the service's address and port.
-func (s service) toFrontend() []expr.Any { return s.toFrontendBy(unix.IPPROTO_TCP) }
+func (s service) toFrontend() []expr.Any {
+	f := s.family()
+	return []expr.Any{
+		ruleset.LoadNetwork(reg1, f.DstOffset, f.AddrLen),
+		ruleset.Equal(reg1, s.frontend.Addr().AsSlice()...),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1},
+		ruleset.Equal(reg1, unix.IPPROTO_TCP),
+		ruleset.LoadTransport(reg1, 2, 2),
+		ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(s.frontend.Port())...),
+	}
+}
 
 // icmpQuote is where an ICMP error has what it quotes: after its own eight bytes
 // (RFC 792, RFC 4443 section 3).

@@ -38,7 +38,6 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 			continue // an event will tell when the interface is back
 		}
 		ds := service{frontend: s.Frontend, link: l, hops: make(map[netip.AddrPort]hop), position: d.position(s.Frontend)}
-		ds.told = d.toldNodes(s.Frontend.Addr(), l, now)
 		p.handsTo[s.Frontend] = make(map[string]bool)
 		rotation := make(map[netip.AddrPort]bool)
 		add := func(b balancer.Backend, inRotation bool) {

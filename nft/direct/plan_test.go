@@ -192,16 +192,6 @@ func (paths) Proof(string) pathprobe.Proof { return pathprobe.ProofPath }
 
 func (paths) Hurry() {}
 
-func (paths) SecondForm(string) bool { return true }
-
-// oldNodes is a PathProber to which all paths are proved, but only in the form of the
-// first version.
-type oldNodes struct{ paths }
-
-func (oldNodes) Path(netip.AddrPort, string) pathprobe.Path { return pathprobe.PathProved }
-
-func (oldNodes) SecondForm(string) bool { return false }
-
 // With few members and with many, in whichever form the rules have it, each slot leads
 // to its owner, and only the verdicts of members that left change.
 func TestDirectSlotsLeadToOwners(t *testing.T) {

@@ -54,8 +54,6 @@ type PathProber interface {
 	InForce(known map[string]bool, handsTo map[netip.AddrPort]map[string]bool)
 	// Path says what is known of the path to a node.
 	Path(frontend netip.AddrPort, node string) pathprobe.Path
-	// SecondForm says whether a node has the version that tells of connections.
-	SecondForm(node string) bool
 	// Proof says what a worker has proved of itself.
 	Proof(node string) pathprobe.Proof
 	// Hurry has the nodes to which no path is proved probed at once.

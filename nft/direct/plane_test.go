@@ -288,9 +288,6 @@ func TestDirectDisagreement(t *testing.T) {
 // if no two nodes know the same backends.
 func TestDirectEndsLoops(t *testing.T) {
 	l := newLab(t)
-	for i, n := range l.nodes {
-		l.planes[i] = l.plane(n, oldNodes{}) // in a group with older versions nothing is metered
-	}
 	l.usable()
 	for _, views := range [][3][2][]int{
 		{{{0, 1, 2}, nil}, {{0, 1, 2}, nil}, {{0, 1, 2}, nil}},
@@ -306,7 +303,20 @@ func TestDirectEndsLoops(t *testing.T) {
 			before := l.settled()
 			const strays = 50
 			for family, f := range frontends {
-				l.strays(f, l.client.addrs[family], 20000, strays)
+				l.client.do(func() error {
+					for i := range strays {
+						from := netip.AddrPortFrom(l.client.addrs[family], uint16(20000+i))
+						// IPPROTO_RAW: the packet has its own IP header.
+						domain, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: f.Addr().As16()})
+						if f.Addr().Is4() {
+							domain, to = unix.AF_INET, &unix.SockaddrInet4{Addr: f.Addr().As4()}
+						}
+						if err := sendRaw(domain, unix.IPPROTO_RAW, segment.Packet(from, f, 0, segment.ACK, nil), to); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
 			}
 			// Each may be forwarded, handed on five times (to one of three, to
 			// three in their order and one more, to the owner) and be answered.
@@ -319,25 +329,6 @@ func TestDirectEndsLoops(t *testing.T) {
 			}
 		}
 	}
-}
-
-// strays sends segments that belong to no connection, each from a port of its own.
-func (l *lab) strays(f netip.AddrPort, client netip.Addr, port uint16, n int) {
-	l.t.Helper()
-	l.client.do(func() error {
-		// IPPROTO_RAW: the packet has its own IP header.
-		domain, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: f.Addr().As16()})
-		if f.Addr().Is4() {
-			domain, to = unix.AF_INET, &unix.SockaddrInet4{Addr: f.Addr().As4()}
-		}
-		for i := range n {
-			from := netip.AddrPortFrom(client, port+uint16(i))
-			if err := sendRaw(domain, unix.IPPROTO_RAW, segment.Packet(from, f, 0, segment.ACK, nil), to); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // settled waits until the nodes send nothing more, and returns how much they have

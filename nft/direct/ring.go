@@ -78,10 +78,7 @@ func (s service) following() netip.AddrPort {
 // addArrival adds the chains for packets that arrive for the service.
 func (s service) addArrival(t *ruleset.Table) {
 	f, n := s.family(), ruleset.NameOf(s.frontend)
-	s.addMeter(t)
 	have := ruleset.Chain{Name: "have_" + n, Rules: []ruleset.Rule{
-		ruleset.NewRule("the connection is open here, and the ring has found it", socket(expr.SocketKeyWildcard), equals(0),
-			fromNode(false), f.onItsWay(), ruleset.Goto("tell_"+n)),
 		// A listener on this address only hides whether the connection exists. Then
 		// this node keeps what it gets.
 		ruleset.NewRule("the connection is open here", socket(expr.SocketKeyWildcard), equals(0), accept()),
@@ -96,7 +93,7 @@ func (s service) addArrival(t *ruleset.Table) {
 	self, isBackend := s.self()
 	lack := ruleset.Chain{Name: "lack_" + n}
 	absent := ruleset.Chain{Name: "absent_" + n}
-	onward := ruleset.Chain{Name: "onward_" + n, Rules: s.meter()}
+	onward := ruleset.Chain{Name: "onward_" + n}
 	step := func(count int) func(slot) (expr.Verdict, bool) {
 		return func(slot slot) (expr.Verdict, bool) {
 			h, ok := s.next(slot, count)
@@ -109,28 +106,17 @@ func (s service) addArrival(t *ruleset.Table) {
 	// hook and the prober's socket.
 	astray := []ruleset.Rule{ruleset.NewRule("a path probe is for this node", pathProbe(),
 		accept())}
-	if s.metered() {
-		astray = append(astray, ruleset.NewRule("straight from a client, to be metered", fromNode(true),
-			f.sealed(expr.CmpOpNeq), s.jumpStray()))
-	}
 	if owners {
 		// A packet straight from a client should have passed the ingress hook. It has
-		// not for a moment, while that table is replaced, and if it came in fragments.
+		// not for a moment, while that table is replaced.
 		astray = append(astray, ruleset.NewRule("straight from a client, past a missing ingress hook", fromNode(true),
 			f.sealed(expr.CmpOpNeq), f.SrcAddrPort(), s.lookup("owner_"+n)))
-	}
-	if s.metered() {
-		lack.Add("the connection has begun here, by a cookie", ruleset.NotSYN(), f.SrcAddrPort(),
-			[]expr.Any{ruleset.InSet("begun_" + n)}, accept())
 	}
 	lack.Rules = append(lack.Rules, astray...)
 	absent.Rules = append(absent.Rules, astray...)
 	count := []expr.Any(nil)
 	if isBackend {
 		count = s.count(t, self)
-	}
-	if s.metered() {
-		lack.Add("a new connection is noted, if there is room", ruleset.SYN(), s.begins())
 	}
 	lack.Add("a new connection is for this node", ruleset.SYN(), count, accept())
 	lack.Add("an open one is not", ruleset.Goto(onward.Name))

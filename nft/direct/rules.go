@@ -52,8 +52,6 @@ type service struct {
 	// position is where this node is in the order of addresses, even without a
 	// backend.
 	position netip.AddrPort
-	// told are the nodes that are told of connections that the ring has found; see addMeter.
-	told []netip.Addr
 }
 
 // A rulePlan is all that the plane puts into the kernel.
@@ -183,7 +181,6 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 		}
 	}
 	for _, s := range services {
-		arrive.Rules = append(arrive.Rules, s.found())
 		arrive.Add("arrived for "+s.frontend.String(), s.fromLink(expr.CmpOpEq),
 			s.toFrontend(), ruleset.Goto("have_"+ruleset.NameOf(s.frontend)))
 	}

@@ -88,13 +88,12 @@ type monitoredQuota struct {
 // NewResetMonitor returns a ResetMonitor that calls report for each backend that
 // refuses, from the goroutine of Run. Log gets a line if the kernel cannot report;
 // nil means slog.Default().
-func NewResetMonitor(report func(balancer.Target), log *slog.Logger, owner *ruleset.Owner) *ResetMonitor {
+func NewResetMonitor(report func(balancer.Target), log *slog.Logger) *ResetMonitor {
 	if log == nil {
 		log = slog.Default()
 	}
 	return &ResetMonitor{report: report, log: log, now: time.Now,
-		reconcilers: [2]ruleset.Reconciler{{Owner: owner}, {Owner: owner}},
-		services:    make(map[balancer.PlaneName][]monitoredService)}
+		services: make(map[balancer.PlaneName][]monitoredService)}
 }
 
 // Monitor returns the plane with its backends monitored.

@@ -21,7 +21,6 @@ import (
 	"appliance/manifest"
 	"appliance/nft"
 	"appliance/nft/direct"
-	"appliance/nft/ruleset"
 	"appliance/pathprobe"
 )
 
@@ -79,18 +78,16 @@ func Open(c Config) (*Planes, error) {
 		return userSpaceOnly(user, arp.NewSysctls(sysctls)), nil
 	}
 
-	// Nobody's `nft flush ruleset` takes the tables away, where the kernel can see to it.
-	owner := ruleset.NewOwner()
-	silencer, redirector := nft.NewARPFilter(owner), nft.NewRedirector(owner)
-	masquerader, refuser, access := nft.NewIPVSMasquerade(owner), nft.NewRejecter(owner), nft.NewACL(owner)
+	silencer, redirector, masquerader := &nft.ARPFilter{}, &nft.Redirector{}, &nft.IPVSMasquerade{}
+	refuser, access := &nft.Rejecter{}, &nft.ACL{}
 	virtual, err := ipvs.New(ipvs.Config{Masquerader: masquerader, Refuser: refuser, Sysctls: sysctls, Log: c.Log})
 	if err != nil {
 		return nil, err
 	}
-	nat := nft.NewNAT(sysctls, owner)
+	nat := nft.NewNAT(sysctls)
 	user.Redirector = redirector
 	forwarder := forward.New(user)
-	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log, owner)
+	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log)
 	prober := pathprobe.New(pathprobe.Config{
 		Interfaces:    c.Interfaces,
 		Nodes:         c.Nodes,
@@ -107,7 +104,6 @@ func Open(c Config) (*Planes, error) {
 		Self:       c.Self,
 		Worker:     c.Worker,
 		Prober:     prober,
-		Owner:      owner,
 		Log:        c.Log,
 	})
 	p := &Planes{
@@ -124,7 +120,7 @@ func Open(c Config) (*Planes, error) {
 		kernel:  []io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer},
 	}
 	if c.Grouped {
-		p.Handback = nft.NewPreviousHolder(owner)
+		p.Handback = &nft.PreviousHolder{}
 	}
 	return p, nil
 }

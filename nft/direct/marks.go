@@ -52,11 +52,10 @@ func (f family) markHandedOn(n int) []expr.Any {
 	}
 }
 
-// A sealValue marks packets that were handed on: their sender is a node, even if
-// nobody knows its new MAC address yet. Taken for a client's, such a packet would
-// begin its round again, with a count that is used up, and end at a node that does
-// not know the connection. The seal is in a field that receivers ignore: the ID of
-// an IPv4 packet that must not be fragmented (RFC 6864 section 4.1), and the second half of IPv6's flow label (RFC 8200 section 3). One
+// A sealValue marks packets that were handed on: their sender is a node, even if nobody knows its new MAC address
+// yet. Taken for a client's, such a packet would begin its round again, with a count that is used up, and end at a
+// node that does not know the connection. The seal is in a field that receivers ignore: the ID of an IPv4 packet that
+// must not be fragmented (RFC 6864 section 4.1), and the second half of IPv6's flow label (RFC 8200 section 3). One
 // client's packet in 65,536 has it by chance, and begins its round at the holder.
 const sealValue = 0x6170
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // Servers are backends that run in this process and listen inside machines.
@@ -113,7 +114,12 @@ func (s *Server) serveHTTP(c net.Conn, in *bufio.Reader) {
 
 // Close ends the server's listener; open connections stay, as when a program
 // stops accepting. Servers.Close ends those too.
-func (s *Server) Close() { s.all.remove(s.ln) }
+func (s *Server) Close() {
+	// A program that is being started has a copy of the socket until it runs, and the address would stay in use.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	s.all.remove(s.ln)
+}
 
 // Close ends all servers with their connections and waits for them.
 func (ss *Servers) Close() {

@@ -41,9 +41,6 @@ func Open(argv []string, user string) (*Program, error) {
 	return p, f.Close()
 }
 
-// OtherUser reports whether the program runs as another user than this process, which takes capabilities.
-func (p *Program) OtherUser() bool { return p.who.other }
-
 func (p *Program) open() (*os.File, error) {
 	f, err := find(p.path)
 	if err != nil {

@@ -45,6 +45,33 @@ func TestProofs(t *testing.T) {
 				w.reached(t, w.client, peers)
 			})
 
+			// Nobody connects but those who prove.
+			t.Run("proofs are no connections", func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t, family)
+				others := balance{name: "others", port: scene.Port + 1, backend: scene.Port, scheduler: "rr",
+					nodes: []string{"s1", "s2"}}
+				w.start(t, "", []balance{peers, others})
+				for _, lb := range []balance{peers, others} {
+					plane := map[bool]balancer.PlaneName{true: balancer.Direct, false: balancer.NFTables}[lb.name == peers.name]
+					for i := range w.apps[:worker] {
+						w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
+							if s.Proof == nil || s.Proof.Last == nil || s.Plane != plane {
+								return false
+							}
+							counted := false
+							for _, b := range s.Backends {
+								counted = counted || b.Traffic != nil
+								if b.Traffic != nil && b.Traffic.Total != 0 {
+									t.Fatalf("%s counts %+v at %s of %s, and nobody connected", w.nodes[i].Name, b.Traffic, b.Name, lb.name)
+								}
+							}
+							return counted
+						})
+					}
+				}
+			})
+
 			// As docker has it.
 			t.Run("a forward chain with policy drop", func(t *testing.T) {
 				t.Parallel()

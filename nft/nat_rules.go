@@ -125,12 +125,14 @@ func addService(t *ruleset.Table, f ruleset.IPFamily, s balancer.Service, backen
 		t.Counters = append(t.Counters, be)
 		t.Chains = append(t.Chains, ruleset.Chain{
 			Name: be,
-			Rules: []ruleset.Rule{ruleset.NewRule(s.LoadBalancer+": "+b.String(), []expr.Any{
-				&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: be},
-				&expr.Immediate{Register: reg1, Data: b.Addr.Addr().Unmap().AsSlice()},
-				&expr.Immediate{Register: reg2, Data: ruleset.AddrPortKey(b.Addr)[f.AddrLen:][:2]},
-				f.DNAT(reg2),
-			})},
+			Rules: []ruleset.Rule{
+				ruleset.NewRule("it is counted", ruleset.CountClient(be)),
+				ruleset.NewRule(s.LoadBalancer+": "+b.String(), []expr.Any{
+					&expr.Immediate{Register: reg1, Data: b.Addr.Addr().Unmap().AsSlice()},
+					&expr.Immediate{Register: reg2, Data: ruleset.AddrPortKey(b.Addr)[f.AddrLen:][:2]},
+					f.DNAT(reg2),
+				}),
+			},
 		})
 	}
 }

@@ -23,7 +23,8 @@ const HeaderLen = 20
 // Packet is an IP packet with a TCP segment from src to dst, which have the same
 // family: an IPv4 header (RFC 791 section 3.1) or an IPv6 header (RFC 8200
 // section 3), a TCP header (RFC 9293 section 3.1), all without options, and the
-// payload. The packet must not be fragmented.
+// payload. The packet must not be fragmented. The window is 0: with a SYN, no client begins so, and the counters of
+// new connections leave it out.
 func Packet(src, dst netip.AddrPort, seq uint32, flags byte, payload []byte) []byte {
 	from, to := src.Addr().AsSlice(), dst.Addr().AsSlice()
 	length := HeaderLen + len(payload)

@@ -96,7 +96,8 @@ func addLocalClients(t *ruleset.Table, f ruleset.IPFamily, services []service) {
 		case s.reject:
 			local.Add("no backend takes new connections", []expr.Any{ruleset.Reset()})
 		case here:
-			local.Add("its own backend is here", s.count(t, self), accept())
+			local.Add("its own backend is here", s.count(t, self))
+			local.Add("and gets it", accept())
 		default:
 			local.Add("to another node's backend", []expr.Any{
 				&expr.Numgen{Register: reg1, Modulus: uint32(len(s.slots)), Type: unix.NFT_NG_RANDOM},
@@ -106,11 +107,14 @@ func addLocalClients(t *ruleset.Table, f ruleset.IPFamily, services []service) {
 		branches = append(branches, local)
 		for _, h := range s.others() {
 			branches = append(branches, ruleset.Chain{Name: "dnat_" + n + "_" + ruleset.NameOf(h.addr),
-				Rules: []ruleset.Rule{ruleset.NewRule("to "+h.addr.String(), s.count(t, h), []expr.Any{
-					&expr.Immediate{Register: reg1, Data: h.addr.Addr().AsSlice()},
-					&expr.Immediate{Register: reg2, Data: binaryutil.BigEndian.PutUint16(h.addr.Port())},
-					f.DNAT(reg2),
-				})}})
+				Rules: []ruleset.Rule{
+					ruleset.NewRule("it is counted", s.count(t, h)),
+					ruleset.NewRule("to "+h.addr.String(), []expr.Any{
+						&expr.Immediate{Register: reg1, Data: h.addr.Addr().AsSlice()},
+						&expr.Immediate{Register: reg2, Data: binaryutil.BigEndian.PutUint16(h.addr.Port())},
+						f.DNAT(reg2),
+					}),
+				}})
 		}
 	}
 	t.Chains = append(t.Chains, out, in, post)

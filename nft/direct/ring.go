@@ -114,11 +114,10 @@ func (s service) addArrival(t *ruleset.Table) {
 	}
 	lack.Rules = append(lack.Rules, astray...)
 	absent.Rules = append(absent.Rules, astray...)
-	count := []expr.Any(nil)
 	if isBackend {
-		count = s.count(t, self)
+		lack.Add("a new connection is counted", ruleset.SYN(), s.count(t, self))
 	}
-	lack.Add("a new connection is for this node", ruleset.SYN(), count, accept())
+	lack.Add("a new connection is for this node", ruleset.SYN(), accept())
 	lack.Add("an open one is not", ruleset.Goto(onward.Name))
 	absent.Add("new or open, for somebody else", ruleset.Goto(onward.Name))
 	// A node that knows more backends may have counted further.

@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
 	"appliance/nft/ruleset"
@@ -22,7 +21,7 @@ func (s service) count(t *ruleset.Table, h hop) []expr.Any {
 	if !slices.Contains(t.Counters, counter) {
 		t.Counters = append(t.Counters, counter)
 	}
-	return []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}
+	return ruleset.CountClient(counter)
 }
 
 // An applyResult is what the last Apply did, for readers that must not wait for the

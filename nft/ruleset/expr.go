@@ -168,6 +168,16 @@ func SYN() []expr.Any {
 	}
 }
 
+// CountClient adds the first packet of a client's connection to the counter. A proof's has the window 0, which no client
+// begins with, and is not counted: it is no connection.
+func CountClient(counter string) []expr.Any {
+	return []expr.Any{
+		LoadTransport(Reg1, 14, 2), // RFC 9293 section 3.1: the window
+		NotEqual(Reg1, 0, 0),
+		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter},
+	}
+}
+
 func Equal(register uint32, data ...byte) *expr.Cmp {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data}
 }

@@ -60,6 +60,9 @@ func TestOverlap(t *testing.T) {
 		"handed back after a whole tenure": {
 			join(series("a", 0, 500, 0.2), series("b", 500, 1100, 0.2), series("a", 1100, 1500, 0.2)), 0, 0,
 		},
+		"a short tenure between two": {
+			join(series("a", 0, 500, 0.2), series("b", 510, 570, 0.2), series("a", 590, 1000, 0.2)), 0, 0,
+		},
 		"two for 300 ms": {
 			join(series("a", 0, 800, 0.2), series("b", 500, 1000, 0.3)), 290, 310,
 		},

@@ -27,11 +27,22 @@ type Store struct {
 	dir      string
 	Snaps    *hraft.FileSnapshotStore
 	stop     chan struct{}
+	hasRoom  func() error
 
-	mu      sync.Mutex
-	problem error
+	mu       sync.Mutex
+	problem  error
+	problems int // how often a write has failed
+	// OnError is told of a problem, and of its end with nil. It must not wait.
 	OnError func(error)
 }
+
+// A problem lasts until as much as a busy peer writes can be written: on a full disk a vote still fits where an entry
+// of the log does not, and a peer that took this for room would take part, and fail, by turns.
+const (
+	retryEvery = 250 * time.Millisecond
+	roomBytes  = 256 << 10 // many entries of the log, with the pages that bbolt writes beside them
+	roomFile   = "room"
+)
 
 // lockTimeout is how long another process may still hold the database, for example one that is just being
 // replaced.
@@ -48,6 +59,7 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w; make it writable or choose another", err)
 	}
+	_ = os.Remove(filepath.Join(dir, roomFile)) // of a process that was killed meanwhile
 	path := filepath.Join(dir, "raft.db")
 	db, err := openBolt(path)
 	switch {
@@ -66,7 +78,9 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("data directory: %w; make %s writable", err, dir)
 	}
-	return &Store{database: db, Snaps: snaps, dir: dir, stop: make(chan struct{})}, nil
+	s := &Store{database: db, Snaps: snaps, dir: dir, stop: make(chan struct{})}
+	s.hasRoom = s.tryRoom
+	return s, nil
 }
 
 // openBolt turns bbolt's panics on a damaged file into errors.
@@ -107,16 +121,16 @@ func (s *Store) HasState() (bool, error) {
 func (s *Store) persist(write func() error) error {
 	for {
 		err := write()
-		s.note(err)
 		if err == nil {
 			return nil
 		}
+		s.note(err)
 		select {
 		case <-s.stop:
 			// Shutting down: returning an error would panic, returning nil would be a lie. End raft's
 			// goroutine; its defers run.
 			runtime.Goexit()
-		case <-time.After(250 * time.Millisecond):
+		case <-time.After(retryEvery):
 		}
 	}
 }
@@ -124,7 +138,9 @@ func (s *Store) persist(write func() error) error {
 // StoreLogs fails without harm: a leader steps down, a follower says no.
 func (s *Store) StoreLogs(logs []*hraft.Log) error {
 	err := s.database.StoreLogs(logs)
-	s.note(err)
+	if err != nil {
+		s.note(err)
+	}
 	return err
 }
 
@@ -146,6 +162,7 @@ const (
 	FoundedKey   = "founded"   // how this peer came into its group: FoundedAlone, Joined, or nothing
 	ReplacesKey  = "replaces"  // the group that was recovered as the one in this directory
 	AsideKey     = "aside"     // why the content has to be put aside at the next start
+	roomKey      = "room"      // nothing: it is written to see whether it can be
 )
 
 // Values of FoundedKey: the group is this peer's own, or it was taken into one.
@@ -166,14 +183,64 @@ func (s *Store) Own(key string) string {
 	return string(value)
 }
 
+// note keeps the error of a write until there is room again.
 func (s *Store) note(err error) {
 	s.mu.Lock()
-	changed := (err == nil) != (s.problem == nil)
+	first := s.problem == nil
 	s.problem = err
-	tell := s.OnError
+	s.problems++
 	s.mu.Unlock()
-	if changed && tell != nil {
-		tell(err)
+	if !first {
+		return
+	}
+	s.tell(err)
+	go s.awaitRoom()
+}
+
+func (s *Store) awaitRoom() {
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-time.After(retryEvery):
+		}
+		s.mu.Lock()
+		before := s.problems
+		s.mu.Unlock()
+		if s.hasRoom() != nil {
+			continue
+		}
+		s.mu.Lock()
+		ended := s.problems == before
+		if ended {
+			s.problem = nil
+		}
+		s.mu.Unlock()
+		if ended {
+			s.tell(nil)
+			return
+		}
+	}
+}
+
+// tryRoom writes to the directory as much as a busy peer does, and to the database.
+func (s *Store) tryRoom() (err error) {
+	path := filepath.Join(s.dir, roomFile)
+	defer func() { err = errors.Join(err, os.Remove(path)) }()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, roomBytes))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return s.SetOwn(roomKey, strconv.Itoa(roomBytes))
+}
+
+func (s *Store) tell(err error) {
+	if s.OnError != nil {
+		s.OnError(err)
 	}
 }
 

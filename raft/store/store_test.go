@@ -2,10 +2,34 @@ package store
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
 )
+
+// TestRoom: what tries the room leaves nothing behind, and tells a full disk.
+func TestRoom(t *testing.T) {
+	s, err := Open(t.TempDir(), hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.tryRoom(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, roomFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was written is still there: %v", err)
+	}
+	s.dir = "/dev/full"
+	if err := s.tryRoom(); err == nil {
+		t.Error("there is room where there cannot be")
+	}
+}
 
 // TestTermIsNeverForgotten: a full disk makes raft wait, not go on.
 func TestTermIsNeverForgotten(t *testing.T) {
@@ -13,7 +37,16 @@ func TestTermIsNeverForgotten(t *testing.T) {
 		var mu sync.Mutex
 		full := errors.New("no space left on device")
 		tries, told := 0, []error{}
-		s := &Store{stop: make(chan struct{}), OnError: func(err error) { told = append(told, err) }}
+		room := full
+		s := &Store{stop: make(chan struct{}), hasRoom: func() error {
+			mu.Lock()
+			defer mu.Unlock()
+			return room
+		}, OnError: func(err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, err)
+		}}
 		write := func() error {
 			mu.Lock()
 			defer mu.Unlock()
@@ -26,6 +59,14 @@ func TestTermIsNeverForgotten(t *testing.T) {
 		if err := s.persist(write); err != nil {
 			t.Fatal(err)
 		}
+		if s.Trouble() != full {
+			t.Errorf("trouble %v: what was stored fitted into the last room, and the disk is as full as before", s.Trouble())
+		}
+		mu.Lock()
+		room = nil
+		mu.Unlock()
+		time.Sleep(2 * retryEvery)
+		synctest.Wait()
 		if tries != 10 || len(told) != 2 || told[0] != full || told[1] != nil {
 			t.Errorf("%d tries, told %v: want 10 tries, and the trouble and its end told once each", tries, told)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -52,12 +53,17 @@ func TestRepairs(t *testing.T) {
 // withstands damages the given nodes in every way.
 func (w *world) withstands(t *testing.T, plane balancer.PlaneName, lb balance, nodes ...int) {
 	for _, i := range nodes {
-		for _, d := range w.damages(t, i, plane) {
+		damages := w.damages(t, i, plane)
+		if w.ownsTables(t, i) {
+			t.Run("nobody else changes tables, on "+w.nodes[i].Name, func(t *testing.T) { w.keepsTables(t, i, lb, damages) })
+			damages = slices.DeleteFunc(damages, func(d damage) bool { return d.command[0] == "nft" })
+		}
+		for _, d := range damages {
 			t.Run(fmt.Sprintf("%s, on %s", d.name, w.nodes[i].Name), func(t *testing.T) {
 				w.repairs(t, i, lb, d)
 			})
 		}
-		if plane == balancer.UserSpace {
+		if plane == balancer.UserSpace || w.ownsTables(t, i) && plane != balancer.IPVS {
 			continue
 		}
 		told := tellings(t, w.apps[i].log(), "had been damaged")
@@ -80,6 +86,49 @@ func (w *world) withstands(t *testing.T, plane balancer.PlaneName, lb balance, n
 			}
 			short = true
 		}
+	}
+}
+
+// ownsTables says whether the kernel of a node lets its appliance own tables (Linux 6.9).
+func (w *world) ownsTables(t *testing.T, i int) bool {
+	tables := strings.Split(w.shell(t, i, "nft", "list", "tables"), "\n")
+	ours := slices.IndexFunc(tables, func(line string) bool { return strings.Contains(line, "appliance_") })
+	if ours < 0 {
+		t.Fatalf("%s has no table of the appliance: %v", w.nodes[i].Name, tables)
+	}
+	out, err := w.attempt(t, i, append([]string{"nft", "-c", "delete"}, strings.Fields(tables[ours])...)...)
+	if err != nil && !strings.Contains(out, "not permitted") {
+		t.Fatalf("asking for the owner of a table: %v: %s", err, out)
+	}
+	return err != nil
+}
+
+// keepsTables tries the damages by nft: nothing happens to rules and open connections.
+func (w *world) keepsTables(t *testing.T, i int, lb balance, damages []damage) {
+	before := repaired(w.ready(t, i))
+	c, _, err := dial(t.Context(), w.client, w.target(lb.port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, d := range damages {
+		if d.command[0] != "nft" {
+			continue
+		}
+		if out, err := w.attempt(t, i, d.command...); err != nil && !strings.Contains(out, "not permitted") {
+			t.Fatalf("%s: %v: %s", d.name, err, out)
+		}
+		if d.gone(t) {
+			t.Errorf("%s: a table is gone", d.name)
+		}
+		w.reached(t, w.client, lb)
+	}
+	if after := repaired(w.ready(t, i)); after != before {
+		t.Errorf("%d repairs, want none", after-before)
+	}
+	c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("an open connection: %v, want it still open", err)
 	}
 }
 
@@ -219,6 +268,16 @@ func repaired(s status.Snapshot) int {
 // shell runs a command in a node. One that is a ruleset goes to nft.
 func (w *world) shell(t *testing.T, i int, command ...string) string {
 	t.Helper()
+	out, err := w.attempt(t, i, command...)
+	if err != nil {
+		t.Fatalf("%v on %s: %v: %s", command, w.nodes[i].Name, err, out)
+	}
+	return out
+}
+
+// attempt is shell for a command that may fail.
+func (w *world) attempt(t *testing.T, i int, command ...string) (string, error) {
+	t.Helper()
 	var out strings.Builder
 	cmd := exec.Command(command[0], command[1:]...)
 	if command[0] == "nft" && len(command) == 2 {
@@ -230,10 +289,8 @@ func (w *world) shell(t *testing.T, i int, command ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Wait(); err != nil {
-		t.Fatalf("%v on %s: %v: %s", command, w.nodes[i].Name, err, out.String())
-	}
-	return out.String()
+	err = p.Wait()
+	return out.String(), err
 }
 
 // losesHost unplugs a backend's host. A client that waits for it must be reset as soon as

@@ -15,7 +15,7 @@ import (
 // A backend that refuses is reported, wherever it and the client are. If there is another one, the client gets there.
 func testRefusals(t *testing.T) {
 	reported := make(chan balancer.Target, 100)
-	r := nft.NewResetMonitor(func(t balancer.Target) { reported <- t }, nil)
+	r := nft.NewResetMonitor(func(t balancer.Target) { reported <- t }, nil, nil)
 	p := r.Monitor(newPlane(t, "node").VirtualServer, nft.RetryByIPVS)
 	ctx, cancel := context.WithCancel(t.Context())
 	done, started := make(chan error, 1), make(chan struct{})

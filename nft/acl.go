@@ -27,6 +27,9 @@ type ACL struct {
 	want map[balancer.PlaneName][]balancer.Service
 }
 
+// NewACL returns an ACL whose table belongs to the owner.
+func NewACL(owner *ruleset.Owner) *ACL { return &ACL{reconciler: ruleset.Reconciler{Owner: owner}} }
+
 // Guard returns the plane with the ACL before it. The result is not usable for a load
 // balancer with settings that only user space can honour.
 func (a *ACL) Guard(plane balancer.Plane) balancer.Plane {

@@ -41,6 +41,11 @@ type FilteredVIP struct {
 // ARPFilter is ready.
 type ARPFilter struct{ reconciler ruleset.Reconciler }
 
+// NewARPFilter returns an ARPFilter whose table belongs to the owner.
+func NewARPFilter(owner *ruleset.Owner) *ARPFilter {
+	return &ARPFilter{ruleset.Reconciler{Owner: owner}}
+}
+
 // Apply silences the kernel for exactly these addresses. No address removes the
 // rules. IPv6 addresses need no rule: the kernel does not answer solicitations on
 // one interface for an address of another, and a VIP is bound on lo.

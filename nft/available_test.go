@@ -45,7 +45,7 @@ func TestAvailableAndCleanup(t *testing.T) {
 			netip.AddrPortFrom(vip6, 6443)}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := NewNAT("").Apply(ctx, []balancer.Service{{Frontend: netip.AddrPortFrom(vip4, 7443)},
+		if _, err := NewNAT("", nil).Apply(ctx, []balancer.Service{{Frontend: netip.AddrPortFrom(vip4, 7443)},
 			{Frontend: netip.AddrPortFrom(vip6, 7443)}}); err != nil {
 			t.Fatal(err)
 		}

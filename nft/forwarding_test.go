@@ -65,9 +65,9 @@ func TestForwardingThatCannotBeChanged(t *testing.T) {
 			Frontends: []netip.AddrPort{netip.AddrPortFrom(vip4, 6443)},
 			Backends:  []balancer.Backend{{Addr: netip.MustParseAddrPort("10.0.0.11:6443"), Weight: 1}},
 		}
-		results <- result{"Usable", NewNAT("").Usable(context.Background(), lb)}
+		results <- result{"Usable", NewNAT("", nil).Usable(context.Background(), lb)}
 		service := balancer.Service{Frontend: lb.Frontends[0], Backends: lb.Backends}
-		_, err := NewNAT("").Apply(context.Background(), []balancer.Service{service})
+		_, err := NewNAT("", nil).Apply(context.Background(), []balancer.Service{service})
 		results <- result{"Apply", err}
 	}()
 	for r := range results {

@@ -22,6 +22,11 @@ const masqueradeMark = 0x1000
 // IPVSMasquerade is ready.
 type IPVSMasquerade struct{ reconciler ruleset.Reconciler }
 
+// NewIPVSMasquerade returns an IPVSMasquerade whose table belongs to the owner.
+func NewIPVSMasquerade(owner *ruleset.Owner) *IPVSMasquerade {
+	return &IPVSMasquerade{ruleset.Reconciler{Owner: owner}}
+}
+
 // Masquerade makes frontends the whole set of IPVS services whose connections
 // are masqueraded. An empty set removes the rules. net.ipv4.vs.conntrack must
 // be 1, or the kernel does not look at NAT rules for packets of IPVS.

@@ -45,7 +45,10 @@ var _ balancer.Plane = (*NAT)(nil)
 // NewNAT returns the plane. It touches nothing before Apply. Kernel settings are
 // written below sysctls, for containers whose /proc/sys is read-only; empty means
 // /proc/sys.
-func NewNAT(sysctls string) *NAT { return &NAT{forwarding: newForwarding(sysctls)} }
+// The tables belong to the owner, which may be nil.
+func NewNAT(sysctls string, owner *ruleset.Owner) *NAT {
+	return &NAT{forwarding: newForwarding(sysctls), reconcilers: [2]ruleset.Reconciler{{Owner: owner}, {Owner: owner}}}
+}
 
 // Name implements balancer.Plane.
 func (*NAT) Name() balancer.PlaneName { return balancer.NFTables }

@@ -30,7 +30,7 @@ func (w *world) apply(n *NAT, services ...balancer.Service) int {
 }
 
 func (w *world) newNAT() *NAT {
-	n := NewNAT("")
+	n := NewNAT("", nil)
 	w.t.Cleanup(func() {
 		w.node.in(func() {
 			if err := n.Close(); err != nil {

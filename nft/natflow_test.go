@@ -349,7 +349,7 @@ func TestApplyTwiceSendsNothing(t *testing.T) {
 	slices.Reverse(services)
 	slices.Reverse(services[1].Backends)
 	w.apply(n, services...)
-	w.apply(NewNAT(""), services...)
+	w.apply(NewNAT("", nil), services...)
 	if got := w.node.generation(); got != generation {
 		t.Errorf("generation of nf_tables went from %d to %d", generation, got)
 	}
@@ -367,7 +367,7 @@ func TestNATForwardingIsPutBack(t *testing.T) {
 		return v
 	}
 	const ra = "net/ipv6/conf/eth0/accept_ra"
-	n := NewNAT("")
+	n := NewNAT("", nil)
 	node := w.service(ruleset.IPv4(), w.node)
 	w.apply(n, node)
 	if v := setting(ipv4Forward); v != "0" {
@@ -430,7 +430,7 @@ func TestNATUsable(t *testing.T) {
 			lb := good()
 			c.change(&lb)
 			var err error
-			w.node.in(func() { err = NewNAT("").Usable(context.Background(), lb) })
+			w.node.in(func() { err = NewNAT("", nil).Usable(context.Background(), lb) })
 			switch {
 			case c.want == "" && err != nil:
 				t.Errorf("got %v, want none", err)

@@ -32,6 +32,11 @@ type PreviousHolder struct {
 	wanted   [2]ruleset.Table
 }
 
+// NewPreviousHolder returns a PreviousHolder whose tables belong to the owner.
+func NewPreviousHolder(owner *ruleset.Owner) *PreviousHolder {
+	return &PreviousHolder{reconcilers: [2]ruleset.Reconciler{{Owner: owner}, {Owner: owner}}}
+}
+
 // To sends packets for frontends to the node with these addresses, which may be none.
 // Links are the interfaces of the virtual addresses. A frontend is left out unless one
 // of the addresses, in its family, is a neighbour on its link. Without any frontend

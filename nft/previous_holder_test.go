@@ -35,7 +35,7 @@ func TestPreviousHolder(t *testing.T) {
 	other.serve("other", ":6443")
 	former.serve("former", ":7443") // as user space does it
 	w.node.serve("node", ":7443")
-	was, is := NewNAT(""), w.newNAT()
+	was, is := NewNAT("", nil), w.newNAT()
 	services := func(b *machine) []balancer.Service {
 		return []balancer.Service{w.service(ruleset.IPv4(), b), w.service(ruleset.IPv6(), b)}
 	}

@@ -25,6 +25,11 @@ type Redirector struct {
 	seen       map[netip.AddrPort]bool // frontends that this process has redirected
 }
 
+// NewRedirector returns a Redirector whose table belongs to the owner.
+func NewRedirector(owner *ruleset.Owner) *Redirector {
+	return &Redirector{reconciler: ruleset.Reconciler{Owner: owner}}
+}
+
 // Redirect makes ports the whole set of what is redirected: TCP to each key arrives at
 // its value, wherever the client is. An empty set removes the rules. Connections from
 // elsewhere straight to a value are reset: it is no service of its own. Open

@@ -15,6 +15,11 @@ import (
 // that are slow to refuse them. The zero Rejecter is ready.
 type Rejecter struct{ reconciler ruleset.Reconciler }
 
+// NewRejecter returns a Rejecter whose table belongs to the owner.
+func NewRejecter(owner *ruleset.Owner) *Rejecter {
+	return &Rejecter{ruleset.Reconciler{Owner: owner}}
+}
+
 // Refuse makes frontends the whole set of what is rejected, for clients anywhere. An
 // empty set removes the rules. Open connections go on.
 func (r *Rejecter) Refuse(_ context.Context, frontends []netip.AddrPort) (repaired int, err error) {

@@ -88,12 +88,13 @@ type monitoredQuota struct {
 // NewResetMonitor returns a ResetMonitor that calls report for each backend that
 // refuses, from the goroutine of Run. Log gets a line if the kernel cannot report;
 // nil means slog.Default().
-func NewResetMonitor(report func(balancer.Target), log *slog.Logger) *ResetMonitor {
+func NewResetMonitor(report func(balancer.Target), log *slog.Logger, owner *ruleset.Owner) *ResetMonitor {
 	if log == nil {
 		log = slog.Default()
 	}
 	return &ResetMonitor{report: report, log: log, now: time.Now,
-		services: make(map[balancer.PlaneName][]monitoredService)}
+		reconcilers: [2]ruleset.Reconciler{{Owner: owner}, {Owner: owner}},
+		services:    make(map[balancer.PlaneName][]monitoredService)}
 }
 
 // Monitor returns the plane with its backends monitored.

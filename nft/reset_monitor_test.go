@@ -18,7 +18,7 @@ import (
 func (w *world) monitored(retry Retry) (p balancer.Plane, reports <-chan balancer.Target) {
 	w.t.Helper()
 	reported := make(chan balancer.Target, 100)
-	r := NewResetMonitor(func(t balancer.Target) { reported <- t }, nil)
+	r := NewResetMonitor(func(t balancer.Target) { reported <- t }, nil, nil)
 	p = r.Monitor(w.newNAT(), retry)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -173,7 +173,7 @@ func TestRefusalsAreReportedAgain(t *testing.T) {
 func TestRefusalsBeforeRun(t *testing.T) {
 	w := newWorld(t)
 	reported := make(chan balancer.Target, 100)
-	r := NewResetMonitor(func(t balancer.Target) { reported <- t }, nil)
+	r := NewResetMonitor(func(t balancer.Target) { reported <- t }, nil, nil)
 	s := w.service(ruleset.IPv4(), w.backends[0])
 	w.serveBy(r.Monitor(w.newNAT(), NoRetry), s)
 	if _, err := w.client.dial(s.Frontend); !errors.Is(err, syscall.ECONNREFUSED) {
@@ -198,7 +198,7 @@ func TestRefusalsBeforeRun(t *testing.T) {
 // A table that the kernel does not take is logged once, and nothing else fails.
 func TestResetRulesThatTheKernelRejects(t *testing.T) {
 	var text bytes.Buffer
-	r := NewResetMonitor(nil, slog.New(slog.NewTextHandler(&text, nil)))
+	r := NewResetMonitor(nil, slog.New(slog.NewTextHandler(&text, nil)), nil)
 	for _, err := range []error{errors.New("no quota"), errors.New("no quota"), nil, nil} {
 		r.logProblem(err)
 	}

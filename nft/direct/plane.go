@@ -35,6 +35,8 @@ type Config struct {
 	Worker bool
 	// Prober says which paths are proved. Nil takes all of them for proved.
 	Prober PathProber
+	// Owner owns the tables. Nil means that anybody may change them.
+	Owner *ruleset.Owner
 	// Log gets one line for each change. Nil means slog.Default().
 	Log *slog.Logger
 }
@@ -122,6 +124,9 @@ func New(cfg Config) *DataPlane {
 		newcomers:    make(map[string]bool),
 		workersSince: make(map[string]time.Time),
 		links:        slices.Compact(slices.Sorted(maps.Values(cfg.Interfaces))),
+	}
+	for i := range d.tables {
+		d.tables[i].Owner = cfg.Owner
 	}
 	d.neighbours = neighbours.New(d.links...)
 	d.noteWorkers(cfg.Nodes)

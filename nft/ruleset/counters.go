@@ -40,7 +40,7 @@ func Counters(tables ...Table) (map[string]uint64, error) {
 		if err != nil {
 			return nil, explain(err, t)
 		}
-		found, err := exists(conn, t)
+		found, _, err := exists(conn, t)
 		if err != nil {
 			return nil, explain(err, t)
 		}

@@ -35,6 +35,9 @@ const linger = time.Second
 type socket struct {
 	mu sync.Mutex
 	fd int // -1: not open
+	// stays says that the socket is closed by the end of the process only, since tables
+	// belong to it.
+	stays bool
 }
 
 // Dial makes a connection to nf_tables in the network namespace of the calling thread.
@@ -70,7 +73,9 @@ func (s *socket) open() error {
 		}
 	}
 	s.fd = fd
-	time.AfterFunc(linger, s.expire)
+	if !s.stays {
+		time.AfterFunc(linger, s.expire)
+	}
 	return nil
 }
 
@@ -85,6 +90,20 @@ func (s *socket) close() {
 	if s.fd >= 0 {
 		unix.Close(s.fd)
 		s.fd = -1
+	}
+}
+
+// drain forgets the answers that have not been read. Called with mu held.
+func (s *socket) drain() {
+	buf := make([]byte, answerSize)
+	for {
+		err := retryEINTR(func() (err error) {
+			_, _, err = unix.Recvfrom(s.fd, buf, unix.MSG_DONTWAIT)
+			return err
+		})
+		if err != nil && err != unix.ENOBUFS { // there were more answers than fit
+			return
+		}
 	}
 }
 
@@ -109,8 +128,12 @@ func (s *socket) exchange(requests []netlink.Message) (replies []netlink.Message
 		return nil, err
 	}
 	defer func() {
-		if err != nil {
-			s.close() // there may be answers left that belong to no later request
+		// There may be answers left that belong to no later request.
+		switch {
+		case err != nil && s.stays:
+			s.drain()
+		case err != nil:
+			s.close()
 		}
 	}()
 	if err := retryEINTR(func() error {

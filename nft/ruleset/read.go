@@ -13,6 +13,7 @@ import (
 // A kernelTable is a table as the kernel has it now.
 type kernelTable struct {
 	exists   bool
+	flags    uint32
 	chains   map[string]kernelChain
 	sets     map[string]int // number of elements
 	counters map[string]uint64
@@ -88,11 +89,13 @@ func diff(have kernelTable, want Table, d Digest) string {
 // read asks the kernel for the table with the family and name of want. If elements is
 // set, it counts the elements of its sets, which is most of the work.
 func read(conn *nftables.Conn, want Table, elements bool) (kernelTable, error) {
-	if ok, err := exists(conn, want); err != nil || !ok {
+	ok, flags, err := exists(conn, want)
+	if err != nil || !ok {
 		return kernelTable{}, err
 	}
 	f := kernelTable{
 		exists:   true,
+		flags:    flags,
 		chains:   make(map[string]kernelChain),
 		sets:     make(map[string]int),
 		counters: make(map[string]uint64),

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +17,10 @@ import (
 // A Reconciler keeps one table of the kernel equal to what is wanted. The zero
 // Reconciler is ready; it is safe for concurrent use.
 type Reconciler struct {
+	// Owner owns the table. It is set before the first use. Nil means that anybody may
+	// change the table.
+	Owner *Owner
+
 	mu sync.Mutex
 	// written is the digest that we wrote or found last. It tells a repair (we had
 	// written this, and it is gone) from a change of what is wanted.
@@ -40,7 +45,7 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	conn, err := Dial()
+	conn, err := k.Owner.dial()
 	if err != nil {
 		return 0, explain(err, want)
 	}
@@ -62,6 +67,13 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 			return 0, explain(err, want)
 		}
 		if !changes && diff(have, want, is) == "" {
+			adopted, err := k.Owner.adopt(conn, want, have)
+			if err != nil {
+				return 0, explainOwned(err, want, have.flags)
+			}
+			if !adopted {
+				break
+			}
 			k.written, k.table, k.doubled = is, want, have.doubled
 			return 0, nil
 		}
@@ -70,8 +82,8 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	// last either.
 	damaged := k.written.Whole != "" && !(changes && have.exists && have.allCarry(k.written))
 	staggered := want.stagger(have)
-	if err := replace(conn, staggered, is, have.counters); err != nil {
-		return 0, explain(err, want)
+	if err := replace(conn, staggered, is, have); err != nil {
+		return 0, explainOwned(err, want, have.flags)
 	}
 	k.written, k.table, k.doubled = is, want, len(staggered.Chains) > len(want.Chains)
 	if damaged {
@@ -127,16 +139,18 @@ func (k *Reconciler) Remove(t Table) (removed bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.written, k.table, k.doubled = Digest{}, Table{}, false
-	return Remove(t)
+	return remove(t, k.Owner)
 }
 
-// Remove removes a table if it is there.
-func Remove(t Table) (removed bool, err error) {
-	conn, err := Dial()
+// Remove removes a table if it is there and belongs to nobody.
+func Remove(t Table) (removed bool, err error) { return remove(t, nil) }
+
+func remove(t Table, owner *Owner) (removed bool, err error) {
+	conn, err := owner.dial()
 	if err != nil {
 		return false, explain(err, t)
 	}
-	found, err := exists(conn, t)
+	found, flags, err := exists(conn, t)
 	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) {
 		return false, nil // a kernel without nf_tables has no table of ours
 	}
@@ -148,22 +162,23 @@ func Remove(t Table) (removed bool, err error) {
 	}
 	conn.DelTable(t.Kernel())
 	if err := conn.Flush(); err != nil {
-		return false, explain(err, t)
+		return false, explainOwned(err, t, flags)
 	}
 	return true, nil
 }
 
-func exists(conn *nftables.Conn, t Table) (bool, error) {
+func exists(conn *nftables.Conn, t Table) (found bool, flags uint32, err error) {
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err != nil {
-		return false, err
+		return false, 0, err
 	}
 	for _, have := range tables {
 		if have.Name == t.Name {
-			return true, nil
+			// The library has not turned the kernel's byte order. There are three flags.
+			return true, have.Flags | bits.ReverseBytes32(have.Flags), nil
 		}
 	}
-	return false, nil
+	return false, 0, nil
 }
 
 // Try asks the kernel whether it takes the table: the table is made and removed in
@@ -194,11 +209,14 @@ func Try(t Table) error {
 
 // replace replaces the old table by want, in one transaction: no packet sees a moment
 // between the two.
-func replace(conn *nftables.Conn, want Table, d Digest, counted map[string]uint64) error {
-	// The deletion needs a table that exists, so one is made (or found) first.
-	conn.AddTable(want.Kernel())
+func replace(conn *nftables.Conn, want Table, d Digest, have kernelTable) error {
+	// The deletion needs a table that exists. One that exists may have other flags, and
+	// is not added again.
+	if !have.exists {
+		conn.AddTable(want.Kernel())
+	}
 	conn.DelTable(want.Kernel())
-	if err := add(conn, want, d, counted); err != nil {
+	if err := add(conn, want, d, have.counters); err != nil {
 		return err
 	}
 	return conn.Flush()

@@ -30,7 +30,7 @@ func TestErrorsNameWhatIsMissing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = exists(conn, table)
+		_, _, err = exists(conn, table)
 		if err == nil {
 			t.Fatalf("%v is lost", errno)
 		}
@@ -89,7 +89,7 @@ func TestReplaceIsOneTransaction(t *testing.T) {
 		Sets:     []Set{{Name: "s", Key: nftables.TypeIPAddr, Elements: []nftables.SetElement{{Key: []byte{10, 0, 0, 1}}}}},
 	}
 	const count = 0x1122334455667788
-	if err := replace(conn, want, Digest{}, map[string]uint64{"seen": count}); err != nil {
+	if err := replace(conn, want, Digest{}, kernelTable{counters: map[string]uint64{"seen": count}}); err != nil {
 		t.Fatal(err)
 	}
 	order := []string{"begin", "add table", "delete table", "add table", "add counter", "add chain", "add set",

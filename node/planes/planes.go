@@ -21,6 +21,7 @@ import (
 	"appliance/manifest"
 	"appliance/nft"
 	"appliance/nft/direct"
+	"appliance/nft/ruleset"
 	"appliance/pathprobe"
 )
 
@@ -58,6 +59,7 @@ type Planes struct {
 
 	// process and kernel are what Close closes, in this order.
 	process, kernel []io.Closer
+	owner           *ruleset.Owner // of the tables that stay, and closed last
 }
 
 // Open chooses what keeps the kernel silent, and lists the data planes. It changes nothing on the host.
@@ -78,16 +80,18 @@ func Open(c Config) (*Planes, error) {
 		return userSpaceOnly(user, arp.NewSysctls(sysctls)), nil
 	}
 
-	silencer, redirector, masquerader := &nft.ARPFilter{}, &nft.Redirector{}, &nft.IPVSMasquerade{}
-	refuser, access := &nft.Rejecter{}, &nft.ACL{}
+	// Nobody's `nft flush ruleset` takes the tables away, where the kernel can see to it.
+	owner := ruleset.NewOwner()
+	silencer, redirector := nft.NewARPFilter(owner), nft.NewRedirector(owner)
+	masquerader, refuser, access := nft.NewIPVSMasquerade(owner), nft.NewRejecter(owner), nft.NewACL(owner)
 	virtual, err := ipvs.New(ipvs.Config{Masquerader: masquerader, Refuser: refuser, Sysctls: sysctls, Log: c.Log})
 	if err != nil {
 		return nil, err
 	}
-	nat := nft.NewNAT(sysctls)
+	nat := nft.NewNAT(sysctls, owner)
 	user.Redirector = redirector
 	forwarder := forward.New(user)
-	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log)
+	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log, owner)
 	prober := pathprobe.New(pathprobe.Config{
 		Interfaces:    c.Interfaces,
 		Nodes:         c.Nodes,
@@ -104,6 +108,7 @@ func Open(c Config) (*Planes, error) {
 		Self:       c.Self,
 		Worker:     c.Worker,
 		Prober:     prober,
+		Owner:      owner,
 		Log:        c.Log,
 	})
 	p := &Planes{
@@ -118,9 +123,10 @@ func Open(c Config) (*Planes, error) {
 		// Planes are closed before the rules that they stand on.
 		process: []io.Closer{forwarder, redirector},
 		kernel:  []io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer},
+		owner:   owner,
 	}
 	if c.Grouped {
-		p.Handback = &nft.PreviousHolder{}
+		p.Handback = nft.NewPreviousHolder(owner)
 	}
 	return p, nil
 }
@@ -140,6 +146,7 @@ func (p *Planes) Close(lingers bool) error {
 	for _, c := range closers {
 		errs = append(errs, c.Close())
 	}
+	errs = append(errs, p.owner.Close())
 	return errors.Join(errs...)
 }
 

@@ -184,7 +184,7 @@ func TestWorkerWithOwnCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := peerport.Listen(netip.AddrPort{}, cred, b.config("a").dial, slog.New(slog.DiscardHandler))
+	p, err := peerport.Listen(netip.AddrPort{}, cred, b.config("a").network, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

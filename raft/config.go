@@ -15,6 +15,7 @@ import (
 	"appliance/raft/founding"
 	"appliance/raft/lease"
 	"appliance/raft/peerport"
+	"appliance/raft/store"
 )
 
 // DefaultHeartbeat is how long a peer waits for a word from the leader before it stands for election by
@@ -78,8 +79,9 @@ type Config struct {
 	// Tried, if set, answers what other peers ask by Group.Try. It may take a second or two.
 	Tried func(ctx context.Context, question []byte) ([]byte, error)
 
-	dial    peerport.DialFunc                                   // tests cut connections here,
+	network peerport.Network                                    // tests cut connections here,
 	packets func(bind netip.AddrPort) (detector.Packets, error) // and lose datagrams here
+	disk    func(store.Disk) store.Disk                         // and crash here
 	now     lease.Clock
 	// foundingPatience is founding.Patience, or shorter in tests.
 	foundingPatience time.Duration

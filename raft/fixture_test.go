@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"appliance/raft/auth"
+	"appliance/raft/peerport"
 	"appliance/raft/settings"
 )
 
@@ -318,8 +319,8 @@ func freeAddr(t *testing.T, host int) netip.AddrPort {
 func (b *bench) config(id string) Config {
 	c := Config{
 		ID: id, Peers: b.peers, DataDir: b.dirs[id], Security: auth.Security{Keys: []auth.Key{b.key}},
-		Log:  slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("on", id),
-		dial: b.wires.dial(id), packets: b.wires.packets(id), foundingPatience: 500 * ms,
+		Log:     slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("on", id),
+		network: peerport.Network{Dial: b.wires.dial(id)}, packets: b.wires.packets(id), foundingPatience: 500 * ms,
 	}
 	if b.tweak != nil {
 		b.tweak(&c)

@@ -66,16 +66,16 @@ type Group struct {
 	trans    *transport.Transport
 	stopping chan struct{} // closed when Run is about to leave
 	failed   chan error    // what makes Run end by itself
-	holding  sync.Mutex    // held while hold may run
+	holding  chan struct{} // one place: taken while hold may run
 	ran      atomic.Bool
 	closing  sync.Once
 
 	leading  atomic.Bool // Lead runs
 	handover chan handover
 
-	admitMu sync.Mutex
-	giving  givingWay // the leader loop's own
-	gaveWay giveway.Limiter
+	admitting chan struct{} // one place: taken by who changes the members
+	giving    givingWay     // the leader loop's own
+	gaveWay   giveway.Limiter
 
 	mu       sync.Mutex
 	intent   intent
@@ -106,8 +106,8 @@ func Open(cfg Config) (*Group, error) {
 		hellos:  make(map[string]hello),
 		left:    make(map[string]time.Time),
 		started: make(chan struct{}), stopping: make(chan struct{}), failed: make(chan error, 1),
-		handover: make(chan handover),
-		phase:    "starting",
+		handover: make(chan handover), holding: make(chan struct{}, 1), admitting: make(chan struct{}, 1),
+		phase: "starting",
 	}
 	cred, err := cfg.Security.Credentials(cfg.ID, g.listed)
 	if err != nil {
@@ -127,7 +127,7 @@ func Open(cfg Config) (*Group, error) {
 	g.detector = detector.New(hostOf(self), process, cfg.Heartbeat, cfg.now, cfg.Log)
 	g.detector.Follow(hostsOf(cfg.Peers))
 	g.settings = settings.New(g.change.Fire)
-	if g.store, err = store.Open(cfg.DataDir, g.hlog); err != nil {
+	if g.store, err = store.Open(cfg.DataDir, cfg.disk, g.hlog); err != nil {
 		return nil, err
 	}
 	if to, err := g.store.PutAside(); err != nil {
@@ -135,7 +135,7 @@ func Open(cfg Config) (*Group, error) {
 	} else if to != "" {
 		cfg.Log.Warn("this peer's own group has ended; its data is put aside, and the peer joins the other group",
 			"data", to)
-		if g.store, err = store.Open(cfg.DataDir, g.hlog); err != nil {
+		if g.store, err = store.Open(cfg.DataDir, cfg.disk, g.hlog); err != nil {
 			return nil, err
 		}
 	}
@@ -160,7 +160,7 @@ func Open(cfg Config) (*Group, error) {
 	if cfg.SingleNode {
 		bind = netip.AddrPort{}
 	}
-	if g.port, err = peerport.Listen(bind, cred, cfg.dial, cfg.Log); err != nil {
+	if g.port, err = peerport.Listen(bind, cred, cfg.network, cfg.Log); err != nil {
 		g.store.Close()
 		return nil, err
 	}
@@ -384,8 +384,8 @@ func (g *Group) running() *hraft.Raft {
 // leave ends this peer's part, in the order that Run promises.
 func (g *Group) leave() {
 	close(g.stopping)
-	g.holding.Lock() // hold has returned, and is not called again: no more answers
-	defer g.holding.Unlock()
+	g.holding <- struct{}{} // hold has returned, and is not called again: no more answers
+	defer func() { <-g.holding }()
 	g.watched.Silent()
 	g.store.Stop()
 	select {

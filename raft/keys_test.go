@@ -42,7 +42,7 @@ func TestKeysAreRotatedWhileTheGroupLives(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := peerport.Listen(netip.AddrPort{}, old, b.config("a").dial, slog.New(slog.DiscardHandler))
+	p, err := peerport.Listen(netip.AddrPort{}, old, b.config("a").network, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestDataOfANewerVersionAreRefused(t *testing.T) {
 	b.start("a")
 	b.holder()
 	b.stop("a")
-	s, err := store.Open(b.dirs["a"], raftlog.New(b.config("a").Log))
+	s, err := store.Open(b.dirs["a"], nil, raftlog.New(b.config("a").Log))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -104,10 +104,12 @@ func (g *Group) promote(ctx context.Context) {
 // keepRecord keeps what the settings say of the members up to date. It also takes in expected peers that have
 // their state: those that were removed and added again.
 func (g *Group) keepRecord(ctx context.Context) {
-	if !g.admitMu.TryLock() {
+	select {
+	case g.admitting <- struct{}{}:
+		defer func() { <-g.admitting }()
+	default:
 		return // somebody is changing the members
 	}
-	defer g.admitMu.Unlock()
 	known := g.settings.All()
 	set := make(map[string]string)
 	members := make(map[string]bool)

@@ -47,8 +47,12 @@ func (g *Group) DemotePeer(ctx context.Context, id string, force bool) error {
 
 // changeMembers does such a request as the leader.
 func (g *Group) changeMembers(ctx context.Context, r request) error {
-	g.admitMu.Lock()
-	defer g.admitMu.Unlock()
+	select {
+	case g.admitting <- struct{}{}:
+		defer func() { <-g.admitting }()
+	case <-ctx.Done():
+		return errors.New("the members are being changed; ask again")
+	}
 	if err := g.awaitLease(ctx); err != nil {
 		return err
 	}
@@ -112,8 +116,12 @@ func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
 	case p.ID == g.cfg.ID:
 		return g.refuse(p, fmt.Sprintf("the id %s is the leader's own; give this peer another id", p.ID))
 	}
-	g.admitMu.Lock()
-	defer g.admitMu.Unlock()
+	select {
+	case g.admitting <- struct{}{}:
+		defer func() { <-g.admitting }()
+	case <-ctx.Done():
+		return errors.New("the members are being changed; ask again")
+	}
 	if err := g.awaitLease(ctx); err != nil {
 		return err
 	}

@@ -321,7 +321,7 @@ func TestJoinIsRefused(t *testing.T) {
 	b.wires.mu.Lock()
 	b.wires.addrs[b.peers[2].Addr] = "c"
 	b.wires.mu.Unlock()
-	c.dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	c.network.Dial = func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", addr.String())
 	}

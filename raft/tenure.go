@@ -86,8 +86,8 @@ func (g *Group) serveTerm(ctx context.Context, term uint64, hold func(context.Co
 		}
 		return err
 	}
-	g.holding.Lock()
-	defer g.holding.Unlock()
+	g.holding <- struct{}{}
+	defer func() { <-g.holding }()
 	select {
 	case <-g.stopping:
 		return nil

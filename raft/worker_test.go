@@ -72,7 +72,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := peerport.Listen(netip.AddrPort{}, cred, b.config("a").dial, slog.New(slog.DiscardHandler))
+	p, err := peerport.Listen(netip.AddrPort{}, cred, b.config("a").network, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p2, _ := peerport.Listen(netip.AddrPort{}, stranger, b.config("a").dial, slog.New(slog.DiscardHandler))
+	p2, _ := peerport.Listen(netip.AddrPort{}, stranger, b.config("a").network, slog.New(slog.DiscardHandler))
 	l2 := p2.Link("b", b.peers[1].Addr)
 	defer l2.Close()
 	if _, err := ask(b.ctx(), l2, request{Op: opFollow}); err == nil {

@@ -83,7 +83,7 @@ func (f Follower) Follow(ctx context.Context, follow func(data []byte), lost fun
 	if dial == nil {
 		dial = DialWorker
 	}
-	p, err := peerport.Listen(netip.AddrPort{}, cred, dial, f.Log)
+	p, err := peerport.Listen(netip.AddrPort{}, cred, peerport.Network{Dial: dial}, f.Log)
 	if err != nil {
 		return err
 	}

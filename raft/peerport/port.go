@@ -47,10 +47,21 @@ const (
 // A DialFunc opens a connection to a peer port.
 type DialFunc func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
 
+// A Network carries the connections of peer ports. The zero value is TCP with keep-alive.
+type Network struct {
+	Dial   DialFunc
+	Listen func(bind netip.AddrPort) (net.Listener, error)
+}
+
 // keepAlive finds a vanished host on a silent connection within seconds, so that a connection to a host that
 // rebooted is replaced.
 func keepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: 2 * time.Second, Interval: time.Second, Count: 3}
+}
+
+func listenTCP(bind netip.AddrPort) (net.Listener, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
+	return lc.Listen(context.Background(), "tcp", bind.String())
 }
 
 func dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
@@ -77,22 +88,23 @@ type Port struct {
 	closed bool
 }
 
-// Listen opens the peer port at bind. Without a valid bind it listens to nobody and only dials others. Dial
-// is nil for TCP with keep-alive.
-func Listen(bind netip.AddrPort, cred *auth.Credentials, dial DialFunc, log *slog.Logger) (*Port, error) {
-	if dial == nil {
-		dial = dialTCP
+// Listen opens the peer port at bind. Without a valid bind it listens to nobody and only dials others.
+func Listen(bind netip.AddrPort, cred *auth.Credentials, over Network, log *slog.Logger) (*Port, error) {
+	if over.Dial == nil {
+		over.Dial = dialTCP
 	}
-	p := &Port{dial: dial, log: log, conns: make(map[net.Conn]struct{})}
+	if over.Listen == nil {
+		over.Listen = listenTCP
+	}
+	p := &Port{dial: over.Dial, log: log, conns: make(map[net.Conn]struct{})}
 	p.cred.Store(cred)
 	p.Expect(nil)
 	if !bind.IsValid() {
 		return p, nil
 	}
-	lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
 	p.low.fill()
 	defer p.low.empty() // packet sockets may come
-	l, err := lc.Listen(context.Background(), "tcp", bind.String())
+	l, err := over.Listen(bind)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return nil, fmt.Errorf("peer port %s is in use by another process; stop it or choose another port on "+

@@ -50,7 +50,7 @@ func Run(dir, id string, addr netip.AddrPort, log *slog.Logger) (Outcome, error)
 	if err := copyDir(dir, rec.Copy); err != nil {
 		return rec, fmt.Errorf("copy of %s: %w; make room at %s", dir, err, rec.Copy)
 	}
-	s, err := store.Open(dir, hlog)
+	s, err := store.Open(dir, nil, hlog)
 	if err != nil {
 		return rec, err
 	}
@@ -95,7 +95,7 @@ func Run(dir, id string, addr netip.AddrPort, log *slog.Logger) (Outcome, error)
 
 // vacant returns an error if a process uses the data directory.
 func vacant(dir string, log hclog.Logger) error {
-	s, err := store.Open(dir, log)
+	s, err := store.Open(dir, nil, log)
 	if err != nil {
 		return err
 	}

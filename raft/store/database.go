@@ -60,7 +60,7 @@ func (d *database) end(of func(*bbolt.Cursor) (key, value []byte)) (index uint64
 // GetLog reads an entry.
 func (d *database) GetLog(index uint64, log *hraft.Log) error {
 	return d.db.View(func(tx *bbolt.Tx) error {
-		value := tx.Bucket(logsBucket).Get(key(index))
+		value := tx.Bucket(logsBucket).Get(number(index))
 		if value == nil {
 			return hraft.ErrLogNotFound
 		}
@@ -80,7 +80,7 @@ func (d *database) StoreLogs(logs []*hraft.Log) error {
 			if err := codec.NewEncoder(&value, handle).Encode(log); err != nil {
 				return err
 			}
-			if err := bucket.Put(key(log.Index), value.Bytes()); err != nil {
+			if err := bucket.Put(number(log.Index), value.Bytes()); err != nil {
 				return err
 			}
 		}
@@ -94,7 +94,7 @@ func (d *database) DeleteRange(first, last uint64) error {
 		bucket := tx.Bucket(logsBucket)
 		var keys [][]byte // a cursor loses its place where it deletes
 		cursor := bucket.Cursor()
-		for at, _ := cursor.Seek(key(first)); at != nil && binary.BigEndian.Uint64(at) <= last; at, _ = cursor.Next() {
+		for at, _ := cursor.Seek(number(first)); at != nil && binary.BigEndian.Uint64(at) <= last; at, _ = cursor.Next() {
 			keys = append(keys, at)
 		}
 		for _, k := range keys {
@@ -122,16 +122,5 @@ func (d *database) Get(key []byte) (value []byte, err error) {
 	return value, err
 }
 
-// SetUint64 writes a number.
-func (d *database) SetUint64(name []byte, value uint64) error { return d.Set(name, key(value)) }
-
-// GetUint64 reads a number.
-func (d *database) GetUint64(name []byte) (uint64, error) {
-	value, err := d.Get(name)
-	if err != nil {
-		return 0, err
-	}
-	return binary.BigEndian.Uint64(value), nil
-}
-
-func key(index uint64) []byte { return binary.BigEndian.AppendUint64(nil, index) }
+// number is n as a key, in order, or as a value.
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }

@@ -18,12 +18,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A Disk keeps log entries and values. What a method has returned for survives a crash.
+type Disk interface {
+	FirstIndex() (uint64, error)
+	LastIndex() (uint64, error)
+	GetLog(index uint64, log *hraft.Log) error
+	StoreLogs(logs []*hraft.Log) error
+	DeleteRange(first, last uint64) error
+	// Get fails with the text "not found" if there is no value: hashicorp/raft knows the error by it.
+	Get(key []byte) (value []byte, err error)
+	Set(key, value []byte) error
+	Close() error
+}
+
 // Store is the disk: log, term and vote in one database, and snapshots. Log and term have to be on the same
 // disk: hashicorp/raft takes either for state.
 type Store struct {
-	*database
-	voteTerm uint64 // the term of the vote that is about to be stored; raft's main loop's own
-	voting   sync.Mutex
+	Disk
+	voteTerm uint64        // the term of the vote that is about to be stored; raft's main loop's own
+	voting   chan struct{} // one place: taken while a vote is stored
 	dir      string
 	Snaps    *hraft.FileSnapshotStore
 	stop     chan struct{}
@@ -54,8 +67,9 @@ const retained = 2
 // ErrDamaged is the error for a data directory whose content cannot be trusted.
 var ErrDamaged = errors.New("damaged")
 
-// Open opens the data directory dir, and makes it if there is none.
-func Open(dir string, log hclog.Logger) (*Store, error) {
+// Open opens the data directory dir, and makes it if there is none. Over, if set, returns what stands between the
+// store and its database.
+func Open(dir string, over func(Disk) Disk, log hclog.Logger) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w; make it writable or choose another", err)
 	}
@@ -78,7 +92,10 @@ func Open(dir string, log hclog.Logger) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("data directory: %w; make %s writable", err, dir)
 	}
-	s := &Store{database: db, Snaps: snaps, dir: dir, stop: make(chan struct{})}
+	s := &Store{Disk: db, Snaps: snaps, dir: dir, voting: make(chan struct{}, 1), stop: make(chan struct{})}
+	if over != nil {
+		s.Disk = over(db)
+	}
 	s.hasRoom = s.tryRoom
 	return s, nil
 }
@@ -100,7 +117,7 @@ const FormatKey = "format"
 func (s *Store) CheckFormat(known int) error {
 	text, err := s.Get([]byte(FormatKey))
 	if err != nil || len(text) == 0 {
-		return s.database.Set([]byte(FormatKey), []byte(strconv.Itoa(known)))
+		return s.Disk.Set([]byte(FormatKey), []byte(strconv.Itoa(known)))
 	}
 	if v, err := strconv.Atoi(string(text)); err != nil || v > known {
 		return fmt.Errorf("it was written by a newer version (format %s, this program knows up to %d); install "+
@@ -137,7 +154,7 @@ func (s *Store) persist(write func() error) error {
 
 // StoreLogs fails without harm: a leader steps down, a follower says no.
 func (s *Store) StoreLogs(logs []*hraft.Log) error {
-	err := s.database.StoreLogs(logs)
+	err := s.Disk.StoreLogs(logs)
 	if err != nil {
 		s.note(err)
 	}
@@ -172,11 +189,11 @@ const (
 )
 
 // SetOwn stores a value of this program's own, once: an error is reported, and not waited for.
-func (s *Store) SetOwn(key, value string) error { return s.database.Set([]byte(key), []byte(value)) }
+func (s *Store) SetOwn(key, value string) error { return s.Disk.Set([]byte(key), []byte(value)) }
 
 // Own is what SetOwn has stored, or "".
 func (s *Store) Own(key string) string {
-	value, err := s.database.Get([]byte(key))
+	value, err := s.Disk.Get([]byte(key))
 	if err != nil {
 		return "" // none is stored
 	}

@@ -14,7 +14,7 @@ import (
 
 // TestRoom: what tries the room leaves nothing behind, and tells a full disk.
 func TestRoom(t *testing.T) {
-	s, err := Open(t.TempDir(), hclog.NewNullLogger())
+	s, err := Open(t.TempDir(), nil, hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)
 	}

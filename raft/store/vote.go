@@ -17,7 +17,7 @@ const (
 
 // vote is the vote on disk, ok is false if there is none in this form.
 func (s *Store) vote() (term uint64, candidate []byte, ok bool, err error) {
-	v, err := s.database.Get([]byte(voteKey))
+	v, err := s.Disk.Get([]byte(voteKey))
 	switch {
 	case errors.Is(err, errNoValue):
 		return 0, nil, false, nil
@@ -35,17 +35,17 @@ func (s *Store) SetUint64(key []byte, val uint64) error {
 		s.voteTerm = val
 		return nil
 	}
-	return s.persist(func() error { return s.database.SetUint64(key, val) })
+	return s.persist(func() error { return s.Disk.Set(key, number(val)) })
 }
 
 // Set stores whom the vote of the term just set goes to.
 func (s *Store) Set(key, val []byte) error {
 	if string(key) == voteCandidKey {
-		s.voting.Lock()
-		defer s.voting.Unlock()
+		s.voting <- struct{}{}
+		defer func() { <-s.voting }()
 		key, val = []byte(voteKey), append(binary.BigEndian.AppendUint64(nil, s.voteTerm), val...)
 	}
-	return s.persist(func() error { return s.database.Set(key, val) })
+	return s.persist(func() error { return s.Disk.Set(key, val) })
 }
 
 // GetUint64 reads what SetUint64 has stored.
@@ -55,7 +55,11 @@ func (s *Store) GetUint64(key []byte) (uint64, error) {
 			return term, err
 		}
 	}
-	return s.database.GetUint64(key)
+	value, err := s.Disk.Get(key)
+	if err != nil {
+		return 0, err
+	}
+	return binary.BigEndian.Uint64(value), nil
 }
 
 // Get reads what Set has stored.
@@ -65,7 +69,7 @@ func (s *Store) Get(key []byte) ([]byte, error) {
 			return candidate, err
 		}
 	}
-	return s.database.Get(key)
+	return s.Disk.Get(key)
 }
 
 // nobody is a candidate that there is not.
@@ -74,10 +78,10 @@ const nobody = "-"
 // Forgo stores a vote for nobody in term, unless there is one in a later or the same term: raft then gives no
 // vote up to term. The caller sees to it that raft votes in no term up to this one meanwhile.
 func (s *Store) Forgo(term uint64) error {
-	s.voting.Lock()
-	defer s.voting.Unlock()
+	s.voting <- struct{}{}
+	defer func() { <-s.voting }()
 	if at, err := s.GetUint64([]byte(voteTermKey)); err == nil && at >= term {
 		return nil
 	}
-	return s.database.Set([]byte(voteKey), append(binary.BigEndian.AppendUint64(nil, term), nobody...))
+	return s.Disk.Set([]byte(voteKey), append(binary.BigEndian.AppendUint64(nil, term), nobody...))
 }

@@ -10,7 +10,7 @@ func TestVoteIsOneValueOnDisk(t *testing.T) {
 	dir := t.TempDir()
 	open := func() *Store {
 		t.Helper()
-		s, err := Open(dir, hclog.NewNullLogger())
+		s, err := Open(dir, nil, hclog.NewNullLogger())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,7 +41,7 @@ func TestVoteIsOneValueOnDisk(t *testing.T) {
 		t.Errorf("no vote yet: %v; hashicorp/raft wants %q", err, "not found")
 	}
 	// The library's own two values count until there is a vote in this form.
-	must(s.database.SetUint64([]byte(voteTermKey), 3), s.database.Set([]byte(voteCandidKey), []byte("a")))
+	must(s.Disk.Set([]byte(voteTermKey), number(3)), s.Disk.Set([]byte(voteCandidKey), []byte("a")))
 	check(s, "two values", 3, "a")
 
 	must(s.SetUint64([]byte(voteTermKey), 4), s.Set([]byte(voteCandidKey), []byte("b")))

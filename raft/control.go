@@ -112,12 +112,16 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 			r.From = from.ID
 		}
 		if r.From != "" && from.Role == auth.Peer {
+			if r.Hello != nil && r.Hello.ID == r.From {
+				if err = g.learnFence(*r.Hello); err != nil {
+					break
+				}
+			}
 			g.learnHeartbeat(r.From, r.Heartbeat)
 			if r.Fitness != nil {
 				g.learnFitness(r.From, *r.Fitness)
 			}
 			if r.Hello != nil && r.Hello.ID == r.From {
-				g.learnFence(*r.Hello)
 				g.checkSplit(*r.Hello)
 			}
 		}

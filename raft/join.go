@@ -307,8 +307,10 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 		return hello{}, fmt.Errorf("peer %s at %s calls itself %q; correct the list of peers", l.ID, l.Addr,
 			rep.Hello.ID)
 	}
+	if err := g.learnFence(*rep.Hello); err != nil {
+		return hello{}, err
+	}
 	g.learnHeartbeat(l.ID, rep.Hello.Heartbeat)
-	g.learnFence(*rep.Hello)
 	if b := rep.Hello.Backwards; b != nil {
 		g.withhold(l.ID, *b)
 	}

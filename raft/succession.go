@@ -212,15 +212,22 @@ func (g *Group) cluster() string {
 	return g.written
 }
 
-// learnFence notes what a living process has told of its group and of its disk.
-func (g *Group) learnFence(h hello) {
+// errLate refuses what a process said before another one of the same peer took its place.
+var errLate = errors.New("another process of this peer has spoken since; if two run with its id, stop one of them")
+
+// learnFence notes what a process has told of its group and of its disk.
+func (g *Group) learnFence(h hello) error {
 	told := fence.Told{Cluster: h.Cluster, HasState: h.HasState}
 	if h.Fence != nil {
 		told = *h.Fence
 	}
 	was := g.fence.ReachedBy(h.ID)
-	if !g.fence.Learn(h.ID, told) {
-		return
+	keep, late := g.fence.Learn(h.ID, told)
+	if late {
+		return errLate
+	}
+	if !keep {
+		return nil
 	}
 	if now := g.fence.ReachedBy(h.ID); now.Backwards != was.Backwards {
 		if now.Backwards != "" {
@@ -236,6 +243,7 @@ func (g *Group) learnFence(h hello) {
 			g.log.Debug("remembering what the others have reached", "error", err)
 		}
 	}
+	return nil
 }
 
 // refusalOf is why a peer is granted nothing here, and asked for no vote, or nil.

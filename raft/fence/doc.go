@@ -18,6 +18,9 @@
 // index, as told. If a later process of a peer tells less ([Fence.Learn]), its votes and grants do not count
 // until it says that it votes in no term up to one that a leader has brought it up to ([Told.Floor]).
 //
+// A word of a process that another one has followed counts for nothing: it comes late, and would look like an older
+// disk.
+//
 // What this cannot see: a copy that is put back while nobody runs who remembers, or that is no older than what
 // the others were last told (at most a second). Then one term may be led twice. Leases do not meet even so,
 // because within a term a voter's process grants to one leader only ([lease.Grants.Follow]).

@@ -2,6 +2,7 @@ package fence
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -51,12 +52,25 @@ type Fence struct {
 	mu      sync.Mutex
 	told    map[string]Told
 	reached map[string]Reached
+	gone    map[string][]gone // by peer: processes that others have followed
 }
+
+// gone is a process after which another one of the same peer has told, and how many words of it came since.
+type gone struct {
+	process string
+	late    int
+}
+
+// maxLate is how many words of a process that has ended may still come. The kernel of its host goes on sending them,
+// and after a partition tries again less and less often (RFC 6298, section 5.5). There is one at most on each
+// connection, because a peer waits for the answer before it asks again. A process that says more than that lives: two
+// run with one id.
+const maxLate = 3
 
 // maxPeers bounds what is remembered, because in insecure mode anybody can call itself anything.
 const maxPeers = 64
 
-// maxFormer bounds how many earlier disks of a peer are remembered.
+// maxFormer bounds how many earlier disks and processes of a peer are remembered.
 const maxFormer = 8
 
 // New returns the fence of a peer whose group is called own, which may be "" at first. Member says whether a
@@ -65,20 +79,29 @@ func New(own func() string, member func(peer string) bool, reached map[string]Re
 	if reached == nil {
 		reached = make(map[string]Reached)
 	}
-	return &Fence{own: own, member: member, told: make(map[string]Told), reached: reached}
+	return &Fence{own: own, member: member, told: make(map[string]Told), reached: reached,
+		gone: make(map[string][]gone)}
 }
 
-// Learn notes what a living process of peer has told. Keep is true if Reached is worth storing.
-func (f *Fence) Learn(peer string, t Told) (keep bool) {
+// Learn notes what a process of peer has told. Late says that it counts for nothing, because the process has ended and
+// another one has told since. Keep is true if Reached is worth storing.
+func (f *Fence) Learn(peer string, t Told) (keep, late bool) {
 	own := f.own()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, known := f.told[peer]; !known && len(f.told) >= maxPeers {
-		return false
+		return false, false
+	}
+	if f.isLate(peer, t.Process) {
+		return false, true
+	}
+	before := cmp.Or(f.told[peer].Process, f.reached[peer].Process)
+	if before != "" && t.Process != "" && before != t.Process {
+		f.gone[peer] = last(append(f.gone[peer], gone{process: before}))
 	}
 	f.told[peer] = t
 	if t.Boots == 0 || !t.HasState || t.Cluster == "" || t.Cluster != own {
-		return false // of a version that tells nothing of this, or not in the group
+		return false, false // of a version that tells nothing of this, or not in the group
 	}
 	was, known := f.reached[peer]
 	now := Reached{
@@ -98,8 +121,7 @@ func (f *Fence) Learn(peer string, t Told) (keep bool) {
 	case t.Disk != was.Disk:
 		// A peer with a new disk had no vote until it had the log: nothing that it has said can be forgotten.
 		now.Boots, now.Term, now.Commit = t.Boots, t.Term, t.Commit
-		now.Former = append(slices.Clone(was.Former), was.Disk)
-		now.Former = now.Former[max(0, len(now.Former)-maxFormer):]
+		now.Former = last(append(slices.Clone(was.Former), was.Disk))
 	case t.Boots <= was.Boots:
 		now.Backwards = fmt.Sprintf("started %d times, and had been started %d times before", t.Boots, was.Boots)
 	case t.Term < was.Term:
@@ -108,7 +130,22 @@ func (f *Fence) Learn(peer string, t Told) (keep bool) {
 		now.Backwards = fmt.Sprintf("its log ends at %d, and %d had been there before", t.Last, was.Commit)
 	}
 	f.reached[peer] = now
-	return !known || was.Process != now.Process || was.Backwards != now.Backwards || was.Term != now.Term
+	return !known || was.Process != now.Process || was.Backwards != now.Backwards || was.Term != now.Term, false
+}
+
+func last[T any](former []T) []T { return former[max(0, len(former)-maxFormer):] }
+
+// isLate says that process of peer has ended, as far as is known, and counts its words. The caller holds mu.
+func (f *Fence) isLate(peer, process string) bool {
+	i := slices.IndexFunc(f.gone[peer], func(g gone) bool { return g.process == process })
+	if i < 0 {
+		return false
+	}
+	if f.gone[peer][i].late++; f.gone[peer][i].late > maxLate {
+		f.gone[peer] = slices.Delete(f.gone[peer], i, i+1)
+		return false
+	}
+	return true
 }
 
 // Told is what peer has told to this process.

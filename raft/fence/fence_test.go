@@ -68,6 +68,33 @@ func TestDiskThatWentBackwards(t *testing.T) {
 	}
 }
 
+// TestLateWordOfAFormerProcess: a peer was killed and began again while its network was cut. What its former process
+// had said comes after the first word of the new one. Its disk has not gone backwards.
+func TestLateWordOfAFormerProcess(t *testing.T) {
+	f := New(func() string { return "g" }, func(string) bool { return true }, nil)
+	former := Told{Cluster: "g", HasState: true, Fenced: true, Process: "p1", Disk: "d1", Boots: 5, Term: 7}
+	f.Learn("b", former)
+	now := former
+	now.Process, now.Boots, now.Term = "p2", 6, 8
+	f.Learn("b", now)
+	for range maxLate { // one on each of its connections
+		if _, late := f.Learn("b", former); !late {
+			t.Error("the word of a process that has ended counts")
+		}
+	}
+	if err := f.Refusal("b"); err != nil {
+		t.Errorf("refused for what its former process had said: %v", err)
+	}
+	if told, _ := f.Told("b"); told != now {
+		t.Errorf("%+v counts, want %+v", told, now)
+	}
+	// Whoever goes on talking lives: the same disk, started on two machines at once.
+	f.Learn("b", former)
+	if !errors.Is(f.Refusal("b"), ErrBackwards) {
+		t.Error("two processes with one id go unnoticed")
+	}
+}
+
 func TestStrangers(t *testing.T) {
 	own := ""
 	f := New(func() string { return own }, func(peer string) bool { return peer != "x" }, nil)

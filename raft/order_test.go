@@ -64,10 +64,10 @@ func within(function string) bool {
 // still is long enough for a step that is taken too early to be seen.
 const still = 700 * ms
 
-// TestNothingHappensBeforeOlderLeasesAreOver: a leader that still waits them out answers nothing, changes no
-// members and takes nobody in.
-func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
-	b := newBench(t, 3)
+// leaderThatWaits hands over in a group of three, and returns a new leader that still waits out older leases, until
+// open is called. Who has led before is old.
+func leaderThatWaits(t *testing.T) (b *bench, leader *node, old string, open func()) {
+	b = newBench(t, 3)
 	gates := map[string]*gate{}
 	b.tweak = func(c *Config) {
 		gates[c.ID] = newGate("waitOutLeases")
@@ -76,8 +76,8 @@ func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
 	b.start("a", "b", "c")
 	b.voters(3)
 	b.named()
-	old := b.holder()
-	open := sync.OnceFunc(func() {
+	old = b.holder()
+	open = sync.OnceFunc(func() {
 		for _, g := range gates {
 			close(g.open)
 		}
@@ -86,11 +86,9 @@ func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
 	for _, g := range gates {
 		g.armed.Store(true)
 	}
-	before := b.nodes[old].Group.servers()
 	if err := b.nodes[old].Transfer(b.ctx(), ""); err != nil {
 		t.Fatal(err)
 	}
-	var leader *node
 	b.eventually("a leader that waits", func() bool {
 		for _, n := range b.nodes {
 			if _, ok := n.leads(); ok && n.cfg.ID != old {
@@ -99,6 +97,14 @@ func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
 		}
 		return leader != nil && len(gates[leader.cfg.ID].in) > 0
 	})
+	return b, leader, old, open
+}
+
+// TestNothingHappensBeforeOlderLeasesAreOver: a leader that still waits them out answers nothing, changes no
+// members and takes nobody in.
+func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
+	b, leader, old, open := leaderThatWaits(t)
+	before := leader.Group.servers()
 	ctx, cancel := context.WithTimeout(t.Context(), still)
 	defer cancel()
 	p := Peer{ID: "d", Addr: freeAddr(t, 9)}
@@ -126,6 +132,26 @@ func TestNothingHappensBeforeOlderLeasesAreOver(t *testing.T) {
 	}
 	open()
 	b.holder()
+}
+
+// TestNobodyIsPromotedBeforeOlderLeasesAreOver is the same for what the leader does without being asked.
+func TestNobodyIsPromotedBeforeOlderLeasesAreOver(t *testing.T) {
+	b, leader, old, open := leaderThatWaits(t)
+	b.eventually("a member without a vote", func() bool {
+		for id, n := range b.nodes { // whoever leads waits
+			if _, leads := n.leads(); leads && id != old {
+				leader = n
+			}
+		}
+		return leader.raft.DemoteVoter(hraft.ServerID(old), 0, patience).Error() == nil
+	})
+	for until := time.Now().Add(still); time.Now().Before(until); time.Sleep(10 * ms) {
+		if len(leader.Group.voters(nil)) > 2 {
+			t.Fatal("a member got a vote from a leader that does not know yet whether older leases are over")
+		}
+	}
+	open()
+	b.voters(3)
 }
 
 func (b *bench) peer(id string) *Peer {

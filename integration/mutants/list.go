@@ -41,6 +41,9 @@ var mutants = []mutant{
 			"\t\tif d.elections.Term() == m.term && may {",
 		"same := d.elections.Term() == m.term\n\t\tif may := d.elections.HeardFrom(c.ID, m.term); same && may {",
 		"TestProbeIsGrantedByTheTermAfterTheEntry"},
+	{"t0 of a probe is taken when the answer comes", "raft/detector/detector.go",
+		"d.elections.Granted(c.ID, m.term, s.t0)", "d.elections.Granted(c.ID, m.term, d.now())",
+		"TestProbeCountsFromBeforeItWasSent"},
 	{"a held-back message hides a newer entry", "raft/lease/grants.go",
 		"term: max(e.term, term)", "term: term", "TestEntriesOnlyGetMoreCautious"},
 	{"two leaders of one term are granted leases", "raft/lease/grants.go",
@@ -96,6 +99,8 @@ var mutants = []mutant{
 		"TestTermIsNeverForgotten"},
 	{"an older copy of a disk votes", "raft/fence/fence.go",
 		"case t.Boots <= was.Boots:", "case t.Boots < was.Boots:", "TestDiskThatWentBackwards"},
+	{"a late word of a former process is taken for an older disk", "raft/fence/fence.go",
+		"if f.isLate(peer, t.Process) {", "if false {", "TestLateWordOfAFormerProcess"},
 	{"a restored disk is asked for its vote", "raft/transport/transport.go",
 		"return errors.Join(t.rules.Refusal(string(header.ID)), t.rules.Withheld())",
 		"return t.rules.Refusal(string(header.ID))", "TestWhatRaftNeverSees"},
@@ -107,6 +112,9 @@ var mutants = []mutant{
 	{"peers are admitted before older leases are over", "raft/members.go",
 		"if err := g.awaitLease(ctx); err != nil {\n\t\treturn err\n\t}\n\tif g.cluster()",
 		"if g.cluster()", "TestNothingHappensBeforeOlderLeasesAreOver"},
+	{"members get a vote before older leases are over", "raft/leaderloop.go",
+		"ok && g.lease.Begun(term) {\n\t\t\tg.giveWay(ctx)", "ok && term > 0 {\n\t\t\tg.giveWay(ctx)",
+		"TestNobodyIsPromotedBeforeOlderLeasesAreOver"},
 
 	// Other groups.
 	{"raft sees the messages of another group", "raft/fence/fence.go",

@@ -199,6 +199,24 @@ func TestProbeIsGrantedByTheTermAfterTheEntry(t *testing.T) {
 	}
 }
 
+// TestProbeCountsFromBeforeItWasSent: the lease runs from the moment at which the holder asked.
+func TestProbeCountsFromBeforeItWasSent(t *testing.T) {
+	h := newHall(t, 2)
+	h.run(heartbeat)
+	h.await["b"], h.await["a"] = nil, nil
+	clear(h.grants)
+	h.now += 20 * ms
+	sent := h.now
+	h.ds["a"].probe(&desk{h, "a"}, h.ds["a"].peers["b"], 7, sent)
+	h.now += 7 * ms // on the way
+	h.read("b")
+	h.now += 11 * ms // and back
+	h.read("a")
+	if at, granted := h.grants["b"]; !granted || at != sent {
+		t.Errorf("granted: %v, from %v on; the probe was sent at %v", granted, at, sent)
+	}
+}
+
 func TestDetectorSaysNothingTwice(t *testing.T) {
 	h := newHall(t, 5)
 	h.run(time.Second)

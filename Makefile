@@ -29,7 +29,7 @@ build: setup-build
 # What was skipped and how long each stage took is said at the end. With BUSY=2
 # two threads are busy beside the tests.
 test: setup-test
-	go run ./integration/stages -since $(BEGAN) -busy $(BUSY) lint unit integration
+	go run ./integration/stages -since $(BEGAN) -busy $(BUSY) lint unit mutants integration
 
 setup-build setup-test setup-bench: setup-%:
 	integration/setup.sh $*

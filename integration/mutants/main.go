@@ -20,27 +20,46 @@ const longest = 2 * time.Minute
 
 func main() {
 	only := flag.String("only", "", "of the mutants, those whose name or file contains `text`")
+	short := flag.Bool("short", false, "only a few quick ones, of different files")
+	sim := flag.Bool("sim", false, "instead of the named test, run whole groups in virtual time (TestSim in ./raft)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(run(ctx, *only))
+	os.Exit(run(ctx, selected(*only, *short), *sim))
 }
 
-func run(ctx context.Context, only string) (code int) {
+// selected are the mutants that flags ask for.
+func selected(only string, short bool) (those []mutant) {
+	files := make(map[string]bool)
+	for _, m := range mutants {
+		if !strings.Contains(m.name, only) && !strings.Contains(m.file, only) {
+			continue
+		}
+		// Tests of package raft itself start whole groups.
+		if short && (files[m.file] || path.Dir(m.file) == "raft") {
+			continue
+		}
+		files[m.file] = true
+		those = append(those, m)
+	}
+	return those
+}
+
+func run(ctx context.Context, those []mutant, sim bool) (code int) {
 	dir, err := os.MkdirTemp("", "mutants-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	began, n := time.Now(), 0
-	for _, m := range mutants {
-		if !strings.Contains(m.name, only) && !strings.Contains(m.file, only) {
-			continue
-		}
-		n++
+	began := time.Now()
+	for _, m := range those {
 		at := time.Now()
-		err := m.try(ctx, dir)
+		folder, test := path.Dir(m.file), m.test
+		if sim {
+			folder, test = "raft", "TestSim"
+		}
+		err := m.try(ctx, dir, folder, test)
 		if ctx.Err() != nil {
 			return 1
 		}
@@ -50,12 +69,12 @@ func run(ctx context.Context, only string) (code int) {
 		}
 		fmt.Printf("%6.1fs  %s: %s\n", time.Since(at).Seconds(), m.name, verdict)
 	}
-	fmt.Printf("%d mutants in %v\n", n, time.Since(began).Round(time.Second))
+	fmt.Printf("%d mutants in %v\n", len(those), time.Since(began).Round(time.Second))
 	return code
 }
 
-// try runs the test of m on the changed tree, and returns an error unless the test fails.
-func (m mutant) try(ctx context.Context, dir string) error {
+// try runs a test in folder on the changed tree, and returns an error unless it fails.
+func (m mutant) try(ctx context.Context, dir, folder, test string) error {
 	text, err := os.ReadFile(m.file)
 	if err != nil {
 		return err
@@ -80,13 +99,13 @@ func (m mutant) try(ctx context.Context, dir string) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", list, "-count=1", "-vet=off", "-timeout", longest.String(),
-		"-run", "^"+m.test+"$", "./"+path.Dir(m.file))
+		"-run", "^"+test+"$", "./"+folder)
 	out, err := cmd.CombinedOutput()
 	switch said := string(out); {
 	case err == nil && strings.Contains(said, "no tests to run"):
-		return fmt.Errorf("there is no %s", m.test)
+		return fmt.Errorf("there is no %s", test)
 	case err == nil:
-		return fmt.Errorf("LIVES: %s passes", m.test)
+		return fmt.Errorf("LIVES: %s passes", test)
 	case strings.Contains(said, "[build failed]") || strings.Contains(said, "[setup failed]"):
 		return fmt.Errorf("does not compile: %s", said)
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // longest bounds one test, mutated.
-const longest = 2 * time.Minute
+const longest = 4 * time.Minute
 
 func main() {
 	only := flag.String("only", "", "of the mutants, those whose name or file contains `text`")
@@ -55,11 +55,7 @@ func run(ctx context.Context, those []mutant, sim bool) (code int) {
 	began := time.Now()
 	for _, m := range those {
 		at := time.Now()
-		folder, test := path.Dir(m.file), m.test
-		if sim {
-			folder, test = "raft", "TestSim"
-		}
-		err := m.try(ctx, dir, folder, test)
+		err := m.try(ctx, dir, sim)
 		if ctx.Err() != nil {
 			return 1
 		}
@@ -73,8 +69,12 @@ func run(ctx context.Context, those []mutant, sim bool) (code int) {
 	return code
 }
 
-// try runs a test in folder on the changed tree, and returns an error unless it fails.
-func (m mutant) try(ctx context.Context, dir, folder, test string) error {
+// try runs the test of m, or the simulation, on the changed tree, and returns an error unless it fails.
+func (m mutant) try(ctx context.Context, dir string, sim bool) error {
+	folder, test := path.Dir(m.file), m.test
+	if sim {
+		folder, test = "raft", "TestSim"
+	}
 	text, err := os.ReadFile(m.file)
 	if err != nil {
 		return err
@@ -106,6 +106,8 @@ func (m mutant) try(ctx context.Context, dir, folder, test string) error {
 		return fmt.Errorf("there is no %s", test)
 	case err == nil:
 		return fmt.Errorf("LIVES: %s passes", test)
+	case sim && !strings.Contains(said, "WRONG"):
+		return fmt.Errorf("the simulation ends by something else: %.200s", said)
 	case strings.Contains(said, "[build failed]") || strings.Contains(said, "[setup failed]"):
 		return fmt.Errorf("does not compile: %s", said)
 	}

@@ -47,6 +47,8 @@ type sim struct {
 	key   auth.Key
 	root  string
 	tweak func(*Config)
+	// founding says that there may be several groups for a while.
+	founding bool
 
 	procs sync.WaitGroup // the judge, and what runs for a host
 
@@ -61,6 +63,7 @@ type sim struct {
 	longest time.Duration // without a holder although a majority could talk; the judge's own
 	calm    time.Time     // since when packets are neither slow nor lost; guarded by net.mu
 	tenures int
+	whole   time.Time // since when all peers that found groups reach each other; zero: they do not
 }
 
 // simBound is within which time a majority that can talk has a holder.
@@ -306,15 +309,17 @@ func (s *sim) judge(done <-chan struct{}) {
 		case <-time.After(250 * time.Microsecond):
 		}
 		s.check()
-		if n%80 == 0 {
+		if n%80 == 0 && !s.founding {
 			s.checkService()
 		}
 	}
 }
 
-// check is that at most one may answer, with a majority behind it.
+// check is that at most one may answer, with a majority behind it. Of groups that were founded apart each has one,
+// until they meet.
 func (s *sim) check() {
 	var held []string
+	groups := make(map[string]bool)
 	for _, h := range s.hosts {
 		s.net.mu.Lock()
 		p := h.proc
@@ -327,11 +332,15 @@ func (s *sim) check() {
 			continue
 		}
 		held = append(held, h.id)
+		groups[p.group.Load().cluster()] = true
 		if voters := p.group.Load().voters(nil); !s.reached(h, voters) {
 			s.wrong("%s may answer, and has not reached a majority of %v within a lease", h.id, voters)
 		}
 	}
-	if len(held) > 1 {
+	s.mu.Lock()
+	met := !s.founding || !s.whole.IsZero() && time.Since(s.whole) > simBound
+	s.mu.Unlock()
+	if len(held) > 1 && (met || len(groups) < len(held) && !groups[""]) {
 		s.wrong("%v may answer at once", held)
 	}
 }

@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
-.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration mutants clean
+.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration mutants sim clean
 .PHONY: bench-failover bench-idle bench-forward bench-ipvs
 
 demo: build
@@ -59,6 +59,13 @@ unit integration: setup-test
 # It takes some minutes. ONLY=raft/lease does a part.
 mutants: setup-build
 	go run ./integration/mutants -only '$(ONLY)'
+
+# Whole groups in virtual time, for that many hours of theirs. Two cores play more than ten of them in an hour.
+# A failure prints its seed: SIM_FLAGS=-sim.seed=N plays it again.
+SIM_HOURS := 2
+SIM_FLAGS :=
+sim: setup-build
+	go test -count=1 -v -timeout 0 -run 'TestSim$$' ./raft -sim.hours=$(SIM_HOURS) $(SIM_FLAGS)
 
 bench-failover bench-idle bench-forward bench-ipvs: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)

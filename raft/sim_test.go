@@ -101,8 +101,8 @@ func TestSim(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%v of groups in %v: %d tenures, %d settings acknowledged, no holder for %v at most while a majority could talk",
-		virtual.Round(time.Second), time.Since(began).Round(time.Second), tenures, acked, longest.Round(ms))
+	t.Logf("%v of groups in %v: %d tenures, %d settings acknowledged, no holder for %v at most while a majority could "+
+		"talk", virtual.Round(time.Second), time.Since(began).Round(time.Second), tenures, acked, longest.Round(ms))
 }
 
 // simulate plays a world in a bubble of its own. It returns what was seen.

@@ -82,6 +82,15 @@
 // packages raft and transport), and `make mutants` changes one line after the other and checks that the test
 // that is named for it fails.
 //
+// TestSim in package raft runs whole groups of the real code in virtual time (simnet_test.go): hashicorp/raft,
+// transport, detector, fence, founding, hand-over and TLS, over streams and datagrams that are late, lost, doubled
+// and overtaken, cut in one direction or both, with crashes of processes and hosts, disks that take their time, are
+// older copies or empty, pauses, clocks of different rates, and changes of members. Four times per millisecond it
+// looks for two that may answer, and for one without a majority; besides, that a majority that can talk has a holder
+// within 10 s, and that what was acknowledged is everywhere in the end. `make sim SIM_HOURS=24` plays long. A pause
+// stops a goroutine where it next reads, dials or writes to disk, not between any two instructions. A seed gives the
+// same faults again, but not the same order of goroutines.
+//
 // # What a program cannot do
 //
 // A virtual machine that is paused may stop CLOCK_BOOTTIME, so that a lease goes on when the machine does, with

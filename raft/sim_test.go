@@ -77,6 +77,7 @@ func TestSim(t *testing.T) {
 	}
 	limit := time.Duration(*simHours * float64(time.Hour))
 	var mu sync.Mutex
+	var worlds atomic.Uint64
 	began, tenures, acked, longest := time.Now(), 0, 0, time.Duration(0)
 	var enough atomic.Bool // told from outside: inside of a bubble there is no real time
 	if limit == 0 {
@@ -87,8 +88,11 @@ func TestSim(t *testing.T) {
 			t.Run(fmt.Sprint(i), func(t *testing.T) {
 				t.Parallel()
 				for more := true; more && !t.Failed(); {
-					seed := *simSeed
-					if seed == 0 {
+					seed := worlds.Add(1) // the same in each test run
+					switch {
+					case *simSeed != 0:
+						seed = *simSeed
+					case limit > 0:
 						seed = rand.Uint64()
 					}
 					s := simulate(t, seed, 3+2*int(seed%2), func(s *sim) { s.live(time.Minute, &enough) })
@@ -101,13 +105,16 @@ func TestSim(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%v of groups in %v: %d tenures, %d settings acknowledged, no holder for %v at most while a majority could "+
-		"talk", virtual.Round(time.Second), time.Since(began).Round(time.Second), tenures, acked, longest.Round(ms))
+	t.Logf("%d worlds, %v of groups in %v: %d tenures, %d settings acknowledged, no holder for %v at most while a majority could "+
+		"talk", worlds.Load(), virtual.Round(time.Second), time.Since(began).Round(time.Second), tenures, acked, longest.Round(ms))
 }
 
 // simulate plays a world in a bubble of its own. It returns what was seen.
 func simulate(t *testing.T, seed uint64, n int, play func(s *sim)) (s *sim) {
 	t.Helper()
+	if raceDetector {
+		t.Skip("the race detector makes it too slow; the unit stage runs it again without")
+	}
 	root, err := os.MkdirTemp("/dev/shm", "appliance-sim-")
 	if err != nil {
 		root = t.TempDir()

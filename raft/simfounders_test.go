@@ -3,7 +3,6 @@ package raft
 import (
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -93,10 +92,11 @@ func TestFounders(t *testing.T) {
 	type play struct {
 		peers int
 		do    func(w *founders)
+		seed  uint64
 	}
 	plays := map[string]play{
-		"three at once": {3, func(w *founders) { w.begin("a", "b", "c") }},
-		"kubeadm's order": {3, func(w *founders) {
+		"three at once": {peers: 3, do: func(w *founders) { w.begin("a", "b", "c") }},
+		"kubeadm's order": {peers: 3, do: func(w *founders) {
 			for _, id := range []string{"a", "b", "c"} { // init, and later each join
 				w.begin(id)
 				w.await(id+" to vote", time.Minute, func() bool {
@@ -108,17 +108,17 @@ func TestFounders(t *testing.T) {
 				w.wrong("the holder moved while others joined")
 			}
 		}},
-		"kubeadm's order, the last first": {3, func(w *founders) {
+		"kubeadm's order, the last first": {peers: 3, do: func(w *founders) {
 			w.begin("c")
 			w.hold("c")
 			w.begin("b", "a")
 		}},
-		"the switch does not forward yet": {3, func(w *founders) {
+		"the switch does not forward yet": {peers: 3, do: func(w *founders) {
 			w.apart()
 			w.begin("a", "b", "c")
 			w.hold("a", "b", "c")
 		}},
-		"the switch forwards in time": {3, func(w *founders) {
+		"the switch forwards in time": {peers: 3, do: func(w *founders) {
 			w.apart()
 			w.begin("a", "b", "c")
 			time.Sleep(25 * time.Second)
@@ -126,7 +126,7 @@ func TestFounders(t *testing.T) {
 				w.wrong("%v founded alone although a switch may not forward yet", held)
 			}
 		}},
-		"two against one": {3, func(w *founders) {
+		"two against one": {peers: 3, do: func(w *founders) {
 			w.apart("a", "bc")
 			w.begin("a", "b", "c")
 			w.await("two groups", 2*time.Minute, func() bool {
@@ -140,7 +140,7 @@ func TestFounders(t *testing.T) {
 				w.wrong("the loser's data is not put aside: %v", kept)
 			}
 		}},
-		"two of five against three": {5, func(w *founders) {
+		"two of five against three": {peers: 5, do: func(w *founders) {
 			w.apart("ab", "cde")
 			w.begin("a", "b", "c", "d", "e")
 			w.await("two groups", 2*time.Minute, func() bool {
@@ -151,14 +151,14 @@ func TestFounders(t *testing.T) {
 			w.settle()
 			w.stays(name)
 		}},
-		"they hear each other in one direction": {3, func(w *founders) {
+		"they hear each other in one direction": {peers: 3, do: func(w *founders) {
 			for _, way := range []string{"ab", "bc", "ca"} {
 				w.net.set(way[:1], way[1:], true)
 			}
 			w.begin("a", "b", "c")
 			w.hold("a", "b", "c")
 		}},
-		"a wiped founder is cut off": {3, func(w *founders) {
+		"a wiped founder is cut off": {peers: 3, do: func(w *founders) {
 			w.begin("a", "b", "c")
 			w.settle()
 			name := w.group("b")
@@ -170,7 +170,7 @@ func TestFounders(t *testing.T) {
 			w.settle()
 			w.stays(name)
 		}},
-		"the wiped founder is the first to begin": {3, func(w *founders) {
+		"the wiped founder is the first to begin": {peers: 3, do: func(w *founders) {
 			w.begin("a", "b", "c")
 			w.settle()
 			name := w.group("b")
@@ -190,16 +190,12 @@ func TestFounders(t *testing.T) {
 		anything = 0
 	}
 	for i := range anything {
-		plays[fmt.Sprint("anything ", i)] = play{3 + i%2*2, (*founders).anything}
+		plays[fmt.Sprint("anything ", i)] = play{3 + i%2*2, (*founders).anything, uint64(i)}
 	}
 	for name, p := range plays {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seed := *simSeed
-			if seed == 0 {
-				seed = rand.Uint64()
-			}
-			simulate(t, seed, p.peers, func(s *sim) {
+			simulate(t, max(*simSeed, p.seed), p.peers, func(s *sim) {
 				s.tweak = func(c *Config) { c.StartAsLeader = true }
 				s.founding = true
 				w := &founders{sim: s, dirs: make(map[string]string)}

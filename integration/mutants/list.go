@@ -95,7 +95,7 @@ var mutants = []mutant{
 		"max(g.cfg.Heartbeat, g.lastHeartbeat())", "g.cfg.Heartbeat",
 		"TestRestartWaitsForWhatTheFormerProcessGranted"},
 	{"a term that was not written is taken for written", "raft/store/store.go",
-		"s.note(err)\n\t\tif err == nil {\n\t\t\treturn nil", "s.note(err)\n\t\tif true {\n\t\t\treturn nil",
+		"err := write()\n\t\tif err == nil {\n\t\t\treturn nil", "err := write()\n\t\tif true {\n\t\t\treturn nil",
 		"TestTermIsNeverForgotten"},
 	{"an older copy of a disk votes", "raft/fence/fence.go",
 		"case t.Boots <= was.Boots:", "case t.Boots < was.Boots:", "TestDiskThatWentBackwards"},

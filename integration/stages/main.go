@@ -80,7 +80,12 @@ func (s *summary) run(ctx context.Context, name string) error {
 			return strings.Contains(p, "/integration")
 		})
 		fmt.Println("== unit tests, race detector on")
-		return s.test(ctx, false, append([]string{"-race", "-timeout", "40m"}, packages...)...)
+		err = s.test(ctx, false, append([]string{"-race", "-timeout", "40m"}, packages...)...)
+		if err != nil {
+			return err
+		}
+		fmt.Println("== whole groups in virtual time")
+		return s.test(ctx, false, "-timeout", "20m", "-run", "^(TestSim|TestFounders)$", "./raft")
 	case "mutants":
 		// What the tests of "never two" would notice; make mutants tries all.
 		fmt.Println("== mutants: a few")

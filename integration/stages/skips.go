@@ -16,6 +16,7 @@ var excuses = []struct{ reason, why string }{
 	{"this kernel has ip_vs", "this machine's kernel; nothing is missing"},
 	{"a data plane is forced", "APPLIANCE_TEST_PLANE is set"},
 	{"another data plane is tested", "APPLIANCE_TEST_PLANE is set"},
+	{"the unit stage runs it again without", "the race detector makes virtual time too slow"},
 	{"run it with -soak", "for hand-made runs of any length"},
 	{"too busy to tell", "the machine itself stood still"},
 	{"this host has no IPv", "this machine's addresses"},

@@ -105,8 +105,9 @@ func TestSim(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d worlds, %v of groups in %v: %d tenures, %d settings acknowledged, no holder for %v at most while a majority could "+
-		"talk", worlds.Load(), virtual.Round(time.Second), time.Since(began).Round(time.Second), tenures, acked, longest.Round(ms))
+	t.Logf("%d worlds, %v of groups in %v: %d tenures, %d settings acknowledged; no holder for %v at most while a "+
+		"majority could talk", worlds.Load(), virtual.Round(time.Second), time.Since(began).Round(time.Second), tenures,
+		acked, longest.Round(ms))
 }
 
 // simulate plays a world in a bubble of its own. It returns what was seen.

@@ -27,6 +27,7 @@ type fakeHost struct {
 	answers  map[string][]net.HardwareAddr // by address
 	askErr   error
 	rules    error
+	assign   error
 	taken    error
 	chains   []ruleset.ForeignChain
 	readOnly bool
@@ -72,6 +73,7 @@ func (h *fakeHost) Ask(_ string, addr netip.Addr) ([]net.HardwareAddr, error) {
 	return h.answers[addr.String()], h.askErr
 }
 func (h *fakeHost) TryRules() error                         { return h.rules }
+func (h *fakeHost) TryAssign() error                        { return h.assign }
 func (h *fakeHost) Taken([]netip.AddrPort) error            { return h.taken }
 func (h *fakeHost) Chains() ([]ruleset.ForeignChain, error) { return h.chains, nil }
 func (h *fakeHost) Writable(string) bool                    { return !h.readOnly }
@@ -158,6 +160,8 @@ func TestExamine(t *testing.T) {
 			Problem, "privileges", "lacks CAP_NET_ADMIN", "as root"},
 		"no nf_tables": {func(h *fakeHost) { h.rules = errors.New("no nf_tables") }, three, Problem, "nf_tables",
 			"no nf_tables", "modprobe"},
+		"no tproxy": {func(h *fakeHost) { h.assign = errors.New("no such expression") }, three, Hint, "nf_tables",
+			"nft_tproxy", "ct status dnat"},
 		"ipvs there": {nil, three, Fine, "ip_vs", "loaded", ""},
 		"ipvs forced": {func(h *fakeHost) { delete(h.files, "proc/net/ip_vs") }, three + "dataPlane: ipvs\n", Problem,
 			"ip_vs", "asks for it", "linux-image"},

@@ -22,6 +22,8 @@ type HostView interface {
 	Ask(iface string, addr netip.Addr) ([]net.HardwareAddr, error)
 	// TryRules has the kernel check the rules that the appliance needs.
 	TryRules() error
+	// TryAssign has the kernel check the rule that hands clients' packets to user space as they are.
+	TryAssign() error
 	// Taken is nft.PortConflicts: an error for each frontend that somebody else's rule translates.
 	Taken(frontends []netip.AddrPort) error
 	// Chains lists the nf_tables base chains of others.

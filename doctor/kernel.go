@@ -73,6 +73,11 @@ func (v *visit) kernel() (all []Finding) {
 			"modprobe nf_tables; a container needs the capability NET_ADMIN"))
 	default:
 		all = append(all, fine("nf_tables", "the kernel takes the rules that the appliance makes"))
+		if err := v.TryAssign(); err != nil {
+			all = append(all, hint("nf_tables", "the kernel lacks nft_tproxy: "+err.Error(),
+				"user space gets its clients on another port, which a firewall of this host has to let in",
+				"use a kernel with CONFIG_NFT_TPROXY, or accept `ct status dnat` in the firewall's input chain"))
+		}
 	}
 	switch {
 	case v.exists("proc/net/ip_vs"):

@@ -78,6 +78,8 @@ func (System) Ask(iface string, addr netip.Addr) ([]net.HardwareAddr, error) {
 
 func (System) TryRules() error { return nft.Available() }
 
+func (System) TryAssign() error { return nft.Assignable() }
+
 func (System) Taken(frontends []netip.AddrPort) error { return nft.PortConflicts(frontends) }
 
 func (System) Chains() ([]ruleset.ForeignChain, error) { return ruleset.ForeignChains() }

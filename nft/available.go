@@ -21,7 +21,7 @@ func Available() error {
 	from4, from6 := netip.AddrPortFrom(v4, 1), netip.AddrPortFrom(v6, 1)
 	r, err := redirect(map[netip.AddrPort]netip.AddrPort{
 		from4: netip.AddrPortFrom(v4, 2), from6: netip.AddrPortFrom(v6, 2),
-	})
+	}, translatedOnly)
 	if err != nil {
 		return err
 	}

@@ -53,7 +53,8 @@ func natTables(services []balancer.Service) ([]ruleset.Table, error) {
 // and the slot to the backend's chain, which counts and translates. A packet to a
 // frontend that was not translated is reset where it enters or leaves the host's
 // own sockets: the service has no backend, or conntrack no longer knows the
-// packet's connection. Forwarded packets pass the first rule of ours only.
+// packet's connection. A connection that conntrack knows, and does not translate, is
+// one of a socket here, from before the data plane changed. Forwarded packets pass the first rule of ours only.
 func natTable(f ruleset.IPFamily, services []balancer.Service) ruleset.Table {
 	t := ruleset.Table{Family: nftables.TableFamily(f.Proto), Name: ruleset.NATTable}
 	var frontends, dispatch []nftables.SetElement
@@ -92,7 +93,8 @@ func natTable(f ruleset.IPFamily, services []balancer.Service) ruleset.Table {
 		ruleset.NATChain("prerouting", unix.NF_INET_PRE_ROUTING, ruleset.PriorityDNAT, dnat),
 		ruleset.NATChain("output", unix.NF_INET_LOCAL_OUT, ruleset.PriorityDNAT, dnat),
 		ruleset.NATChain("postrouting", unix.NF_INET_POST_ROUTING, ruleset.PrioritySNAT, snat),
-		ruleset.FilterChain("refuse_input", unix.NF_INET_LOCAL_IN, ruleset.PriorityReject, reject()),
+		ruleset.FilterChain("refuse_input", unix.NF_INET_LOCAL_IN, ruleset.PriorityReject,
+			reject(ruleset.SYN()...), reject(ruleset.CtUnknown()...)),
 		// Packets that a PreviousHolder sends on are untracked, and belong to no
 		// connection of this node.
 		ruleset.FilterChain("refuse_output", unix.NF_INET_LOCAL_OUT, ruleset.PriorityReject,

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -251,12 +252,30 @@ func (m *machine) addr(f ruleset.IPFamily) netip.Addr {
 
 // serve answers every connection to address with name and the client's
 // address, then echoes lines until the client goes.
-func (m *machine) serve(name, address string) {
+func (m *machine) serve(name, address string) { m.serveOn(net.ListenConfig{}, name, address) }
+
+// forward is serve with a transparent socket.
+func (m *machine) forward(name string, at netip.AddrPort) {
+	m.serveOn(transparent(at), name, at.String())
+}
+
+// transparent listens with IP_TRANSPARENT.
+func transparent(at netip.AddrPort) net.ListenConfig {
+	level, option := unix.IPPROTO_IP, unix.IP_TRANSPARENT
+	if at.Addr().Is6() {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT
+	}
+	return net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) }), err)
+	}}
+}
+
+func (m *machine) serveOn(c net.ListenConfig, name, address string) {
 	m.t.Helper()
 	var l net.Listener
 	m.in(func() {
 		var err error
-		if l, err = net.Listen("tcp", address); err != nil {
+		if l, err = c.Listen(context.Background(), "tcp", address); err != nil {
 			m.t.Fatal(err)
 		}
 	})

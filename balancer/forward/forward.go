@@ -15,9 +15,9 @@ import (
 )
 
 // A PortRedirector redirects connections from one address to another on this host, those
-// that arrive and those of local clients. Redirect makes the redirections exactly those
-// of to, whatever they were. repaired counts those of the last call that somebody else
-// has removed since.
+// that arrive and those of local clients. The socket there is transparent. Redirect makes
+// the redirections exactly those of to, whatever they were. repaired counts those of the
+// last call that somebody else has removed since.
 type PortRedirector interface {
 	Redirect(ctx context.Context, to map[netip.AddrPort]netip.AddrPort) (repaired int, err error)
 }
@@ -193,7 +193,7 @@ func (f *Forwarder) serve(w balancer.Service) (*service, error) {
 		return nil, err
 	}
 	var err error
-	if s.listener, err = listen(at); err != nil {
+	if s.listener, err = listen(at, f.redirected(w.Frontend)); err != nil {
 		return nil, fmt.Errorf("load balancer %s: %w", w.LoadBalancer, err)
 	}
 	for _, l := range f.loops {

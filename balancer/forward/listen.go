@@ -60,19 +60,27 @@ func setOptions(fd int) unix.Errno {
 
 // listen opens a listener on addr, which the host need not have yet: the VIP is bound
 // only when the data plane is ready. An unspecified address means all addresses of its
-// own family: [::] leaves 0.0.0.0 to another frontend.
-func listen(addr netip.AddrPort) (fd int, err error) {
+// own family: [::] leaves 0.0.0.0 to another frontend. A transparent listener also
+// takes what the kernel hands to it for another port (IP_TRANSPARENT in ip(7)), and so
+// do the sockets that it accepts.
+func listen(addr netip.AddrPort, transparent bool) (fd int, err error) {
 	family, raw := sockaddr(addr)
 	// A plain TCP socket: those of multipath TCP cannot be spliced.
 	fd, errno := sysSocket(family)
 	if errno == 0 {
-		level, freebind := unix.IPPROTO_IP, unix.IP_FREEBIND
+		level, freebind, foreign := unix.IPPROTO_IP, unix.IP_FREEBIND, unix.IP_TRANSPARENT
 		if family == unix.AF_INET6 {
-			level, freebind = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
+			level, freebind, foreign = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, unix.IPV6_TRANSPARENT
 			errno = sysOption(fd, level, unix.IPV6_V6ONLY, 1)
 		}
 		for _, try := range []func() unix.Errno{
 			func() unix.Errno { return sysOption(fd, level, freebind, 1) },
+			func() unix.Errno {
+				if !transparent {
+					return 0
+				}
+				return sysOption(fd, level, foreign, 1)
+			},
 			func() unix.Errno { return sysOption(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) },
 			func() unix.Errno { return setOptions(fd) },
 			func() unix.Errno { return sysBind(fd, raw) },
@@ -93,6 +101,8 @@ func listen(addr netip.AddrPort) (fd int, err error) {
 		return -1, fmt.Errorf("listen on %s: another program listens there (on that address or on every address; "+
 			"ss -ltnp 'sport = :%d' names it): stop it, or give the load balancer another port: %w",
 			addr, addr.Port(), errno)
+	case unix.EPERM:
+		return -1, fmt.Errorf("listen on %s: %w; give the container the capability NET_ADMIN", addr, errno)
 	}
 	return -1, fmt.Errorf("listen on %s: %w", addr, errno)
 }

@@ -24,6 +24,9 @@ const (
 	dstnat nftables.ChainPriority = -100 // NF_IP_PRI_NAT_DST
 	srcnat nftables.ChainPriority = 100  // NF_IP_PRI_NAT_SRC
 
+	// PriorityTranslated is after dstnat: what NAT sends elsewhere has another destination
+	// by then.
+	PriorityTranslated = dstnat + 10
 	// PriorityMangle is that of mangle itself: marks are set before NAT (-133) and
 	// IPVS, in the input hook, look at them.
 	PriorityMangle nftables.ChainPriority = -150

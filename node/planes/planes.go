@@ -84,6 +84,7 @@ func Open(c Config) (*Planes, error) {
 	owner := ruleset.NewOwner()
 	silencer, redirector := nft.NewARPFilter(owner), nft.NewRedirector(owner)
 	masquerader, refuser, access := nft.NewIPVSMasquerade(owner), nft.NewRejecter(owner), nft.NewACL(owner)
+	redirector.Log = c.Log
 	virtual, err := ipvs.New(ipvs.Config{Masquerader: masquerader, Refuser: refuser, Sysctls: sysctls, Log: c.Log})
 	if err != nil {
 		return nil, err

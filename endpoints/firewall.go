@@ -2,6 +2,7 @@ package endpoints
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,12 +10,21 @@ import (
 	"appliance/configs"
 )
 
+// The chains of a host's firewall that lines are for.
+const (
+	input   = "input"
+	forward = "forward"
+)
+
 // firewall lists what has to get through for this very configuration.
 func firewall(cfg *configs.Config) (all []Opening) {
+	in := func(from, to, protocol, ports, why string) {
+		all = append(all, Opening{input, from, to, protocol, ports, why})
+	}
 	var peers []netip.Addr
 	var ports []uint16
 	for _, p := range cfg.Peers {
-		peers = append(peers, p.Address)
+		peers = append(peers, p.Addrs()...)
 		ports = append(ports, p.Port)
 	}
 	group := numbers(ports)
@@ -24,73 +34,92 @@ func firewall(cfg *configs.Config) (all []Opening) {
 	everyPeer := words(peers)
 	switch {
 	case cfg.Worker() && len(peers) > 0:
-		all = append(all, Opening{"this node", everyPeer, "TCP", group, "it follows the peers' list of backends"})
+		in("this node", everyPeer, "TCP", group, "it follows the peers' list of backends")
 	case cfg.Worker():
 	case len(peers) > 0:
-		all = append(all,
-			Opening{everyPeer, everyPeer, "TCP", group, "the group: TLS 1.3, both sides authenticated"},
-			Opening{everyPeer, everyPeer, "UDP", group, "a lost host is noticed within one heartbeat; without it, two"},
-			Opening{"workers, if there are any", everyPeer, "TCP", group, "they follow the peers' list of backends"})
+		in(everyPeer, everyPeer, "TCP", group, "the group: TLS 1.3, both sides authenticated")
+		in(everyPeer, everyPeer, "UDP", group, "a lost host is noticed within one heartbeat; without it, two")
+		in("workers, if there are any", everyPeer, "TCP", group, "they follow the peers' list of backends")
 	default:
-		all = append(all, Opening{"peers that join", "this node", "TCP and UDP", group, "the group"})
+		in("peers that join", "this node", "TCP and UDP", group, "the group")
 	}
 	for _, lb := range cfg.LoadBalancers {
-		if len(lb.VIPs) > 0 && !cfg.Worker() {
-			all = append(all, Opening{"clients", words(lb.VIPs), "TCP", fmt.Sprint(lb.Port), "load balancer " + lb.Name})
+		switch {
+		case len(lb.VIPs) > 0 && !cfg.Worker():
+			in("clients, and all peers, which try it", words(lb.VIPs), "TCP", fmt.Sprint(lb.Port), "load balancer "+lb.Name)
+		case len(lb.VIPs) > 0 && mayBe(lb, "direct"):
+			in("clients, and all peers, which try it", words(lb.VIPs), "TCP", fmt.Sprint(lb.Port),
+				"load balancer "+lb.Name+" in data plane direct, if a server here is a backend")
 		}
 		if !lb.BindToVIP {
-			all = append(all, Opening{"clients", "every address of the nodes, the virtual ones included", "TCP",
-				fmt.Sprint(lb.Port), "load balancer " + lb.Name + ", bindToVip: false"})
+			in("clients", "every address of the nodes, the virtual ones included", "TCP", fmt.Sprint(lb.Port),
+				"load balancer "+lb.Name+", bindToVip: false")
 		}
 		all = append(all, servers(cfg, lb)...)
 	}
-	if !cfg.Worker() {
-		all = append(all, link(cfg.VIPs)...)
-	}
+	all = append(all, link(cfg)...)
 	for _, at := range cfg.Admin.Listen {
 		if ap, err := netip.ParseAddrPort(at); err == nil && !ap.Addr().IsLoopback() {
-			all = append(all, Opening{"your browser and Prometheus", ap.Addr().String(), "TCP", fmt.Sprint(ap.Port()),
-				"admin.listen"})
+			in("your browser and Prometheus", ap.Addr().String(), "TCP", fmt.Sprint(ap.Port()), "admin.listen")
 		}
 	}
 	return all
 }
 
-// servers is the way from the nodes to a load balancer's backends, one line for each port.
+// mayBe says whether a load balancer may be served by one of the data planes.
+func mayBe(lb configs.LoadBalancerEntry, planes ...string) bool {
+	return lb.DataPlane == "auto" || slices.Contains(planes, string(lb.DataPlane))
+}
+
+// servers is the way to a load balancer's backends, one line for each port and chain. What the kernel translates, a
+// firewall sees as it goes on: to the backend, from the client.
 func servers(cfg *configs.Config, lb configs.LoadBalancerEntry) (all []Opening) {
 	byPort := make(map[uint16][]netip.Addr)
-	var ports []uint16
 	for _, b := range lb.Backends {
-		p := b.Addr.Port()
-		if byPort[p] == nil {
-			ports = append(ports, p)
-		}
-		byPort[p] = append(byPort[p], b.Addr.Addr())
+		byPort[b.Addr.Port()] = append(byPort[b.Addr.Port()], b.Addr.Addr())
 	}
-	slices.Sort(ports)
-	from := "nodes"
-	if cfg.Worker() {
-		from = "this node"
+	onPeer := func(a netip.Addr) bool {
+		return slices.ContainsFunc(cfg.Peers, func(p configs.PeerEntry) bool { return slices.Contains(p.Addrs(), a) })
 	}
-	for _, p := range ports {
-		why := "checks and traffic of load balancer " + lb.Name
-		if p == lb.Port && !cfg.Worker() && onPeers(cfg, lb) && (lb.DataPlane == "auto" || lb.DataPlane == "direct") {
-			why += "; data plane direct: from clients' own addresses too"
+	translates := mayBe(lb, "nftables", "ipvs") && len(lb.VIPs) > 0 && !cfg.Worker()
+	for _, port := range slices.Sorted(maps.Keys(byPort)) {
+		from, why := "nodes", "checks and traffic of load balancer "+lb.Name
+		if cfg.Worker() {
+			from = "this node"
 		}
-		all = append(all, Opening{from, words(byPort[p]), "TCP", fmt.Sprint(p), why})
+		if translates && slices.ContainsFunc(byPort[port], onPeer) {
+			from, why = "nodes, and clients of servers on peers", why+"; the kernel translates before this chain"
+		}
+		all = append(all, Opening{input, from, words(byPort[port]), "TCP", fmt.Sprint(port), why})
+	}
+	if !translates {
+		return all
+	}
+	for _, port := range slices.Sorted(maps.Keys(byPort)) {
+		all = append(all, Opening{forward, "clients, and all peers, which try it", words(byPort[port]), "TCP", fmt.Sprint(port),
+			"load balancer " + lb.Name + " in data planes ipvs and nftables; without it, user space serves"})
 	}
 	return all
 }
 
-// link is what has to pass on the virtual addresses' own link.
-func link(vips []netip.Addr) (all []Opening) {
-	is4 := func(a netip.Addr) bool { return a.Is4() }
-	if slices.ContainsFunc(vips, is4) {
-		all = append(all, Opening{"the link of the virtual addresses", "the same", "ARP", "-", "who has the address"})
+// link is what nodes need of their links, whatever addresses they talk to.
+func link(cfg *configs.Config) (all []Opening) {
+	addrs := slices.Clone(cfg.VIPs)
+	for _, p := range cfg.Peers {
+		addrs = append(addrs, p.Addrs()...)
 	}
-	if slices.ContainsFunc(vips, netip.Addr.Is6) {
-		all = append(all, Opening{"the link of the virtual addresses", "the same", "ICMPv6", "types 135, 136",
-			"who has the address"})
+	for _, lb := range cfg.LoadBalancers {
+		for _, b := range lb.Backends {
+			addrs = append(addrs, b.Addr.Addr())
+		}
+	}
+	is4 := func(a netip.Addr) bool { return a.Is4() }
+	if slices.ContainsFunc(addrs, is4) {
+		all = append(all, Opening{input, "the nodes' links", "the same", "ARP", "-", "who has an address"})
+	}
+	if slices.ContainsFunc(addrs, netip.Addr.Is6) {
+		all = append(all, Opening{input, "the nodes' links", "the same", "ICMPv6", "types 135, 136",
+			"who has an address: neighbour discovery"})
 	}
 	return all
 }

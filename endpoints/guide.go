@@ -33,8 +33,11 @@ type InstallerSetting struct {
 	Text string `json:"text"`
 }
 
-// An Opening is one line of a firewall's table.
+// An Opening is one line of a firewall's table. Beside these lines, a firewall accepts what comes by lo, and what
+// belongs or relates to a connection that it has let in or out.
 type Opening struct {
+	// Chain is input, on the machines of To, or forward, on the nodes.
+	Chain    string `json:"chain"`
 	From     string `json:"from"`
 	To       string `json:"to"`
 	Protocol string `json:"protocol"`

@@ -28,11 +28,11 @@ func (g Guide) Text(w io.Writer) error {
 	for _, s := range g.Settings {
 		fmt.Fprintf(&b, "\nFOR %s\n  %s\n", s.For, strings.ReplaceAll(s.Text, "\n", "\n  "))
 	}
-	fmt.Fprintln(&b, "\nFIREWALL (no VRRP, no multicast)")
+	fmt.Fprintln(&b, "\nFIREWALL (no VRRP, no multicast), beside lo and established or related packets in each chain")
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "  FROM\tTO\tPROTOCOL\tPORTS\tWHY")
+	fmt.Fprintln(table, "  CHAIN\tFROM\tTO\tPROTOCOL\tPORTS\tWHY")
 	for _, o := range g.Firewall {
-		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\n", o.From, o.To, o.Protocol, o.Ports, o.Why)
+		fmt.Fprintf(table, "  %s\t%s\t%s\t%s\t%s\t%s\n", o.Chain, o.From, o.To, o.Protocol, o.Ports, o.Why)
 	}
 	if err := table.Flush(); err != nil {
 		return err

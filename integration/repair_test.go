@@ -268,15 +268,25 @@ func repaired(s status.Snapshot) int {
 // shell runs a command in a node. One that is a ruleset goes to nft.
 func (w *world) shell(t *testing.T, i int, command ...string) string {
 	t.Helper()
-	out, err := w.attempt(t, i, command...)
+	return shell(t, w.nodes[i], command...)
+}
+
+func shell(t *testing.T, m *lab.Machine, command ...string) string {
+	t.Helper()
+	out, err := attempt(t, m, command...)
 	if err != nil {
-		t.Fatalf("%v on %s: %v: %s", command, w.nodes[i].Name, err, out)
+		t.Fatalf("%v on %s: %v: %s", command, m.Name, err, out)
 	}
 	return out
 }
 
 // attempt is shell for a command that may fail.
 func (w *world) attempt(t *testing.T, i int, command ...string) (string, error) {
+	t.Helper()
+	return attempt(t, w.nodes[i], command...)
+}
+
+func attempt(t *testing.T, m *lab.Machine, command ...string) (string, error) {
 	t.Helper()
 	var out strings.Builder
 	cmd := exec.Command(command[0], command[1:]...)
@@ -285,7 +295,7 @@ func (w *world) attempt(t *testing.T, i int, command ...string) (string, error) 
 		cmd.Stdin = strings.NewReader(command[1])
 	}
 	cmd.Stdout, cmd.Stderr = &out, &out
-	p, err := w.nodes[i].Start(cmd)
+	p, err := m.Start(cmd)
 	if err != nil {
 		t.Fatal(err)
 	}

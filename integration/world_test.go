@@ -245,6 +245,15 @@ func (w *world) begin(t *testing.T, config func(i int) string) {
 // launch is begin without waiting.
 func (w *world) launch(t *testing.T, config func(i int) string) {
 	t.Helper()
+	w.write(t, config)
+	for _, p := range w.apps {
+		p.start(t)
+	}
+}
+
+// write makes the programs with their configurations, and starts none.
+func (w *world) write(t *testing.T, config func(i int) string) {
+	t.Helper()
 	for i, n := range w.nodes {
 		p := &program{node: n, path: filepath.Join(w.dir, n.Name)}
 		p.client = client.New(p.path + ".sock")
@@ -255,7 +264,6 @@ func (w *world) launch(t *testing.T, config func(i int) string) {
 			t.Fatal(err)
 		}
 		w.apps = append(w.apps, p)
-		p.start(t)
 	}
 }
 

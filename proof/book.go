@@ -121,6 +121,9 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 
 func worstOf(fs []TrialResult) (worst TrialResult, failed bool) {
 	for _, f := range fs {
+		if f.lost() {
+			f.Result, f.Failed = Silent, f.Late
+		}
 		if f.Result != Served && (!failed || f.Failed > worst.Failed) {
 			worst, failed = f, true
 		}

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -43,21 +44,33 @@ type TrialResult struct {
 	// Of handshakes, Failed were not served.
 	Of     int `json:"of"`
 	Failed int `json:"failed,omitempty"`
+	// Late ones were served from another port only, after the first had no answer: a packet was lost, or another
+	// backend took it.
+	Late int `json:"late,omitempty"`
+}
+
+// lost says whether so many connections had to be begun again that a backend may be out of reach.
+func (f TrialResult) lost() bool {
+	return f.Result == Served && 4*f.Late >= f.Of && (f.Late > 1 || f.Of == 1)
 }
 
 const (
 	// MaxTrials and MaxCount bound one question, so that nobody is flooded by mistake.
 	MaxTrials = 32
 	MaxCount  = 8
-	// patience is how long an answer may take, with the SYN sent again meanwhile: a lost packet or a busy host
+	// patience is how long an answer may take, with SYNs from other ports meanwhile: a lost packet or a busy host
 	// is no failure.
 	patience = 900 * time.Millisecond
 )
 
-// resend is when a SYN without an answer is sent again.
+// attempts is how many SYNs a handshake takes. Each has a port of its own: where rules choose a backend for each SYN, the
+// same one again would hide that the first went to a backend that is out of reach.
+const attempts = 3
+
+// resend is when the SYN of the next attempt is sent, if there is no answer.
 func resend() []time.Duration { return []time.Duration{200 * time.Millisecond, 500 * time.Millisecond} }
 
-// A knock is one handshake.
+// A knock is one attempt at a handshake.
 type knock struct {
 	trial  int
 	port   uint16
@@ -111,8 +124,10 @@ func FromLink(
 // handshakes are those of one question.
 type handshakes struct {
 	trials []Trial
-	knocks []knock
-	first  uint16 // the source port of the first; the others follow
+	knocks []knock // all first attempts, then all second ones, and so on
+	n      int     // handshakes
+	sent   int     // attempts of each
+	first  uint16  // the source port of the first; the others follow
 	send   func(k *knock, to netip.AddrPort, seq uint32, flags byte)
 	parse  func(packet []byte) (answer, bool)
 }
@@ -120,21 +135,24 @@ type handshakes struct {
 func newHandshakes(trials []Trial) *handshakes {
 	h := &handshakes{trials: trials}
 	// Above the ports that servers listen on, and so that all fit.
-	h.first = uint16(32768 + rand.N(32768-MaxTrials*MaxCount))
-	for i, t := range trials[:min(len(trials), MaxTrials)] {
-		for range min(max(t.Count, 1), MaxCount) {
-			h.knocks = append(h.knocks, knock{trial: i, port: h.first + uint16(len(h.knocks)), seq: rand.Uint32()})
+	h.first = uint16(32768 + rand.N(32768-attempts*MaxTrials*MaxCount))
+	for range attempts {
+		for i, t := range trials[:min(len(trials), MaxTrials)] {
+			for range min(max(t.Count, 1), MaxCount) {
+				h.knocks = append(h.knocks, knock{trial: i, port: h.first + uint16(len(h.knocks)), seq: rand.Uint32()})
+			}
 		}
 	}
+	h.n = len(h.knocks) / attempts
 	return h
 }
 
 // run sends the SYNs and waits until all are answered, or patience ends.
 func (h *handshakes) run(ctx context.Context, socket *os.File) ([]TrialResult, error) {
 	begun, again := time.Now(), resend()
-	h.each(segment.SYN, 0)
+	h.begin()
 	buf := make([]byte, 2048)
-	for open := len(h.knocks); open > 0 && ctx.Err() == nil; {
+	for late := false; !late && h.open() > 0 && ctx.Err() == nil; {
 		until := begun.Add(patience)
 		if len(again) > 0 {
 			until = begun.Add(again[0])
@@ -146,35 +164,60 @@ func (h *handshakes) run(ctx context.Context, socket *os.File) ([]TrialResult, e
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && len(again) > 0:
 			again = again[1:]
-			h.each(segment.SYN, 0)
+			h.begin()
 			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			open = 0
+			late = true
 			continue
 		case errors.Is(err, unix.ENETDOWN):
 			return nil, fmt.Errorf("the link is down: %w", err)
 		case err != nil:
 			return nil, err
 		}
-		if a, ok := h.parse(buf[:n]); ok && h.hear(a) {
-			open--
+		if a, ok := h.parse(buf[:n]); ok {
+			h.hear(a)
 		}
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
 	// What was not answered may be half open somewhere all the same.
-	h.each(segment.RST, 1)
+	for i := range h.knocks[:h.n*h.sent] {
+		if k := &h.knocks[i]; k.result == "" {
+			h.send(k, h.trials[k.trial].Frontend, k.seq+1, segment.RST)
+		}
+	}
 	return h.findings(), nil
 }
 
-// each sends a segment for every handshake without an answer.
-func (h *handshakes) each(flags byte, beyond uint32) {
-	for i := range h.knocks {
-		if k := &h.knocks[i]; k.result == "" {
-			h.send(k, h.trials[k.trial].Frontend, k.seq+beyond, flags)
+// begin sends the SYNs of the next attempt, for every handshake that has no answer yet.
+func (h *handshakes) begin() {
+	for i := range h.n {
+		if k := &h.knocks[h.sent*h.n+i]; h.outcome(i) == "" {
+			h.send(k, h.trials[k.trial].Frontend, k.seq, segment.SYN)
 		}
 	}
+	h.sent++
+}
+
+// open counts the first attempts without an answer: one may still come.
+func (h *handshakes) open() (open int) {
+	for i := range h.n {
+		if h.knocks[i].result == "" {
+			open++
+		}
+	}
+	return open
+}
+
+// outcome is the answer to the first attempt at the i-th handshake that has one.
+func (h *handshakes) outcome(i int) Result {
+	for attempt := range attempts {
+		if r := h.knocks[attempt*h.n+i].result; r != "" {
+			return r
+		}
+	}
+	return ""
 }
 
 // hear takes an answer, and says whether it is the first to its handshake.
@@ -201,17 +244,18 @@ func (h *handshakes) findings() []TrialResult {
 	for i, t := range h.trials {
 		out[i] = TrialResult{Frontend: t.Frontend, Result: Served}
 	}
-	for _, k := range h.knocks {
-		if k.result == "" {
-			k.result = Silent
-		}
+	for i, k := range h.knocks[:h.n] {
+		r := cmp.Or(h.outcome(i), Silent)
 		f := &out[k.trial]
 		f.Of++
-		if k.result != Served {
+		switch {
+		case r != Served:
 			f.Failed++
+		case k.result == "":
+			f.Late++
 		}
-		if worse[k.result] > worse[f.Result] {
-			f.Result = k.result
+		if worse[r] > worse[f.Result] {
+			f.Result = r
 		}
 	}
 	return out

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 	"slices"
@@ -27,7 +28,7 @@ func newNetwork(own netip.Addr, trials ...Trial) *network {
 		}
 		n.sent = append(n.sent, segment.Packet(netip.AddrPortFrom(own, k.port), to, seq, flags, nil))
 	}
-	n.h.each(segment.SYN, 0)
+	n.h.begin()
 	return n
 }
 
@@ -85,6 +86,32 @@ func TestHandshakes(t *testing.T) {
 		if got := n.h.findings(); !slices.Equal(got, want) {
 			t.Errorf("found %+v, want %+v", got, want)
 		}
+	}
+}
+
+// Each attempt has a port of its own, so that another backend that takes the second shows.
+func TestLate(t *testing.T) {
+	own, frontend := netip.MustParseAddr("192.0.2.11"), netip.MustParseAddrPort("192.0.2.10:6443")
+	n := newNetwork(own, Trial{Frontend: frontend, Count: 4})
+	n.hears(t, n.answer(0, segment.SYN|segment.ACK))
+	n.hears(t, n.answer(1, segment.SYN|segment.ACK))
+	n.h.begin()
+	if len(n.sent) != 4+2+2 { // with the resets of those that were answered
+		t.Fatalf("%d packets", len(n.sent))
+	}
+	if second := n.sent[6:]; bytes.Equal(second[0][20:22], n.sent[2][20:22]) {
+		t.Error("the second attempt has the port of the first")
+	}
+	n.hears(t, n.answer(6, segment.SYN|segment.ACK))
+	n.hears(t, n.answer(7, segment.SYN|segment.ACK))
+	want := TrialResult{Frontend: frontend, Result: Served, Of: 4, Late: 2}
+	if got := n.h.findings()[0]; got != want || !got.lost() || n.h.open() != 2 {
+		t.Errorf("found %+v, want %+v; %d open", got, want, n.h.open())
+	}
+	// The first may still be answered.
+	n.hears(t, n.answer(2, segment.SYN|segment.ACK))
+	if got := n.h.findings()[0]; got.Late != 1 || got.lost() {
+		t.Errorf("one of four was lost: %+v", got)
 	}
 }
 

@@ -337,7 +337,7 @@ func (n *node) followDirect(ctx context.Context, leave <-chan struct{}) error {
 }
 
 // followRules puts back at once what somebody else takes out of our rules: without them, the kernel would answer for
-// the VIPs.
+// the VIPs. What others change may be in clients' way.
 func (n *node) followRules(ctx context.Context) error {
 	err := ruleset.Monitor(ctx, func() {
 		if n.wire != nil {
@@ -347,7 +347,7 @@ func (n *node) followRules(ctx context.Context) error {
 			n.planes.Handback.Recheck()
 		}
 		n.balancer.Reconcile()
-	})
+	}, n.trials.Disturbed)
 	if err != nil {
 		n.log.Warn("rules that others remove are restored within seconds instead of at once", "reason", err)
 		<-ctx.Done()

@@ -13,12 +13,13 @@ import (
 )
 
 // Monitor calls changed, in its own goroutine, after each transaction in which somebody
-// removed a table of ours, or something in one, without putting it back. It returns
-// nil when ctx ends, or an error when the kernel reports no more.
+// removed a table of ours, or something in one, without putting it back, and others
+// after each in which another table than ours changed. It returns nil when ctx ends, or
+// an error when the kernel reports no more.
 //
 // So damage is repaired at once, and not only when everything is applied again, which
 // happens every few seconds. Events for which the kernel had no room count as damage.
-func Monitor(ctx context.Context, changed func()) error {
+func Monitor(ctx context.Context, changed, others func()) error {
 	conn, stop, err := Events(ctx)
 	if err != nil {
 		return err
@@ -40,6 +41,9 @@ func Monitor(ctx context.Context, changed func()) error {
 		for _, m := range messages {
 			if t.add(m) {
 				changed()
+			}
+			if t.theirs {
+				others()
 			}
 		}
 	}
@@ -69,18 +73,30 @@ type transaction struct {
 	// damaged are our tables from which something was removed, and which were not
 	// made again since.
 	damaged map[string]bool
+	// changes says that something of others has changed; theirs, that a transaction that
+	// has just ended had such a change.
+	changes, theirs bool
 }
 
 // add takes the next message. It returns true if that was the last of its transaction
 // and the transaction has left a table of ours damaged.
 func (t *transaction) add(m netlink.Message) bool {
+	t.theirs = false
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
 		return false
+	}
+	switch m.Header.Type & 0xff {
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_NEWRULE,
+		unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE:
+		if _, ok := oursOf(m); !ok {
+			t.changes = true
+		}
 	}
 	switch m.Header.Type & 0xff {
 	case unix.NFT_MSG_NEWGEN:
 		damaged := len(t.damaged) > 0
 		t.damaged = nil
+		t.theirs, t.changes = t.changes, false
 		return damaged
 	case unix.NFT_MSG_NEWTABLE:
 		if name, ok := oursOf(m); ok {

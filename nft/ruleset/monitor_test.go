@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ func TestMonitor(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	fired := make(chan struct{}, 1)
+	var theirs atomic.Bool
 	ended := make(chan error, 1)
 	go func() {
 		m.in(func() {
@@ -28,7 +30,7 @@ func TestMonitor(t *testing.T) {
 				case fired <- struct{}{}:
 				default:
 				}
-			})
+			}, func() { theirs.Store(true) })
 		})
 	}()
 	// Events are lost until the monitor listens.
@@ -38,6 +40,16 @@ func TestMonitor(t *testing.T) {
 		}
 		m.apply(new(Reconciler), dropRequests(vip))
 		m.run("nft", "flush", "ruleset")
+	}
+	if theirs.Load() {
+		t.Error("our own changes count as those of others")
+	}
+	for end := time.Now().Add(patience); !theirs.Load(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("Monitor does not see what others change")
+		}
+		m.run("nft", "add table inet other; add chain inet other c { type filter hook forward priority 0; policy drop; }; "+
+			"delete table inet other")
 	}
 	cancel()
 	select {

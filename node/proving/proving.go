@@ -23,6 +23,8 @@ const (
 	proveEvery = 6 * time.Second
 	// proveSoon is the time to the next trial while one has failed, or none has ended.
 	proveSoon = 400 * time.Millisecond
+	// proveDisturbed is the least time between two trials while rules of others change: kube-proxy writes some often.
+	proveDisturbed = 3 * time.Second
 	// tryTimeout bounds one question to another node.
 	tryTimeout = 3 * time.Second
 	// perQuestion is how many load balancers one question is about.
@@ -66,6 +68,7 @@ type Trials struct {
 	book    proof.Book // clients on the link
 	local   proof.Book // clients on this node
 	kick    chan struct{}
+	disturb chan struct{}
 	forward sync.Mutex // one question at a time is answered
 
 	next, asker int // where the rotations of load balancers and of nodes go on; Run owns them
@@ -84,7 +87,7 @@ type Trials struct {
 // New returns trials that begin with Run.
 func New(cfg Config) *Trials {
 	return &Trials{
-		cfg: cfg, kick: make(chan struct{}, 1),
+		cfg: cfg, kick: make(chan struct{}, 1), disturb: make(chan struct{}, 1),
 		untried: make(map[string]string), fresh: make(map[string]bool), silent: make(map[string]time.Time),
 		bound:  make(map[string]bool),
 		serves: make(map[string]map[string]string), compared: make(map[string]map[string]string),
@@ -186,9 +189,14 @@ func (t *Trials) nobodyThere(lb balancer.LoadBalancer) string {
 		"or use another data plane"
 }
 
-func (t *Trials) soon() {
+func (t *Trials) soon() { nudge(t.kick) }
+
+// Disturbed notes that others have changed this host's rules, which may be in clients' way.
+func (t *Trials) Disturbed() { nudge(t.disturb) }
+
+func nudge(c chan<- struct{}) {
 	select {
-	case t.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

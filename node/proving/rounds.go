@@ -18,11 +18,19 @@ import (
 func (t *Trials) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var last, next time.Time // rounds
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		case <-t.disturb:
+			// All of a transaction's rules are in force; others may follow it.
+			if at := later(time.Now().Add(proveSoon/4), last.Add(proveDisturbed)); at.Before(next) {
+				next = at
+				timer.Reset(time.Until(at))
+			}
+			continue
 		case <-t.kick:
 			// Rules that have just been applied, and a second change right after it.
 			select {
@@ -32,11 +40,21 @@ func (t *Trials) Run(ctx context.Context) error {
 			}
 		}
 		pause := proveEvery
+		last = time.Now()
 		if t.round(ctx) {
 			pause = proveSoon
 		}
-		timer.Reset(time.Duration(float64(pause) * (0.9 + 0.2*rand.Float64())))
+		pause = time.Duration(float64(pause) * (0.9 + 0.2*rand.Float64()))
+		next = time.Now().Add(pause)
+		timer.Reset(pause)
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // A candidate is a load balancer to try now.

@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
-.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration mutants sim clean
+.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration matrix mutants sim clean
 .PHONY: bench-failover bench-idle bench-forward bench-ipvs
 
 demo: build
@@ -54,6 +54,12 @@ lint: setup-test
 # What these two run is in integration/stages.
 unit integration: setup-test
 	go run ./integration/stages $@
+
+# Every data plane, family, binding of the servers, position of the client and firewall: each client is served, or shown as
+# not served with the true reason. ONLY='auto, IPv6' does a part; a number repeats a sample of make test.
+matrix: export APPLIANCE_TEST_MATRIX = $(or $(ONLY),all)
+matrix: setup-test
+	go test -count=1 -timeout 2h -parallel 4 -v -run TestMatrix ./integration
 
 # Each of a list of one-line changes of what "never two" rests on has to make the test fail that is named for it.
 # It takes some minutes. ONLY=raft/lease does a part.

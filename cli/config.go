@@ -93,7 +93,7 @@ func checkConfig(c *cli.Context) error {
 			here = "; the data planes were not tried, since an appliance runs on this host"
 		}
 	} else if err := node.CheckProgramsHere(cfg); err != nil {
-		return err
+		return unmendable(err)
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "%s is valid: %s, %s, %s%s\n", file,
 		count(len(cfg.VIPs), "virtual address", "es"), count(len(cfg.Peers), "peer", "s"),

@@ -33,10 +33,18 @@ func TestExitCodes(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("vips: [here]\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// A directory is no program: no retry mends that.
+	program := filepath.Join(dir, "program.yaml")
+	text := "vips: [192.0.2.10]\npeers: [192.0.2.11]\ngroup: {insecure: true}\nhooks: [{on: [holder], exec: [" + dir + "]}]\n"
+	if err := os.WriteFile(program, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		args string
 		want int
 	}{
+		{"config check " + program, exitConfig},
+		{"config check --host " + program, exitConfig},
 		{"start --config " + bad, exitConfig},
 		{"start --vip 192.0.2.300", exitConfig},
 		{"config check " + bad, exitConfig},

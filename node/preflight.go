@@ -181,10 +181,15 @@ func writable(dir string) error {
 	for {
 		info, err := os.Stat(at)
 		if err == nil && !info.IsDir() {
-			return fmt.Errorf("dataDir %s: %s is not a directory; set dataDir to a directory that survives a reboot", dir, at)
+			return configs.Problem{Key: "dataDir", Text: fmt.Sprintf("%s: %s is not a directory; set dataDir to a directory "+
+				"that survives a reboot", dir, at)}
 		}
 		if err == nil {
 			break
+		}
+		if errors.Is(err, unix.ENOTDIR) {
+			at = filepath.Dir(at)
+			continue // a file is on the way: the next look says which
 		}
 		if !errors.Is(err, os.ErrNotExist) || at == filepath.Dir(at) {
 			return fmt.Errorf("dataDir %s: %w", dir, err)

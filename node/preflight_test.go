@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"appliance/configs"
 )
 
 // fill takes all room of the file system at dir, and returns the file that has it.
@@ -75,5 +77,19 @@ func TestFullDataDir(t *testing.T) {
 	}
 	if len(inodes) == 0 {
 		t.Error("the file system never was full")
+	}
+}
+
+// No retry mends a dataDir that is a file, or below one.
+func TestDataDirIsAFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{file, filepath.Join(file, "data")} {
+		var p configs.Problem
+		if err := writable(dir); !errors.As(err, &p) || p.Key != "dataDir" || !strings.Contains(p.Text, file+" is not a directory") {
+			t.Errorf("%s: %v", dir, err)
+		}
 	}
 }

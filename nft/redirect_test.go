@@ -163,7 +163,7 @@ func testRedirect(t *testing.T, assigns bool) {
 	redirect(nil)
 	if assigns {
 		// Then NAT serves; see the plane nftables.
-		nat := NewNAT("")
+		nat := NewNAT("", nil)
 		w.node.in(func() {
 			_, err := nat.Apply(context.Background(), []balancer.Service{{Frontend: vip(ruleset.IPv4(), 6443)}})
 			w.must(err)

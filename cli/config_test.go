@@ -95,7 +95,7 @@ func TestConfigCheckPrograms(t *testing.T) {
 		"config.yaml:5: tracks[0].exec: " + script + " can be written by",
 		"config.yaml:7: hooks[0].exec: " + script, "chmod go-w " + script,
 	} {
-		if code != exitFailed || !strings.Contains(errs, want) {
+		if code != exitConfig || !strings.Contains(errs, want) {
 			t.Errorf("%d %s\nwant %s", code, errs, want)
 		}
 	}

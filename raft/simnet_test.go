@@ -414,6 +414,14 @@ func (p *simProc) packets() *simPackets { return &simPackets{p} }
 
 type simPackets struct{ p *simProc }
 
+// Wait waits by the bubble's clock.
+func (*simPackets) Wait(ctx context.Context, at time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Until(at)):
+	}
+}
+
 func (s *simPackets) ReadNow(b []byte) (int, error) {
 	s.p.gate()
 	h := s.p.host

@@ -5,11 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"net"
-	"net/netip"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // The datagrams between peers
@@ -150,48 +145,3 @@ func (s *datagramSecret) keyOf(peer string) []byte {
 	h.Write([]byte("appliance datagrams v1 from " + peer))
 	return h.Sum(nil)
 }
-
-// Packets sends datagrams to the UDP ports of others, and receives theirs.
-type Packets interface {
-	// ReadNow reads a datagram that has arrived; it does not wait for one.
-	ReadNow(b []byte) (int, error)
-	Write(b []byte, to netip.AddrPort) error
-	Close()
-}
-
-// udp is Packets over a real socket. Who sent a datagram is in the datagram.
-type udp struct{ *net.UDPConn }
-
-// Listen opens the UDP port at bind.
-func Listen(bind netip.AddrPort) (Packets, error) {
-	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(bind))
-	if err != nil {
-		return nil, err
-	}
-	return udp{c}, nil
-}
-
-// ReadNow asks the kernel, and not the runtime's poller, which would wait. The runtime has made the socket
-// non-blocking.
-func (u udp) ReadNow(b []byte) (n int, err error) {
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	if e := raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) }); e != nil {
-		return 0, e
-	}
-	return max(n, 0), err
-}
-
-// Write gives up when the socket's buffer is full of datagrams for hosts that are gone: the hosts that are
-// there must not wait for them.
-func (u udp) Write(b []byte, to netip.AddrPort) error {
-	if err := u.SetWriteDeadline(time.Now().Add(time.Millisecond)); err != nil {
-		return err
-	}
-	_, err := u.WriteToUDPAddrPort(b, to)
-	return err
-}
-
-func (u udp) Close() { u.UDPConn.Close() }

@@ -204,15 +204,11 @@ func (d *Detector) Run(ctx context.Context, link Packets, elections Elections) e
 	d.elections = elections
 	d.last = d.now()
 	d.mu.Unlock()
+	// Wait returns early when the port is closed.
+	stop := context.AfterFunc(ctx, link.Close)
+	defer stop()
 	b := make([]byte, maxDatagram)
-	at := time.Now()
-	for timer := time.NewTimer(0); ; timer.Reset(time.Until(at)) {
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-timer.C:
-		}
+	for at := time.Now(); ctx.Err() == nil; link.Wait(ctx, at) {
 		d.drain(link, b)
 		d.step(link)
 		for until := time.Now().Add(d.tick()); d.asks() && time.Now().Before(until) && ctx.Err() == nil; {
@@ -224,6 +220,7 @@ func (d *Detector) Run(ctx context.Context, link Packets, elections Elections) e
 			at = time.Now() // missed ticks are not made up for
 		}
 	}
+	return nil
 }
 
 // rest is how long after the latest tick the next one is due.

@@ -1,6 +1,7 @@
 package detector
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -149,6 +150,8 @@ func (d *desk) Replace(string, uint64) {
 	d.replaced[d.id] = d.now
 }
 func (d *desk) ReachChanged() { d.changes++ }
+
+func (d *desk) Wait(context.Context, time.Time) { panic("unused") }
 
 func (d *desk) ReadNow([]byte) (int, error) { panic("unused") }
 func (d *desk) Close()                      {}

@@ -61,6 +61,7 @@ type Group struct {
 	replaces                string         // the group that was recovered as this one, as the disk has it
 
 	change   notify.Signal
+	grown    notify.Signal // the log has
 	started  chan struct{} // closed when raft and trans are set
 	raft     *hraft.Raft
 	trans    *transport.Transport
@@ -139,7 +140,7 @@ func Open(cfg Config) (*Group, error) {
 			return nil, err
 		}
 	}
-	g.store.OnError = g.onDiskError
+	g.store.OnError, g.store.OnGrown = g.onDiskError, g.grown.Fire
 	if err := g.store.CheckFormat(settings.FormatVersion); err != nil {
 		g.store.Close()
 		return nil, fmt.Errorf("data directory %s: %w", cfg.DataDir, err)
@@ -342,7 +343,7 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	g.trans = transport.New(g.stream, g.cfg.Heartbeat, transport.Rules{
 		Heard: g.heard, Granted: g.lease.Grant, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.refusalOf,
-		Withheld: g.withholds, Follow: g.grants.Follow, Admits: g.fence.Admits,
+		Withheld: g.withholds, Follow: g.grants.Follow, Admits: g.fence.Admits, Grown: &g.grown,
 		Stamp: func(peer string) (string, bool) {
 			t, told := g.fence.Told(peer)
 			return g.cluster(), !told || t.Fenced

@@ -78,6 +78,26 @@ func (e *elections) Granted(peer string, term uint64, t0 time.Duration) {
 	e.lease.Grant(peer, term, t0)
 }
 
+func (e *elections) Refresh(leader string, term uint64) bool {
+	if who, in := e.Follows(); who != leader || in != term {
+		return false // it needs a message of raft's own first
+	}
+	// As its own heartbeats did, this leaves raft's timeout most of its length, and it spares most turns.
+	since := time.Since(e.raft.LastContact())
+	if since > e.cfg.Heartbeat/3 {
+		addr, id := e.raft.LeaderWithID()
+		if string(id) != leader {
+			return false
+		}
+		e.trans.Refresh(leader, addr, term)
+	}
+	return since < e.cfg.Heartbeat/2
+}
+
+func (e *elections) Refreshed(peer string, term uint64) { e.trans.Kept(peer, term) }
+
+func (e *elections) Pulse(missed bool) { e.trans.Pulse(missed) }
+
 func (e *elections) ReachChanged() { e.change.Fire() }
 
 func (e *elections) Replace(leader string, term uint64) {

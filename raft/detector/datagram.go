@@ -30,6 +30,9 @@ const (
 	datagramReply = 'R'
 	datagramSign  = 'S'
 
+	// markRefreshed stands behind the silences, if at all.
+	markRefreshed = 'H'
+
 	// maxDatagram is far more than nine peers need, and less than any MTU.
 	maxDatagram = 1200
 	macSize     = 16
@@ -54,6 +57,9 @@ type datagram struct {
 	term uint64
 	// silence is how long the sender has not heard other peers.
 	silence []silenceOf
+	// refreshed, in a reply, says that the sender's raft takes the probe for a heartbeat. Earlier versions neither
+	// say it nor read it.
+	refreshed bool
 }
 
 type silenceOf struct {
@@ -77,6 +83,9 @@ func (d *datagram) seal(b, key []byte) []byte {
 	for _, s := range d.silence {
 		b = append(append(b, byte(len(s.id))), s.id...)
 		b = binary.BigEndian.AppendUint16(b, s.ms)
+	}
+	if d.refreshed {
+		b = append(b, markRefreshed)
 	}
 	return append(b, mac(key, b[from:])...)
 }
@@ -108,7 +117,8 @@ func openDatagram(b []byte, key func(from string) []byte) (d datagram, err error
 	if r.short {
 		return d, errDatagram
 	}
-	return d, nil // what follows is a later version's
+	d.refreshed = r.take(1)[0] == markRefreshed // what follows is a later version's
+	return d, nil
 }
 
 // reader takes fields off a message; short says that the message was too short.

@@ -14,6 +14,7 @@ import (
 const (
 	ticksPerProbe     = 2
 	ticksPerHeartbeat = 30
+	ticksPerPulse     = 18
 
 	// lateTick is how many ticks of silence a late tick adds at most to those after which it was due.
 	lateTick = 1
@@ -41,6 +42,7 @@ type Detector struct {
 	last   time.Duration // the latest tick
 	rests  int           // after how many ticks the next is due
 	due    int           // ticks until the next turn to probe
+	pulse  int           // ticks until the next Pulse
 	since  time.Duration // when this peer's turn to stand began to count, 0: it does not
 	asking bool          // others have been asked about the leader
 	stood  uint64        // the last term whose leader was to be replaced
@@ -68,6 +70,12 @@ type Elections interface {
 	// at t0.
 	HeardFrom(peer string, term uint64) (may bool)
 	Granted(peer string, term uint64, t0 time.Duration)
+	// Refresh has raft take a probe of leader in term for a heartbeat. It says whether raft needs no other.
+	Refresh(leader string, term uint64) bool
+	// Refreshed says that peer's raft needs no other heartbeat of term for now.
+	Refreshed(peer string, term uint64)
+	// Pulse is called every six tenths of a heartbeat while this peer leads, and at once when it has missed another.
+	Pulse(missed bool)
 	// Replace has this peer stand for election.
 	Replace(leader string, term uint64)
 	// ReachChanged says that Reach has changed for some peer.
@@ -230,11 +238,11 @@ func (d *Detector) rest() time.Duration {
 	return time.Duration(d.rests) * d.tick()
 }
 
-// pace is after how many ticks this peer looks again: wake-ups are what an idle peer costs. A leader looks
-// for the replies that keep its lease, and a peer that misses another has to see at once when the silence is
-// too long. The caller holds mu.
+// pace is after how many ticks this peer looks again: wake-ups are what an idle peer costs. A peer that misses
+// another has to see at once when the silence is too long, and a leader what still comes for its lease. The
+// caller holds mu.
 func (d *Detector) pace() int {
-	if d.asking || d.elections.LeadsIn() != 0 {
+	if d.asking {
 		return 1
 	}
 	for _, c := range d.peers {
@@ -280,11 +288,14 @@ func (d *Detector) step(link Packets) {
 	now := d.now()
 	passed := min(now-d.last, time.Duration(d.rests+lateTick)*d.tick())
 	d.last = now
-	changed := false
+	changed, missed := false, false
 	for _, c := range d.peers {
 		c.pause -= c.pause * time.Duration(d.rests) / forgetTicks
 		if !c.heard {
 			continue
+		}
+		if was := c.silence; was < d.missed() && was+passed >= d.missed() {
+			missed = true
 		}
 		if c.silence += passed; c.silence >= d.suspicion(c) && !c.vanished {
 			c.vanished, changed = true, true
@@ -299,6 +310,12 @@ func (d *Detector) step(link Packets) {
 		}
 	}
 	d.consider(link, now, true)
+	if d.pulse -= d.rests; d.pulse <= 0 || missed {
+		d.pulse = ticksPerPulse
+		if d.elections.LeadsIn() != 0 {
+			d.elections.Pulse(missed)
+		}
+	}
 	d.rests = d.pace()
 	if changed {
 		d.elections.ReachChanged()
@@ -376,6 +393,9 @@ func (d *Detector) receive(link Packets, b []byte) {
 		}
 		if s := c.sent[m.echo%uint64(len(c.sent))]; s.seq == m.echo && s.term == m.term && m.term != 0 {
 			d.elections.Granted(c.ID, m.term, s.t0)
+			if m.refreshed {
+				d.elections.Refreshed(c.ID, m.term)
+			}
 		}
 		c.viewed, c.view = m.echo, make(map[string]time.Duration, len(m.silence))
 		for _, s := range m.silence {
@@ -387,10 +407,12 @@ func (d *Detector) receive(link Packets, b []byte) {
 // answer answers a probe. For a leader's it is a grant: step 1 in package lease.
 func (d *Detector) answer(link Packets, c *contact, m datagram) {
 	var grant uint64
+	refreshed := false
 	if m.term != 0 {
 		may := d.elections.HeardFrom(c.ID, m.term) // first the entry in the grants,
 		if d.elections.Term() == m.term && may {   // then the look at the term
 			grant = m.term
+			refreshed = d.elections.Refresh(c.ID, m.term)
 		}
 	}
 	if c.key == nil {
@@ -400,7 +422,7 @@ func (d *Detector) answer(link Packets, c *contact, m datagram) {
 	c.seq++
 	was := c.process
 	c.process = m.process // the reply is for the process that asked, which may be new
-	d.send(link, c, datagram{kind: datagramReply, echo: m.seq, term: grant})
+	d.send(link, c, datagram{kind: datagramReply, echo: m.seq, term: grant, refreshed: refreshed})
 	c.process = was
 }
 

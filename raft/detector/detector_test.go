@@ -33,7 +33,16 @@ type hall struct {
 	replaced map[string]time.Duration // by whom, when
 	terms    map[string]uint64
 	changes  int
-	noted    func(id string) // called when a message has been noted as a possible grant of id
+	deaf     map[string]bool // whose raft does not follow the leader
+	// when the leader was told that a raft needs no other heartbeat, and when who was told to look
+	refreshed map[string]time.Duration
+	pulses    map[string][]pulse
+	noted     func(id string) // called when a message has been noted as a possible grant of id
+}
+
+type pulse struct {
+	at     time.Duration
+	missed bool
 }
 
 type parcel struct {
@@ -46,7 +55,8 @@ func newHall(t *testing.T, n int) *hall {
 		asleep: make(map[string]time.Duration), ended: make(map[string]bool), sent: make(map[[2]string]int),
 		now:    time.Hour,
 		grants: make(map[string]time.Duration), heard: make(map[string]uint64),
-		replaced: make(map[string]time.Duration), terms: make(map[string]uint64)}
+		replaced: make(map[string]time.Duration), terms: make(map[string]uint64), deaf: make(map[string]bool),
+		refreshed: make(map[string]time.Duration), pulses: make(map[string][]pulse)}
 	var peers []Host
 	for i := range n {
 		id := string(rune('a' + i))
@@ -149,7 +159,14 @@ func (d *desk) Replace(string, uint64) {
 	}
 	d.replaced[d.id] = d.now
 }
-func (d *desk) ReachChanged() { d.changes++ }
+func (d *desk) ReachChanged()               { d.changes++ }
+func (d *desk) Refresh(string, uint64) bool { return !d.deaf[d.id] }
+func (d *desk) Refreshed(peer string, _ uint64) {
+	d.refreshed[peer] = d.now
+}
+func (d *desk) Pulse(missed bool) {
+	d.pulses[d.id] = append(d.pulses[d.id], pulse{d.now, missed})
+}
 
 func (d *desk) Wait(context.Context, time.Time) { panic("unused") }
 
@@ -234,7 +251,7 @@ func TestDetectorSaysNothingTwice(t *testing.T) {
 	}
 }
 
-// A follower that misses nobody wakes up half as often.
+// A peer that misses nobody wakes up half as often.
 func TestDetectorRests(t *testing.T) {
 	h := newHall(t, 3)
 	h.run(time.Second)
@@ -244,16 +261,45 @@ func TestDetectorRests(t *testing.T) {
 			t.Errorf("%s looks again after %v, want %d ticks", id, got, want)
 		}
 	}
-	rests("a", 1)
+	rests("a", 2)
 	rests("b", 2)
 	h.isolate("c", true)
 	h.run(35 * ms)
+	rests("a", 1)
 	rests("b", 1)
 	h.run(time.Second)
 	rests("b", 2) // it has vanished, and that is that
 	h.isolate("c", false)
 	h.run(time.Second)
 	rests("c", 2)
+}
+
+// A raft that follows the leader needs no other heartbeats than probes, and the leader knows of each whether that
+// is so. It is told to look at once when a peer is missing, and now and then otherwise.
+func TestProbesAreHeartbeats(t *testing.T) {
+	h := newHall(t, 3)
+	h.deaf["c"] = true // it has restarted, say
+	h.run(time.Second)
+	if age := h.now - h.refreshed["b"]; age > 20*ms {
+		t.Errorf("that b needs no heartbeat was told %v ago, want every 10 ms", age)
+	}
+	if at, told := h.refreshed["c"]; told {
+		t.Errorf("c does not follow the leader, and was said to need no heartbeat at %v", at)
+	}
+	all := h.pulses["a"]
+	if n := len(all); n < 10 || n > 13 {
+		t.Errorf("the leader was told %d times in a second, want every 90 ms", n)
+	}
+	if len(h.pulses["b"]) > 0 {
+		t.Errorf("a follower was told: %v", h.pulses["b"])
+	}
+	began := h.now
+	h.isolate("b", true)
+	h.run(100 * ms)
+	missed := slices.DeleteFunc(h.pulses["a"], func(p pulse) bool { return p.at < began || !p.missed })
+	if len(missed) != 1 || missed[0].at-began > 40*ms {
+		t.Errorf("two probes of b have not come since %v, and the leader was told %v", began, missed)
+	}
 }
 
 func TestDetectorReplacesAVanishedLeader(t *testing.T) {

@@ -63,3 +63,19 @@ func readGolden(t *testing.T) map[string]string {
 	}
 	return lines
 }
+
+// TestRefreshedComesLast: earlier versions take it for a later version's field.
+func TestRefreshedComesLast(t *testing.T) {
+	key := []byte("0123456789abcdef0123456789abcdef")
+	find := func(string) []byte { return key }
+	plain := goldenDatagrams()["reply"]
+	marked := plain
+	marked.refreshed = true
+	old, now := plain.seal(nil, key), marked.seal(nil, key)
+	if !slices.Equal(now[:len(now)-macSize-1], old[:len(old)-macSize]) {
+		t.Errorf("a mark is not behind everything else:\n%x\n%x", old, now)
+	}
+	if got, err := openDatagram(now, find); err != nil || !reflect.DeepEqual(got, marked) {
+		t.Errorf("a marked reply is read as %+v, %v", got, err)
+	}
+}

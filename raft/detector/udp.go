@@ -18,7 +18,7 @@ type Packets interface {
 	// ReadNow reads a datagram that has arrived; it does not wait for one.
 	ReadNow(b []byte) (int, error)
 	Write(b []byte, to netip.AddrPort) error
-	// Wait returns at the given time, or when ctx ends.
+	// Wait returns at the given time, or when ctx has ended and the port has been closed.
 	Wait(ctx context.Context, at time.Time)
 	Close()
 }
@@ -129,16 +129,26 @@ func (u *udp) Wait(ctx context.Context, at time.Time) {
 	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(max(time.Until(at), 1)))}
 	armed := false
 	var fired [8]byte
-	u.fires.Read(func(fd uintptr) bool {
+	var failed error
+	err := u.fires.Read(func(fd uintptr) bool {
 		if !armed {
 			armed = true
-			if _, _, e := unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, fd, 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0); e != 0 {
+			_, _, e := unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, fd, 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
+			if e != 0 {
+				failed = e
 				return true
 			}
 		}
-		n, _, e := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&fired)), uintptr(len(fired)))
-		return e == 0 && n == uintptr(len(fired)) || ctx.Err() != nil
+		_, _, e := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&fired)), uintptr(len(fired)))
+		return e != unix.EAGAIN
 	})
+	if err == nil && failed == nil {
+		return
+	}
+	select { // no timer: the runtime's own will do
+	case <-ctx.Done():
+	case <-time.After(time.Until(at)):
+	}
 }
 
 func (u *udp) Close() {

@@ -47,6 +47,8 @@ type Store struct {
 	problems int // how often a write has failed
 	// OnError is told of a problem, and of its end with nil. It must not wait.
 	OnError func(error)
+	// OnGrown, if set, is told when something is added to the log. It must not wait.
+	OnGrown func()
 }
 
 // A problem lasts until as much as a busy peer writes can be written: on a full disk a vote still fits where an entry
@@ -157,6 +159,9 @@ func (s *Store) StoreLogs(logs []*hraft.Log) error {
 	err := s.Disk.StoreLogs(logs)
 	if err != nil {
 		s.note(err)
+	}
+	if s.OnGrown != nil {
+		s.OnGrown()
 	}
 	return err
 }

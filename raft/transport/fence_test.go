@@ -11,6 +11,7 @@ import (
 	hraft "github.com/hashicorp/raft"
 
 	"appliance/raft/fence"
+	"appliance/raft/notify"
 )
 
 // freeRules forbid nothing and note nothing.
@@ -21,7 +22,7 @@ func freeRules() Rules {
 		Removed: func() bool { return false }, Refusal: func(string) error { return nil },
 		Withheld: func() error { return nil }, Follow: func(string, uint64) bool { return true },
 		Stamp:  func(string) (string, bool) { return "", false },
-		Admits: func(string, string, bool) error { return nil },
+		Admits: func(string, string, bool) error { return nil }, Grown: new(notify.Signal),
 	}
 }
 

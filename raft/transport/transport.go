@@ -107,6 +107,8 @@ type Rules struct {
 	Stamp func(peer string) (cluster string, ok bool)
 	// Admits is why a message of peer is not for raft, or nil; it names cluster if it is stamped.
 	Admits func(peer, cluster string, stamped bool) error
+	// Grown tells when something is added to the log here.
+	Grown interface{ Next() <-chan struct{} }
 }
 
 // Transport is hashicorp/raft's network transport with the lease's book-keeping on both sides.
@@ -117,6 +119,7 @@ type Transport struct {
 	rpcs     chan hraft.RPC   // what raft sees of it
 	stop     <-chan struct{}
 	replicas replicas
+	kept     kept
 }
 
 // longestRest is how long a piece of the log waits for a peer that does not answer.
@@ -130,6 +133,7 @@ func New(s *Stream, heartbeat time.Duration, rules Rules, log hclog.Logger) *Tra
 	})
 	return &Transport{
 		NetworkTransport: net, rules: rules, consumer: net.Consumer(), rpcs: make(chan hraft.RPC), stop: s.done.Done(),
+		kept: kept{heartbeat: heartbeat},
 	}
 }
 
@@ -227,7 +231,7 @@ func (t *Transport) stamped(id hraft.ServerID, header hraft.RPCHeader) hraft.RPC
 	return header
 }
 
-// AppendEntries sends a heartbeat or a piece of the log.
+// AppendEntries sends a heartbeat or a piece of the log, unless it says nothing that the peer does not know.
 //
 // The library doubles its pause after each piece of the log that it could not send, up to 10 s. A peer that
 // is back gets no piece until the pause is over, and could not take over for so long. Heartbeats pause for
@@ -235,10 +239,12 @@ func (t *Transport) stamped(id hraft.ServerID, header hraft.RPCHeader) hraft.RPC
 // then sent again; the library counts at most one failure per longestRest.
 func (t *Transport) AppendEntries(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest,
 	resp *hraft.AppendEntriesResponse) error {
+	if t.rest(id, args) {
+		*resp = hraft.AppendEntriesResponse{Term: args.Term, LastLog: args.PrevLogEntry, Success: true}
+		return nil
+	}
 	err := t.appendEntries(id, target, args, resp)
-	heartbeat := len(args.Entries) == 0 && args.PrevLogEntry == 0 && args.PrevLogTerm == 0 &&
-		args.LeaderCommitIndex == 0
-	if err == nil || heartbeat || !t.replicas.awaitAnswer(id, longestRest, t.stop) {
+	if err == nil || isHeartbeat(args) || !t.replicas.awaitAnswer(id, longestRest, t.stop) {
 		return err
 	}
 	return t.appendEntries(id, target, args, resp)
@@ -255,7 +261,9 @@ func (t *Transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress,
 	if err == nil {
 		t.replicas.answered(id, resp.Term, resp.LastLog)
 	}
-	if err == nil && resp.Success && resp.Term == args.Term {
+	success := err == nil && resp.Success && resp.Term == args.Term
+	t.answered(id, args, success)
+	if success {
 		t.rules.Granted(string(id), args.Term, t0)
 	}
 	return err

@@ -1,0 +1,165 @@
+package transport
+
+import (
+	"sync"
+	"time"
+
+	hraft "github.com/hashicorp/raft"
+
+	"appliance/raft/notify"
+)
+
+// Datagrams in the place of heartbeats
+//
+// Idle, the library sends each peer some 45 heartbeats and 13 empty pieces of the log in a second. Each is a
+// request over TLS that wakes several threads on both hosts, and says what a probe of the detector says too: that
+// the leader of this term is there. So while a peer's replies to probes tell that its raft has taken them for
+// heartbeats ([Transport.Refresh]), the leader's library gets its answer from here, later, and nothing is sent.
+//
+// Such an answer is no grant and proves nothing: leases count probes by themselves, and nobody asks the library
+// to verify a leader. It keeps the library's own clocks from running out, on both sides. A message goes out as
+// ever once replies are missing for keptFor, after any failure, if it says anything new, and every truthEvery.
+
+const (
+	// keptFor is how old the reply may be that an answer from here rests on, in heartbeats: three probes. The
+	// lease, three tenths, has not run out by then, and a real heartbeat can renew it.
+	keptFor = 0.2
+	// restFor is how long a heartbeat waits here at most, in heartbeats. With the library's own pause of up to a
+	// fifth it stays below a heartbeat, after which the leader would step down.
+	restFor = 0.7
+	// truthEvery bounds how long it goes unnoticed that TCP does not pass although datagrams do.
+	truthEvery = time.Second
+)
+
+// kept are the peers whose rafts take probes for heartbeats.
+type kept struct {
+	heartbeat     time.Duration
+	pulse, missed notify.Signal
+
+	mu sync.Mutex
+	by map[hraft.ServerID]*keeping
+}
+
+type keeping struct {
+	term  uint64 // of the latest reply
+	at    time.Duration
+	beats said
+	log   said
+}
+
+// said is the last message that was answered, and when.
+type said struct {
+	ok     bool
+	at     time.Duration
+	term   uint64
+	prev   uint64
+	commit uint64
+}
+
+func (k *kept) of(id hraft.ServerID) *keeping {
+	if k.by == nil {
+		k.by = make(map[hraft.ServerID]*keeping)
+	}
+	if k.by[id] == nil {
+		k.by[id] = &keeping{}
+	}
+	return k.by[id]
+}
+
+// Kept says that id has just told that its raft takes probes of term for heartbeats.
+func (t *Transport) Kept(id string, term uint64) {
+	t.kept.mu.Lock()
+	defer t.kept.mu.Unlock()
+	k := t.kept.of(hraft.ServerID(id))
+	k.term, k.at = term, t.rules.Now()
+}
+
+// Pulse ends the rest of heartbeats. It is fired by who is awake anyway, every six tenths of a heartbeat, so that
+// they need no timers of their own, and with missed at once when replies are missing.
+func (t *Transport) Pulse(missed bool) {
+	t.kept.pulse.Fire()
+	if missed {
+		t.kept.missed.Fire()
+	}
+}
+
+// answered notes whether a message that was sent has been answered with success.
+func (t *Transport) answered(id hraft.ServerID, args *hraft.AppendEntriesRequest, ok bool) {
+	k, at := &t.kept, t.rules.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.of(id)
+	if !ok {
+		p.beats, p.log = said{}, said{}
+		return
+	}
+	if isHeartbeat(args) {
+		p.beats = said{ok: true, at: at, term: args.Term}
+		return
+	}
+	p.log = said{}
+	if len(args.Entries) == 0 {
+		p.log = said{ok: true, at: at, term: args.Term, prev: args.PrevLogEntry, commit: args.LeaderCommitIndex}
+	}
+}
+
+// spares says whether id needs not be sent args now.
+func (t *Transport) spares(id hraft.ServerID, args *hraft.AppendEntriesRequest) bool {
+	k, now := &t.kept, t.rules.Now()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.of(id)
+	if p.term != args.Term || now-p.at > time.Duration(keptFor*float64(k.heartbeat)) || len(args.Entries) > 0 {
+		return false
+	}
+	if isHeartbeat(args) {
+		return p.beats.ok && p.beats.term == args.Term && now-p.beats.at < truthEvery
+	}
+	return p.log.ok && p.log.term == args.Term && p.log.prev == args.PrevLogEntry &&
+		p.log.commit == args.LeaderCommitIndex && now-p.log.at < truthEvery
+}
+
+// rest waits as long as id needs not be sent args, and not too long. It returns false if args have to be sent, and
+// true if they can be taken for answered.
+func (t *Transport) rest(id hraft.ServerID, args *hraft.AppendEntriesRequest) bool {
+	over, most := t.kept.pulse.Next(), time.Duration(restFor*float64(t.kept.heartbeat))
+	var grown <-chan struct{}
+	if !isHeartbeat(args) {
+		// The library sends what is added to the log only after this has returned.
+		over, grown, most = t.kept.missed.Next(), t.rules.Grown.Next(), truthEvery
+	}
+	if !t.spares(id, args) {
+		return false
+	}
+	late := time.NewTimer(most)
+	defer late.Stop()
+	select {
+	case <-over:
+	case <-grown:
+	case <-late.C:
+	case <-t.stop:
+		return false
+	}
+	return t.spares(id, args)
+}
+
+// isHeartbeat tells the library's heartbeats from its pieces of the log, which may be empty.
+func isHeartbeat(args *hraft.AppendEntriesRequest) bool {
+	return len(args.Entries) == 0 && args.PrevLogEntry == 0 && args.PrevLogTerm == 0 && args.LeaderCommitIndex == 0
+}
+
+// Refresh has raft take a probe of leader, who is at addr, for its heartbeat in term. It does not wait: if raft
+// is busy, the next probe does it.
+func (t *Transport) Refresh(leader string, addr hraft.ServerAddress, term uint64) {
+	header := hraft.RPCHeader{
+		ProtocolVersion: hraft.ProtocolVersionMax, ID: []byte(leader), Addr: t.EncodePeer(hraft.ServerID(leader), addr),
+	}
+	rpc := hraft.RPC{
+		Command:  &hraft.AppendEntriesRequest{RPCHeader: header, Term: term, Leader: header.Addr},
+		RespChan: make(chan hraft.RPCResponse, 1), // nobody is told: the reply to the probe is the answer
+	}
+	select {
+	case t.rpcs <- rpc:
+	default:
+	}
+}

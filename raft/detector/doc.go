@@ -3,7 +3,7 @@
 // Raft notices a silent leader after one to two heartbeat timeouts. The detector sends a datagram to every
 // other peer fifteen times per heartbeat, and needs little more than a third of one:
 //
-//	heartbeat / 30      tick      5 ms by default; a peer that neither leads nor misses another skips every other one
+//	heartbeat / 30      tick      5 ms by default; a peer that misses no other skips every second one
 //	heartbeat / 15      probe    10 ms   to every peer; the holder's are answered at the next tick
 //	heartbeat * 3/10    lease    45 ms   after that the holder is silent: package lease
 //	heartbeat * 11/30   silence  55 ms   after that a silent peer is suspected
@@ -16,6 +16,10 @@
 // process that was frozen, or had to wait for a core, suspects nobody when it goes on. The detector also learns
 // the pauses that busy hosts make: a peer is suspected after twice its longest recent pause, if that is more
 // than the above.
+//
+// Probes of a leader also keep the clocks of raft from running out, on both sides, so raft's own heartbeats are
+// sent only to peers that do not say so in their replies, and when replies are missing: package transport. The
+// silence above is what finds a lost host either way.
 //
 // One peer alone deposes nobody. A peer that suspects the leader asks the others, and stands for election only
 // if a majority of the voters, itself included, has not heard the leader either. The first in rank does so at

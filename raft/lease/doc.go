@@ -16,7 +16,8 @@
 //     So t0 <= arrival.
 //     A leader's probe grants as well. It does not pass through raft, so the voter looks at raft's term
 //     itself after it has made the entry, and acknowledges the probe only if the term is T at that
-//     moment. The echoed number tells the sender which t0 belongs to the reply.
+//     moment. The echoed number tells the sender which t0 belongs to the reply. Heartbeats of raft that probes
+//     make needless are not sent, and count for nothing: package transport.
 //  2. Lease. The leader X of T may answer until (the latest moment that a majority of voters, itself
 //     included, has been counted at) + the length of the lease. Messages pass through raft's main loop
 //     one by one. The fast path for heartbeats is off: with it a heartbeat can be acknowledged in the

@@ -129,7 +129,7 @@ func TestProbesSpareHeartbeats(t *testing.T) {
 	w.sends("a commit", further, true, pulse)
 	w.sends("the commit again", further, false, missed)
 
-	lost := func() { w.pass(time.Hour / 4); w.Pulse(true) }
+	lost := sync.OnceFunc(func() { w.pass(time.Hour / 4); w.Pulse(true) })
 	w.sends("replies are missing meanwhile", beat, true, lost)
 	w.sends("replies are missing", further, true, pulse)
 	w.Kept("b", 7)

@@ -261,10 +261,11 @@ func (t *Transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress,
 	if err == nil {
 		t.replicas.answered(id, resp.Term, resp.LastLog)
 	}
-	success := err == nil && resp.Success && resp.Term == args.Term
-	t.answered(id, args, success)
-	if success {
+	if err == nil && resp.Success && resp.Term == args.Term {
 		t.rules.Granted(string(id), args.Term, t0)
+		t.answered(id, args, true)
+	} else {
+		t.answered(id, args, false)
 	}
 	return err
 }

@@ -38,6 +38,7 @@ type socket struct {
 	// stays says that the socket is closed by the end of the process only, since tables
 	// belong to it.
 	stays bool
+	buf   []byte // for one answer
 }
 
 // Dial makes a connection to nf_tables in the network namespace of the calling thread.
@@ -141,11 +142,13 @@ func (s *socket) exchange(requests []netlink.Message) (replies []netlink.Message
 	}); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
 	}
-	buf := make([]byte, answerSize)
+	if s.buf == nil {
+		s.buf = make([]byte, answerSize)
+	}
 	for {
 		var n int
 		err := retryEINTR(func() (err error) {
-			n, _, err = unix.Recvfrom(s.fd, buf, unix.MSG_DONTWAIT)
+			n, _, err = unix.Recvfrom(s.fd, s.buf, unix.MSG_DONTWAIT)
 			return err
 		})
 		switch {
@@ -155,7 +158,7 @@ func (s *socket) exchange(requests []netlink.Message) (replies []netlink.Message
 			return nil, os.NewSyscallError("recvfrom", err)
 		}
 		// The parsed messages point into what was read.
-		messages, err := syscall.ParseNetlinkMessage(bytes.Clone(buf[:n]))
+		messages, err := syscall.ParseNetlinkMessage(bytes.Clone(s.buf[:n]))
 		if err != nil {
 			return nil, fmt.Errorf("decoding an answer of nf_tables: %w", err)
 		}

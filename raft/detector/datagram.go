@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"hash"
 )
 
 // The datagrams between peers
@@ -70,7 +71,7 @@ type silenceOf struct {
 var errDatagram = errors.New("no datagram of this group")
 
 // seal appends the datagram with its MAC to b.
-func (d *datagram) seal(b, key []byte) []byte {
+func (d *datagram) seal(b []byte, key *macKey) []byte {
 	from := len(b)
 	b = binary.BigEndian.AppendUint32(b, datagramMagic)
 	b = append(b, d.kind, byte(len(d.from)))
@@ -87,11 +88,11 @@ func (d *datagram) seal(b, key []byte) []byte {
 	if d.refreshed {
 		b = append(b, markRefreshed)
 	}
-	return append(b, mac(key, b[from:])...)
+	return append(b, key.mac(b[from:])...)
 }
 
 // openDatagram reads a sealed datagram; key finds the key for a sender.
-func openDatagram(b []byte, key func(from string) []byte) (d datagram, err error) {
+func openDatagram(b []byte, key func(from string) *macKey) (d datagram, err error) {
 	if len(b) < macSize {
 		return d, errDatagram
 	}
@@ -104,7 +105,7 @@ func openDatagram(b []byte, key func(from string) []byte) (d datagram, err error
 		return d, errDatagram
 	}
 	k := key(d.from)
-	if k == nil || !hmac.Equal(mac(k, r.b), b[len(b)-macSize:]) {
+	if k == nil || !hmac.Equal(k.mac(r.b), b[len(b)-macSize:]) {
 		return d, errDatagram
 	}
 	copy(d.process[:], r.take(8))
@@ -140,10 +141,20 @@ func (r *reader) take(n int) []byte {
 func (r *reader) number() uint64 { return binary.BigEndian.Uint64(r.take(8)) }
 func (r *reader) text() string   { return string(r.take(int(r.take(1)[0]))) }
 
-func mac(key, msg []byte) []byte {
-	h := hmac.New(sha256.New, key)
-	h.Write(msg)
-	return h.Sum(nil)[:macSize]
+// macKey is a key that is ready for many MACs, one after the other.
+type macKey struct {
+	key []byte
+	h   hash.Hash
+	sum [sha256.Size]byte
+}
+
+func newMacKey(key []byte) *macKey { return &macKey{key: key, h: hmac.New(sha256.New, key)} }
+
+// mac is that of msg. It is valid until the next call.
+func (k *macKey) mac(msg []byte) []byte {
+	k.h.Reset()
+	k.h.Write(msg)
+	return k.h.Sum(k.sum[:0])[:macSize]
 }
 
 // datagramSecret is what the keys of one process are derived from.

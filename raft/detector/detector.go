@@ -85,8 +85,8 @@ type Elections interface {
 // contact is what the detector knows of another peer.
 type contact struct {
 	Host
-	key  []byte // what it accepts our datagrams by; nil: not known yet
-	ours []byte // what its datagrams are accepted by
+	key  *macKey // what it accepts our datagrams by; nil: not known yet
+	ours *macKey // what its datagrams are accepted by
 
 	process [8]byte
 	got     uint64 // the highest number from that process
@@ -142,7 +142,7 @@ func (d *Detector) Follow(hosts []Host) {
 		}
 		listed[p.ID] = true
 		if c := d.peers[p.ID]; c == nil || c.Addr != p.Addr {
-			d.peers[p.ID] = &contact{Host: p, ours: d.secret.keyOf(p.ID)}
+			d.peers[p.ID] = &contact{Host: p, ours: newMacKey(d.secret.keyOf(p.ID))}
 		} else {
 			c.Host = p
 		}
@@ -161,7 +161,9 @@ func (d *Detector) Accept(peer string, key []byte) {
 	if c.key == nil {
 		c.keyed = d.now()
 	}
-	c.key = key
+	if c.key == nil || !slices.Equal(c.key.key, key) {
+		c.key = newMacKey(key)
+	}
 	if !c.heard && !c.warned && d.now()-c.keyed > blockedAfter {
 		c.warned = true
 		d.log.Warn("no datagrams come from this peer: let UDP through on the peer port, as TCP; until then the "+
@@ -364,7 +366,7 @@ func (d *Detector) send(link Packets, c *contact, m datagram) {
 func (d *Detector) receive(link Packets, b []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	m, err := openDatagram(b, func(from string) []byte {
+	m, err := openDatagram(b, func(from string) *macKey {
 		if c := d.peers[from]; c != nil {
 			return c.ours
 		}

@@ -490,7 +490,7 @@ func TestDatagramsOfStrangersAreDropped(t *testing.T) {
 	b := h.ds["b"]
 	good := datagram{kind: datagramProbe, from: "a", process: h.ds["a"].process, to: b.process, seq: 1 << 40,
 		echo: b.peers["a"].seq, term: 9}
-	sealed := good.seal(nil, b.secret.keyOf("a"))
+	sealed := good.seal(nil, newMacKey(b.secret.keyOf("a")))
 	for at := range sealed {
 		bad := slices.Clone(sealed)
 		bad[at] ^= 1
@@ -507,19 +507,19 @@ func TestDatagramsOfStrangersAreDropped(t *testing.T) {
 }
 
 func FuzzDatagram(f *testing.F) {
-	key := []byte("key")
+	sealing := newMacKey([]byte("key"))
 	d := datagram{kind: datagramReply, from: "a", seq: 3, silence: []silenceOf{{"b", 4}}}
-	f.Add(d.seal(nil, key), true)
+	f.Add(d.seal(nil, sealing), true)
 	f.Add([]byte("apD1"), false)
 	f.Fuzz(func(t *testing.T, b []byte, sealed bool) {
 		if sealed { // past the MAC
-			b = append(slices.Clone(b), mac(key, b)...)
+			b = append(slices.Clone(b), sealing.mac(b)...)
 		}
-		got, err := openDatagram(b, func(string) []byte { return key })
+		got, err := openDatagram(b, func(string) *macKey { return sealing })
 		if err != nil {
 			return
 		}
-		again, err := openDatagram(got.seal(nil, key), func(string) []byte { return key })
+		again, err := openDatagram(got.seal(nil, sealing), func(string) *macKey { return sealing })
 		if err != nil || fmt.Sprint(again) != fmt.Sprint(got) {
 			t.Errorf("%v became %v (%v)", got, again, err)
 		}

@@ -28,9 +28,10 @@ func TestDatagramsOfTheFirstVersion(t *testing.T) {
 	if now := hex.EncodeToString(from.keyOf("b")); now != was["key/datagrams"] {
 		t.Errorf("a key is %s, and in the first version %s", now, was["key/datagrams"])
 	}
-	find := func(string) []byte { return key }
+	sealing := newMacKey(key)
+	find := func(string) *macKey { return sealing }
 	for name, want := range goldenDatagrams() {
-		if now := hex.EncodeToString(want.seal(nil, key)); now != was["datagram/"+name] {
+		if now := hex.EncodeToString(want.seal(nil, sealing)); now != was["datagram/"+name] {
 			t.Errorf("%s is\n%s\nand in the first version\n%s", name, now, was["datagram/"+name])
 		}
 		sealed, err := hex.DecodeString(was["datagram/"+name])
@@ -42,7 +43,7 @@ func TestDatagramsOfTheFirstVersion(t *testing.T) {
 		}
 		// A later version appends its fields.
 		later := append(slices.Clone(sealed[:len(sealed)-macSize]), "more"...)
-		later = append(later, mac(key, later)...)
+		later = append(later, sealing.mac(later)...)
 		if got, err := openDatagram(later, find); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s with more fields is read as %+v, %v", name, got, err)
 		}
@@ -67,11 +68,12 @@ func readGolden(t *testing.T) map[string]string {
 // TestRefreshedComesLast: earlier versions take it for a later version's field.
 func TestRefreshedComesLast(t *testing.T) {
 	key := []byte("0123456789abcdef0123456789abcdef")
-	find := func(string) []byte { return key }
+	sealing := newMacKey(key)
+	find := func(string) *macKey { return sealing }
 	plain := goldenDatagrams()["reply"]
 	marked := plain
 	marked.refreshed = true
-	old, now := plain.seal(nil, key), marked.seal(nil, key)
+	old, now := plain.seal(nil, sealing), marked.seal(nil, sealing)
 	if !slices.Equal(now[:len(now)-macSize-1], old[:len(old)-macSize]) {
 		t.Errorf("a mark is not behind everything else:\n%x\n%x", old, now)
 	}

@@ -136,8 +136,8 @@ func (u *udp) Wait(ctx context.Context, at time.Time) {
 			_, _, e := unix.RawSyscall6(unix.SYS_TIMERFD_SETTIME, fd, 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0)
 			if e != 0 {
 				failed = e
-				return true
 			}
+			return e != 0 // else the poller says when it fires
 		}
 		_, _, e := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&fired)), uintptr(len(fired)))
 		return e != unix.EAGAIN

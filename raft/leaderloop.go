@@ -16,12 +16,18 @@ import (
 	"appliance/raft/settings"
 )
 
+// How long a leader waits until it looks again at what it keeps up, and a follower, for which a change is enough.
+const (
+	leaderPause   = 200 * time.Millisecond
+	followerPause = time.Second
+)
+
 // leaderLoop does what a leader does without being asked, and what every peer has to look at now and then.
 func (g *Group) leaderLoop(ctx context.Context) error {
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	for {
-		refitted := g.refitted.Next()
+		refitted, changed := g.refitted.Next(), g.change.Next()
 		if err := g.settings.Err(); err != nil {
 			g.fail(err)
 		}
@@ -46,10 +52,17 @@ func (g *Group) leaderLoop(ctx context.Context) error {
 			g.keepRecord(ctx)
 			g.promote(ctx)
 		}
+		if _, ok := g.leads(); ok || g.withholds() != nil {
+			pause.Reset(leaderPause)
+			changed = nil // a leader is in no hurry: each change would make it look at everything
+		} else {
+			pause.Reset(followerPause)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-pause.C:
+		case <-changed:
 		case <-refitted:
 		}
 	}

@@ -201,8 +201,12 @@ func (g *Group) relink(roster []Peer) (gone []*peerport.ControlLink) {
 	return g.links.follow(slices.DeleteFunc(slices.Clone(roster), func(p Peer) bool { return p.ID == g.cfg.ID }))
 }
 
-// rosterPause bounds how long a change of the roster goes unnoticed: raft does not tell followers of it.
-const rosterPause = 200 * time.Millisecond
+// rosterPause bounds how long a change of the roster goes unnoticed. Raft does not tell followers of it, but the log
+// grows with it: the roster is looked at then, once more after rosterPause, and every rosterRound otherwise.
+const (
+	rosterPause = 200 * time.Millisecond
+	rosterRound = time.Second
+)
 
 // followRoster watches and greets every other peer, for as long as it is in the roster.
 func (g *Group) followRoster(ctx context.Context) error {
@@ -218,9 +222,10 @@ func (g *Group) followRoster(ctx context.Context) error {
 			t.cut()
 		}
 	}()
-	tick := time.NewTicker(rosterPause)
-	defer tick.Stop()
-	for {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for wait := rosterPause; ; {
+		grown, changed := g.grown.Next(), g.change.Next()
 		roster := g.roster()
 		g.rememberRoster(roster)
 		g.detector.Follow(hostsOf(roster))
@@ -249,10 +254,16 @@ func (g *Group) followRoster(ctx context.Context) error {
 			})
 			wg.Go(func() { g.keepGreeting(own, p) })
 		}
+		pause.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-grown:
+			wait = rosterPause
+		case <-changed:
+			wait = rosterPause
+		case <-pause.C:
+			wait = rosterRound
 		}
 	}
 }

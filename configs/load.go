@@ -151,7 +151,6 @@ func overlay(raw *rawConfig, src Source, rep *report) {
 			raw.remove("remotePeers")
 			raw.setList(keyPeers, ".address", c)
 		case set.Flag == "listen" && raw.lists[keyLBs] == 0:
-			raw.remove(keyLBs)
 			raw.setList(keyLBs+"[0].listen", "", c)
 		case strings.HasPrefix(set.Key, keyLBs+"[]"):
 			if raw.lists[keyLBs] > 0 {

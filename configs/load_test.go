@@ -446,3 +446,28 @@ func TestJoin(t *testing.T) {
 		}
 	}
 }
+
+// TestFlagsOfTheLoadBalancer: --listen leaves what other flags say of the one load balancer.
+func TestFlagsOfTheLoadBalancer(t *testing.T) {
+	set := map[string]string{
+		"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13", "lb-port": "443", "listen": "127.0.0.1",
+		"backend-port": "6443", "check": "tcp",
+	}
+	for name, src := range map[string]Source{
+		"flags": source(set, nil),
+		"environment": source(nil, map[string]string{
+			"APPLIANCE_VIP": set["vip"], "APPLIANCE_PEERS": set["peers"], "APPLIANCE_LB_PORT": set["lb-port"],
+			"APPLIANCE_LISTEN": set["listen"], "APPLIANCE_BACKEND_PORT": set["backend-port"], "APPLIANCE_CHECK": set["check"],
+		}),
+	} {
+		cfg, err := Parse("", nil, src)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		lb := cfg.LoadBalancers[0]
+		if lb.Port != 443 || !slices.Equal(lb.Listen, []netip.Addr{addr("127.0.0.1")}) || lb.Check.Type != "tcp" ||
+			lb.Backends[0].Addr != netip.MustParseAddrPort("192.0.2.11:6443") {
+			t.Errorf("%s: port %d, listen %v, check %s, backends %v", name, lb.Port, lb.Listen, lb.Check.Type, lb.Backends)
+		}
+	}
+}

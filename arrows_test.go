@@ -16,6 +16,7 @@ var arrows = map[string]struct {
 	why string
 }{
 	"appliance/balancer":         {nil, "it imports none of our packages and declares the small interfaces it needs"},
+	"appliance/dns":              {nil, "a name is looked up without knowing what is at its addresses"},
 	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
 	"appliance/raft": {[]string{
 		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",
@@ -164,7 +165,8 @@ var arrows = map[string]struct {
 	"appliance/cli": {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/recovery",
-			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/doctor",
+			"appliance/balancer", "appliance/configs", "appliance/convert", "appliance/demo", "appliance/dns",
+			"appliance/doctor",
 			"appliance/endpoints", "appliance/image", "appliance/install", "appliance/manifest",
 			"appliance/node", "appliance/node/desired", "appliance/raft", "appliance/status",
 			"appliance/status/client", "appliance/status/journal", "appliance/status/terminal",
@@ -174,7 +176,8 @@ var arrows = map[string]struct {
 	"appliance/node": {
 		[]string{
 			"appliance/raft/auth", "appliance/raft/feed", "appliance/raft/store",
-			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/confine", "appliance/hook", "appliance/host",
+			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/confine", "appliance/dns", "appliance/hook",
+			"appliance/host",
 			"appliance/ipvs", "appliance/mask", "appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset",
 			"appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
@@ -184,7 +187,7 @@ var arrows = map[string]struct {
 		"one node wires the rooms; nobody below knows it",
 	},
 	"appliance/node/desired": {
-		[]string{"appliance/balancer", "appliance/configs", "appliance/pathprobe", "appliance/raft"},
+		[]string{"appliance/balancer", "appliance/configs", "appliance/dns", "appliance/pathprobe", "appliance/raft"},
 		"what a node should serve follows from values; it touches no host and no group",
 	},
 	"appliance/node/planes": {

@@ -50,3 +50,23 @@ func TestRemovedWhileMoving(t *testing.T) {
 		}
 	})
 }
+
+// A server without address is down, with the reason, and the others serve as if it were not there.
+func TestMissing(t *testing.T) {
+	lb := lbOf("api", 1)
+	lb.Missing = []MissingBackend{{Name: "db.example.org:6443", Reason: "no such host"}}
+	none := lbOf("none", 0)
+	none.Missing = lb.Missing
+	run(t, []LoadBalancer{lb, none}, nil, func(b *bench) {
+		if got := b.planes[Direct].serves(); got != "api[1|] none[|]" {
+			t.Errorf("serves %s", got)
+		}
+		for _, s := range b.b.Status().LoadBalancers {
+			last := s.Backends[len(s.Backends)-1]
+			if last.Name != "db.example.org:6443" || last.State != Down || last.Reason != "no such host" ||
+				last.Address.IsValid() {
+				t.Errorf("%s: %+v", s.Name, last)
+			}
+		}
+	})
+}

@@ -107,7 +107,9 @@ type LoadBalancer struct {
 	Frontends []netip.AddrPort
 	Scheduler Scheduler
 	Backends  []Backend
-	Check     Check
+	// Missing are servers of which no address is known. They get nothing, and Status shows them as down.
+	Missing []MissingBackend
+	Check   Check
 	// Plane is the data plane that the operator forces. With Auto, or empty, the
 	// first one that works on this host is chosen.
 	Plane PlaneName
@@ -122,6 +124,14 @@ type LoadBalancer struct {
 	// TryDown spreads new connections over all backends while all are down.
 	// Otherwise they are refused.
 	TryDown bool
+}
+
+// A MissingBackend is a server of which no address is known.
+type MissingBackend struct {
+	// Name is its name and port, or what the operator calls it.
+	Name string
+	// Reason says why there is no address.
+	Reason string
 }
 
 // A Target is one backend of one load balancer: the identity to which health

@@ -119,7 +119,8 @@ const (
 
 // BackendStatus is one backend in a LoadBalancerStatus.
 type BackendStatus struct {
-	Name    string         `json:"name"`
+	Name string `json:"name"`
+	// Address is empty for a server by name of which no address is known.
 	Address netip.AddrPort `json:"address"`
 	Weight  int            `json:"weight"`
 	State   BackendState   `json:"state"`
@@ -251,6 +252,9 @@ func (b *Balancer) status(
 			bs.Traffic = &n
 		}
 		s.Backends = append(s.Backends, bs)
+	}
+	for _, m := range e.lb.Missing {
+		s.Backends = append(s.Backends, BackendStatus{Name: m.Name, State: Down, Reason: m.Reason})
 	}
 	return s
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,9 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/dns"
 	"appliance/node"
+	"appliance/node/desired"
 )
 
 func configCommand() *cli.Command {
@@ -138,6 +141,7 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	if err := node.CheckPrograms(cfg); err != nil {
 		return err
 	}
+	cfg = withAddresses(ctx, cfg)
 	var results []liveResult
 	var asking sync.WaitGroup
 	var mu sync.Mutex
@@ -150,7 +154,10 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 			asking.Go(func() {
 				ctx, cancel := context.WithTimeout(ctx, lb.Check.Timeout)
 				defer cancel()
-				r := liveResult{lb.Name, b.String(), b.Addr, checker.Check(ctx, b.Backend)}
+				r := liveResult{lb.Name, cmp.Or(b.Name, b.Where()), b.Addr, errors.New(b.Unresolved)}
+				if b.Resolved() {
+					r.err = checker.Check(ctx, b.Backend)
+				}
 				mu.Lock()
 				defer mu.Unlock()
 				results = append(results, r)
@@ -159,6 +166,24 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	}
 	asking.Wait()
 	return report(w, cfg, results)
+}
+
+// withAddresses returns cfg with the servers that its names stand for now.
+func withAddresses(ctx context.Context, cfg *configs.Config) *configs.Config {
+	names := dns.Open(dns.Config{
+		Nameservers: cfg.Resolver.Nameservers, Shortest: cfg.Resolver.MinTTL, Longest: cfg.Resolver.MaxTTL,
+		Log: slog.New(slog.DiscardHandler), // the table says it
+	})
+	names.Set(cfg.Hosts())
+	names.Await(ctx)
+	return desired.Compute(desired.Known{Config: cfg, Names: names.Known()}).Config
+}
+
+func addrOf(b configs.BackendEntry) string {
+	if !b.Resolved() {
+		return "-"
+	}
+	return b.Addr.String()
 }
 
 // report prints results in the order of cfg.
@@ -170,7 +195,9 @@ func report(w io.Writer, cfg *configs.Config, results []liveResult) error {
 	down, all := 0, 0
 	for i, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
-			at := slices.IndexFunc(results, func(r liveResult) bool { return r.lb == lb.Name && r.addr == b.Addr })
+			at := slices.IndexFunc(results, func(r liveResult) bool {
+				return r.lb == lb.Name && r.addr == b.Addr && r.backend == cmp.Or(b.Name, b.Where())
+			})
 			r := results[at]
 			all++
 			state, why := balancer.Up, "the check succeeds"
@@ -188,7 +215,7 @@ func report(w io.Writer, cfg *configs.Config, results []liveResult) error {
 					fixes = append(fixes, f)
 				}
 			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.lb, r.backend, r.addr, state, why)
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.lb, r.backend, addrOf(b), state, why)
 		}
 	}
 	if err := table.Flush(); err != nil {

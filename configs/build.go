@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -34,6 +35,7 @@ func (b *builder) build() {
 	}
 	c.DataPlane = balancer.PlaneName(b.text("dataPlane"))
 	c.LoadBalancers = b.loadBalancers(b.bool("addPeersAsBackends"))
+	c.Resolver = b.resolver()
 	c.Tracks = b.tracks()
 	c.Hooks = b.hooks()
 	c.DataDir = b.path("dataDir")
@@ -172,6 +174,29 @@ func (b *builder) join() []netip.AddrPort {
 		list = append(list, at)
 	}
 	return list
+}
+
+// dnsPort is that of DNS servers (RFC 1035, section 4.2).
+const dnsPort = 53
+
+func (b *builder) resolver() ResolverSettings {
+	const minKey, maxKey = "resolver.minTTL", "resolver.maxTTL"
+	var r ResolverSettings
+	for key := range b.elements("resolver.nameservers") {
+		a, port, ok := b.endpoint(key, b.get(key).value)
+		if !ok {
+			continue
+		}
+		at := netip.AddrPortFrom(a, cmp.Or(port, dnsPort))
+		b.show(key, at.String(), b.origin(key))
+		r.Nameservers = append(r.Nameservers, at)
+	}
+	r.MinTTL, r.MaxTTL = b.duration(minKey, time.Second, day), b.duration(maxKey, time.Second, 31*day)
+	if r.MinTTL > r.MaxTTL {
+		b.bad(maxKey, "%s is shorter than resolver.minTTL, %s%s; write more, or less there",
+			formatDuration(r.MaxTTL), formatDuration(r.MinTTL), b.lineOf(minKey))
+	}
+	return r
 }
 
 func (b *builder) preempt() Preempt {

@@ -37,6 +37,7 @@ type Config struct {
 	// DataPlane is for load balancers that name none of their own.
 	DataPlane     balancer.PlaneName
 	LoadBalancers []LoadBalancerEntry
+	Resolver      ResolverSettings
 	Tracks        []TrackEntry
 	Hooks         []HookEntry
 	DataDir       string
@@ -74,6 +75,14 @@ type Preempt struct {
 	On bool
 	// After is how long that peer must have been connected.
 	After time.Duration
+}
+
+// ResolverSettings say how the names of servers are looked up.
+type ResolverSettings struct {
+	// Nameservers are those to ask; none means those of /etc/resolv.conf.
+	Nameservers []netip.AddrPort
+	// MinTTL and MaxTTL bound how long an answer is good for.
+	MinTTL, MaxTTL time.Duration
 }
 
 // LogSettings say what the program writes to stderr.

@@ -125,7 +125,7 @@ func TestErrors(t *testing.T) {
 		// Addresses.
 		{"name for address", "vip: vip.example.org\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\n",
 			[]string{"1: vip: vip.example.org is a name, not an address; write the address: " +
-				"names are not looked up, because the DNS may be what is down when this is needed"}},
+				"only the names of servers are looked up, because the DNS may be what is down when this is needed"}},
 		{"no address", "vip: 192.0.2.300\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\n",
 			[]string{"1: vip: 192.0.2.300 is not an IP address; write one such as 192.0.2.10 or 2001:db8::10"}},
 		{"subnet", "vip: 192.0.2.10\npeers: [192.0.2.11/24, 192.0.2.12, 192.0.2.13]\n",
@@ -156,9 +156,24 @@ func TestErrors(t *testing.T) {
 		{"URL with path", withLB + "  backends: [{url: 'https://192.0.2.21:6443/healthz'}]\n",
 			[]string{"5: loadBalancers[0].backends[0].url: https://192.0.2.21:6443/healthz says more than an address and a " +
 				"port, and TCP can carry no more; write https://192.0.2.21:6443"}},
-		{"URL with name", withLB + "  backends: [{url: 'https://api.example.org:6443'}]\n",
-			[]string{"5: loadBalancers[0].backends[0].url: api.example.org is a name, not an address; " +
-				"write the address: names are not looked up, because the DNS may be what is down when this is needed"}},
+		{"maxAddresses of an address", withLB + "  backends: [{address: 192.0.2.21, maxAddresses: 2}]\n",
+			[]string{"5: loadBalancers[0].backends[0].maxAddresses: is for a server by name, " +
+				"and 192.0.2.21:6443 is an address; remove it"}},
+		{"name twice", withLB + "  backends: [api.example.org, 'API.example.org:6443']\n",
+			[]string{"5: loadBalancers[0].backends[1]: api.example.org:6443 is already a backend; " +
+				"remove one of the two, weight says how much it gets"}},
+		{"name that cannot be one", withLB + "  backends: [-a.example.org, 'b..example.org:1']\n",
+			[]string{"5: loadBalancers[0].backends[0].address: -a.example.org is a name, not an address; " +
+				"write the address: only the names of servers are looked up, " +
+				"because the DNS may be what is down when this is needed",
+				"5: loadBalancers[0].backends[1].address: b..example.org is a name, not an address; " +
+					"write the address: only the names of servers are looked up, " +
+					"because the DNS may be what is down when this is needed"}},
+		{"resolver", withLB + servers + "resolver:\n  nameservers: [dns.example.org]\n  minTTL: 1m\n  maxTTL: 30s\n",
+			[]string{"7: resolver.nameservers[0]: dns.example.org is a name, not an address; " +
+				"write the address: only the names of servers are looked up, " +
+				"because the DNS may be what is down when this is needed",
+				"9: resolver.maxTTL: 30s is shorter than resolver.minTTL, 1m (line 8); write more, or less there"}},
 		{"URL of another kind", withLB + "  backends: [{url: 'udp://192.0.2.21:53'}]\n",
 			[]string{"5: loadBalancers[0].backends[0].url: udp is not a scheme of TCP servers; write https://192.0.2.21:53"}},
 		{"URL and address", withLB + "  backends: [{url: 'https://192.0.2.21', address: 192.0.2.21}]\n",
@@ -300,10 +315,10 @@ func TestErrors(t *testing.T) {
 			"1: log.level: loud is not known; write debug, info, warn or error",
 			"2: vip: 0.0.0.0 means no address at all; write the address of one machine",
 			"3: colour: is not a known key; remove it; known here: vip, vips, interface, peers, localPeer, remotePeers, " +
-				"role, singleNode, startAsLeader, join, priority, addPeersAsBackends, group, dataPlane, loadBalancers, tracks, " +
-				"hooks, dataDir, linger, socket, admin, log",
+				"role, singleNode, startAsLeader, join, priority, addPeersAsBackends, group, dataPlane, loadBalancers, " +
+				"resolver, tracks, hooks, dataDir, linger, socket, admin, log",
 			"4: peers[1].address: host is a name, not an address; write the address: " +
-				"names are not looked up, because the DNS may be what is down when this is needed",
+				"only the names of servers are looked up, because the DNS may be what is down when this is needed",
 			"5: group.port: none is not a port; write a number from 1 to 65535"}},
 	}
 	for _, tt := range tests {
@@ -350,7 +365,7 @@ func TestErrorsBesideTheFile(t *testing.T) {
 		{"variable", "", flags(nil), map[string]string{"APPLIANCE_LOG_LEVEL": "wran"},
 			"APPLIANCE_LOG_LEVEL: wran is not known; did you mean warn?"},
 		{"address in a list", "", flags(map[string]string{"peers": "192.0.2.11,nope,192.0.2.13"}), nil,
-			"--peers: nope is a name, not an address; write the address: names are not looked up, " +
+			"--peers: nope is a name, not an address; write the address: only the names of servers are looked up, " +
 				"because the DNS may be what is down when this is needed"},
 		{"empty list", "", flags(map[string]string{"vip": ","}), nil,
 			"--vip: is empty; write addresses joined by commas, or leave it out"},

@@ -3,6 +3,7 @@ package configs
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -45,7 +46,37 @@ type LoadBalancerEntry struct {
 // A BackendEntry is one server of a load balancer.
 type BackendEntry struct {
 	balancer.Backend
-	Origin Origin
+	// Host is the name of a server that is given by name. Addr then has its port and no address, until an address
+	// of the name is put there.
+	Host string
+	// MaxAddresses is how many addresses of Host are servers, in the order of addresses; 0: all.
+	MaxAddresses int
+	// Unresolved says why no address of Host is known.
+	Unresolved string
+	Origin     Origin
+}
+
+// Resolved reports whether the backend has an address.
+func (be BackendEntry) Resolved() bool { return be.Addr.Addr().IsValid() }
+
+// Where is the backend's address or name, with its port.
+func (be BackendEntry) Where() string {
+	if be.Host == "" {
+		return be.Addr.String()
+	}
+	return net.JoinHostPort(be.Host, strconv.Itoa(int(be.Addr.Port())))
+}
+
+// Hosts are the names of all backends that are given by name.
+func (c *Config) Hosts() (names []string) {
+	for _, lb := range c.LoadBalancers {
+		for _, be := range lb.Backends {
+			if be.Host != "" && !slices.Contains(names, be.Host) {
+				names = append(names, be.Host)
+			}
+		}
+	}
+	return names
 }
 
 // connSettings are the keys of a load balancer's connections, below prefix.
@@ -295,13 +326,13 @@ func (b *builder) backends(lb int, port uint16) []BackendEntry {
 			continue
 		}
 		for _, other := range list {
-			if other.Addr == be.Addr {
+			if other.Addr == be.Addr && other.Host == be.Host {
 				b.bad(key, "%s is already a backend%s; remove one of the two, weight says how much it gets",
-					be.Addr, otherLine(other.Origin, be.Origin))
+					be.Where(), otherLine(other.Origin, be.Origin))
 			}
 			if be.Name != "" && other.Name == be.Name {
 				b.bad(key+".name", "%s is already the name of %s; names are how you call them, write another",
-					printable(be.Name), other.Addr)
+					printable(be.Name), other.Where())
 			}
 		}
 		list = append(list, be)
@@ -318,6 +349,8 @@ func (b *builder) backend(key string, defaultPort uint16) (BackendEntry, bool) {
 		port uint16
 		ok   bool
 	)
+	b.names = true
+	defer func() { b.names = false }()
 	field := key + ".address"
 	switch {
 	case where.value != "" && link.value != "":
@@ -339,8 +372,11 @@ func (b *builder) backend(key string, defaultPort uint16) (BackendEntry, bool) {
 		b.bad(key+".port", "is %d, but %s says %d; write one of them",
 			own, field[strings.LastIndexByte(field, '.')+1:], port)
 	}
-	be.Addr = netip.AddrPortFrom(a, cmp.Or(port, own, defaultPort))
-	b.show(field, be.Addr.String(), b.origin(field))
+	be.Addr, be.Host = netip.AddrPortFrom(a, cmp.Or(port, own, defaultPort)), b.host
+	b.show(field, be.Where(), b.origin(field))
+	if be.MaxAddresses = b.int(key+".maxAddresses", 0, maxList); be.MaxAddresses > 0 && be.Host == "" {
+		b.bad(key+".maxAddresses", "is for a server by name, and %s is an address; remove it", be.Addr)
+	}
 	if c := b.get(key + ".name"); c.value != "" {
 		be.Name = b.name(key+".name", "")
 	}
@@ -361,7 +397,7 @@ func (b *builder) withPeers(lb int, list []BackendEntry, port uint16) []BackendE
 			if p.Role == RoleWitness || listed {
 				continue
 			}
-			be := BackendEntry{balancer.Backend{Addr: at, Weight: 1}, p.Origin}
+			be := BackendEntry{Backend: balancer.Backend{Addr: at, Weight: 1}, Origin: p.Origin}
 			if p.ID != p.Address.String() {
 				be.Name = p.ID
 			}

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -52,6 +53,12 @@ func (lb LoadBalancerEntry) withoutFrontends() balancer.LoadBalancer {
 		ConnOptions:    lb.ConnOptions,
 	}
 	for _, b := range lb.Backends {
+		if !b.Resolved() {
+			out.Missing = append(out.Missing, balancer.MissingBackend{
+				Name: cmp.Or(b.Name, b.Where()), Reason: cmp.Or(b.Unresolved, "its name was not looked up yet"),
+			})
+			continue
+		}
 		out.Backends = append(out.Backends, b.Backend)
 	}
 	return out

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -67,7 +68,7 @@ loadBalancers:
 	// A field that somebody adds must not be forgotten here.
 	for _, v := range []reflect.Value{reflect.ValueOf(got[0]), reflect.ValueOf(got[0].ConnOptions)} {
 		for i := range v.NumField() {
-			if v.Field(i).IsZero() {
+			if v.Field(i).IsZero() && v.Type().Field(i).Name != "Missing" { // see TestNames
 				t.Errorf("%s is lost", v.Type().Field(i).Name)
 			}
 		}
@@ -161,5 +162,36 @@ func TestByFamily(t *testing.T) {
 				t.Error(d)
 			}
 		})
+	}
+}
+
+// TestNames: servers by name have a name and a port, and are missing until they have an address.
+func TestNames(t *testing.T) {
+	c, err := parseHere(peers3 + "loadBalancers:\n- port: 6443\n  dataPlane: nftables\n  backends:\n" +
+		"  - API.example.org.\n  - {address: 'db.example.org:5432', name: db, maxAddresses: 1, weight: 2}\n" +
+		"  - url: https://web\n  - 192.0.2.21\nresolver: {nameservers: [192.0.2.53, '[2001:db8::53]:5353'], minTTL: 1s}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var where []string
+	for _, be := range c.LoadBalancers[0].Backends {
+		where = append(where, be.Where())
+	}
+	wanted := []string{"api.example.org:6443", "db.example.org:5432", "web:443", "192.0.2.21:6443"}
+	if !slices.Equal(where, wanted) {
+		t.Errorf("backends %v, want %v", where, wanted)
+	}
+	if want := []string{"api.example.org", "db.example.org", "web"}; !slices.Equal(c.Hosts(), want) {
+		t.Errorf("names %v, want %v", c.Hosts(), want)
+	}
+	lb := c.ForBalancer()[0]
+	if len(lb.Backends) != 1 || len(lb.Missing) != 3 || lb.Missing[0].Name != "api.example.org:6443" ||
+		lb.Missing[1].Name != "db" || lb.Missing[1].Reason == "" {
+		t.Errorf("backends %v, missing %v", lb.Backends, lb.Missing)
+	}
+	want := ResolverSettings{MinTTL: time.Second, MaxTTL: 5 * time.Minute, Nameservers: []netip.AddrPort{
+		netip.MustParseAddrPort("192.0.2.53:53"), netip.MustParseAddrPort("[2001:db8::53]:5353")}}
+	if !reflect.DeepEqual(c.Resolver, want) {
+		t.Errorf("%+v", c.Resolver)
 	}
 }

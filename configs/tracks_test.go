@@ -68,7 +68,7 @@ func TestTracksAndHooksRefused(t *testing.T) {
 		{"tracks: [{exec: [/a], check: {address: '127.0.0.1:1'}}]", "keep one of them"},
 		{"tracks: [{check: {type: tcp}}]", "tracks[0].check.address: is missing"},
 		{"tracks: [{check: {address: 127.0.0.1}}]", "lacks a port; write 127.0.0.1:6443"},
-		{"tracks: [{check: {address: localhost}}]", "names are not looked up"},
+		{"tracks: [{check: {address: localhost}}]", "only the names of servers are looked up"},
 		{"tracks: [{check: {address: '127.0.0.1:1', port: 2}}]", "tracks[0].check.port: is 2, but address says 1"},
 		{"tracks: [{check: {type: tcp, address: '127.0.0.1:1', path: /x}}]", "means nothing to a check of type tcp"},
 		{"tracks: [{check: {address: '127.0.0.1:1', inter: 1s}}]", "tracks[0].check.inter: is not a known key"},

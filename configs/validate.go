@@ -263,7 +263,7 @@ func (b *builder) validateBackend(i int, be BackendEntry) {
 	}
 	if lb.DataPlane == balancer.Direct && be.Addr.Port() != lb.Port {
 		b.problem(be.Origin, key, "%s cannot be served by direct, which leaves packets as they are: "+
-			"the server must listen on %d; change its port, or write dataPlane: auto", be.Addr, lb.Port)
+			"the server must listen on %d; change its port, or write dataPlane: auto", be.Where(), lb.Port)
 	}
 	for _, p := range c.Peers {
 		switch {
@@ -290,6 +290,9 @@ func (b *builder) validateFamilies(i int) {
 		clients[v.Is4()] = true
 	}
 	for _, be := range lb.Backends {
+		if !be.Resolved() {
+			return // its families are known when its name is
+		}
 		servers[be.Addr.Addr().Is4()] = true
 	}
 	key := b.lbKey(i, "dataPlane")
@@ -335,7 +338,7 @@ func (b *builder) validateConnOptions(i int) {
 		limited = limited || be.MaxConn > 0
 		if be.MaxQueue > 0 && be.MaxConn == 0 {
 			b.problem(be.Origin, b.lbKey(i, "backends"), "%s has maxqueue without maxconn, so nobody ever queues for it; "+
-				"write maxconn, or remove maxqueue", be.Addr)
+				"write maxconn, or remove maxqueue", be.Where())
 		}
 	}
 	if lb.ConnOptions.QueueTimeout > 0 && !limited {

@@ -33,6 +33,9 @@ type builder struct {
 	// unknownKeys is set when the file has keys that were not understood: what
 	// seems to be missing may be among them. peersUnsure says that of the peers.
 	unknownKeys, peersUnsure bool
+	// names allows a host's name where endpoint reads an address; host is the one that was read last.
+	names bool
+	host  string
 }
 
 // get is the value of key as written, or its default.
@@ -241,7 +244,7 @@ func (b *builder) name(key, defaultName string) string {
 }
 
 // noNames says why a name is refused.
-const noNames = "is a name, not an address; write the address: names are not looked up, " +
+const noNames = "is a name, not an address; write the address: only the names of servers are looked up, " +
 	"because the DNS may be what is down when this is needed"
 
 // addr reads an address without a port. An IPv4-mapped address (::ffff:a.b.c.d,
@@ -351,10 +354,29 @@ func looksLikeName(s string) bool {
 	return true
 }
 
+// IsHostName reports whether s can be a host's name in the DNS (RFC 1123, section 2.1): labels of 1 to 63 letters,
+// digits, - and _, 253 characters in all (RFC 1035, section 2.3.4), and a last label that is no number.
+func IsHostName(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	if !looksLikeName(s) || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+	}
+	return true
+}
+
 // endpoint reads an address with or without a port; without one the port is 0.
 func (b *builder) endpoint(key, value string) (netip.Addr, uint16, bool) {
+	b.host = ""
 	if host, port, ok := splitPort(value); ok {
 		a, err := netip.ParseAddr(host)
+		if err != nil && b.names && IsHostName(host) {
+			a, err, b.host = netip.Addr{}, nil, strings.ToLower(strings.TrimSuffix(host, "."))
+		}
 		if err != nil {
 			b.bad(key, "%s", notAddress(host))
 			return netip.Addr{}, 0, false
@@ -364,8 +386,15 @@ func (b *builder) endpoint(key, value string) (netip.Addr, uint16, bool) {
 			b.bad(key, "%s is not a port; write a number from 1 to 65535", printable(port))
 			return netip.Addr{}, 0, false
 		}
+		if b.host != "" {
+			return a, uint16(n), true
+		}
 		a, ok = b.usable(key, a.Unmap())
 		return a, uint16(n), ok
+	}
+	if b.names && IsHostName(value) {
+		b.host = strings.ToLower(strings.TrimSuffix(value, "."))
+		return netip.Addr{}, 0, true
 	}
 	a, ok := b.addr(key, value)
 	return a, 0, ok

@@ -38,7 +38,8 @@ func (p *plan) findPeers(given Addresses) {
 	// As kubeadm lays it out: keepalived by multicast, on the nodes behind haproxy. A wrong guess is harmless: a box that
 	// is not in the list does not start.
 	for _, lb := range p.LoadBalancers {
-		if lb.Refused != "" || len(lb.Servers) < 2 {
+		byName := func(srv draft.ServerEntry) bool { return srv.Host != "" }
+		if lb.Refused != "" || len(lb.Servers) < 2 || slices.ContainsFunc(lb.Servers, byName) {
 			continue
 		}
 		for _, srv := range lb.Servers {

@@ -3,8 +3,10 @@ package convert
 import (
 	"cmp"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"appliance/convert/draft"
 )
@@ -115,8 +117,8 @@ func (p *plan) addServer(b *balancer, srv draft.ServerEntry) {
 	isPeerPort := slices.ContainsFunc(p.peers, func(one draft.PeerDraft) bool {
 		return one.Addr == srv.Addr && (one.Port == srv.Port || one.Port == 0 && srv.Port == peerPort)
 	})
-	at := netip.AddrPortFrom(srv.Addr, srv.Port)
-	isSame := func(other draft.ServerEntry) bool { return netip.AddrPortFrom(other.Addr, other.Port) == at }
+	at := net.JoinHostPort(srv.Where(), strconv.Itoa(int(srv.Port)))
+	isSame := func(other draft.ServerEntry) bool { return other.Where() == srv.Where() && other.Port == srv.Port }
 	switch {
 	case slices.Contains(p.vips, srv.Addr):
 		p.Note(b.LB, srv.Statement, "%s is a virtual address, so connections would go in circles; "+
@@ -197,7 +199,11 @@ func (p *plan) choosePlane(b *balancer) {
 		return
 	}
 	why := ""
+	named := func(s draft.ServerEntry) bool { return s.Host != "" }
 	for _, is4 := range []bool{true, false} {
+		if slices.ContainsFunc(b.servers, named) {
+			break // the families of its servers are known when their names are
+		}
 		clients := slices.ContainsFunc(b.vips, func(a netip.Addr) bool { return a.Is4() == is4 })
 		servers := slices.ContainsFunc(b.servers, func(s draft.ServerEntry) bool { return s.Addr.Is4() == is4 })
 		if clients != servers {

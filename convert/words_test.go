@@ -39,6 +39,40 @@ func TestWords(t *testing.T) {
 			haproxyListen + "  balance leastconn\n  server a 192.0.2.11:6443 weight 2\n  server b 192.0.2.12:6443 weight 1\n",
 			[]string{"scheduler: wlc", "{name: a, address: 192.0.2.11, weight: 2}"}, nil},
 		{
+			"a server by name has one address at a time", convert.HAProxy,
+			"resolvers d\n  nameserver a 192.0.2.53:53\n  hold valid 3s\n  hold nx 30s\n  resolve_retries 3\n" + haproxyListen +
+				"  server a api-1.example.org:6443 check resolvers d init-addr last,none\n" +
+				"  server b API-1.example.org:6443 check\n  server c -x.example.org:6443 check\n",
+			[]string{"- {name: a, address: api-1.example.org, maxAddresses: 1}", "f:9: ", "is there twice", "f:10: ",
+				"resolver:\n  nameservers: [\"192.0.2.53:53\"]\n  minTTL: 3s\n  maxTTL: 3s\n"},
+			[]string{"carried over without", "name: b", "name: c"},
+		},
+		{
+			"a template has as many addresses as it says", convert.HAProxy,
+			haproxyListen + "  server-template web 3 web.example.org:80 check weight 4\n" +
+				"  server-template x 5-6 x.example.org:81 check\n" +
+				"  server-template y many y.example.org:80\n  server-template z 2 192.0.2.7:80\n",
+			[]string{"- {name: web, address: web.example.org, maxAddresses: 3, port: 80, weight: 4}",
+				"- {name: x, address: x.example.org, maxAddresses: 2, port: 81}", "f:5: ", "f:6: "},
+			[]string{"name: y", "name: z", "resolver:"},
+		},
+		{
+			"all addresses of a name serve in nginx", convert.Nginx,
+			"stream { resolver 192.0.2.53 [2001:db8::53]:5353 valid=30s ipv6=off;\n" +
+				"upstream a { server a.example.org:1 resolve; server b.example.org:1; server unix:/x; }\n" +
+				"server { listen 192.0.2.10:1; proxy_pass a; } server { listen 192.0.2.10:2; proxy_pass c.example.org:2; } }\n",
+			[]string{"- {address: a.example.org}\n  - {address: b.example.org}\n", "- {address: c.example.org}",
+				"resolver:\n  nameservers: [\"192.0.2.53:53\", \"[2001:db8::53]:5353\"]\n  maxTTL: 30s\n",
+				"carried over without ipv6=off"},
+			[]string{"maxAddresses"},
+		},
+		{
+			"keepalived passes over a server by name", convert.Keepalived,
+			"virtual_server 192.0.2.10 6443 {\n" + lvsServers + "  real_server api.example.org 6443 { TCP_CHECK { } }\n}\n",
+			[]string{"keepalived passes over such servers"},
+			[]string{"address: api.example.org"},
+		},
+		{
 			"a bare number is milliseconds", convert.HAProxy,
 			"defaults\n  timeout connect 4500\n" + haproxyListen + haproxyServers,
 			[]string{"connect: 4.5s"},

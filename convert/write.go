@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"appliance/convert/draft"
 	"appliance/convert/syntax"
@@ -62,6 +64,7 @@ func write(p *plan, files []File) []byte {
 		}
 		w.writeBalancer(b)
 	}
+	w.writeResolver()
 	w.writeRest("Not carried over, or not as it was. Decide about these:", false)
 	w.writeRest("Without a meaning here. Nobody has to do anything about these:", true)
 	return w.text.Bytes()
@@ -186,6 +189,30 @@ func (w *writer) writeAdmin() {
 	}
 }
 
+// writeResolver writes how names are looked up, if there are any.
+func (w *writer) writeResolver() {
+	byName := func(srv draft.ServerEntry) bool { return srv.Host != "" }
+	if !slices.ContainsFunc(w.balancers, func(b *balancer) bool { return slices.ContainsFunc(b.servers, byName) }) {
+		return
+	}
+	var f draft.Flow
+	if len(w.Nameservers) > 0 {
+		f.Add("nameservers", list(w.Nameservers, func(at netip.AddrPort) string { return draft.Scalar(at.String()) }))
+	}
+	if w.MaxTTL.Set && w.MaxTTL.Value < usualMinTTL {
+		f.Span("minTTL", w.MaxTTL)
+	}
+	f.Span("maxTTL", w.MaxTTL)
+	if len(f) > 0 {
+		w.line("")
+		w.line("resolver:")
+		w.lines("  ", f)
+	}
+}
+
+// usualMinTTL is the default of resolver.minTTL.
+const usualMinTTL = 5 * time.Second
+
 func (w *writer) writeTracks() {
 	if len(w.Tracks) == 0 {
 		return
@@ -301,7 +328,10 @@ func (b *balancer) settings() draft.Flow {
 func serverFlow(srv draft.ServerEntry, port uint16) draft.Flow {
 	var f draft.Flow
 	f.Word("name", srv.Name)
-	f.Word("address", srv.Addr.String())
+	f.Word("address", srv.Where())
+	if srv.MaxAddresses > 0 {
+		f.Add("maxAddresses", strconv.Itoa(srv.MaxAddresses))
+	}
 	if srv.Port != port {
 		f.Port("port", srv.Port)
 	}

@@ -65,7 +65,7 @@ func (v *visit) apiserver() (all []Finding) {
 				"kube-apiserver: --bind-address=0.0.0.0 (or ::), with --advertise-address set to the node's own address"))
 		}
 		for _, b := range lb.Backends {
-			if v.local(b.Addr.Addr()) {
+			if b.Resolved() && v.local(b.Addr.Addr()) {
 				all = append(all, v.ownServer(lb, b.Addr, have))
 			}
 		}
@@ -102,6 +102,9 @@ func (v *visit) certificates() (all []Finding) {
 	for _, lb := range v.cfg.LoadBalancers {
 		found := make([]Finding, len(lb.Backends))
 		for i, b := range lb.Backends {
+			if !b.Resolved() {
+				continue // `config check --live` looks names up
+			}
 			wg.Go(func() {
 				// Without an answer it is not up yet, or speaks no TLS; `config check --live` tells.
 				if cert, err := v.Certificate(v.ctx, b.Addr); err == nil {
@@ -228,7 +231,7 @@ func (v *visit) openPorts() (tcp, udp string) {
 	for _, lb := range v.cfg.LoadBalancers {
 		ports = append(ports, lb.Port)
 		for _, b := range lb.Backends {
-			if v.local(b.Addr.Addr()) {
+			if b.Resolved() && v.local(b.Addr.Addr()) {
 				ports = append(ports, b.Addr.Port())
 			}
 		}

@@ -74,12 +74,16 @@ func mayBe(lb configs.LoadBalancerEntry, planes ...string) bool {
 // servers is the way to a load balancer's backends, one line for each port and chain. What the kernel translates, a
 // firewall sees as it goes on: to the backend, from the client.
 func servers(cfg *configs.Config, lb configs.LoadBalancerEntry) (all []Opening) {
-	byPort := make(map[uint16][]netip.Addr)
+	byPort := make(map[uint16][]string)
+	atPeer := make(map[uint16]bool)
 	for _, b := range lb.Backends {
-		byPort[b.Addr.Port()] = append(byPort[b.Addr.Port()], b.Addr.Addr())
-	}
-	onPeer := func(a netip.Addr) bool {
-		return slices.ContainsFunc(cfg.Peers, func(p configs.PeerEntry) bool { return slices.Contains(p.Addrs(), a) })
+		port, at := b.Addr.Port(), b.Host
+		if at == "" {
+			at = b.Addr.Addr().String()
+		}
+		byPort[port] = append(byPort[port], at)
+		// A name may be a peer's.
+		atPeer[port] = atPeer[port] || b.Host != "" || onPeer(cfg, b)
 	}
 	translates := mayBe(lb, "nftables", "ipvs") && len(lb.VIPs) > 0 && !cfg.Worker()
 	for _, port := range slices.Sorted(maps.Keys(byPort)) {
@@ -87,17 +91,17 @@ func servers(cfg *configs.Config, lb configs.LoadBalancerEntry) (all []Opening) 
 		if cfg.Worker() {
 			from = "this node"
 		}
-		if translates && slices.ContainsFunc(byPort[port], onPeer) {
+		if translates && atPeer[port] {
 			from, why = "nodes, and clients of servers on peers", why+"; the kernel translates before this chain"
 		}
-		all = append(all, Opening{input, from, words(byPort[port]), "TCP", fmt.Sprint(port), why})
+		all = append(all, Opening{input, from, strings.Join(byPort[port], ", "), "TCP", fmt.Sprint(port), why})
 	}
 	if !translates {
 		return all
 	}
 	for _, port := range slices.Sorted(maps.Keys(byPort)) {
-		all = append(all, Opening{forward, "clients, and all peers, which try it", words(byPort[port]), "TCP", fmt.Sprint(port),
-			"load balancer " + lb.Name + " in data planes ipvs and nftables; without it, user space serves"})
+		all = append(all, Opening{forward, "clients, and all peers, which try it", strings.Join(byPort[port], ", "), "TCP",
+			fmt.Sprint(port), "load balancer " + lb.Name + " in data planes ipvs and nftables; without it, user space serves"})
 	}
 	return all
 }
@@ -110,7 +114,9 @@ func link(cfg *configs.Config) (all []Opening) {
 	}
 	for _, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
-			addrs = append(addrs, b.Addr.Addr())
+			if b.Host == "" {
+				addrs = append(addrs, b.Addr.Addr())
+			}
 		}
 	}
 	is4 := func(a netip.Addr) bool { return a.Is4() }

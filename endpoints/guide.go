@@ -133,7 +133,7 @@ func clients(cfg *configs.Config, lb configs.LoadBalancerEntry, name string) (al
 	case lb.Port == etcdPort:
 		add("etcd's clients", shared, "one address where a client takes only one; kube-apiserver takes the list, which is "+
 			"better: "+
-			"--etcd-servers="+strings.Join(urls("https://", backends(lb)), ","))
+			"--etcd-servers="+strings.Join(backends("https://", lb), ","))
 	default:
 		add("clients", shared, "answered for by the holder, served by all backends")
 	}
@@ -154,17 +154,18 @@ func clients(cfg *configs.Config, lb configs.LoadBalancerEntry, name string) (al
 
 // onPeers says whether every backend is on a peer, and so in reach of the data plane direct without workers.
 func onPeers(cfg *configs.Config, lb configs.LoadBalancerEntry) bool {
-	return !slices.ContainsFunc(lb.Backends, func(b configs.BackendEntry) bool {
-		return !slices.ContainsFunc(cfg.Peers, func(p configs.PeerEntry) bool {
-			return slices.Contains(p.Addrs(),
-				b.Addr.Addr())
-		})
+	return !slices.ContainsFunc(lb.Backends, func(b configs.BackendEntry) bool { return !onPeer(cfg, b) })
+}
+
+func onPeer(cfg *configs.Config, b configs.BackendEntry) bool {
+	return slices.ContainsFunc(cfg.Peers, func(p configs.PeerEntry) bool {
+		return slices.Contains(p.Addrs(), b.Addr.Addr())
 	})
 }
 
-func backends(lb configs.LoadBalancerEntry) (all []netip.AddrPort) {
+func backends(scheme string, lb configs.LoadBalancerEntry) (all []string) {
 	for _, b := range lb.Backends {
-		all = append(all, b.Addr)
+		all = append(all, scheme+b.Where())
 	}
 	return all
 }

@@ -3,11 +3,16 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"reflect"
 	"time"
 
 	"appliance/arp"
 	"appliance/configs"
+	"appliance/dns"
 	"appliance/node/desired"
 	"appliance/pathprobe"
 )
@@ -55,7 +60,10 @@ func (n *node) applyLoop(ctx context.Context) error {
 	tick := time.NewTicker(applyEvery)
 	defer tick.Stop()
 	for {
-		var changed <-chan struct{}
+		var changed, named <-chan struct{}
+		if n.names != nil {
+			named = n.names.Changed()
+		}
 		if n.group != nil {
 			changed = n.group.Changed() // before what the state is computed from
 		}
@@ -65,6 +73,7 @@ func (n *node) applyLoop(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-tick.C:
+		case <-named:
 		case r := <-n.requests:
 			r.reply <- n.accept(ctx, r)
 		}
@@ -89,9 +98,15 @@ func (n *node) accept(ctx context.Context, r request) error {
 	if r.secrets != nil {
 		n.inputs.secrets = *r.secrets
 	}
+	if r.config != nil && n.names != nil {
+		n.awaitNames(ctx)
+	}
 	next := n.compute()
 	if err := n.serve(next, set); err != nil {
 		n.inputs = before
+		if n.names != nil {
+			n.names.Set(before.config.Hosts())
+		}
 		return err
 	}
 	if n.planes != nil && n.planes.Prober != nil {
@@ -130,6 +145,9 @@ func (n *node) compute() desired.State {
 		Config: n.inputs.config, List: n.inputs.list, ProbeKeys: n.keysForWorkers(),
 		Self: n.site.self.ID, Before: *n.state.Load(), Now: time.Now(),
 	}
+	if n.names != nil {
+		k.Names = n.names.Known()
+	}
 	if n.cfg.Worker() {
 		local, err := arp.LocalAddrs()
 		if err != nil {
@@ -142,6 +160,34 @@ func (n *node) compute() desired.State {
 		k.Group, k.Settings = &group, n.group.Settings()
 	}
 	return desired.Compute(k)
+}
+
+// namesPath is where the last good addresses of names are kept.
+func namesPath(cfg *configs.Config) string { return filepath.Join(cfg.DataDir, "names.json") }
+
+// openNames recalls the addresses of names. A file that cannot be read is as good as none: they are looked up.
+func (n *node) openNames() {
+	path := namesPath(n.cfg)
+	before, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Warn("the last good addresses of names cannot be read; they are looked up", "path", path, "error", err)
+	}
+	n.names = dns.Open(dns.Config{
+		Nameservers: n.cfg.Resolver.Nameservers, Shortest: n.cfg.Resolver.MinTTL, Longest: n.cfg.Resolver.MaxTTL,
+		Kept: before, Keep: func(data []byte) error { return replaceFile(path, data) }, Log: n.log,
+	})
+}
+
+// awaitNamesFor bounds the wait for names of which nothing is known yet. A server without address is only down, and
+// the others have to be served.
+const awaitNamesFor = 3 * time.Second
+
+// awaitNames follows the names of the configuration, and waits for those that are new.
+func (n *node) awaitNames(ctx context.Context) {
+	n.names.Set(n.inputs.config.Hosts())
+	ctx, cancel := context.WithTimeout(ctx, awaitNamesFor)
+	defer cancel()
+	n.names.Await(ctx)
 }
 
 // serve puts the load balancers and nodes of next into force. set hands the load balancers over.

@@ -14,6 +14,7 @@ import (
 	"appliance/arp"
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/dns"
 	"appliance/hook"
 	"appliance/host"
 	"appliance/nft/ruleset"
@@ -46,6 +47,7 @@ type node struct {
 	tracker  *track.Tracker
 	// shortages are what this host was short of, which says nothing about any server.
 	shortages *balancer.Shortages
+	names     *dns.Names // nil on a witness
 	hooks     *hook.Dispatcher
 
 	// The apply loop owns inputs and stores in state what is in force.
@@ -107,6 +109,8 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	if n.witness() {
 		return n, nil
 	}
+	n.openNames()
+	n.awaitNames(context.Background())
 	n.inputs.secrets = n.firstSecrets()
 	first := n.compute()
 	n.state.Store(&first)
@@ -252,6 +256,7 @@ func (n *node) parts() []lifecycle.Part {
 			lifecycle.Part{Name: "holder", Run: n.followHolder},
 		)
 	}
+	parts = append(parts, lifecycle.Part{Name: "names", Run: n.names.Run})
 	var last []lifecycle.Part
 	if n.planes.Direct != nil {
 		// The balancer asks what the probes have found, so they begin first. They take leave of the other nodes when

@@ -89,6 +89,10 @@ func (n *node) snapshot() status.Snapshot {
 	if why := n.trials.Outvoted(); why != "" {
 		notReady(status.GroupNotReady, "", why)
 	}
+	for name, a := range n.names.Known() {
+		s.Names = append(s.Names, status.NameView{Name: name, Addresses: a.Addrs, Answered: a.At, Error: mask.Text(a.Error)})
+	}
+	slices.SortFunc(s.Names, func(a, b status.NameView) int { return strings.Compare(a.Name, b.Name) })
 	served := n.balancer.Status()
 	s.LoadBalancers, s.Planes, s.Shortages = served.LoadBalancers, served.Planes, served.Shortages
 	for i := range s.LoadBalancers {
@@ -240,7 +244,10 @@ func (n *node) serves() map[string]string {
 		parts[key+"dataPlane"], parts[key+"scheduler"] = string(lb.DataPlane), string(lb.Scheduler)
 		var backends []string
 		for _, be := range lb.Backends {
-			backends = append(backends, be.Addr.String())
+			// A name is the same everywhere while its records change.
+			if at := be.Where(); !slices.Contains(backends, at) {
+				backends = append(backends, at)
+			}
 		}
 		slices.Sort(backends)
 		parts[key+"backends"] = strings.Join(backends, " ")

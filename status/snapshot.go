@@ -40,8 +40,21 @@ type Snapshot struct {
 	Privileges *Privileges `json:"privileges,omitempty"`
 	// Shortages are what this host has been short of since the start.
 	Shortages []balancer.Shortage `json:"shortages,omitempty"`
+	// Names are the names of servers, with the addresses that are in force.
+	Names []NameView `json:"names,omitempty"`
 	// Hooks is absent while no hook is configured.
 	Hooks *HookCounts `json:"hooks,omitempty"`
+}
+
+// NameView is the name of a server.
+type NameView struct {
+	Name string `json:"name"`
+	// Addresses are those of the last answer; none if there never was one.
+	Addresses []netip.Addr `json:"addresses"`
+	// Answered is when the last answer came.
+	Answered time.Time `json:"answered,omitzero"`
+	// Error is why the last look-up failed; empty if it did not.
+	Error string `json:"error,omitempty"`
 }
 
 // HookCounts counts what became of events for hooks.

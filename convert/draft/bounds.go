@@ -17,6 +17,7 @@ const (
 	MinConnect     = time.Millisecond
 	MaxConnect     = 5 * time.Minute
 	MaxQueue       = 24 * time.Hour
+	maxTTL         = 31 * 24 * time.Hour
 	MaxQuiet       = 365 * 24 * time.Hour
 	MaxSlow        = time.Hour
 	MinFail        = 100 * time.Millisecond

@@ -28,6 +28,9 @@ type Draft struct {
 	Single        bool
 	// PeersAsBackends is kube-vip's addPeersAsBackends.
 	PeersAsBackends bool
+	// Nameservers are asked for the names of servers, instead of the host's own; MaxTTL is how long an answer is good.
+	Nameservers []netip.AddrPort
+	MaxTTL      Span
 
 	// Notes are what was not carried over, or not as it was.
 	Notes []*Note
@@ -127,6 +130,8 @@ type ServerEntry struct {
 	syntax.Statement
 	Name                       string
 	Addr                       netip.Addr
+	Host                       string // instead of Addr: a name, of which MaxAddresses are servers; 0: all
+	MaxAddresses               int
 	Port                       uint16 // 0 means the port that the client connected to
 	Weight, MaxConn, MaxQueued Number
 	SlowStart                  Span
@@ -176,6 +181,44 @@ type HookDraft struct {
 	Exec []string
 	User string // empty if the file does not say
 }
+
+// SetHost reads the address or the name of a server, and reports whether it is one.
+func (s *ServerEntry) SetHost(word string) (ok bool) {
+	if s.Addr, ok = ReadAddr(word); !ok && isHostName(word) {
+		s.Host, ok = strings.ToLower(strings.TrimSuffix(word, ".")), true
+	}
+	return ok
+}
+
+// Where is the server's address or name.
+func (s ServerEntry) Where() string {
+	if s.Host != "" {
+		return s.Host
+	}
+	return s.Addr.String()
+}
+
+// dnsPort is that of DNS servers (RFC 1035, section 4.2).
+const dnsPort = 53
+
+// AddNameserver reads a DNS server, address or address:port.
+func (l Line) AddNameserver(word string) {
+	at, err := netip.ParseAddrPort(word)
+	if err != nil {
+		a, ok := ReadAddr(word)
+		if !ok {
+			l.Note("%s is no address of a DNS server", syntax.Printable(word))
+			return
+		}
+		at = netip.AddrPortFrom(a, dnsPort)
+	}
+	if !slices.Contains(l.Nameservers, at) {
+		l.Nameservers = append(l.Nameservers, at)
+	}
+}
+
+// ReadTTL reads how long an answer of the DNS is good.
+func (l Line) ReadTTL(u Units, word string) { l.Span(u, word, time.Second, maxTTL, &l.MaxTTL) }
 
 // Count counts the statements of list and those within them.
 func (d *Draft) Count(list []syntax.Statement) {

@@ -16,7 +16,6 @@ const (
 	IsProcess = "is the business of systemd or the kubelet, which starts the appliance"
 	IsTLS     = "TLS stays between client and server"
 	IsTuning  = "is found by itself"
-	IsDNS     = "names are not looked up; servers are given by address"
 	IsAlways  = "is always so"
 	IsUnknown = "is not known"
 	// NoStatuses and NoRegexp are for what a check expects.

@@ -47,8 +47,26 @@ func WrongAddr(s string) string {
 	case strings.HasPrefix(s, "/") || strings.HasPrefix(s, "unix"):
 		return "is a unix socket; write the address of a TCP server"
 	}
-	return "is a name, and names are not looked up, because the DNS may be what is down when this is needed; " +
-		"write the address"
+	return "is a name, and only the names of servers are looked up, because the DNS may be what is down when this is " +
+		"needed; write the address"
+}
+
+// isHostName reports whether our loader takes s for a host's name.
+func isHostName(s string) bool {
+	s = strings.TrimSuffix(s, ".")
+	last := s[strings.LastIndexByte(s, '.')+1:]
+	if _, err := strconv.Atoi(last); err == nil || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") ||
+			strings.ContainsFunc(label, func(r rune) bool {
+				return r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+			}) {
+			return false
+		}
+	}
+	return true
 }
 
 // ReadAddr reads the address of one machine.

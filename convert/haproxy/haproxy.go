@@ -163,6 +163,8 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		case "global":
 			readGlobal(d, s)
 		case "defaults", "backend":
+		case "resolvers":
+			readResolvers(d, s)
 		case "listen", "frontend":
 			readFrontend(d, s, backends, used)
 		default:
@@ -193,7 +195,6 @@ var foreignSections = draft.NewRemarks(
 		"scheduler: sh chooses the same server on every node"},
 	draft.Remark{Keywords: "mailers", Text: noMail},
 	draft.Remark{Keywords: "program", Text: "no program is started"},
-	draft.Remark{Keywords: "resolvers", Moot: true, Text: draft.IsDNS},
 	draft.Remark{Keywords: "userlist", Moot: true, Text: "nobody logs in over HTTP; admin.users may see the page"},
 	draft.Remark{Keywords: "ring log-forward log-profile traces", Moot: true, Text: draft.IsLogging},
 	draft.Remark{Keywords: "crt-store acme", Moot: true, Text: draft.IsTLS},
@@ -248,6 +249,32 @@ func readOtherMode(d *draft.Draft, s section) {
 	d.NoteWithin(nil, s.lines, s.Place, false)
 }
 
+// readResolvers reads who is asked for names.
+func readResolvers(d *draft.Draft, s section) {
+	for _, l := range d.Lines(nil, s.lines) {
+		switch l.Words[0] {
+		case "nameserver":
+			l.AddNameserver(strings.TrimPrefix(strings.TrimPrefix(l.Arg(2), "udp@"), "tcp@"))
+		case "hold":
+			if l.Arg(1) == "valid" {
+				l.ReadTTL(units, l.Arg(2))
+				continue
+			}
+			l.Moot("the last good answer stays until there is another")
+		default:
+			if !l.Remark(resolverRemarks, l.Words[0]) {
+				l.Note(draft.IsUnknown)
+			}
+		}
+	}
+}
+
+// resolverRemarks are the keywords of resolvers that are noted and nothing else.
+var resolverRemarks = draft.NewRemarks(
+	draft.Remark{Keywords: "parse-resolv-conf", Moot: true, Text: "is so where no nameserver is named"},
+	draft.Remark{Keywords: "resolve_retries timeout accepted_payload_size", Moot: true, Text: draft.IsTuning},
+)
+
 // readGlobal notes everything: it is about the process.
 func readGlobal(d *draft.Draft, s section) {
 	for _, l := range d.Lines(nil, s.lines) {
@@ -274,7 +301,8 @@ var globalRemarks = draft.NewRemarks(
 func Keywords() []draft.Keyword {
 	bindWords := strings.Fields(silentOfBind + silentWithValueOfBind)
 	return slices.Concat(
-		draft.Keywords("sections", []string{"defaults", "frontend", "backend", "listen"}, foreignSections),
+		draft.Keywords("sections", []string{"defaults", "frontend", "backend", "listen", "resolvers"}, foreignSections),
+		draft.Keywords("resolvers", []string{"nameserver", "hold"}, resolverRemarks),
 		draft.Keywords("global", nil, globalRemarks),
 		draft.Keywords("defaults, frontend, backend, listen", draft.Words(lines), remarks, refusals),
 		draft.Keywords("option", carriedOptions, optionRemarks),

@@ -159,12 +159,13 @@ var lines = map[string]reader{
 		set := server{ServerEntry: &draft.ServerEntry{Statement: l.Statement}}
 		set.read(l, l.Words[1:], p)
 	},
-	"server":      (*proxy).server,
-	"option":      (*proxy).option,
-	"no":          (*proxy).no,
-	"http-check":  (*proxy).httpCheck,
-	"tcp-check":   (*proxy).tcpCheck,
-	"use_backend": (*proxy).useBackend,
+	"server":          (*proxy).server,
+	"server-template": (*proxy).template,
+	"option":          (*proxy).option,
+	"no":              (*proxy).no,
+	"http-check":      (*proxy).httpCheck,
+	"tcp-check":       (*proxy).tcpCheck,
+	"use_backend":     (*proxy).useBackend,
 	"default_backend": func(p *proxy, l draft.Line) {
 		p.defaultTo = l.Arg(1)
 	},
@@ -191,7 +192,6 @@ const (
 // remarks are the keywords of a section that are noted and nothing else.
 var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "hash-type", Moot: true, Text: "sh moves only the clients of a server that comes or goes"},
-	draft.Remark{Keywords: "server-template", Text: draft.IsDNS + "; write each server"},
 	draft.Remark{Keywords: "stats monitor-uri monitor", Moot: true,
 		Text: "`appliance status` and the setting admin.listen show state"},
 	draft.Remark{Keywords: "log log-format log-tag unique-id-format capture error-log-format log-format-sd", Moot: true,

@@ -1,6 +1,7 @@
 package haproxy
 
 import (
+	"strconv"
 	"strings"
 
 	"appliance/convert/draft"
@@ -25,11 +26,40 @@ func (p *proxy) server(l draft.Line) {
 	}
 	srv := draft.ServerEntry{Statement: l.Statement, Name: l.Arg(1)}
 	host, tail := draft.SplitPort(word)
-	var ok bool
-	if srv.Addr, ok = draft.ReadAddr(host); !ok {
+	if !srv.SetHost(host) {
 		l.Note("%s", draft.WrongAddr(host))
 		return
 	}
+	if srv.Host != "" {
+		srv.MaxAddresses = 1 // one server of haproxy has one address at a time
+	}
+	p.add(l, srv, tail, l.Words[3:])
+}
+
+// template reads server-template prefix count|from-to name[:port] parameters: a name of which so many addresses are
+// servers.
+func (p *proxy) template(l draft.Line) {
+	l.Owner = p.LB
+	low, high, isRange := strings.Cut(l.Arg(2), "-")
+	from, err := strconv.Atoi(low)
+	to := from
+	if from = 1; isRange && err == nil {
+		if from, err = strconv.Atoi(low); err == nil {
+			to, err = strconv.Atoi(high)
+		}
+	}
+	srv := draft.ServerEntry{Statement: l.Statement, Name: l.Arg(1), MaxAddresses: to - from + 1}
+	host, tail := draft.SplitPort(l.Arg(3))
+	if err != nil || srv.MaxAddresses < 1 || srv.MaxAddresses > draft.MaxList || !srv.SetHost(host) || srv.Host == "" {
+		l.Note("is no count of servers and a name; write each server")
+		return
+	}
+	p.add(l, srv, tail, l.Words[4:])
+}
+
+// add reads the port and the parameters of a server, and adds it.
+func (p *proxy) add(l draft.Line, srv draft.ServerEntry, tail string, words []string) {
+	var ok bool
 	if srv.Port, ok = draft.ReadPort(tail); !ok && tail != "" {
 		why := "is no port; write a number from 1 to 65535"
 		switch {
@@ -44,7 +74,7 @@ func (p *proxy) server(l draft.Line) {
 	set := server{ServerEntry: &srv}
 	// What is wrong with the words of default-server is noted where they stand.
 	set.read(draft.Line{Draft: draft.New(), Statement: l.Statement}, p.usual, p)
-	set.read(l, l.Words[3:], p)
+	set.read(l, words, p)
 	if len(p.checks) > 0 && set.check != p.checks[0] {
 		l.Advise("is checked in another way than the first server; " +
 			"one load balancer checks all its backends as it does the first")
@@ -109,7 +139,7 @@ func (s *server) read(l draft.Line, words []string, p *proxy) {
 }
 
 // droppedWithValue are the parameters that are not carried over and have a value.
-const droppedWithValue = " init-addr resolvers resolve-prefer resolve-net resolve-opts minconn pool-max-conn " +
+const droppedWithValue = " resolve-prefer resolve-net resolve-opts minconn pool-max-conn " +
 	"pool-purge-delay pool-low-conn max-reuse tcp-ut id sni cookie check-alpn alpn ciphers ciphersuites ssl-min-ver " +
 	"ssl-max-ver crl-file curves addr agent-addr agent-inter agent-port agent-send check-proto namespace proto redir " +
 	"source track usesrc interface proxy-v2-options socks4 ws log-proto guid set-proxy-v2-tlv-fmt "
@@ -133,6 +163,8 @@ var parameters = map[string]func(s *server, r *reading){
 	"maxconn":      func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
 	"maxqueue":     func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
 	"slowstart":    func(s *server, r *reading) { r.Span(units, r.word(), 0, draft.MaxSlow, &s.SlowStart) },
+	"init-addr":    func(_ *server, r *reading) { r.word() },
+	"resolvers":    func(_ *server, r *reading) { r.word() },
 	"port": func(s *server, r *reading) {
 		if port, ok := draft.ReadPort(r.word()); ok {
 			s.check.port = port

@@ -199,6 +199,10 @@ func (v *virtualServer) serverAddress(l draft.Line) (draft.ServerEntry, bool) {
 	srv := draft.ServerEntry{Statement: l.Head()}
 	var ok bool
 	if srv.Addr, ok = draft.ReadAddr(l.Arg(1)); !ok {
+		if srv.SetHost(l.Arg(1)) {
+			l.Note("is a name, and keepalived passes over such servers; write it as a backend if it is meant to serve")
+			return srv, false
+		}
 		l.Note("%s", draft.WrongAddr(l.Arg(1)))
 		return srv, false
 	}

@@ -231,7 +231,7 @@ func readBackend(of pair, n *yaml.Node) {
 			if p.value == "" {
 				continue
 			}
-			if srv.Addr, ok = draft.ReadAddr(p.value); !ok {
+			if ok = srv.SetHost(p.value); !ok {
 				p.Note("%s", draft.WrongAddr(p.value))
 			}
 		case "port":
@@ -244,7 +244,7 @@ func readBackend(of pair, n *yaml.Node) {
 			}
 			scheme, rest, _ := strings.Cut(p.value, "://")
 			host, port := draft.SplitPort(strings.TrimSuffix(rest, "/"))
-			if srv.Addr, ok = draft.ReadAddr(host); !ok {
+			if ok = srv.SetHost(host); !ok {
 				p.Note("%s", draft.WrongAddr(host))
 				continue
 			}
@@ -263,6 +263,6 @@ func readBackend(of pair, n *yaml.Node) {
 		return
 	}
 	srv.Port = cmp.Or(srv.Port, lb.BackendPort)
-	srv.Place, srv.Words = of.within(n), []string{srv.Addr.String(), strconv.Itoa(int(srv.Port))}
+	srv.Place, srv.Words = of.within(n), []string{srv.Where(), strconv.Itoa(int(srv.Port))}
 	lb.Servers = append(lb.Servers, srv)
 }

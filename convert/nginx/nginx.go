@@ -83,6 +83,8 @@ func readUpstream(d *draft.Draft, st syntax.Statement) *upstream {
 		switch l.Words[0] {
 		case "server":
 			readBackend(lb, l)
+		case "resolver":
+			readResolver(lb, l)
 		case "least_conn":
 			lb.Scheduler = "lc"
 		case "least_time":
@@ -125,19 +127,34 @@ const (
 // upstreamRemarks are the directives of an upstream that are noted and nothing else.
 var upstreamRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "zone", Moot: true, Text: draft.IsTuning},
-	draft.Remark{Keywords: "resolver resolver_timeout", Moot: true, Text: draft.IsDNS},
+	draft.Remark{Keywords: "resolver_timeout", Moot: true, Text: draft.IsTuning},
 	draft.Remark{Keywords: "include", Text: "nothing is included; write its servers here"},
 )
+
+// readResolver reads resolver address[:port]... [valid=time] [ipv6=off].
+func readResolver(_ *draft.LB, l draft.Line) {
+	for _, w := range l.Words[1:] {
+		switch name, value, isOption := strings.Cut(w, "="); {
+		case !isOption:
+			l.AddNameserver(w)
+		case name == "valid":
+			l.ReadTTL(units, value)
+		case name == "status_zone":
+		default:
+			l.Advise("carried over without %s", syntax.Printable(w))
+		}
+	}
+}
 
 // readBackend reads server address:port [parameters] of an upstream.
 func readBackend(lb *draft.LB, l draft.Line) {
 	srv := draft.ServerEntry{Statement: l.Statement}
 	host, port := draft.SplitPort(l.Arg(1))
-	var ok bool
-	if srv.Addr, ok = draft.ReadAddr(host); !ok {
+	if strings.HasPrefix(l.Arg(1), "unix:") || !srv.SetHost(host) {
 		l.Note("%s", draft.WrongAddr(l.Arg(1)))
 		return
 	}
+	var ok bool
 	if srv.Port, ok = draft.ReadPort(port); !ok {
 		why := "has no port; write address:port"
 		if draft.Placeholder(port) {
@@ -163,6 +180,7 @@ func readBackend(lb *draft.LB, l draft.Line) {
 			l.Span(units, value, 0, draft.MaxSlow, &srv.SlowStart)
 		case "backup":
 			srv.Backup = true
+		case "resolve": // names are always followed
 		case "down":
 			srv.Weight = draft.Number{Value: 0, Set: true}
 			l.Advise("down became weight 0; remove that to let connections in again")
@@ -249,14 +267,16 @@ func passTo(lb *draft.LB, pass syntax.Statement, upstreams map[string]*upstream)
 		return false
 	}
 	host, port := draft.SplitPort(to)
-	addr, okAddr := draft.ReadAddr(host)
+	srv := draft.ServerEntry{Statement: pass}
+	okAddr := srv.SetHost(host)
 	n, okPort := draft.ReadPort(port)
 	if !okAddr || !okPort {
 		lb.Refused = pass.Place.String() + " passes to " + syntax.Printable(to) +
-			", which is neither an upstream of these files nor an address with a port"
+			", which is neither an upstream of these files nor an address or name with a port"
 		return false
 	}
-	lb.Servers = append(lb.Servers, draft.ServerEntry{Statement: pass, Addr: addr, Port: n})
+	srv.Port = n
+	lb.Servers = append(lb.Servers, srv)
 	return true
 }
 
@@ -339,8 +359,9 @@ var lines = map[string]func(lb *draft.LB, l draft.Line){
 			lb.Retries = draft.Number{Value: tries.Value - 1, Set: true}
 		}
 	},
-	"allow": readAccess,
-	"deny":  readAccess,
+	"resolver": readResolver,
+	"allow":    readAccess,
+	"deny":     readAccess,
 	"set_real_ip_from": func(lb *draft.LB, l draft.Line) {
 		if prefix, ok := draft.ReadPrefix(l.Arg(1)); ok {
 			lb.AcceptProxyFrom = append(lb.AcceptProxyFrom, prefix)
@@ -356,7 +377,7 @@ var remarks = draft.NewRemarks(
 		"proxy_half_close preread_buffer_size proxy_protocol_timeout variables_hash_max_size " +
 		"variables_hash_bucket_size proxy_session_drop", Moot: true, Text: draft.IsTuning},
 	draft.Remark{Keywords: "log_format access_log error_log open_log_file_cache", Moot: true, Text: draft.IsLogging},
-	draft.Remark{Keywords: "resolver resolver_timeout", Moot: true, Text: draft.IsDNS},
+	draft.Remark{Keywords: "resolver_timeout", Moot: true, Text: draft.IsTuning},
 	draft.Remark{Keywords: "include", Text: "is not among these files; convert that file too"},
 	draft.Remark{Keywords: "ssl_preread", Text: "the server name that a client asks for is not looked at; " +
 		"requireTLS: 5s looks whether it speaks TLS"},
@@ -374,7 +395,8 @@ func Keywords() []draft.Keyword {
 	return slices.Concat(
 		draft.Keywords("main", []string{"stream"}, mainRemarks),
 		draft.Keywords("stream, server", draft.Words(lines, "listen", "proxy_pass"), remarks),
-		draft.Keywords("upstream", []string{"server", "least_conn", "least_time", "random", "hash"}, upstreamRemarks),
+		draft.Keywords("upstream",
+			[]string{"server", "least_conn", "least_time", "random", "hash", "resolver"}, upstreamRemarks),
 	)
 }
 

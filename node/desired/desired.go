@@ -6,6 +6,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/dns"
 	"appliance/pathprobe"
 	"appliance/raft"
 )
@@ -22,6 +23,8 @@ type Known struct {
 	Settings map[string]string
 	// List is what the peers told this worker; nil: nothing yet.
 	List *List
+	// Names are the addresses of the names in Config.
+	Names map[string]dns.NameAnswer
 	// ProbeKeys are what workers sign their path probes with.
 	ProbeKeys []string
 	// Before is the state that is in force, the zero State at the start.
@@ -47,15 +50,16 @@ type State struct {
 
 // Compute returns what a node should serve. It reads nothing but k.
 func Compute(k Known) State {
-	s := State{Config: k.Config}
+	file := withNames(k.Config, k.Names)
+	s := State{Config: file}
 	var ordered map[BackendRef]balancer.Override
 	switch {
 	case k.Group != nil:
-		s.Config = withMembers(k.Config, k.Group.Peers)
+		s.Config = withMembers(file, k.Group.Peers)
 		ordered = withDrained(ReadOverrides(k.Settings), s.Config, *k.Group)
 		s.List = listOf(s.Config, ordered, *k.Group, k.ProbeKeys)
 	case k.List != nil:
-		s.Config, ordered = withList(k.Config, k.List)
+		s.Config, ordered = withList(file, k.List)
 	}
 	s.LoadBalancers = s.Config.ForBalancer()
 	s.Overrides = targets(s.Config, ordered)

@@ -96,6 +96,9 @@ func directPaths(cfg *configs.Config) iter.Seq2[netip.Addr, netip.AddrPort] {
 				continue
 			}
 			for _, b := range lb.Backends {
+				if !b.Resolved() {
+					continue
+				}
 				for _, vip := range lb.VIPs {
 					a := b.Addr.Addr()
 					if vip.Is4() == a.Is4() && b.Addr.Port() == lb.Port && !yield(a, netip.AddrPortFrom(vip, lb.Port)) {

@@ -46,7 +46,7 @@ func ReadOverrides(settings map[string]string) map[BackendRef]balancer.Override 
 // A namedBackend is a backend with what people call it.
 type namedBackend struct {
 	BackendRef
-	name string
+	name, host string
 }
 
 func (b namedBackend) String() string {
@@ -57,13 +57,15 @@ func (b namedBackend) String() string {
 }
 
 // find returns the backends that name means: one of a load balancer as LB/BACKEND, or BACKEND in each load balancer
-// that has it. A backend is called by its name or its address, with or without the port. A backend that has an
-// override is known even if the configuration has it no more.
+// that has it. A backend is called by its name or its address, with or without the port; a host's name means all its
+// addresses. A backend that has an override is known even if the configuration has it no more.
 func find(cfg *configs.Config, overrides map[BackendRef]balancer.Override, name string) ([]namedBackend, error) {
 	var known []namedBackend
 	for _, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
-			known = append(known, namedBackend{BackendRef{lb.Name, b.Addr}, b.Name})
+			if b.Resolved() {
+				known = append(known, namedBackend{BackendRef{lb.Name, b.Addr}, b.Name, b.Host})
+			}
 		}
 	}
 	for ref := range overrides {
@@ -75,7 +77,7 @@ func find(cfg *configs.Config, overrides map[BackendRef]balancer.Override, name 
 	var names []string
 	for _, b := range known {
 		names = append(names, b.String())
-		for _, is := range []string{b.name, b.Addr.String(), b.Addr.Addr().String()} {
+		for _, is := range []string{b.name, b.host, b.Addr.String(), b.Addr.Addr().String()} {
 			if is != "" && (name == is || name == b.LoadBalancer+"/"+is) {
 				found = append(found, b)
 				break

@@ -52,6 +52,9 @@ func listOf(
 	for _, c := range cfg.LoadBalancers {
 		lb := listed{Name: c.Name, Port: c.Port}
 		for _, b := range c.Backends {
+			if !b.Resolved() {
+				continue // workers are told addresses
+			}
 			lb.Backends = append(lb.Backends, listedServer{
 				Name: b.Name, Address: b.Addr, Weight: b.Weight, Order: overrides[BackendRef{c.Name, b.Addr}],
 			})

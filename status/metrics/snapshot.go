@@ -111,6 +111,12 @@ func (s *snapshotMetrics) node(n status.Snapshot, version string) {
 		short.add(float64(one.Count), labels)
 		refused.add(float64(one.Refused), labels)
 	}
+	addresses := s.gauge("name_addresses", "Addresses that are in force of a server's name.")
+	failing := s.gauge("name_failing", "Whether the last look-up of a server's name failed; its last addresses stay.")
+	for _, one := range n.Names {
+		addresses.add(float64(len(one.Addresses)), label("name", one.Name))
+		failing.add(truth(one.Error != ""), label("name", one.Name))
+	}
 	if h := n.Hooks; h != nil {
 		events := s.counter("hook_events_total",
 			"Events for hooks, by what came of them (told, failed, dropped because the hook was too slow).")

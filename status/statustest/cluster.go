@@ -121,6 +121,10 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 		}
 		s.LoadBalancers = append(s.LoadBalancers, lb)
 	}
+	s.Names = []status.NameView{{
+		Name: "api.example.org", Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.11")},
+		Answered: c.Time.Add(-time.Minute), Error: "i/o timeout",
+	}}
 	s.Hooks = &status.HookCounts{Told: 12, Failed: 1}
 	applied := c.Time.Add(-time.Second)
 	s.Planes = []balancer.PlaneStatus{{Name: balancer.IPVS, Services: c.loadBalancers, Applied: &applied}}

@@ -60,6 +60,8 @@ type ConnOptions struct {
 	// KeepDown leaves the open connections of a backend that is marked down
 	// alone; otherwise they are reset.
 	KeepDown bool
+	// Log is how connections that have ended are logged: text, json, or empty for not at all.
+	Log string
 	// EndBackup resets the open connections of backup backends when another
 	// backend is marked up.
 	EndBackup bool
@@ -92,6 +94,7 @@ func (lb LoadBalancer) Unsupported(plane PlaneName) []string {
 		{"timeouts.queue", o.QueueTimeout > 0 && maxConn},
 		{"requireTLS", o.RequireTLS > 0},
 		{"acceptProxy", len(o.AcceptProxyFrom) > 0},
+		{"log", o.Log != ""},
 		{"sendProxy", o.SendProxy != ""},
 		{"backends.maxconn", maxConn && !threshold},
 		{"backends.maxqueue", has(func(b Backend) bool { return b.MaxQueue > 0 })},

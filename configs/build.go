@@ -3,6 +3,7 @@ package configs
 import (
 	"cmp"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -41,7 +42,8 @@ func (b *builder) build() {
 	c.DataDir = b.path("dataDir")
 	c.Linger = b.duration("linger", 0, time.Hour)
 	c.Socket = b.socketPath("socket")
-	c.Log = LogSettings{Level: b.text("log.level"), Format: b.text("log.format")}
+	c.Log = LogSettings{Level: b.text("log.level"), Format: b.text("log.format"), Connections: b.logTarget(),
+		Facility: b.text("log.facility")}
 	c.Admin = b.admin()
 	b.validate()
 }
@@ -174,6 +176,26 @@ func (b *builder) join() []netip.AddrPort {
 		list = append(list, at)
 	}
 	return list
+}
+
+// logTarget reads where connections are logged.
+func (b *builder) logTarget() string {
+	const key = "log.connections"
+	to := b.text(key)
+	scheme, rest, _ := strings.Cut(to, ":")
+	switch {
+	case to == "stderr", to == "syslog":
+	case scheme == "unix" && filepath.IsAbs(rest):
+		b.checkSocket(key, rest)
+	case scheme == "udp", scheme == "tcp":
+		if _, err := netip.ParseAddrPort(strings.TrimPrefix(rest, "//")); err != nil || !strings.HasPrefix(rest, "//") {
+			b.bad(key, "%s is no address and port; write %s://192.0.2.5:514", printable(to), scheme)
+		}
+	case !filepath.IsAbs(to) || strings.ContainsRune(to, 0):
+		b.bad(key, "%s is none of stderr, syslog, unix:/path, udp://address:port, tcp://address:port and the absolute "+
+			"path of a file; write one of them", printable(to))
+	}
+	return to
 }
 
 // dnsPort is that of DNS servers (RFC 1035, section 4.2).

@@ -89,6 +89,9 @@ type ResolverSettings struct {
 type LogSettings struct {
 	Level  string
 	Format string
+	// Connections is where load balancers with a log write, and Facility is theirs in a syslog.
+	Connections string
+	Facility    string
 }
 
 // A Value is one line of `appliance config show`.

@@ -115,6 +115,9 @@ func connSettings(prefix string) []Setting {
 		{Key: prefix + "sendProxy", Type: String, Choices: []string{"v1", "v2"},
 			Usage: "begin connections to backends with a PROXY header of this version (user space)",
 			Why:   "none: a server that does not expect it breaks"},
+		{Key: prefix + "log", Type: String, Default: "off", Choices: []string{"off", "text", "json"},
+			Usage: "log each connection when it ends: off, text (as haproxy's tcplog) or json (user space)",
+			Why:   "off: the kernel's data planes see no end of a connection, and most ask for none"},
 		{Key: prefix + "allow[]", Type: List,
 			Usage: "client addresses or prefixes that may connect, in every data plane",
 			Why:   "none: everybody whom deny does not name"},
@@ -250,6 +253,9 @@ func (b *builder) connOptions(key func(string) string) balancer.ConnOptions {
 		SendProxy:     b.text(key("sendProxy")),
 		Allow:         b.prefixes(key("allow")),
 		Deny:          b.prefixes(key("deny")),
+	}
+	if o.Log = b.text(key("log")); o.Log == "off" {
+		o.Log = ""
 	}
 	if o.Retries == 0 {
 		o.Retries = -1 // none: the balancer's zero is its default

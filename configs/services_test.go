@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ loadBalancers:
   acceptProxy: true
   acceptProxyFrom: [192.0.2.0/24]
   sendProxy: v1
+  log: json
   allow: [192.0.2.0/24]
   deny: [192.0.2.66]
   maxFails: 8
@@ -53,6 +55,7 @@ loadBalancers:
 		ConnOptions: balancer.ConnOptions{
 			MaxConn: 1, Persistence: 6 * time.Second, ClientTimeout: 3 * time.Second, ServerTimeout: 4 * time.Second,
 			QueueTimeout: 5 * time.Second, Retries: 7, RequireTLS: time.Second, AcceptProxyFrom: net, SendProxy: "v1",
+			Log:   "json",
 			Allow: net, Deny: []netip.Prefix{netip.MustParsePrefix("192.0.2.66/32")}, KeepDown: true, EndBackup: true,
 		},
 		Backends: []balancer.Backend{
@@ -193,5 +196,30 @@ func TestNames(t *testing.T) {
 		netip.MustParseAddrPort("192.0.2.53:53"), netip.MustParseAddrPort("[2001:db8::53]:5353")}}
 	if !reflect.DeepEqual(c.Resolver, want) {
 		t.Errorf("%+v", c.Resolver)
+	}
+}
+
+func TestConnectionLog(t *testing.T) {
+	c, err := parseHere(peers3 + "loadBalancers:\n- {port: 1, log: text, backends: [192.0.2.21]}\n" +
+		"- {port: 2, backends: [192.0.2.21]}\n" +
+		"log: {connections: 'udp://[2001:db8::5]:514', facility: local7}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.LoadBalancers[0].ConnOptions.Log != "text" || c.LoadBalancers[1].ConnOptions.Log != "" ||
+		c.Log.Connections != "udp://[2001:db8::5]:514" || c.Log.Facility != "local7" {
+		t.Errorf("%+v, %+v", c.LoadBalancers, c.Log)
+	}
+	for text, want := range map[string]string{
+		"log: {connections: relative}":          "log.connections: relative is none of stderr, syslog, unix:/path",
+		"log: {connections: 'udp://host:514'}":  "udp://host:514 is no address and port; write udp://192.0.2.5:514",
+		"log: {connections: 'tcp:192.0.2.1:1'}": "is no address and port; write tcp://192.0.2.5:514",
+		"log: {facility: local9}":               "log.facility: local9 is not known; did you mean local",
+		"loadBalancers: [{port: 1, log: text, dataPlane: nftables, backends: [192.0.2.21]}]": "log: is done by user space, " +
+			"but dataPlane is nftables; write dataPlane: auto or userspace, or remove it",
+	} {
+		if _, err := parseHere(peers3 + text + "\n"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", text, err, want)
+		}
 	}
 }

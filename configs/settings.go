@@ -78,6 +78,11 @@ var (
 	logFormats = []string{"text", "json"}
 )
 
+// facilities are those of syslog that programs other than the system's own use (RFC 5424, section 6.2.1).
+var facilities = []string{
+	"user", "daemon", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+}
+
 // words are values of another type as strings.
 func words[T ~string](values ...T) []string {
 	list := make([]string, len(values))
@@ -333,6 +338,13 @@ var settings = slices.Concat([]Setting{
 	{Key: "log.format", Flag: "log-format", Type: String, Default: "text", Choices: logFormats,
 		Usage: "text or json",
 		Why:   "people are the first to read it"},
+	{Key: "log.connections", Type: String, Default: "stderr",
+		Usage: "where load balancers with a log write: stderr, syslog, unix:/path, udp://address:port, " +
+			"tcp://address:port, or the path of a file",
+		Why: "it is there everywhere; a file is opened anew after it was moved away"},
+	{Key: "log.facility", Type: String, Default: "local0", Choices: facilities,
+		Usage: "the facility of connections in a syslog",
+		Why:   "what haproxy's files use"},
 })
 
 var element = regexp.MustCompile(`\[\d+\]`)

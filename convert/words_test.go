@@ -73,6 +73,20 @@ func TestWords(t *testing.T) {
 			[]string{"address: api.example.org"},
 		},
 		{
+			"connections are logged where a log is named and tcplog says so", convert.HAProxy,
+			"global\n  log 192.0.2.5:1514 len 4096 local3 info\ndefaults\n  log global\n  option tcplog\n" + haproxyListen +
+				haproxyServers + "listen b\n  no log\n  bind 192.0.2.10:80\n  server a 192.0.2.11:80\n",
+			[]string{"- name: api\n  port: 6443\n  log: text\n", "- name: b\n  port: 80\n  check:",
+				"log:\n  connections: \"udp://192.0.2.5:1514\"\n  facility: local3\n", "f:5: option tcplog: became log: text"},
+			nil,
+		},
+		{
+			"a log without tcplog, and tcplog without a log", convert.HAProxy,
+			"global\n  log /dev/log local0\ndefaults\n  log global\n" + haproxyListen + haproxyServers +
+				"defaults\n  option tcplog\nlisten b\n  bind 192.0.2.10:80\n  server a 192.0.2.11:80\n",
+			nil, []string{"log: text", "connections:"},
+		},
+		{
 			"a bare number is milliseconds", convert.HAProxy,
 			"defaults\n  timeout connect 4500\n" + haproxyListen + haproxyServers,
 			[]string{"connect: 4.5s"},

@@ -65,6 +65,7 @@ func write(p *plan, files []File) []byte {
 		w.writeBalancer(b)
 	}
 	w.writeResolver()
+	w.writeLog()
 	w.writeRest("Not carried over, or not as it was. Decide about these:", false)
 	w.writeRest("Without a meaning here. Nobody has to do anything about these:", true)
 	return w.text.Bytes()
@@ -210,6 +211,21 @@ func (w *writer) writeResolver() {
 	}
 }
 
+// writeLog writes where connections are logged, if any are.
+func (w *writer) writeLog() {
+	if !slices.ContainsFunc(w.balancers, func(b *balancer) bool { return b.Log != "" }) {
+		return
+	}
+	var f draft.Flow
+	f.Word("connections", w.LogTo)
+	f.Word("facility", w.LogFacility)
+	if len(f) > 0 {
+		w.line("")
+		w.line("log:")
+		w.lines("  ", f)
+	}
+}
+
 // usualMinTTL is the default of resolver.minTTL.
 const usualMinTTL = 5 * time.Second
 
@@ -305,6 +321,7 @@ func (b *balancer) settings() draft.Flow {
 		f.Add("acceptProxyFrom", prefixes(from))
 	}
 	f.Word("sendProxy", b.SendProxy)
+	f.Word("log", b.Log)
 	f.Word("onMarkedDown", b.OnMarkedDown)
 	f.Word("onMarkedUp", b.OnMarkedUp)
 	if len(b.Allow) > 0 {

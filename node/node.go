@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"appliance/arp"
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/connlog"
 	"appliance/dns"
 	"appliance/hook"
 	"appliance/host"
@@ -48,7 +50,9 @@ type node struct {
 	// shortages are what this host was short of, which says nothing about any server.
 	shortages *balancer.Shortages
 	names     *dns.Names // nil on a witness
-	hooks     *hook.Dispatcher
+	// connections are logged there.
+	connections *connlog.Sink
+	hooks       *hook.Dispatcher
 
 	// The apply loop owns inputs and stores in state what is in force.
 	inputs   inputs
@@ -109,6 +113,9 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	if n.witness() {
 		return n, nil
 	}
+	n.connections = connlog.New(connlog.Config{
+		To: cfg.Log.Connections, Facility: slices.Index(connlog.Facilities, cfg.Log.Facility), Stderr: os.Stderr, Log: log,
+	})
 	n.openNames()
 	n.awaitNames(context.Background())
 	n.inputs.secrets = n.firstSecrets()
@@ -122,7 +129,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 		Interfaces: n.interfaces(), Self: site.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
 		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers, Reached: n.recallWorkers(),
 		Grouped: n.group != nil, Report: func(t balancer.Target, err error) { n.balancer.Report(t, err) }, Log: log,
-		Files: files, Shortages: n.shortages,
+		Files: files, Shortages: n.shortages, ConnLog: n.connections.Write,
 	})
 	if err != nil {
 		return n, err
@@ -256,7 +263,8 @@ func (n *node) parts() []lifecycle.Part {
 			lifecycle.Part{Name: "holder", Run: n.followHolder},
 		)
 	}
-	parts = append(parts, lifecycle.Part{Name: "names", Run: n.names.Run})
+	parts = append(parts,
+		lifecycle.Part{Name: "connections' log", Run: n.connections.Run}, lifecycle.Part{Name: "names", Run: n.names.Run})
 	var last []lifecycle.Part
 	if n.planes.Direct != nil {
 		// The balancer asks what the probes have found, so they begin first. They take leave of the other nodes when

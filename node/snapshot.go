@@ -93,6 +93,9 @@ func (n *node) snapshot() status.Snapshot {
 		s.Names = append(s.Names, status.NameView{Name: name, Addresses: a.Addrs, Answered: a.At, Error: mask.Text(a.Error)})
 	}
 	slices.SortFunc(s.Names, func(a, b status.NameView) int { return strings.Compare(a.Name, b.Name) })
+	if written, dropped, trouble := n.connections.Counts(); written+dropped > 0 {
+		s.ConnectionLog = &status.LogCounts{Written: written, Dropped: dropped, Error: trouble}
+	}
 	served := n.balancer.Status()
 	s.LoadBalancers, s.Planes, s.Shortages = served.LoadBalancers, served.Planes, served.Shortages
 	for i := range s.LoadBalancers {

@@ -42,6 +42,8 @@ type Snapshot struct {
 	Shortages []balancer.Shortage `json:"shortages,omitempty"`
 	// Names are the names of servers, with the addresses that are in force.
 	Names []NameView `json:"names,omitempty"`
+	// ConnectionLog is absent while no connection was logged.
+	ConnectionLog *LogCounts `json:"connectionLog,omitempty"`
 	// Hooks is absent while no hook is configured.
 	Hooks *HookCounts `json:"hooks,omitempty"`
 }
@@ -54,6 +56,15 @@ type NameView struct {
 	// Answered is when the last answer came.
 	Answered time.Time `json:"answered,omitzero"`
 	// Error is why the last look-up failed; empty if it did not.
+	Error string `json:"error,omitempty"`
+}
+
+// LogCounts counts the lines about connections.
+type LogCounts struct {
+	Written uint64 `json:"written"`
+	// Dropped counts the lines that were lost, because their reader was too slow or gone.
+	Dropped uint64 `json:"dropped"`
+	// Error is why none can be written now; empty if they can.
 	Error string `json:"error,omitempty"`
 }
 

@@ -31,9 +31,15 @@ type conn struct {
 	wakeAt  int64          // the timer that counts; 0 if there is none
 	clientT int64          // when something moved to or from the client
 	serverT int64
-	id      uint32
-	slot    int32
-	state   state
+	// For the log: when it was accepted, when its turn to dial came and when the backend took it; how many dials there
+	// were; and the bytes from the client and to it.
+	accepted, turn, taken int64
+	in, out               uint64
+	dials                 int32
+
+	id    uint32
+	slot  int32
+	state state
 	// queuedMore says that it is among the loop's more.
 	queuedMore bool
 }
@@ -92,15 +98,17 @@ type opening struct {
 	awaitsProxy bool
 	deadline    int64 // of inspecting or waiting
 
-	waiter  *waiter // while waiting
-	began   int64   // when its turn to dial came
-	short   bool    // the last dial failed for lack of something on this host
-	extra   int     // files of dials beyond the first
-	dials   int
-	tried   []*target
-	live    []attempt
-	slowAt  int64 // when the newest dial counts as slow; 0 if it already does
-	retryAt int64 // when failed backends are tried again; 0 if they are not
+	waiter *waiter // while waiting
+	began  int64   // when its turn to dial came
+	// timedOut says that the last dial that failed was not answered in time.
+	timedOut bool
+	short    bool // the last dial failed for lack of something on this host
+	extra    int  // files of dials beyond the first
+	dials    int
+	tried    []*target
+	live     []attempt
+	slowAt   int64 // when the newest dial counts as slow; 0 if it already does
+	retryAt  int64 // when failed backends are tried again; 0 if they are not
 }
 
 // attempt is a dial that is under way.
@@ -118,8 +126,9 @@ func (l *loop) adopt(s *service, fd int, source netip.AddrPort) {
 	c.service, c.source = s, source
 	c.client = end{fd: fd, serial: l.next(), writable: true}
 	c.clientT = l.now
+	c.accepted = l.now
 	if l.watch(fd, c.slot, c.client.serial) != 0 {
-		c.abort()
+		c.abort(endShort)
 		return
 	}
 	tb := s.table.Load()
@@ -127,7 +136,7 @@ func (l *loop) adopt(s *service, fd int, source netip.AddrPort) {
 	h := &tb.options
 	c.opening.awaitsProxy = contains(h.AcceptProxyFrom, source.Addr())
 	if !c.opening.awaitsProxy && tb.filters && !h.Admits(source.Addr()) {
-		c.abort()
+		c.abort(endDenied)
 		return
 	}
 	if c.opening.awaitsProxy || h.RequireTLS > 0 {
@@ -222,7 +231,8 @@ func (c *conn) release() {
 }
 
 // abort ends the connection by resetting its open sockets.
-func (c *conn) abort() {
+func (c *conn) abort(why *ending) {
+	c.ended(why)
 	sysReset(c.client.fd)
 	if c.state == relaying {
 		sysReset(c.server.fd)
@@ -232,6 +242,7 @@ func (c *conn) abort() {
 
 // finish closes both sides after both have sent their last bytes.
 func (c *conn) finish() {
+	c.ended(endDone)
 	sysClose(c.client.fd)
 	sysClose(c.server.fd)
 	c.release()
@@ -255,7 +266,7 @@ func (c *conn) event(serial, events uint32) {
 		c.inspect()
 	case waiting, dialing:
 		if c.client.broken { // the client no longer waits
-			c.abort()
+			c.abort(endLeft[c.state])
 		}
 	case relaying:
 		c.pump()
@@ -268,21 +279,23 @@ func (c *conn) pump() {
 	up := c.up.move(l, &c.client, &c.server, c.down.done)
 	if up.n > 0 {
 		c.target.in.Add(uint64(up.n))
+		c.in += uint64(up.n)
 	}
 	if up.failed {
-		c.abort()
+		c.abort(c.broke(endClientReset))
 		return
 	}
 	down := c.down.move(l, &c.server, &c.client, c.up.done)
 	if down.n > 0 {
 		c.target.out.Add(uint64(down.n))
+		c.out += uint64(down.n)
 	}
 	switch {
 	case c.up.done && c.down.done:
 		c.finish()
 		return
 	case down.failed || c.client.broken || c.server.broken:
-		c.abort()
+		c.abort(c.broke(endServerReset))
 		return
 	}
 	// A side that only reads is active too: its acknowledgements make room.
@@ -293,6 +306,17 @@ func (c *conn) pump() {
 		c.queuedMore = true
 		l.more = append(l.more, ref{c.slot, c.id})
 	}
+}
+
+// broke is the ending of a connection of which a side is broken; usual where neither is known to be.
+func (c *conn) broke(usual *ending) *ending {
+	switch {
+	case c.client.broken:
+		return endClientReset
+	case c.server.broken:
+		return endServerReset
+	}
+	return usual
 }
 
 // arm sets the timer to the next moment at which something is due.
@@ -346,7 +370,11 @@ func (c *conn) onTimer() {
 	switch c.state {
 	case inspecting, waiting:
 		if now >= c.opening.deadline {
-			c.abort()
+			why := endSilent
+			if c.state == waiting {
+				why = endQueueTimeout
+			}
+			c.abort(why)
 			return
 		}
 	case dialing:
@@ -355,7 +383,11 @@ func (c *conn) onTimer() {
 		}
 	case relaying:
 		if at := c.idleDeadline(); at != 0 && now >= at {
-			c.abort()
+			why := endServerTimeout
+			if h := &c.service.table.Load().options; h.ClientTimeout > 0 && c.clientT+int64(h.ClientTimeout) <= now {
+				why = endClientTimeout
+			}
+			c.abort(why)
 			return
 		}
 	}

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"errors"
 	"os"
 	"slices"
 	"time"
@@ -29,6 +30,7 @@ type Reporter func(t balancer.Target, err error)
 func (c *conn) connect() {
 	c.state = dialing
 	c.opening.began = c.loop.now
+	c.turn = c.loop.now
 	c.advance()
 }
 
@@ -58,8 +60,21 @@ func (c *conn) advance() {
 	case o.dials > 0 && o.dials < o.table.tries:
 		c.retry()
 	default:
-		c.abort()
+		c.abort(c.unconnected())
 	}
+}
+
+// unconnected says why no backend has the connection.
+func (c *conn) unconnected() *ending {
+	switch o := c.opening; {
+	case o.short:
+		return endShort
+	case o.timedOut:
+		return endDialTimeout
+	case c.dials == 0:
+		return endNoBackend
+	}
+	return endUnconnected
 }
 
 // retry tries all backends again after a pause.
@@ -85,6 +100,7 @@ func (c *conn) dial(t *target) bool {
 		o.extra++
 	}
 	o.dials++
+	c.dials++
 	o.tried = append(o.tried, t)
 	o.retryAt = 0
 	fd, errno := sysSocket(t.family)
@@ -156,7 +172,7 @@ func (c *conn) failed(t *target, err error) {
 		o.dials--
 		return
 	}
-	o.short = false
+	o.short, o.timedOut = false, errors.Is(err, os.ErrDeadlineExceeded)
 	t.failed.Add(1)
 	t.avoid(c.loop.now)
 	f.report(t.id, err)
@@ -171,7 +187,7 @@ func (c *conn) established(a attempt, events uint32) {
 	}
 	o.live = o.live[:0]
 	t, tb, to := a.target, o.table, o.to
-	c.target, c.state = t, relaying
+	c.target, c.state, c.taken = t, relaying, l.now
 	c.server = end{fd: a.fd, serial: a.serial, writable: true, plain: true}
 	l.scheduleLateOptions()
 	c.server.noteEvents(events)
@@ -180,10 +196,11 @@ func (c *conn) established(a attempt, events uint32) {
 	t.total.Add(1)
 	if h := c.up.held; h != nil {
 		t.in.Add(uint64(h.to))
+		c.in += uint64(h.to)
 	}
 	t.answered(time.Duration(nanotime() - a.since))
 	if t.gone.Load() { // the backend was removed during the dial
-		c.abort()
+		c.abort(endGone)
 		return
 	}
 	if tb.persistence != nil {
@@ -192,7 +209,7 @@ func (c *conn) established(a attempt, events uint32) {
 	if v := tb.options.SendProxy; v != "" {
 		header, err := proxyHeader(v, c.source, to, c.client.fd, c.service.frontend)
 		if err != nil || !c.up.prepend(l.f.pools, header) {
-			c.abort()
+			c.abort(endShort)
 			return
 		}
 	}

@@ -30,6 +30,8 @@ type Config struct {
 	Redirector PortRedirector
 	// Report, if set, gets each dial that failed or was slow.
 	Report Reporter
+	// Log, if set, gets a line for each connection that has ended of load balancers with a log. It must not block.
+	Log func(line string)
 	// Shortages takes what this host is short of; nil means that only the log of
 	// slog.Default() does.
 	Shortages *balancer.Shortages
@@ -46,6 +48,7 @@ type Config struct {
 type Forwarder struct {
 	redirector PortRedirector
 	report     Reporter
+	log        func(line string)
 	shortages  *balancer.Shortages
 	files      fileBudget
 	count      int // of loops
@@ -73,7 +76,7 @@ var (
 // New makes a Forwarder that serves nothing yet.
 func New(cfg Config) *Forwarder {
 	f := &Forwarder{
-		redirector: cfg.Redirector, report: cfg.Report, shortages: cfg.Shortages, count: cfg.Loops,
+		redirector: cfg.Redirector, report: cfg.Report, log: cfg.Log, shortages: cfg.Shortages, count: cfg.Loops,
 		services: make(map[netip.AddrPort]*service),
 	}
 	f.files.most = int64(cfg.Files)
@@ -301,7 +304,7 @@ func (s *service) update(w balancer.Service) error {
 		if now != nil && !served[t] {
 			t.since.Store(at)
 		}
-		next.slots = append(next.slots, slot{t, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart)})
+		next.slots = append(next.slots, slot{t, b.Name, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart)})
 	}
 	// A target that stays must be usable before the table names it. One that leaves
 	// must be out of the table before its connections are reset.
@@ -331,7 +334,7 @@ func (s *service) update(w balancer.Service) error {
 func (l *loop) resetGone() {
 	l.each(func(c *conn) {
 		if c.state == relaying && c.target.gone.Load() {
-			c.abort()
+			c.abort(endGone)
 		}
 	})
 }
@@ -424,7 +427,7 @@ func (f *Forwarder) Drain(ctx context.Context) error {
 // of the forwarder runs any more.
 func (f *Forwarder) Close() error {
 	f.stopListening(true)
-	f.onLoops(func(l *loop) { l.each((*conn).abort) })
+	f.onLoops(func(l *loop) { l.each(func(c *conn) { c.abort(endStopped) }) })
 	f.conns.Wait()
 	f.onLoops(func(l *loop) { l.stopped = true })
 	f.running.Wait()

@@ -47,7 +47,7 @@ func (c *conn) inspect() {
 			return
 		}
 		if errno != 0 || n == 0 || c.client.broken {
-			c.abort()
+			c.abort(endLeft[inspecting])
 			return
 		}
 		b := l.buf[:n]
@@ -55,7 +55,7 @@ func (c *conn) inspect() {
 			p, size, err := readProxy(b)
 			switch {
 			case err != nil:
-				c.abort()
+				c.abort(endNoProxy)
 				return
 			case size == 0:
 				c.undecided()
@@ -63,7 +63,7 @@ func (c *conn) inspect() {
 			}
 			// The header is for us; what follows is for the backend.
 			if got, errno := sysRead(c.client.fd, b[:size]); errno != 0 || got != size {
-				c.abort()
+				c.abort(endLeft[inspecting])
 				return
 			}
 			o.awaitsProxy = false
@@ -71,7 +71,7 @@ func (c *conn) inspect() {
 				c.source, o.to = p.source, p.to
 			}
 			if !h.Admits(c.source.Addr()) {
-				c.abort()
+				c.abort(endDenied)
 				return
 			}
 			if h.RequireTLS > 0 {
@@ -80,7 +80,7 @@ func (c *conn) inspect() {
 		} else {
 			switch clientHello(b) {
 			case notTLS:
-				c.abort()
+				c.abort(endNotTLS)
 				return
 			case undecided:
 				c.undecided()
@@ -95,7 +95,7 @@ func (c *conn) inspect() {
 // undecided waits for more bytes, unless none will come.
 func (c *conn) undecided() {
 	if c.client.fin {
-		c.abort()
+		c.abort(endLeft[inspecting])
 	}
 }
 

@@ -67,7 +67,7 @@ func (c *conn) wait(want *target) {
 	}
 	if want == nil && !q.room(o.table, nil) {
 		q.mu.Unlock()
-		c.abort()
+		c.abort(endQueueFull)
 		return
 	}
 	o.waiter = &waiter{c.loop, ref{c.slot, c.id}, c.source.Addr(), want}
@@ -132,6 +132,7 @@ func (s *service) admit(k *waiter, t *target) {
 	c.opening.table = s.table.Load()
 	c.state = dialing
 	c.opening.began = c.loop.now
+	c.turn = c.loop.now
 	if !c.dial(t) {
 		c.advance()
 	}

@@ -92,6 +92,7 @@ type lists struct {
 // slot is a target in rotation.
 type slot struct {
 	target            *target
+	name              string // empty: its address
 	weight            int
 	maxConn, maxQueue int
 	slowStart         int64

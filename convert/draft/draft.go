@@ -28,6 +28,8 @@ type Draft struct {
 	Single        bool
 	// PeersAsBackends is kube-vip's addPeersAsBackends.
 	PeersAsBackends bool
+	// LogTo is where connections are logged, LogFacility the facility there; empty if no file says.
+	LogTo, LogFacility string
 	// Nameservers are asked for the names of servers, instead of the host's own; MaxTTL is how long an answer is good.
 	Nameservers []netip.AddrPort
 	MaxTTL      Span
@@ -109,6 +111,7 @@ type LB struct {
 	AcceptProxy                    bool
 	AcceptProxyFrom, Allow, Deny   []netip.Prefix
 	SendProxy                      string
+	Log                            string // text, or empty
 	OnMarkedDown, OnMarkedUp       string
 	Check                          HealthCheck
 	Servers                        []ServerEntry

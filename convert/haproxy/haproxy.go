@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -278,15 +279,67 @@ var resolverRemarks = draft.NewRemarks(
 // readGlobal notes everything: it is about the process.
 func readGlobal(d *draft.Draft, s section) {
 	for _, l := range d.Lines(nil, s.lines) {
-		if !l.Remark(globalRemarks, l.Words[0]) {
+		if l.Words[0] == "log" {
+			logTarget(l)
+		} else if !l.Remark(globalRemarks, l.Words[0]) {
 			l.Moot(draft.IsProcess)
 		}
 	}
 }
 
+// facilities are those that our loader takes.
+const facilities = " user daemon local0 local1 local2 local3 local4 local5 local6 local7 "
+
+// logTarget reads log target [len n] [format x] [sample x] facility [level [minlevel]]: where lines about connections
+// go.
+func logTarget(l draft.Line) {
+	words := l.Words[2:]
+	for len(words) > 1 && slices.Contains([]string{"len", "format", "sample", "profile"}, words[0]) {
+		words = words[2:]
+	}
+	word, to := l.Arg(1), ""
+	switch udp := strings.TrimPrefix(strings.TrimPrefix(word, "udp@"), "udp4@"); {
+	case word == "/dev/log":
+		to = "syslog"
+	case word == "stderr" || word == "stdout":
+		to = "stderr"
+	case strings.HasPrefix(word, "/"):
+		to = "unix:" + word
+	default:
+		host, tail := draft.SplitPort(udp)
+		a, ok := draft.ReadAddr(host)
+		port, okPort := draft.ReadPort(tail)
+		if tail == "" {
+			port, okPort = syslogPort, true
+		}
+		if ok && okPort {
+			to = "udp://" + netip.AddrPortFrom(a, port).String()
+		}
+	}
+	// Lines about connections are of the level info, which a stricter one leaves out.
+	quiet := len(words) > 1 && words[1] != "info" && words[1] != "debug"
+	switch {
+	case quiet:
+		l.Moot("gets no lines about connections in haproxy either")
+	case to == "":
+		l.Note("is no place where lines are written; write log: {connections: ...}")
+	case l.LogTo == to: // the first one has said how
+	case l.LogTo != "":
+		l.Note("is a second log; lines about connections go to the first one alone")
+	default:
+		l.LogTo = to
+		if len(words) > 0 && strings.Contains(facilities, " "+words[0]+" ") {
+			l.LogFacility = words[0]
+		}
+	}
+}
+
+// syslogPort is that of syslog over UDP (RFC 5426, section 3.3).
+const syslogPort = 514
+
 // globalRemarks are the keywords of global that are about more than the process.
 var globalRemarks = draft.NewRemarks(
-	draft.Remark{Keywords: "log log-*", Moot: true, Text: draft.IsLogging},
+	draft.Remark{Keywords: "log-*", Moot: true, Text: draft.IsLogging},
 	draft.Remark{Keywords: "maxconn", Text: "limits the whole process; write maxconn at the load balancers that need it"},
 	draft.Remark{Keywords: "stats", Moot: true,
 		Text: "`appliance status` talks to a socket of its own, which only root may open"},
@@ -303,7 +356,7 @@ func Keywords() []draft.Keyword {
 	return slices.Concat(
 		draft.Keywords("sections", []string{"defaults", "frontend", "backend", "listen", "resolvers"}, foreignSections),
 		draft.Keywords("resolvers", []string{"nameserver", "hold"}, resolverRemarks),
-		draft.Keywords("global", nil, globalRemarks),
+		draft.Keywords("global", []string{"log"}, globalRemarks),
 		draft.Keywords("defaults, frontend, backend, listen", draft.Words(lines), remarks, refusals),
 		draft.Keywords("option", carriedOptions, optionRemarks),
 		draft.Keywords("bind", []string{"accept-proxy", "maxconn"}, bindRemarks,

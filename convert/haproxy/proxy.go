@@ -24,8 +24,11 @@ type proxy struct {
 	askTLS, tcpTLS, asks bool
 	ask                  draft.HealthCheck
 	expects, allBackups  bool
-	acls                 map[string][]aclLine
-	known                map[string]term
+	// logs means that a log is named; tcplog is the option.
+	logs   bool
+	tcplog syntax.Statement
+	acls   map[string][]aclLine
+	known  map[string]term
 	// ruleLines and proxyLines are the tcp-request lines, rules what they say, by stage.
 	ruleLines    []ruleLine
 	proxyLines   []draft.Line
@@ -113,6 +116,7 @@ func newProxy(d *draft.Draft, s section) *proxy {
 		p.Client, p.Server = p.tunnel, p.tunnel
 	}
 	p.access()
+	p.logged(d)
 	p.OneBackup = !p.allBackups
 	if s.Words[0] != "frontend" {
 		p.joinChecks(d)
@@ -159,6 +163,7 @@ var lines = map[string]reader{
 		set := server{ServerEntry: &draft.ServerEntry{Statement: l.Statement}}
 		set.read(l, l.Words[1:], p)
 	},
+	"log":             (*proxy).log,
 	"server":          (*proxy).server,
 	"server-template": (*proxy).template,
 	"option":          (*proxy).option,
@@ -194,7 +199,7 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "hash-type", Moot: true, Text: "sh moves only the clients of a server that comes or goes"},
 	draft.Remark{Keywords: "stats monitor-uri monitor", Moot: true,
 		Text: "`appliance status` and the setting admin.listen show state"},
-	draft.Remark{Keywords: "log log-format log-tag unique-id-format capture error-log-format log-format-sd", Moot: true,
+	draft.Remark{Keywords: "log-format log-tag unique-id-format capture error-log-format log-format-sd", Moot: true,
 		Text: draft.IsLogging},
 	draft.Remark{Keywords: "description id enabled guid", Moot: true, Text: "has no meaning here"},
 	draft.Remark{Keywords: "source", Text: "the kernel's routes choose the source address"},
@@ -370,7 +375,7 @@ func (p *proxy) balance(l draft.Line) {
 // optionRemarks are the options that are noted and nothing else.
 var optionRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "external-check", Text: noScript},
-	draft.Remark{Keywords: "dontlognull logasap tcplog httplog log-separate-errors log-health-checks socket-stats " +
+	draft.Remark{Keywords: "dontlognull logasap httplog log-separate-errors log-health-checks socket-stats " +
 		"dontlog-normal", Moot: true, Text: draft.IsLogging},
 	draft.Remark{Keywords: "forwardfor http-server-close httpclose forceclose http-keep-alive http-pretend-keepalive " +
 		"http-no-delay http-use-htx http-use-proxy-header originalto accept-invalid-http-request " +
@@ -385,7 +390,8 @@ var optionRemarks = draft.NewRemarks(
 
 // carriedOptions are the options that option reads.
 var carriedOptions = []string{"tcp-check", "ssl-hello-chk", "httpchk", "smtpchk", "ldap-check", "mysql-check",
-	"pgsql-check", "redis-check", "spop-check", "allbackups", "redispatch", "tcpka", "clitcpka", "srvtcpka", "splice-auto",
+	"pgsql-check", "redis-check", "spop-check", "allbackups", "tcplog", "redispatch", "tcpka", "clitcpka", "srvtcpka",
+	"splice-auto",
 	"splice-request", "splice-response"}
 
 func (p *proxy) option(l draft.Line) {
@@ -402,6 +408,8 @@ func (p *proxy) option(l draft.Line) {
 		l.Advise("that protocol is not spoken; a connection is opened")
 	case "allbackups":
 		p.allBackups = true
+	case "tcplog":
+		p.tcplog = l.Statement
 	case "redispatch", "tcpka", "clitcpka", "srvtcpka", "splice-auto", "splice-request", "splice-response":
 		// Always so.
 	default:
@@ -411,7 +419,33 @@ func (p *proxy) option(l draft.Line) {
 	}
 }
 
+// log reads log global, or a target of its own. What a log says of connections is haproxy's option tcplog; without
+// that it has a line when a connection begins, which is not carried over.
+func (p *proxy) log(l draft.Line) {
+	p.logs = true
+	if l.Arg(1) != "global" {
+		logTarget(l)
+	}
+}
+
+// logged gives the load balancer a log, if the section has one.
+func (p *proxy) logged(d *draft.Draft) {
+	if !p.logs || p.tcplog.Line == 0 {
+		return
+	}
+	p.Log = "text"
+	d.Advise(p.LB, p.tcplog, "became log: text, which user space does; remove it to have the kernel carry the connections")
+}
+
 func (p *proxy) no(l draft.Line) {
+	switch {
+	case l.Arg(1) == "log":
+		p.logs = false
+		return
+	case l.Arg(1) == "option" && l.Arg(2) == "tcplog":
+		p.tcplog = syntax.Statement{}
+		return
+	}
 	if l.Arg(1) == "option" && l.Arg(2) == "redispatch" {
 		l.Note("a connection whose server does not answer always goes to another; retries: 0 tries none")
 		return

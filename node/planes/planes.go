@@ -41,6 +41,8 @@ type Config struct {
 	// Files is how many files clients may hold in user space. Shortages takes what user space is short of.
 	Files     int
 	Shortages *balancer.Shortages
+	// ConnLog takes the lines about connections in user space.
+	ConnLog func(line string)
 	// Report takes what real connections saw of a backend.
 	Report func(balancer.Target, error)
 	Log    *slog.Logger
@@ -65,7 +67,7 @@ type Planes struct {
 // Open chooses what keeps the kernel silent, and lists the data planes. It changes nothing on the host.
 func Open(c Config) (*Planes, error) {
 	user := forward.Config{
-		Report: c.Report, Shortages: c.Shortages, Files: c.Files, Loops: min(runtime.GOMAXPROCS(0), maxLoops),
+		Report: c.Report, Log: c.ConnLog, Shortages: c.Shortages, Files: c.Files, Loops: min(runtime.GOMAXPROCS(0), maxLoops),
 	}
 	// Go's scheduler gets a place more for each loop: the group's timers must not wait for a loop that waits for clients,
 	// and no place has to change hands whenever one does.

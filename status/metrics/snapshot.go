@@ -111,6 +111,12 @@ func (s *snapshotMetrics) node(n status.Snapshot, version string) {
 		short.add(float64(one.Count), labels)
 		refused.add(float64(one.Refused), labels)
 	}
+	if c := n.ConnectionLog; c != nil {
+		lines := s.counter("connection_log_lines_total",
+			"Lines about connections, by what came of them (written, or dropped because their reader was slow or gone).")
+		lines.add(float64(c.Dropped), label("result", "dropped"))
+		lines.add(float64(c.Written), label("result", "written"))
+	}
 	addresses := s.gauge("name_addresses", "Addresses that are in force of a server's name.")
 	failing := s.gauge("name_failing", "Whether the last look-up of a server's name failed; its last addresses stay.")
 	for _, one := range n.Names {

@@ -1,0 +1,274 @@
+package connlog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// waiting is how many lines may wait to be written: some 2 MiB, and seconds of a busy load balancer.
+	waiting = 8192
+	// writeWithin bounds one write. A reader that is slower is given up until openAgain has passed.
+	writeWithin = time.Second
+	openAgain   = time.Second
+	// lookAgain is the time between two looks whether a file is still the one at its path.
+	lookAgain = time.Second
+	// finalWithin is how long lines are still written after Run's context has ended.
+	finalWithin = 2 * time.Second
+)
+
+// Facilities are those of syslog (RFC 5424, section 6.2.1), by number.
+var Facilities = []string{
+	"kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp", "audit",
+	"alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+}
+
+// severity is "informational" (RFC 5424, section 6.2.1).
+const severity = 6
+
+// Config says where lines go.
+type Config struct {
+	// To is stderr, syslog (which is unix:/dev/log), unix:/path, udp://address:port, tcp://address:port, or the path of
+	// a file. A file that was moved away is opened anew within a second.
+	To string
+	// Facility is the number of a syslog facility.
+	Facility int
+	Stderr   *os.File
+	Log      *slog.Logger
+}
+
+// A Sink writes lines.
+type Sink struct {
+	cfg   Config
+	lines chan string
+
+	written, dropped atomic.Uint64
+
+	mu  sync.Mutex
+	err string
+}
+
+// New makes a Sink. It opens nothing before there is a line.
+func New(cfg Config) *Sink { return &Sink{cfg: cfg, lines: make(chan string, waiting)} }
+
+// Write has a line written soon, or drops it where too many wait. It never blocks.
+func (s *Sink) Write(line string) {
+	select {
+	case s.lines <- line:
+	default:
+		s.dropped.Add(1)
+	}
+}
+
+// Counts are how many lines were written and dropped, and why none can be written now.
+func (s *Sink) Counts() (written, dropped uint64, trouble string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.written.Load(), s.dropped.Load(), s.err
+}
+
+// Run writes lines until ctx ends, and what waits then within finalWithin.
+func (s *Sink) Run(ctx context.Context) error {
+	var out io.WriteCloser
+	var tried time.Time
+	defer func() {
+		if out != nil {
+			_ = out.Close() // what was written is written
+		}
+	}()
+	write := func(line string) {
+		var err error
+		if out == nil {
+			if time.Since(tried) < openAgain {
+				s.dropped.Add(1)
+				return
+			}
+			tried = time.Now()
+			if out, err = s.open(); err != nil {
+				out = nil
+			}
+		}
+		if err == nil {
+			_, err = out.Write([]byte(line)) // not WriteString, which an embedded file has
+		}
+		if err != nil && out != nil {
+			_ = out.Close() // the error that counts is the write's
+			out, tried = nil, time.Now()
+		}
+		if err != nil {
+			s.dropped.Add(1)
+		} else {
+			s.written.Add(1)
+		}
+		s.note(err)
+	}
+	for {
+		select {
+		case line := <-s.lines:
+			write(line)
+			continue
+		default:
+		}
+		select {
+		case line := <-s.lines:
+			write(line)
+		case <-ctx.Done():
+			for end := time.Now().Add(finalWithin); len(s.lines) > 0; {
+				line := <-s.lines
+				if time.Now().After(end) {
+					s.dropped.Add(1)
+					continue
+				}
+				write(line)
+			}
+			return nil
+		}
+	}
+}
+
+// note logs the begin and the end of a trouble.
+func (s *Sink) note(err error) {
+	now := ""
+	if err != nil {
+		now = err.Error()
+	}
+	s.mu.Lock()
+	was := s.err
+	s.err = now
+	s.mu.Unlock()
+	switch {
+	case was == "" && now != "":
+		s.cfg.Log.Warn("connections cannot be logged, and their lines are dropped and counted", "to", s.cfg.To, "error", err)
+	case was != "" && now == "":
+		s.cfg.Log.Info("connections are logged again", "to", s.cfg.To, "dropped", s.dropped.Load())
+	}
+}
+
+// open opens where lines go.
+func (s *Sink) open() (io.WriteCloser, error) {
+	to := s.cfg.To
+	if to == "syslog" {
+		to = "unix:/dev/log"
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "-" // RFC 5424, section 6.2.4: unknown
+	}
+	head := header{pri: s.cfg.Facility*8 + severity, host: host, pid: os.Getpid()}
+	switch scheme, rest, _ := strings.Cut(to, ":"); scheme {
+	case "stderr":
+		return pipe{s.cfg.Stderr}, nil
+	case "unix":
+		conn, err := net.DialTimeout("unixgram", rest, writeWithin)
+		return &socket{conn, head.local}, err
+	case "udp":
+		conn, err := net.DialTimeout("udp", strings.TrimPrefix(rest, "//"), writeWithin)
+		return &socket{conn, head.message}, err
+	case "tcp":
+		conn, err := net.DialTimeout("tcp", strings.TrimPrefix(rest, "//"), writeWithin)
+		return &socket{conn, head.framed}, err
+	}
+	return openFile(to)
+}
+
+// header begins the messages to syslog.
+type header struct {
+	pri  int
+	host string
+	pid  int
+}
+
+const program = "appliance"
+
+// local is what programs write to /dev/log: RFC 3164 without the host.
+func (h header) local(line string) string {
+	return fmt.Sprintf("<%d>%s %s[%d]: %s", h.pri, time.Now().Format(time.Stamp), program, h.pid, line)
+}
+
+// message is RFC 5424, section 6.
+func (h header) message(line string) string {
+	return fmt.Sprintf("<%d>1 %s %s %s %d connection - %s",
+		h.pri, time.Now().UTC().Format("2006-01-02T15:04:05.000000Z"), h.host, program, h.pid, line)
+}
+
+// framed is a message after its length, RFC 6587, section 3.4.1.
+func (h header) framed(line string) string {
+	m := h.message(line)
+	return fmt.Sprintf("%d %s", len(m), m)
+}
+
+// socket is a connection to a syslog.
+type socket struct {
+	net.Conn
+	frame func(string) string
+}
+
+func (s *socket) Write(line []byte) (int, error) {
+	if err := s.SetWriteDeadline(time.Now().Add(writeWithin)); err != nil {
+		return 0, err
+	}
+	return s.Conn.Write([]byte(s.frame(string(line))))
+}
+
+// pipe is a file that others write to as well, and that may be a pipe whose reader is slow.
+type pipe struct{ *os.File }
+
+func (p pipe) Write(line []byte) (int, error) {
+	// A pipe that is writable has room for PIPE_BUF bytes (pipe(7)), which is more than a line.
+	fds := []unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLOUT}}
+	for {
+		n, err := unix.Poll(fds, int(writeWithin.Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, errors.New("its reader is too slow")
+		}
+		return p.File.Write(append(line, '\n'))
+	}
+}
+
+// Close leaves the file open, which is not the Sink's alone.
+func (p pipe) Close() error { return nil }
+
+// logFile is a file that is opened anew when another one, or none, is at its path.
+type logFile struct {
+	*os.File
+	path   string
+	looked time.Time
+}
+
+func openFile(path string) (*logFile, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+	return &logFile{File: f, path: path, looked: time.Now()}, err
+}
+
+func (f *logFile) Write(line []byte) (int, error) {
+	if time.Since(f.looked) >= lookAgain {
+		f.looked = time.Now()
+		mine, err := f.Stat()
+		there, err2 := os.Stat(f.path)
+		if err != nil || err2 != nil || !os.SameFile(mine, there) {
+			next, err := openFile(f.path)
+			if err != nil {
+				return 0, err
+			}
+			_ = f.File.Close() // it was moved away, and has what was written
+			f.File = next.File
+		}
+	}
+	return f.File.Write(append(line, '\n'))
+}

@@ -68,7 +68,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []report.PeerRepor
 	m := backend{
 		Name: be.Name, Address: be.Address, Weight: be.Weight, State: be.State, Since: be.Since, Reason: be.Reason,
 		Backup: be.Backup, Override: be.Override,
-		Latency: be.LatencyMS, NameIsAddress: be.Name == be.Address.String(),
+		Latency: be.LatencyMS, NameIsAddress: !be.Address.IsValid() || be.Name == be.Address.String(),
 	}
 	if be.LastCheck != nil {
 		m.Checked = *be.LastCheck

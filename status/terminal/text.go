@@ -182,8 +182,12 @@ func (t *text) loadBalancer(lb balancer.LoadBalancerStatus, now time.Time) {
 				weight += " (" + figures.Percent(slow) + ")"
 			}
 		}
+		address, since := be.Address.String(), figures.Age(now.Sub(be.Since))
+		if !be.Address.IsValid() { // a name without an address
+			address, since = "-", "-"
+		}
 		rows = append(rows, []string{
-			"  " + be.Name, be.Address.String(), weight, t.paint.state(be), figures.Age(now.Sub(be.Since)),
+			"  " + be.Name, address, weight, t.paint.state(be), since,
 			latency(be), open, queue, total, cmp.Or(be.PassedOver, be.Reason),
 		})
 	}

@@ -20,6 +20,10 @@ type Config struct {
 	Interface string
 	// vipInterfaces are the interfaces of the VIPs that name their own.
 	vipInterfaces map[netip.Addr]string
+	// vipAnnounces say how each of the VIPs is announced.
+	vipAnnounces map[netip.Addr]vipAnnounce
+	// Announce is for VIPs that are not answered for on the link.
+	Announce AnnounceSettings
 	// ID says which of the peers this node is; see Self.
 	ID string
 	// Peers are all members of the group, this node included. They may be empty

@@ -317,7 +317,7 @@ func TestErrors(t *testing.T) {
 			"2: vip: 0.0.0.0 means no address at all; write the address of one machine",
 			"3: colour: is not a known key; remove it; known here: vip, vips, interface, peers, localPeer, remotePeers, " +
 				"role, singleNode, startAsLeader, join, priority, addPeersAsBackends, group, dataPlane, loadBalancers, " +
-				"resolver, tracks, hooks, dataDir, linger, socket, admin, log",
+				"resolver, announce, tracks, hooks, dataDir, linger, socket, admin, log",
 			"4: peers[1].address: host is a name, not an address; write the address: " +
 				"only the names of servers are looked up, because the DNS may be what is down when this is needed",
 			"5: group.port: none is not a port; write a number from 1 to 65535"}},

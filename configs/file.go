@@ -228,6 +228,13 @@ func (p *parser) value(v *yaml.Node, key string) {
 		return
 	}
 	if len(children(pat+".")) > 0 {
+		// announce: bgp is short for announce: {by: bgp}, and bfd: true for bfd: {on: true}.
+		for _, short := range []string{".by", ".on"} {
+			if _, ok := setting(key + short); ok && v.Kind == yaml.ScalarNode {
+				p.scalar(v, key+short)
+				return
+			}
+		}
 		p.mapping(v, key+".")
 		return
 	}

@@ -1,13 +1,20 @@
 package configs
 
 import (
+	"cmp"
 	_ "embed"
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"appliance/balancer"
 )
 
 //go:embed reference.yaml
@@ -178,4 +185,239 @@ func (r *rawConfig) setList(key, suffix string, c rawValue) {
 		i++
 	}
 	r.lists[key] = i
+}
+
+// build reads the raw configuration from top to bottom, then validates the parts
+// against each other.
+func (b *builder) build() {
+	c := b.cfg
+	if c.role = b.get("role"); !c.role.origin.IsDefault() {
+		c.role.value = b.text("role")
+	}
+	c.VIPs = b.vips()
+	c.Interface = b.interfaceName("interface")
+	c.SingleNode = b.bool(keySingle)
+	c.StartAsLeader = b.bool("startAsLeader")
+	c.Group = b.group()
+	before := len(b.problems)
+	c.Join = b.join()
+	c.Priority = b.int("priority", 0, 255)
+	c.Group.Preempt = b.preempt()
+	c.Peers = b.peers()
+	b.peersUnsure = b.unknownKeys || len(b.problems) > before
+	if id := b.get(keySelf); id.value != "" && c.peersKey == keyPeers {
+		c.ID, c.idOrigin = b.name(keySelf, ""), id.origin
+	} else {
+		c.ID, c.idOrigin = id.value, id.origin // read with the rest of localPeer
+	}
+	c.Announce = b.announce()
+	c.DataPlane = balancer.PlaneName(b.text("dataPlane"))
+	c.LoadBalancers = b.loadBalancers(b.bool("addPeersAsBackends"))
+	c.Resolver = b.resolver()
+	c.Tracks = b.tracks()
+	c.Hooks = b.hooks()
+	c.DataDir = b.path("dataDir")
+	c.Linger = b.duration("linger", 0, time.Hour)
+	c.Socket = b.socketPath("socket")
+	c.Log = LogSettings{Level: b.text("log.level"), Format: b.text("log.format"), Connections: b.logTarget(),
+		Facility: b.text("log.facility")}
+	c.Admin = b.admin()
+	b.validate()
+}
+
+func (b *builder) vips() []netip.Addr {
+	var keys []string
+	if c := b.values["vip"]; c.value != "" {
+		keys = append(keys, "vip")
+	}
+	for key := range b.elements(keyVIPs) {
+		keys = append(keys, key)
+	}
+	for i, key := range keys {
+		if _, ok := b.values[key]; !ok { // {address: ..., interface: ...}, or empty, which is reported already
+			keys[i] = key + ".address"
+		}
+	}
+	keys = slices.DeleteFunc(keys, func(key string) bool {
+		_, ok := b.values[key]
+		vip := strings.TrimSuffix(key, ".address")
+		if !ok && b.isSet(vip) {
+			b.bad(vip, "has no address; write it beside the rest: {address: 192.0.2.10, …}")
+		}
+		return !ok
+	})
+	if len(keys) == 0 && b.cfg.Worker() {
+		return nil // it may listen on addresses of its own; see validateWorker
+	}
+	if len(keys) == 0 {
+		b.missing(keyVIPs, "is missing; write vips: [192.0.2.10] with a free address of the network, or give --vip")
+		return nil
+	}
+	var vips []netip.Addr
+	b.vipOrigins = map[netip.Addr]Origin{}
+	b.cfg.vipInterfaces, b.cfg.vipAnnounces = map[netip.Addr]string{}, map[netip.Addr]vipAnnounce{}
+	for _, key := range keys {
+		v, ok := b.vip(key)
+		if !ok {
+			continue
+		}
+		b.show(key, v.String(), b.origin(key))
+		if first, dup := b.vipOrigins[v]; dup {
+			b.bad(key, "%s is there twice%s; remove one of the two", v, otherLine(first, b.origin(key)))
+			continue
+		}
+		b.vipOrigins[v] = b.origin(key)
+		vips = append(vips, v)
+		vip, long := strings.CutSuffix(key, ".address")
+		if !long {
+			vip = ""
+		}
+		b.cfg.vipAnnounces[v] = b.vipAnnounce(vip)
+		if long {
+			if name := b.interfaceName(vip + ".interface"); name != "" {
+				b.cfg.vipInterfaces[v] = name
+			}
+		}
+	}
+	return vips
+}
+
+// vip reads one virtual address. People copy it with the length of its subnet, which
+// means nothing here: it is bound as a host address.
+func (b *builder) vip(key string) (netip.Addr, bool) {
+	value := b.values[key].value
+	if address, bits, ok := strings.Cut(value, "/"); ok {
+		p, err := netip.ParsePrefix(value)
+		if err != nil {
+			if _, bad := netip.ParseAddr(address); bad == nil {
+				b.bad(key, "/%s is not the length of a prefix; write %s", printable(bits), address)
+				return netip.Addr{}, false
+			}
+		} else if !p.IsSingleIP() {
+			b.warn(b.origin(key), key, "/%s is ignored: a virtual address is bound as a host address; write %s",
+				bits, p.Addr().Unmap())
+		}
+		value = address
+	}
+	a, ok := b.addr(key, value)
+	if ok && a.IsLoopback() {
+		b.bad(key, "%s is a loopback address, which no other machine can reach; "+
+			"write a free address of the network", a)
+		return a, false
+	}
+	return a, ok
+}
+
+func (b *builder) interfaceName(key string) string {
+	c := b.get(key)
+	b.show(key, c.value, c.origin)
+	if c.value != "" && (!isInterfaceName(c.value) || strings.Contains(c.value, ":")) {
+		b.bad(key, "%s cannot be an interface's name; write one that `ip link` shows, "+
+			"or nothing to have it found by the virtual address's subnet", printable(c.value))
+	}
+	return c.value
+}
+
+func (b *builder) group() GroupSettings {
+	port := b.get("group.port")
+	b.show("group.port", port.value, port.origin)
+	g := GroupSettings{Port: b.port("group.port", false)}
+	files := []string{"group.keyFile", "group.caFile", "group.certFile", "group.certKeyFile"}
+	given := slices.ContainsFunc(files, func(key string) bool { return b.get(key).value != "" })
+	if !given && b.get("group.insecure").value != "true" && b.src.exists(DefaultKeyFile) {
+		g.KeyFile = DefaultKeyFile
+		b.show("group.keyFile", DefaultKeyFile, Origin{})
+	} else {
+		g.KeyFile = b.path("group.keyFile")
+	}
+	g.OldKeyFile = b.path("group.oldKeyFile")
+	g.CAFile = b.path("group.caFile")
+	g.CertFile, g.CertKeyFile = b.path("group.certFile"), b.path("group.certKeyFile")
+	g.Insecure = b.bool("group.insecure")
+	// Below 50 ms the scheduler of a busy node looks like a death; above 10 s
+	// nobody would call it high availability.
+	g.Heartbeat = b.duration("group.heartbeat", 50*time.Millisecond, 10*time.Second)
+	return g
+}
+
+const keyJoin = "join"
+
+// join reads the addresses of the group that this node joins.
+func (b *builder) join() []netip.AddrPort {
+	var list []netip.AddrPort
+	for key := range b.elements(keyJoin) {
+		a, port, ok := b.endpoint(key, b.get(key).value)
+		if !ok {
+			continue
+		}
+		if port == 0 {
+			port = b.cfg.Group.Port
+		}
+		at := netip.AddrPortFrom(a, port)
+		b.show(key, at.String(), b.origin(key))
+		list = append(list, at)
+	}
+	return list
+}
+
+// logTarget reads where connections are logged.
+func (b *builder) logTarget() string {
+	const key = "log.connections"
+	to := b.text(key)
+	scheme, rest, _ := strings.Cut(to, ":")
+	switch {
+	case to == "stderr", to == "syslog":
+	case scheme == "unix" && filepath.IsAbs(rest):
+		b.checkSocket(key, rest)
+	case scheme == "udp", scheme == "tcp":
+		if _, err := netip.ParseAddrPort(strings.TrimPrefix(rest, "//")); err != nil || !strings.HasPrefix(rest, "//") {
+			b.bad(key, "%s is no address and port; write %s://192.0.2.5:514", printable(to), scheme)
+		}
+	case !filepath.IsAbs(to) || strings.ContainsRune(to, 0):
+		b.bad(key, "%s is none of stderr, syslog, unix:/path, udp://address:port, tcp://address:port and the absolute "+
+			"path of a file; write one of them", printable(to))
+	}
+	return to
+}
+
+// dnsPort is that of DNS servers (RFC 1035, section 4.2).
+const dnsPort = 53
+
+func (b *builder) resolver() ResolverSettings {
+	const minKey, maxKey = "resolver.minTTL", "resolver.maxTTL"
+	var r ResolverSettings
+	for key := range b.elements("resolver.nameservers") {
+		a, port, ok := b.endpoint(key, b.get(key).value)
+		if !ok {
+			continue
+		}
+		at := netip.AddrPortFrom(a, cmp.Or(port, dnsPort))
+		b.show(key, at.String(), b.origin(key))
+		r.Nameservers = append(r.Nameservers, at)
+	}
+	r.MinTTL, r.MaxTTL = b.duration(minKey, time.Second, day), b.duration(maxKey, time.Second, 31*day)
+	if r.MinTTL > r.MaxTTL {
+		b.bad(maxKey, "%s is shorter than resolver.minTTL, %s%s; write more, or less there",
+			formatDuration(r.MaxTTL), formatDuration(r.MinTTL), b.lineOf(minKey))
+	}
+	return r
+}
+
+func (b *builder) preempt() Preempt {
+	const key = "group.preempt"
+	c := b.get(key)
+	b.show(key, c.value, c.origin)
+	switch c.value {
+	case "off":
+		return Preempt{}
+	case "immediate":
+		return Preempt{On: true}
+	}
+	d, err := time.ParseDuration(c.value)
+	if err != nil || d < 0 || d > day {
+		b.bad(key, "%s is none of off, immediate, or a duration up to 24h such as 5m; write one of them",
+			printable(c.value))
+		return Preempt{}
+	}
+	return Preempt{On: true, After: d}
 }

@@ -113,6 +113,10 @@ var settings = slices.Concat([]Setting{
 	{Key: "vips[].interface", Type: String,
 		Usage: "the interface on which this one virtual address is answered for",
 		Why:   "interface, or else the one whose subnet contains it"},
+	{Key: "vips[].announce", Type: String, Choices: announceWays,
+		Usage: "how this one virtual address is announced: arp, bgp or routes",
+		Why:   "announce.by"},
+}, pathSettings("vips[].", "those of announce.bgp"), []Setting{
 	{Key: "interface", Flag: "interface", Type: String,
 		Usage: "the interface on which the virtual addresses are answered for",
 		Why: "empty: the one whose subnet contains the virtual address, " +
@@ -293,7 +297,7 @@ var settings = slices.Concat([]Setting{
 	{Key: "resolver.maxTTL", Type: Duration, Default: "5m",
 		Usage: "longest time until a name is looked up again, however long its records live",
 		Why:   "records that live for a day would hold up a change for a day"},
-}, trackSettings(), []Setting{
+}, announceSettings(), trackSettings(), []Setting{
 	{Key: "dataDir", Flag: "data-dir", Type: Path, Default: "/var/lib/appliance",
 		Usage: "where votes and the group's log are kept",
 		Why:   "must survive a reboot: a node that forgets its vote could vote twice"},

@@ -17,6 +17,7 @@ func (b *builder) validate() {
 		b.validateTrust()
 	}
 	b.validateVIPs()
+	b.validateAnnounce()
 	b.validateAdmin()
 	for i := range b.cfg.LoadBalancers {
 		b.validateLoadBalancer(i)

@@ -106,7 +106,7 @@ func TestWrongVIPsOfLoadBalancers(t *testing.T) {
 	}
 	const withoutAddress = "vips: [{interface: eth1}, 192.0.2.10]\nsingleNode: true\npeers: [192.0.2.11]\n"
 	_, err := Parse("f", []byte(withoutAddress), Source{})
-	if err == nil || !strings.Contains(err.Error(), "vips[0]: names an interface and no address") {
+	if err == nil || !strings.Contains(err.Error(), "vips[0]: has no address") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -47,6 +47,7 @@ var arrows = map[string]struct {
 
 	"appliance/sysctl":     {nil, "a kernel parameter is set without knowing for whom"},
 	"appliance/arp":        {[]string{"appliance/sysctl"}, "the wire is told when it may answer, and never asks why"},
+	"appliance/bgp":        {nil, "routers are told what is wanted, whoever wants it and why"},
 	"appliance/segment":    {nil, "a segment is bytes; who sends it is unknown here"},
 	"appliance/neighbours": {nil, "links and neighbours are read from the kernel, whoever asks"},
 	"appliance/pathprobe": {[]string{"appliance/neighbours", "appliance/segment"},
@@ -237,6 +238,7 @@ var doors = map[string][]string{
 		"appliance/raft", "appliance/raft/recovery", "appliance/raft/settings", "appliance/raft/store",
 		"appliance/raft/transport",
 	},
+	"github.com/jwhited/corebgp":     {"appliance/bgp"},
 	"github.com/mdlayher/arp":        {"appliance/arp", "appliance/lab"},
 	"github.com/mdlayher/ndp":        {"appliance/arp", "appliance/lab"},
 	"github.com/cloudflare/ipvs":     {"appliance/ipvs"},

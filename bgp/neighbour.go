@@ -246,7 +246,7 @@ func (n *neighbour) plan(local netip.Addr) (want map[netip.Addr]announcement, un
 			untold[vip] = err.Error()
 			continue
 		}
-		want[vip] = announcement{Path: path, nextHop: hop}
+		want[vip] = announcement{RoutePath: path, nextHop: hop}
 	}
 	return want, untold
 }

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// A Path is how a virtual address is announced: the path attributes that do not depend on the neighbour.
-type Path struct {
+// A RoutePath is how a virtual address is announced: the path attributes that do not depend on the neighbour.
+type RoutePath struct {
 	// Communities are those of RFC 1997, as 64512:100 or by their names; LargeCommunities those of RFC 8092, as 64512:1:2.
 	Communities, LargeCommunities []string
 	// MED is for neighbours of another AS (RFC 4271, section 5.1.4), LocalPref for those of the same (section 5.1.5). Nil
@@ -22,12 +22,12 @@ type Path struct {
 	Leaving bool
 }
 
-// DefaultLocalPref is what routers take for a path that says nothing. RFC 4271 has no number; FRR, BIRD and others agree
-// on this one.
+// DefaultLocalPref is what routers take for a path that says nothing. RFC 4271 has no number; FRR, BIRD and others
+// agree on this one.
 const DefaultLocalPref = 100
 
 // equal reports whether two paths are announced in the same way.
-func (p Path) equal(o Path) bool {
+func (p RoutePath) equal(o RoutePath) bool {
 	same := func(a, b *uint32) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
 	return slices.Equal(p.Communities, o.Communities) && slices.Equal(p.LargeCommunities, o.LargeCommunities) &&
 		same(p.MED, o.MED) && same(p.LocalPref, o.LocalPref) && p.Prepend == o.Prepend && p.Leaving == o.Leaving
@@ -69,12 +69,12 @@ const (
 
 // An announcement is one route as one neighbour is told of it.
 type announcement struct {
-	Path
+	RoutePath
 	nextHop netip.Addr
 }
 
 func (a announcement) equal(o announcement) bool {
-	return a.nextHop == o.nextHop && a.Path.equal(o.Path)
+	return a.nextHop == o.nextHop && a.RoutePath.equal(o.RoutePath)
 }
 
 // attribute appends one path attribute.
@@ -130,7 +130,7 @@ func encodeAnnounce(vip netip.Addr, a announcement, own, theirs uint32) ([]byte,
 		}
 		attrs = attribute(attrs, flagTransitive, attrLocalPref, binary.BigEndian.AppendUint32(nil, pref))
 	}
-	communities, err := encodeCommunities(a.Path)
+	communities, err := encodeCommunities(a.RoutePath)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func encodeWithdraw(vip netip.Addr) []byte {
 	return append(body, attrs...)
 }
 
-func encodeCommunities(p Path) (b []byte, err error) {
+func encodeCommunities(p RoutePath) (b []byte, err error) {
 	if p.Leaving {
 		b = binary.BigEndian.AppendUint32(b, gracefulShutdown)
 	}

@@ -39,7 +39,10 @@ func decode(t *testing.T, body []byte) (h heard) {
 		return err
 	})
 	decoder := corebgp.NewUpdateDecoder(
-		corebgp.NewWithdrawnRoutesDecodeFn(func(h *heard, p []netip.Prefix) error { h.Withdrawn = append(h.Withdrawn, p...); return nil }),
+		corebgp.NewWithdrawnRoutesDecodeFn(func(h *heard, p []netip.Prefix) error {
+			h.Withdrawn = append(h.Withdrawn, p...)
+			return nil
+		}),
 		func(h *heard, code uint8, flags corebgp.PathAttrFlags, b []byte) error {
 			switch code {
 			case corebgp.PATH_ATTR_ORIGIN:
@@ -83,7 +86,10 @@ func decode(t *testing.T, body []byte) (h heard) {
 			t.Errorf("attribute %d is unknown", code)
 			return nil
 		},
-		corebgp.NewNLRIDecodeFn(func(h *heard, p []netip.Prefix) error { h.Announced = append(h.Announced, p...); return nil }),
+		corebgp.NewNLRIDecodeFn(func(h *heard, p []netip.Prefix) error {
+			h.Announced = append(h.Announced, p...)
+			return nil
+		}),
 	)
 	if err := decoder.Decode(&h, body); err != nil {
 		t.Fatalf("a router refuses %x: %v", body, err)
@@ -106,29 +112,29 @@ func TestAnnouncements(t *testing.T) {
 	manyHeard := slices.Repeat([]uint32{64512<<16 | 1}, 100)
 	for name, tt := range map[string]struct {
 		vip    netip.Addr
-		path   Path
+		path   RoutePath
 		hop    netip.Addr
 		theirs uint32
 		want   heard
 	}{
-		"IPv4, another AS": {four, Path{MED: new(uint32(7)), LocalPref: new(uint32(9)), Prepend: 2}, hop4, other,
+		"IPv4, another AS": {four, RoutePath{MED: new(uint32(7)), LocalPref: new(uint32(9)), Prepend: 2}, hop4, other,
 			heard{Announced: host(four), ASPath: []uint32{own, own, own}, NextHop: hop4, MED: new(uint32(7))}},
-		"IPv6, another AS": {six, Path{}, hop6, other,
+		"IPv6, another AS": {six, RoutePath{}, hop6, other,
 			heard{Announced: host(six), ASPath: []uint32{own}, NextHop: hop6}},
-		"IPv4, the same AS": {four, Path{MED: new(uint32(7)), LocalPref: new(uint32(9)), Prepend: 2}, hop4, own,
+		"IPv4, the same AS": {four, RoutePath{MED: new(uint32(7)), LocalPref: new(uint32(9)), Prepend: 2}, hop4, own,
 			heard{Announced: host(four), NextHop: hop4, LocalPref: new(uint32(9))}},
-		"IPv6, the same AS, no preference": {six, Path{}, hop6, own,
+		"IPv6, the same AS, no preference": {six, RoutePath{}, hop6, own,
 			heard{Announced: host(six), NextHop: hop6, LocalPref: new(uint32(DefaultLocalPref))}},
-		"communities": {four, Path{Communities: []string{"64512:100", "no-export", "no-advertise"},
+		"communities": {four, RoutePath{Communities: []string{"64512:100", "no-export", "no-advertise"},
 			LargeCommunities: []string{"4200000001:1:2"}}, hop4, other,
 			heard{Announced: host(four), ASPath: []uint32{own}, NextHop: hop4,
 				Communities: []uint32{64512<<16 | 100, 0xffffff01, 0xffffff02},
 				Large:       []corebgp.LargeCommunity{{GlobalAdmin: own, LocalData1: 1, LocalData2: 2}}}},
-		"more communities than one octet counts": {four, Path{Communities: many}, hop4, other,
+		"more communities than one octet counts": {four, RoutePath{Communities: many}, hop4, other,
 			heard{Announced: host(four), ASPath: []uint32{own}, NextHop: hop4, Communities: manyHeard}},
-		"leaving, another AS": {six, Path{Leaving: true}, hop6, other,
+		"leaving, another AS": {six, RoutePath{Leaving: true}, hop6, other,
 			heard{Announced: host(six), ASPath: []uint32{own}, NextHop: hop6, Communities: []uint32{0xffff0000}}},
-		"leaving, the same AS": {four, Path{Leaving: true, LocalPref: new(uint32(200))}, hop4, own,
+		"leaving, the same AS": {four, RoutePath{Leaving: true, LocalPref: new(uint32(200))}, hop4, own,
 			heard{Announced: host(four), NextHop: hop4, LocalPref: new(uint32(0)), Communities: []uint32{0xffff0000}}},
 	} {
 		body, err := encodeAnnounce(tt.vip, announcement{tt.path, tt.hop}, own, tt.theirs)
@@ -153,12 +159,13 @@ func TestAnnouncements(t *testing.T) {
 
 // What is said is the difference, announcements first.
 func TestDiff(t *testing.T) {
-	a, b, c := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("198.51.100.3")
+	a, b := netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")
+	c := netip.MustParseAddr("198.51.100.3")
 	hop := netip.MustParseAddr("192.0.2.11")
 	plain := announcement{nextHop: hop}
 	ms, err := diff(
 		map[netip.Addr]announcement{a: plain, b: plain, c: plain},
-		map[netip.Addr]announcement{b: plain, c: {Path: Path{Leaving: true}, nextHop: hop}, hop: plain}, 1, 2)
+		map[netip.Addr]announcement{b: plain, c: {RoutePath: RoutePath{Leaving: true}, nextHop: hop}, hop: plain}, 1, 2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +177,8 @@ func TestDiff(t *testing.T) {
 		}
 		said = append(said, word+m.vip.String())
 	}
-	if want := []string{"announce 192.0.2.11", "announce 198.51.100.3", "withdraw 198.51.100.1"}; !slices.Equal(said, want) {
+	want := []string{"announce 192.0.2.11", "announce 198.51.100.3", "withdraw 198.51.100.1"}
+	if !slices.Equal(said, want) {
 		t.Errorf("says %v, want %v", said, want)
 	}
 }

@@ -65,7 +65,7 @@ type Speaker struct {
 	offered    offers
 
 	mu    sync.Mutex
-	paths map[netip.Addr]Path // what is announced now
+	paths map[netip.Addr]RoutePath // what is announced now
 }
 
 // New makes a Speaker that announces nothing yet.
@@ -86,7 +86,7 @@ func New(cfg Config) (*Speaker, error) {
 }
 
 // Set makes paths, by virtual address, the whole set of what is announced.
-func (s *Speaker) Set(paths map[netip.Addr]Path) {
+func (s *Speaker) Set(paths map[netip.Addr]RoutePath) {
 	s.mu.Lock()
 	s.paths = maps.Clone(paths)
 	s.mu.Unlock()
@@ -95,7 +95,7 @@ func (s *Speaker) Set(paths map[netip.Addr]Path) {
 	}
 }
 
-func (s *Speaker) wanted() map[netip.Addr]Path {
+func (s *Speaker) wanted() map[netip.Addr]RoutePath {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.paths

@@ -120,7 +120,8 @@ func open(as uint32, hold uint16, caps ...corebgp.Capability) []byte {
 	for _, c := range append([]corebgp.Capability{four}, caps...) {
 		all = append(append(all, c.Code, byte(len(c.Value))), c.Value...)
 	}
-	body := []byte{4, 23456 >> 8, 23456 & 0xff, byte(hold >> 8), byte(hold), 10, 0, 0, 1, byte(len(all) + 2), 2, byte(len(all))}
+	body := []byte{4, 23456 >> 8, 23456 & 0xff, byte(hold >> 8), byte(hold), 10, 0, 0, 1}
+	body = append(body, byte(len(all)+2), 2, byte(len(all)))
 	return frame(typeOpen, append(body, all...))
 }
 
@@ -185,7 +186,7 @@ func host(a netip.Addr) []netip.Prefix { return []netip.Prefix{netip.PrefixFrom(
 // A session tells what is wanted, then the differences, and ends with a Cease.
 func TestSession(t *testing.T) {
 	b := newBench(t, nil)
-	b.Set(map[netip.Addr]Path{vip4: {}, vip6: {Communities: []string{"64512:1"}}})
+	b.Set(map[netip.Addr]RoutePath{vip4: {}, vip6: {Communities: []string{"64512:1"}}})
 	r := b.accept(t)
 	r.establish(bothFamilies...)
 	if c := b.change(t); !c.Established || c.Neighbour != loop {
@@ -199,7 +200,7 @@ func TestSession(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	b.Set(map[netip.Addr]Path{vip4: {Leaving: true}})
+	b.Set(map[netip.Addr]RoutePath{vip4: {Leaving: true}})
 	want := heard{Announced: host(vip4), ASPath: []uint32{ownAS}, NextHop: loop, Communities: []uint32{0xffff0000}}
 	if diff := cmp.Diff(want, r.update(), same); diff != "" {
 		t.Error(diff)
@@ -240,7 +241,7 @@ func TestSession(t *testing.T) {
 // A router that knows no IPv6 routes is not told of any, and the status says why.
 func TestFamilyOfTheRouter(t *testing.T) {
 	b := newBench(t, nil)
-	b.Set(map[netip.Addr]Path{vip4: {}, vip6: {}})
+	b.Set(map[netip.Addr]RoutePath{vip4: {}, vip6: {}})
 	r := b.accept(t)
 	r.establish() // no capability of families: IPv4 alone
 	if h := r.update(); len(h.Announced) != 1 || h.Announced[0].Addr() != vip4 {
@@ -259,7 +260,7 @@ func TestFamilyOfTheRouter(t *testing.T) {
 // A router that restarts has its session back within seconds, whatever ended the one before.
 func TestRouterComesBack(t *testing.T) {
 	b := newBench(t, nil)
-	b.Set(map[netip.Addr]Path{vip4: {}})
+	b.Set(map[netip.Addr]RoutePath{vip4: {}})
 	for i, end := range []func(router){
 		func(r router) { r.Close() },
 		func(r router) { r.send(frame(typeNotification, []byte{4, 0})) },                             // its hold timer
@@ -294,7 +295,7 @@ func TestPassive(t *testing.T) {
 	port := uint16(free.Addr().(*net.TCPAddr).Port)
 	free.Close()
 	b := newBench(t, func(c *Config) { c.Port, c.Neighbours[0].Passive = port, true })
-	b.Set(map[netip.Addr]Path{vip4: {}})
+	b.Set(map[netip.Addr]RoutePath{vip4: {}})
 	connect := func(from string) net.Conn {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 		for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
@@ -388,7 +389,7 @@ func TestErrorsOfTheRouter(t *testing.T) {
 // Whatever a router sends, the process lives and opens the next session.
 func TestStrangeMessages(t *testing.T) {
 	b := newBench(t, nil)
-	b.Set(map[netip.Addr]Path{vip4: {}})
+	b.Set(map[netip.Addr]RoutePath{vip4: {}})
 	random := rand.New(rand.NewPCG(4271, 2006))
 	for i := range 30 {
 		r := b.accept(t)

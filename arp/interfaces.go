@@ -132,6 +132,24 @@ func chooseInterface(vip netip.Addr, pattern string, names []string, subnets []s
 	}
 }
 
+// InterfaceOf is the interface that has this host's address addr: the one to a VIP that is in no subnet of this host.
+func InterfaceOf(addr netip.Addr) (string, error) {
+	_, all, err := loAndAddresses()
+	if err != nil {
+		return "", err
+	}
+	names, err := interfaceNames()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range all {
+		if name := names[a.index]; a.addr == addr.WithZone("") && name != loopback {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("arp: no interface of this host has the address %s: set the interface of the VIPs", addr)
+}
+
 func joined(names []string) string {
 	if len(names) == 0 {
 		return "(this host has none but lo)"

@@ -38,7 +38,8 @@ type VIPStatus struct {
 
 // A vipState is what is counted and remembered of one VIP.
 type vipState struct {
-	vip VIP
+	vip        VIP
+	unanswered bool
 
 	answers, announcements, suppressed, foreign, repairs atomic.Uint64
 
@@ -99,7 +100,7 @@ func (w *Wire) Status() []VIPStatus {
 			Carrier:        link.up,
 			Fault:          fault,
 			Bound:          bound,
-			Answering:      answering,
+			Answering:      answering && !r.unanswered,
 			Answers:        r.answers.Load(),
 			Announcements:  r.announcements.Load(),
 			Suppressed:     r.suppressed.Load(),

@@ -61,6 +61,9 @@ func (w *Wire) Ask(ctx context.Context) (found []Claim, err error) {
 		return nil, errTenure
 	}
 	defer w.tenure.Store(nil)
+	if len(w.responders) == 0 {
+		return nil, nil // nobody on the link is told of them either
+	}
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for range askTimes {
@@ -108,8 +111,10 @@ func (w *Wire) Answer(ctx context.Context, may func() bool) error {
 		return errTenure
 	}
 	defer w.tenure.Store(nil)
-	w.log.Info("answering for the VIPs")
-	defer w.log.Info("no longer answering for the VIPs")
+	if len(w.responders) > 0 {
+		w.log.Info("answering for the VIPs")
+		defer w.log.Info("no longer answering for the VIPs")
+	}
 
 	select {
 	case <-w.reannounce: // was asked for before this tenure, which begins with a burst anyway

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +55,9 @@ type Silencer interface {
 // Config is what a Wire needs to know.
 type Config struct {
 	VIPs []VIP
+	// Unanswered are those of VIPs that are bound, and about which the kernel is silent, but for which no tenure answers:
+	// clients' packets come by a route to this host.
+	Unanswered []netip.Addr
 	// Silencer may be nil only where every VIP is IPv6.
 	Silencer Silencer
 	// Lifetime is how long the kernel keeps the addresses on lo if nobody renews them: whole seconds, at least three.
@@ -121,12 +125,16 @@ func Open(cfg Config) (*Wire, error) {
 	for _, v := range cfg.VIPs {
 		w.vips[v.Addr] = &vipState{vip: v}
 		w.order = append(w.order, v.Addr)
+		names = append(names, v.Interface)
+		if slices.Contains(cfg.Unanswered, v.Addr) {
+			w.vips[v.Addr].unanswered = true
+			continue
+		}
 		k := responderKey{v.Interface, v.Addr.Is6()}
 		if byKey[k] == nil {
 			keys = append(keys, k)
 		}
 		byKey[k] = append(byKey[k], v.Addr)
-		names = append(names, v.Interface)
 	}
 	w.links = newLinks(names)
 	if err := errors.Join(w.links.refresh(), w.links.portOfAnother()); err != nil {

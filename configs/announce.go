@@ -415,8 +415,11 @@ func (c *Config) announcedBy(ways ...AnnounceWay) (vips []netip.Addr) {
 	return vips
 }
 
-// Routed reports whether some virtual address is announced to routers, by whatever way.
-func (c *Config) Routed() bool { return len(c.announcedBy(ByBGP, ByRoutes)) > 0 }
+// RoutedVIPs are the virtual addresses that are announced to routers, by whatever way.
+func (c *Config) RoutedVIPs() []netip.Addr { return c.announcedBy(ByBGP, ByRoutes) }
+
+// Routed reports whether there are RoutedVIPs.
+func (c *Config) Routed() bool { return len(c.RoutedVIPs()) > 0 }
 
 // SpeaksBGP reports whether some virtual address is announced by BGP.
 func (c *Config) SpeaksBGP() bool { return len(c.announcedBy(ByBGP)) > 0 }
@@ -445,16 +448,18 @@ func (b *builder) validateAnnounce() {
 		return
 	}
 	if bgp.AS == 0 && b.get(keyBGP+".as").value == "" {
-		b.missing(keyBGP+".as", "is missing, and %s is announced by BGP; write this node's AS number, such as 64512", vips[0])
+		b.missing(keyBGP+".as", "is missing, and %s is announced by BGP; write this node's AS number, such as 64512",
+			vips[0])
 	}
 	if len(bgp.Neighbours) == 0 && b.lists[keyNeighbours] == 0 {
-		b.missing(keyNeighbours, "is missing, and %s is announced by BGP; list the routers: - {address: 192.0.2.1, as: 64500}",
-			vips[0])
+		b.missing(keyNeighbours, "is missing, and %s is announced by BGP; "+
+			"list the routers: - {address: 192.0.2.1, as: 64500}", vips[0])
 	}
 	for i, a := range bgp.NextHops {
 		for _, o := range bgp.NextHops[:i] {
 			if a.Is4() == o.Is4() {
-				b.bad(keyBGP+".nextHops", "%s and %s are of one family, and a route has one next hop; remove one of the two", o, a)
+				b.bad(keyBGP+".nextHops", "%s and %s are of one family, and a route has one next hop; "+
+					"remove one of the two", o, a)
 			}
 		}
 	}

@@ -10,7 +10,10 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-const routed = `vips: [198.51.100.10, {address: "2001:db8:1::10", announce: arp}, {address: 198.51.100.11, med: 5, prepend: 2}]
+const routed = `vips:
+- 198.51.100.10
+- {address: "2001:db8:1::10", announce: arp}
+- {address: 198.51.100.11, med: 5, prepend: 2}
 peers: [192.0.2.11, 192.0.2.12, 192.0.2.13]
 group: {insecure: true}
 announce:

@@ -47,6 +47,8 @@ var arrows = map[string]struct {
 
 	"appliance/sysctl":     {nil, "a kernel parameter is set without knowing for whom"},
 	"appliance/arp":        {[]string{"appliance/sysctl"}, "the wire is told when it may answer, and never asks why"},
+	"appliance/routes":     {nil, "routes are kept for a daemon that nobody here knows"},
+	"appliance/bfd":        {nil, "a router is watched without knowing what for"},
 	"appliance/bgp":        {nil, "routers are told what is wanted, whoever wants it and why"},
 	"appliance/segment":    {nil, "a segment is bytes; who sends it is unknown here"},
 	"appliance/neighbours": {nil, "links and neighbours are read from the kernel, whoever asks"},
@@ -183,8 +185,8 @@ var arrows = map[string]struct {
 			"appliance/ipvs", "appliance/mask", "appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset",
 			"appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
-			"appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe", "appliance/node/planes",
-			"appliance/node/proving",
+			"appliance/node/announcing", "appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe",
+			"appliance/node/planes", "appliance/node/proving", "appliance/routes",
 		},
 		"one node wires the rooms; nobody below knows it",
 	},
@@ -206,6 +208,11 @@ var arrows = map[string]struct {
 			"appliance/status/web", "appliance/keyfile", "appliance/mask",
 		},
 		"an observer records what it is handed and changes nothing",
+	},
+	"appliance/node/announcing": {
+		[]string{"appliance/arp", "appliance/bfd", "appliance/bgp", "appliance/configs", "appliance/keyfile", "appliance/routes",
+			"appliance/status"},
+		"routers are told by what a node says of itself; why it says so is not known here",
 	},
 	"appliance/node/proving": {
 		[]string{

@@ -57,6 +57,21 @@ func firewall(cfg *configs.Config) (all []Opening) {
 		}
 		all = append(all, servers(cfg, lb)...)
 	}
+	for _, n := range cfg.Announce.BGP.Neighbours {
+		if !n.Passive {
+			all = append(all, Opening{input, "nodes", n.Addr.String(), "TCP", fmt.Sprint(n.Port), "BGP"})
+		}
+		if port := cfg.Announce.BGP.Port; port != 0 {
+			in(n.Addr.String(), "nodes", "TCP", fmt.Sprint(port), "BGP")
+		}
+		if n.BFDInterval > 0 {
+			port := bfdPort
+			if n.Hops > 1 {
+				port = bfdMultihopPort
+			}
+			in(n.Addr.String(), "nodes", "UDP", fmt.Sprint(port), "BFD")
+		}
+	}
 	all = append(all, link(cfg)...)
 	for _, at := range cfg.Admin.Listen {
 		if ap, err := netip.ParseAddrPort(at); err == nil && !ap.Addr().IsLoopback() {

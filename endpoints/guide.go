@@ -50,6 +50,9 @@ const (
 	apiserverPort  = 6443
 	supervisorPort = 9345 // RKE2's servers register nodes there
 	etcdPort       = 2379
+
+	bfdPort         = 3784 // RFC 5881, section 4
+	bfdMultihopPort = 4784 // RFC 5883, section 5
 )
 
 // New makes the guide of cfg. name is the DNS name by which clients call the virtual addresses; empty: they use the

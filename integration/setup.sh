@@ -48,6 +48,8 @@ test | bench)
 	need etcdctl etcd-client
 	need promtool prometheus # the alerts are tested as rules
 	need chromium chromium
+	need /usr/lib/frr/bgpd frr # routers that the tests announce to
+	need bird bird2
 	need chromedriver chromium-driver # the status page is looked at in a browser
 	if [ "$want" = bench ]; then
 		need keepalived keepalived

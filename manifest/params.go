@@ -46,16 +46,21 @@ func New(cfg *configs.Config, image, file string, args []string) Params {
 	} else if file != "" {
 		o.Args = append([]string{flag + file}, args...)
 	}
-	for _, f := range []string{
+	files := []string{
 		file,
 		cfg.Group.KeyFile, cfg.Group.OldKeyFile, cfg.Group.CAFile, cfg.Group.CertFile, cfg.Group.CertKeyFile,
 		cfg.Admin.TokenFile, cfg.Admin.CertFile, cfg.Admin.CertKeyFile,
-	} {
+	}
+	for _, r := range cfg.Announce.BGP.Neighbours {
+		files = append(files, r.PasswordFile)
+	}
+	for _, f := range files {
 		if f != "" {
 			o.Files = append(o.Files, f)
 		}
 	}
 	o.Programs = cfg.ProgramsOfOthers()
+	o.LowPort = cfg.SpeaksBGP() && cfg.Announce.BGP.Port > 0 && cfg.Announce.BGP.Port < 1024
 	for _, lb := range cfg.LoadBalancers {
 		o.LowPort = o.LowPort || lb.Port < 1024
 	}

@@ -12,7 +12,10 @@ import (
 
 	"appliance/arp"
 	"appliance/balancer"
+	"appliance/configs"
 	"appliance/hook"
+	"appliance/mask"
+	"appliance/node/announcing"
 	"appliance/raft"
 	"appliance/status"
 	"appliance/track"
@@ -35,10 +38,105 @@ func (n *node) hold(ctx context.Context, may func() bool) error {
 		}
 		answers = true
 		n.tell(hook.Notice{Name: hook.Holder})
+		n.setHolds(true)
+		defer n.setHolds(false)
 		return n.wire.Answer(ctx, may)
 	})
 	g.Go(func() error { return n.noteAnswering(ctx) })
 	return g.Wait()
+}
+
+// setHolds has routers told, where they are told of the holder alone.
+func (n *node) setHolds(is bool) {
+	n.holds.Store(is)
+	n.reannounce()
+}
+
+// reannounce has what routers are told decided anew.
+func (n *node) reannounce() {
+	if n.announcer != nil {
+		n.announcer.Poke()
+	}
+}
+
+// openAnnouncer prepares what tells routers of the VIPs, and changes nothing.
+func (n *node) openAnnouncer() error {
+	cfg := n.cfg
+	if !cfg.Routed() || cfg.Worker() || n.witness() {
+		return nil
+	}
+	a := announcing.Config{
+		Announce: cfg.Announce, Self: n.site.self.Addrs(), Look: n.announceView, Log: n.log,
+		Changed: func() <-chan struct{} { return nil }, Note: func(e status.Event) { n.observer.Note(e) },
+	}
+	if n.group != nil {
+		a.Changed = n.group.Changed
+	}
+	for _, v := range n.site.vips {
+		if by := cfg.AnnouncedBy(v.Addr); by != configs.ByARP {
+			a.VIPs = append(a.VIPs, announcing.RoutedVIP{Addr: v.Addr, Interface: v.Interface, By: by, Path: cfg.PathOf(v.Addr)})
+		}
+	}
+	var err error
+	if n.announcer, err = announcing.New(a); err != nil {
+		return unlessMissing("announce", err)
+	}
+	return nil
+}
+
+// announceView is what this node knows of itself that routers have to know.
+func (n *node) announceView() announcing.SelfView {
+	v := announcing.SelfView{Holding: n.holds.Load(), Unserved: make(map[netip.Addr]string)}
+	if since := n.holderless.Load(); since != nil && time.Since(*since) > holderlessFor {
+		v.Minority = true
+	}
+	for _, p := range n.group.Status().Peers {
+		v.Drained = v.Drained || p.Self && p.Drained
+	}
+	if verdict := n.verdict.Load(); verdict != nil {
+		v.Barred = verdict.Barred
+	}
+	served := make(map[netip.Addr]bool)
+	for _, lb := range n.balancer.Health() {
+		why := n.unservedWhy(lb)
+		for _, f := range lb.Frontends {
+			served[f.Addr()] = true
+			if why != "" && v.Unserved[f.Addr()] == "" {
+				v.Unserved[f.Addr()] = why
+			}
+		}
+	}
+	for _, vip := range n.vips() {
+		switch {
+		case !vip.Bound:
+			v.Unserved[vip.VIP] = "it is not bound here"
+		case !vip.Carrier:
+			v.Unserved[vip.VIP] = vip.Interface + " has no carrier"
+		case vip.Fault != "":
+			v.Unserved[vip.VIP] = vip.Interface + " " + vip.Fault
+		case !served[vip.VIP]:
+			v.Unserved[vip.VIP] = "no load balancer has it"
+		}
+	}
+	return v
+}
+
+// unservedWhy says why clients of a load balancer would not be served here, or "".
+func (n *node) unservedWhy(lb balancer.LoadBalancerStatus) string {
+	reason := status.NotReady{Subject: lb.Name}
+	switch {
+	case lb.Plane == "":
+		reason.Kind, reason.Reason = status.NotServed, mask.Text(lb.Error)
+	case !slices.ContainsFunc(lb.Backends, status.TakesConnections):
+		reason.Kind = status.NoBackend
+	case n.trials.Unserved(lb):
+		reason.Kind, reason.Reason = status.NotProved, n.trials.Of(lb).Reason
+	case n.trials.Pending(lb):
+		reason.Kind, reason.Reason = status.NotProved, "it has not been tried yet"
+	default:
+		return ""
+	}
+	return reason.String()
 }
 
 // answeredSetting is the group's setting that says whether the group has ever answered for the VIPs: "yes", or "no"
@@ -172,6 +270,7 @@ const (
 // tracked takes the verdict of the tracks on this node.
 func (n *node) tracked(c track.Verdict) {
 	n.verdict.Store(&c)
+	n.reannounce()
 	select {
 	case n.judged <- struct{}{}:
 	default:

@@ -20,6 +20,7 @@ import (
 	"appliance/hook"
 	"appliance/host"
 	"appliance/nft/ruleset"
+	"appliance/node/announcing"
 	"appliance/node/desired"
 	"appliance/node/lifecycle"
 	"appliance/node/observe"
@@ -45,8 +46,10 @@ type node struct {
 	wire     *arp.Wire          // nil on a witness, and on a worker without VIPs
 	balancer *balancer.Balancer // nil on a witness
 	trials   *proving.Trials    // nil on a witness
-	observer *observe.Observer
-	tracker  *track.Tracker
+	// announcer tells routers; nil where no VIP is announced to them, on a witness, and on a worker.
+	announcer *announcing.Announcer
+	observer  *observe.Observer
+	tracker   *track.Tracker
 	// shortages are what this host was short of, which says nothing about any server.
 	shortages *balancer.Shortages
 	names     *dns.Names // nil on a witness
@@ -66,6 +69,7 @@ type node struct {
 	tenureEnded  atomic.Pointer[time.Time]       // when this node last ceased to hold
 	gaveUpUsers  bool                            // it cannot run programs as another user any more
 	holderless   atomic.Pointer[time.Time]       // since when nobody holds
+	holds        atomic.Bool                     // a tenure of this node runs
 	lingers      bool                            // the kernel goes on without this process
 	founded      bool                            // the group was known when this node started
 	taken        atomic.Pointer[[]arp.Claim]     // who else answers for the VIPs of a new group
@@ -121,6 +125,9 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	n.inputs.secrets = n.firstSecrets()
 	first := n.compute()
 	n.state.Store(&first)
+	if err := n.openAnnouncer(); err != nil {
+		return n, err
+	}
 	files, err := host.FilesForClients()
 	if err != nil {
 		return n, err
@@ -136,7 +143,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	}
 	if len(site.vips) > 0 {
 		n.wire, err = arp.Open(arp.Config{
-			VIPs: site.vips, Silencer: n.planes.Silencer, Linger: n.linger, OnForeign: n.observer.Claimed, Log: log,
+			VIPs: site.vips, Unanswered: cfg.RoutedVIPs(), Silencer: n.planes.Silencer, Linger: n.linger, OnForeign: n.observer.Claimed, Log: log,
 		})
 		if err != nil {
 			return n, err
@@ -314,6 +321,12 @@ func (n *node) parts() []lifecycle.Part {
 			lifecycle.Part{Name: "fitness", Run: n.followFitness},
 			lifecycle.Part{Name: "holder", Run: n.followHolder},
 			lifecycle.Part{Name: "failovers", Run: n.noteFailovers},
+		)
+		if n.announcer != nil {
+			// A holder that stops hands over first, so that its successor announces before it withdraws.
+			parts = append(parts, lifecycle.Part{Name: "announcements", Run: n.announcer.Run})
+		}
+		parts = append(parts,
 			// Last to start and first to stop: no answer without the rest.
 			lifecycle.Part{Name: "tenure", Run: func(ctx context.Context) error { return n.group.Lead(ctx, n.hold) }},
 		)

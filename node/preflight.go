@@ -69,7 +69,7 @@ func survey(cfg *configs.Config) (site, error) {
 	}
 	if s.self.Role != configs.RoleWitness {
 		note(capabilities(cfg))
-		s.vips, err = findInterfaces(cfg)
+		s.vips, err = findInterfaces(cfg, s.self)
 		note(err)
 	}
 	return s, errors.Join(problems...)
@@ -111,7 +111,10 @@ func CheckHost(ctx context.Context, cfg *configs.Config, log *slog.Logger) (trie
 	if err != nil {
 		return true, err
 	}
-	return true, errors.Join(n.checkConflicts(), n.check(ctx))
+	if err := n.openAnnouncer(); err != nil {
+		return true, err
+	}
+	return true, errors.Join(n.checkConflicts(), n.checkAnnouncer(ctx), n.check(ctx))
 }
 
 // Self finds which node of cfg this host is.
@@ -244,6 +247,9 @@ func capabilities(cfg *configs.Config) error {
 		need(unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to bind the virtual addresses and to program the kernel")
 		need(unix.CAP_NET_RAW, "CAP_NET_RAW", "to answer ARP and neighbour solicitations")
 	}
+	if port := cfg.Announce.BGP.Port; cfg.SpeaksBGP() && !cfg.Worker() && port > 0 && port < 1024 {
+		need(unix.CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE", fmt.Sprintf("to have routers connect to port %d", port))
+	}
 	for _, lb := range cfg.LoadBalancers {
 		if lb.Port < 1024 && (!lb.BindToVIP || len(lb.Listen) > 0) {
 			need(unix.CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE", fmt.Sprintf("to listen on port %d", lb.Port))
@@ -277,7 +283,15 @@ func (n *node) preflight(ctx context.Context) error {
 	if n.balancer == nil {
 		return nil
 	}
-	return errors.Join(n.checkConflicts(), n.check(ctx))
+	return errors.Join(n.checkConflicts(), n.checkAnnouncer(ctx), n.check(ctx))
+}
+
+// checkAnnouncer finds what would keep routers from being told.
+func (n *node) checkAnnouncer(ctx context.Context) error {
+	if n.announcer == nil {
+		return nil
+	}
+	return n.announcer.Check(ctx)
 }
 
 // checkConflicts refuses frontends that somebody else's rules translate: which rules come first would be a matter of
@@ -334,14 +348,27 @@ func (n *node) checkNow(ctx context.Context) error {
 const usableWithin = time.Minute
 
 // findInterfaces finds on which interface each VIP is answered.
-func findInterfaces(cfg *configs.Config) (found []arp.VIP, err error) {
+func findInterfaces(cfg *configs.Config, self configs.PeerEntry) (found []arp.VIP, err error) {
 	var errs []error
 	for _, vip := range cfg.VIPs {
+		routed := cfg.AnnouncedBy(vip) != configs.ByARP
 		name, err := arp.FindInterface(vip, cfg.InterfaceOf(vip))
+		if err != nil && routed && cfg.InterfaceOf(vip) == "" { // in no subnet of this host
+			name, err = arp.InterfaceOf(towardsRouter(cfg, self))
+		}
 		errs = append(errs, err)
 		found = append(found, arp.VIP{Addr: vip, Interface: name})
 	}
 	return found, errors.Join(errs...)
+}
+
+// towardsRouter is the address of this host from which it reaches its first router, else the one by which its peers know
+// it. It sends nothing.
+func towardsRouter(cfg *configs.Config, self configs.PeerEntry) netip.Addr {
+	for _, r := range cfg.Announce.BGP.Neighbours {
+		return towards([]netip.AddrPort{netip.AddrPortFrom(r.Addr, r.Port)}, []netip.Addr{self.Address})[0]
+	}
+	return self.Address
 }
 
 // awaitAddress waits until this host may use its own address, which for IPv6 takes as long as duplicate address

@@ -21,6 +21,7 @@ import (
 	"appliance/nft"
 	"appliance/node/lifecycle"
 	"appliance/raft"
+	"appliance/routes"
 	"appliance/status/web"
 )
 
@@ -159,7 +160,7 @@ func (n *node) followInterfaces(ctx context.Context) error {
 		var again <-chan time.Time
 		if fault != (arp.Fault{}) {
 			again = time.After(lookAgain)
-			found, err := findInterfaces(n.cfg)
+			found, err := findInterfaces(n.cfg, n.site.self)
 			if err != nil {
 				found = nil
 			}
@@ -204,6 +205,7 @@ func Cleanup(vips []netip.Addr) (removed []string, err error) {
 	for _, room := range []func() ([]string, error){
 		// The address first: nobody reaches a forwarder that loses its rules.
 		func() ([]string, error) { return arp.Cleanup(vips) },
+		routes.Cleanup,
 		ipvs.Cleanup,
 		nft.Cleanup,
 	} {

@@ -112,6 +112,7 @@ func (n *node) balanced(e balancer.LoadBalancerEvent) {
 	if e.Plane {
 		n.trials.Chosen(e.LoadBalancer, e.To)
 	}
+	n.reannounce()
 	if e.Backend == "" || e.Plane {
 		return
 	}

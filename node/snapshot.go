@@ -80,6 +80,9 @@ func (n *node) snapshot() status.Snapshot {
 			notReady(status.VIPTaken, c.VIP.String(), c.MAC)
 		}
 	}
+	if n.announcer != nil {
+		s.Announce = n.announcer.Status()
+	}
 	for _, t := range n.tracker.Status() {
 		if !t.OK && t.Weight == 0 {
 			notReady(status.TrackFailed, t.Name, t.Reason)

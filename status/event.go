@@ -18,11 +18,12 @@ const (
 	OfBackend EventKind = "backend" // the state of a backend
 	OfService EventKind = "service" // a load balancer and its data plane
 	OfClaim   EventKind = "claim"   // another machine claims a VIP
+	OfRoute   EventKind = "route"   // routers are told of a VIP, and sessions with them
 )
 
 // EventKinds lists all kinds.
 func EventKinds() []EventKind {
-	return []EventKind{OfProcess, OfHolder, OfTenure, OfPeer, OfBackend, OfService, OfClaim}
+	return []EventKind{OfProcess, OfHolder, OfTenure, OfPeer, OfBackend, OfService, OfClaim, OfRoute}
 }
 
 // An Event is one change, as the journal keeps it.

@@ -32,6 +32,8 @@ type Snapshot struct {
 	Group         GroupView                     `json:"group"`
 	VIPs          []VIPView                     `json:"vips"`
 	LoadBalancers []balancer.LoadBalancerStatus `json:"loadBalancers"`
+	// Announce is absent where no VIP is announced to routers.
+	Announce *AnnounceView `json:"announce,omitempty"`
 	// Differences are what this node and its peers should have in common and have not.
 	Differences []Difference `json:"differences,omitempty"`
 	// Planes are the data planes that this host was asked for.

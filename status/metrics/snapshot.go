@@ -85,6 +85,7 @@ func fromSnapshot(snap status.Snapshot, version string) []*dto.MetricFamily {
 	s.node(snap, version)
 	s.group(snap)
 	s.addresses(snap)
+	s.announce(snap.Announce)
 	s.loadBalancers(snap)
 	s.planes(snap)
 	out := make([]*dto.MetricFamily, 0, len(s.all))
@@ -213,6 +214,31 @@ func (s *snapshotMetrics) addresses(n status.Snapshot) {
 		suppressed.add(float64(v.Suppressed), vip)
 		foreign.add(float64(v.ForeignClaims), vip)
 		repairs.add(float64(v.Repairs), vip)
+	}
+}
+
+func (s *snapshotMetrics) announce(a *status.AnnounceView) {
+	if a == nil {
+		return
+	}
+	routed := s.gauge("vip_routed", "Whether routers are told of the virtual address, where it is announced to any.")
+	for _, v := range a.Addresses {
+		routed.add(truth(v.Announced), label("by", v.By, "vip", v.Address.String()))
+	}
+	up := s.gauge("bgp_session_up", "Whether the BGP session with the router is established.")
+	told := s.gauge("bgp_session_announced", "Virtual addresses that the router was told of.")
+	ended := s.counter("bgp_sessions_ended_total", "BGP sessions with the router that ended.")
+	watched := s.gauge("bfd_up", "Whether BFD hears the router, where it is watched by it.")
+	lost := s.counter("bfd_lost_total", "Times that BFD heard the router no more.")
+	for _, r := range a.Sessions {
+		router := label("router", r.Neighbour.String())
+		up.add(truth(r.Established()), router)
+		told.add(float64(len(r.Announced)), router)
+		ended.add(float64(r.Ended), router)
+		if r.BFD != nil {
+			watched.add(truth(r.BFD.State == "up"), router)
+			lost.add(float64(r.BFD.Lost), router)
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ func Text(w io.Writer, s status.Snapshot, colour bool) error {
 	}
 	if len(s.VIPs) > 0 {
 		t.vips(s)
+		t.announce(s)
 	}
 	for _, lb := range s.LoadBalancers {
 		t.loadBalancer(lb, s.Time)
@@ -120,6 +121,39 @@ func (t *text) vips(s status.Snapshot) {
 		rows = append(rows, []string{
 			v.Address.String(), device, yes(v.Bound), yes(v.Answering),
 			fmt.Sprintf("%d answers, %d announcements", v.Answers, v.Announcements), foreign,
+		})
+	}
+	table(&t.Builder, rows)
+}
+
+// announce writes what routers are told.
+func (t *text) announce(s status.Snapshot) {
+	if s.Announce == nil {
+		return
+	}
+	rows := [][]string{{"ROUTED VIP", "STATE", "WHY"}}
+	for _, a := range s.Announce.Addresses {
+		state := a.State()
+		if !a.Announced {
+			state = t.paint.bad(state)
+		}
+		rows = append(rows, []string{a.Address.String(), state, a.Reason})
+	}
+	table(&t.Builder, rows)
+	if len(s.Announce.Sessions) == 0 {
+		return
+	}
+	rows = [][]string{{"ROUTER", "AS", "BGP", "FOR", "BFD", "IS TOLD", "WHY"}}
+	for _, r := range s.Announce.Sessions {
+		state, watched := r.State, "-"
+		if !r.Established() {
+			state = t.paint.bad(state)
+		}
+		if r.BFD != nil {
+			watched = r.BFD.State
+		}
+		rows = append(rows, []string{
+			r.Neighbour.String(), fmt.Sprint(r.AS), state, figures.Age(s.Time.Sub(r.Since)), watched, r.Tells(), r.Reason,
 		})
 	}
 	table(&t.Builder, rows)

@@ -210,7 +210,8 @@ var arrows = map[string]struct {
 		"an observer records what it is handed and changes nothing",
 	},
 	"appliance/node/announcing": {
-		[]string{"appliance/arp", "appliance/bfd", "appliance/bgp", "appliance/configs", "appliance/keyfile", "appliance/routes",
+		[]string{"appliance/arp", "appliance/bfd", "appliance/bgp", "appliance/configs", "appliance/keyfile",
+			"appliance/routes",
 			"appliance/status"},
 		"routers are told by what a node says of itself; why it says so is not known here",
 	},

@@ -35,7 +35,8 @@ func TestExitCodes(t *testing.T) {
 	}
 	// A directory is no program: no retry mends that.
 	program := filepath.Join(dir, "program.yaml")
-	text := "vips: [192.0.2.10]\npeers: [192.0.2.11]\ngroup: {insecure: true}\nhooks: [{on: [holder], exec: [" + dir + "]}]\n"
+	text := "vips: [192.0.2.10]\npeers: [192.0.2.11]\ngroup: {insecure: true}\n" +
+		"hooks: [{on: [holder], exec: [" + dir + "]}]\n"
 	if err := os.WriteFile(program, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

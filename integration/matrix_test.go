@@ -44,7 +44,7 @@ const (
 	inputDrop                        = "input drop"   // of what goes to the VIP
 	forwardDrop                      = "forward drop" // of all
 	bothDrop                         = "both"
-	stateful                         = "stateful" // as `appliance endpoints` says, and without what conntrack calls invalid
+	stateful                         = "stateful" // as `appliance endpoints` says, and nothing invalid
 )
 
 // halls are all combinations.
@@ -127,7 +127,8 @@ func TestMatrix(t *testing.T) {
 // try builds the hall and judges each client.
 func (h hall) try(t *testing.T) {
 	w := newWorld(t, h.family)
-	peers := balance{name: "peers", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"n1", "n2", "n3"}}
+	peers := balance{name: "peers", port: scene.Port, backend: scene.Port, scheduler: "rr",
+		nodes: []string{"n1", "n2", "n3"}}
 	group, _ := w.keys(t)
 	w.write(t, func(int) string { return w.config(string(h.plane), group, []balance{peers}) })
 	w.apps = w.apps[:worker]
@@ -149,7 +150,8 @@ func (h hall) try(t *testing.T) {
 	}{
 		{"on the link", false, func(h int) int { return h }, func(int) *lab.Machine { return w.client }},
 		{"behind a router", false, func(h int) int { return h }, func(int) *lab.Machine { return w.far }},
-		{"on another node", true, func(h int) int { return others(h)[0] }, func(h int) *lab.Machine { return w.nodes[others(h)[0]] }},
+		{"on another node", true, func(h int) int { return others(h)[0] },
+			func(h int) *lab.Machine { return w.nodes[others(h)[0]] }},
 		{"on the holder", true, func(h int) int { return h }, func(h int) *lab.Machine { return w.nodes[h] }},
 		{"in a pod", false, func(int) int { return 0 }, func(int) *lab.Machine { return pod }},
 	} {
@@ -269,8 +271,8 @@ func (h hall) judge(t *testing.T, w *world, node int, from *lab.Machine, local b
 	return "not served, and shown: " + why, nil
 }
 
-// servedNow connects some times at once, so that each backend is met, and returns the error of one that failed. A client
-// whose SYN had to be sent again, a second later, is not served well: it may have gone to another backend then.
+// servedNow connects some times at once, so that each backend is met, and returns the error of one that failed. A
+// client whose SYN had to be sent again, a second later, is not served well: it may have gone to another backend then.
 func (w *world) servedNow(t *testing.T, from *lab.Machine) error {
 	const tries = 12
 	ctx, cancel := context.WithTimeout(t.Context(), patience/10)

@@ -305,7 +305,8 @@ func (r *routing) bird(t *testing.T, s session) *daemon {
 		b.WriteString("protocol bfd { interface \"*\" { interval 50 ms; multiplier 3; }; }\n")
 	}
 	for _, n := range r.nodes {
-		fmt.Fprintf(&b, "protocol bgp %s {\n  local %s as %d;\n  neighbor %s as %d;\n  connect delay time 0; connect retry time 1;\n"+
+		fmt.Fprintf(&b, "protocol bgp %s {\n  local %s as %d;\n  neighbor %s as %d;\n"+
+			"  connect delay time 0; connect retry time 1;\n"+
 			"  error wait time 1, 2;\n  hold time %d;\n", n.Name, r.router.Addr(true), uint32(routerAS), n.Addr(true),
 			cmp.Or(s.as, nodesAS), cmp.Or(s.hold, 9))
 		if s.password != "" {

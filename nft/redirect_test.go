@@ -41,7 +41,8 @@ func (w *world) pod() *machine {
 }
 
 // A firewall of the node, opened for the port that clients ask for and no other.
-const theirs = "add table inet theirs; add chain inet theirs input { type filter hook input priority 0; policy drop; }; " +
+const theirs = "add table inet theirs; " +
+	"add chain inet theirs input { type filter hook input priority 0; policy drop; }; " +
 	"add rule inet theirs input ct state established,related accept; add rule inet theirs input iif lo accept; " +
 	"add rule inet theirs input icmpv6 type { 135, 136 } accept; add rule inet theirs input tcp dport 6443 accept"
 
@@ -128,7 +129,8 @@ func testRedirect(t *testing.T, assigns bool) {
 	}
 
 	// Rules of another program for the same port come after ours.
-	w.node.run("nft", "add table inet docker; add chain inet docker prerouting { type nat hook prerouting priority -100; }; "+
+	w.node.run("nft", "add table inet docker; "+
+		"add chain inet docker prerouting { type nat hook prerouting priority -100; }; "+
 		"add rule inet docker prerouting tcp dport 6443 redirect to :1")
 	check(clients...)
 	w.node.run("nft", "delete table inet docker")

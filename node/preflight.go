@@ -362,8 +362,8 @@ func findInterfaces(cfg *configs.Config, self configs.PeerEntry) (found []arp.VI
 	return found, errors.Join(errs...)
 }
 
-// towardsRouter is the address of this host from which it reaches its first router, else the one by which its peers know
-// it. It sends nothing.
+// towardsRouter is the address of this host from which it reaches its first router, else the one by which its peers
+// know it. It sends nothing.
 func towardsRouter(cfg *configs.Config, self configs.PeerEntry) netip.Addr {
 	for _, r := range cfg.Announce.BGP.Neighbours {
 		return towards([]netip.AddrPort{netip.AddrPortFrom(r.Addr, r.Port)}, []netip.Addr{self.Address})[0]

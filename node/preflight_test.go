@@ -88,7 +88,8 @@ func TestDataDirIsAFile(t *testing.T) {
 	}
 	for _, dir := range []string{file, filepath.Join(file, "data")} {
 		var p configs.Problem
-		if err := writable(dir); !errors.As(err, &p) || p.Key != "dataDir" || !strings.Contains(p.Text, file+" is not a directory") {
+		if err := writable(dir); !errors.As(err, &p) || p.Key != "dataDir" ||
+			!strings.Contains(p.Text, file+" is not a directory") {
 			t.Errorf("%s: %v", dir, err)
 		}
 	}

@@ -63,8 +63,8 @@ const (
 	patience = 900 * time.Millisecond
 )
 
-// attempts is how many SYNs a handshake takes. Each has a port of its own: where rules choose a backend for each SYN, the
-// same one again would hide that the first went to a backend that is out of reach.
+// attempts is how many SYNs a handshake takes. Each has a port of its own: where rules choose a backend for each SYN,
+// the same one again would hide that the first went to a backend that is out of reach.
 const attempts = 3
 
 // resend is when the SYN of the next attempt is sent, if there is no answer.

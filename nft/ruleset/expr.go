@@ -168,8 +168,8 @@ func SYN() []expr.Any {
 	}
 }
 
-// CountClient adds the first packet of a client's connection to the counter. A proof's has the window 0, which no client
-// begins with, and is not counted: it is no connection.
+// CountClient adds the first packet of a client's connection to the counter. A proof's has the window 0, which no
+// client begins with, and is not counted: it is no connection.
 func CountClient(counter string) []expr.Any {
 	return []expr.Any{
 		LoadTransport(Reg1, 14, 2), // RFC 9293 section 3.1: the window

@@ -42,8 +42,8 @@ func NewOwner() *Owner {
 	return &Owner{socket: s}
 }
 
-// Close gives up the tables: they stay, and the next Owner, in this process or another, takes them. Nothing uses o after
-// that.
+// Close gives up the tables: they stay, and the next Owner, in this process or another, takes them. Nothing uses o
+// after that.
 func (o *Owner) Close() error {
 	if o != nil {
 		o.socket.expire()

@@ -21,18 +21,22 @@ func TestJudge(t *testing.T) {
 		stopping bool
 		want     verdict // of why, a part
 	}{
-		"serves":                         {a: all},
-		"unserved":                       {a: all, v: SelfView{Unserved: unserved}, want: verdict{unable: true, why: "no backend"}},
-		"unserved and stopping":          {all, SelfView{Unserved: unserved}, true, verdict{unable: true, why: "no backend"}},
-		"stopping":                       {all, SelfView{}, true, verdict{leaves: true, why: "stops"}},
-		"drained":                        {a: all, v: SelfView{Drained: true}, want: verdict{leaves: true, why: "drained"}},
-		"barred":                         {a: all, v: SelfView{Barred: "track x"}, want: verdict{leaves: true, why: "track x"}},
-		"minority":                       {a: all, v: SelfView{Minority: true}},
-		"minority, careful":              {a: careful, v: SelfView{Minority: true}, want: verdict{leaves: true, why: "majority"}},
-		"another holds":                  {a: holder, want: verdict{leaves: true, why: "does not hold"}},
-		"holds":                          {a: holder, v: SelfView{Holding: true}},
-		"holds though barred":            {a: holder, v: SelfView{Holding: true, Barred: "track x"}},
-		"holds, unserved":                {a: holder, v: SelfView{Holding: true, Unserved: unserved}, want: verdict{unable: true}},
+		"serves": {a: all},
+		"unserved": {a: all, v: SelfView{Unserved: unserved},
+			want: verdict{unable: true, why: "no backend"}},
+		"unserved and stopping": {all, SelfView{Unserved: unserved}, true, verdict{unable: true, why: "no backend"}},
+		"stopping":              {all, SelfView{}, true, verdict{leaves: true, why: "stops"}},
+		"drained":               {a: all, v: SelfView{Drained: true}, want: verdict{leaves: true, why: "drained"}},
+		"barred": {a: all, v: SelfView{Barred: "track x"},
+			want: verdict{leaves: true, why: "track x"}},
+		"minority": {a: all, v: SelfView{Minority: true}},
+		"minority, careful": {a: careful, v: SelfView{Minority: true},
+			want: verdict{leaves: true, why: "majority"}},
+		"another holds":       {a: holder, want: verdict{leaves: true, why: "does not hold"}},
+		"holds":               {a: holder, v: SelfView{Holding: true}},
+		"holds though barred": {a: holder, v: SelfView{Holding: true, Barred: "track x"}},
+		"holds, unserved": {a: holder, v: SelfView{Holding: true, Unserved: unserved},
+			want: verdict{unable: true}},
 		"does not hold, for all of them": {a: all, v: SelfView{Holding: false}},
 	} {
 		got := judge(tt.a, tt.v, vip, tt.stopping)
@@ -57,7 +61,8 @@ func TestAccount(t *testing.T) {
 	}
 	for name, looks := range map[string][]look{
 		"stop": {{0, verdict{}, true, false, 0}, {10 * time.Millisecond, leave, true, true, 1010 * time.Millisecond},
-			{500 * time.Millisecond, leave, true, true, 1010 * time.Millisecond}, {1010 * time.Millisecond, leave, false, false, 0}},
+			{500 * time.Millisecond, leave, true, true, 1010 * time.Millisecond},
+			{1010 * time.Millisecond, leave, false, false, 0}},
 		"drained and back": {{0, verdict{}, true, false, 0}, {10, leave, true, true, 10 + grace},
 			{20, verdict{}, true, false, 0}},
 		"never announced": {{0, leave, false, false, 0}, {10, unable, false, false, 0}, {20, verdict{}, true, false, 0}},

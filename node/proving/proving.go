@@ -243,8 +243,8 @@ func proofStatus(e proof.Entry) balancer.ProofStatus {
 	return s
 }
 
-// Pending says that a load balancer is about to be tried for the first time in the plane that serves now: nothing speaks
-// against it yet, and nothing for it.
+// Pending says that a load balancer is about to be tried for the first time in the plane that serves now: nothing
+// speaks against it yet, and nothing for it.
 func (t *Trials) Pending(lb balancer.LoadBalancerStatus) bool {
 	e := t.book.Entry(proof.Subject{LoadBalancer: lb.Name, Plane: string(lb.Plane)})
 	t.mu.Lock()

@@ -130,15 +130,14 @@ func TestProberProvesAndFindsFilters(t *testing.T) {
 		t.Log(err)
 	}
 	l.antispoof("p1", false)
-	becomes(t, probers[0], "node2", pathprobe.PathProved)
-	l.nodes[0].do(func() error { return l.planes[0].Usable(context.Background(), l.loadBalancer()) })
-
-	// A node whose appliance ends sends a leave notice: it gets no new connections,
-	// though its server is healthy, and keeps those that it has.
 	for i := range l.nodes {
 		becomes(t, probers[i], l.nodes[(i+1)%3].name, pathprobe.PathProved)
 		becomes(t, probers[i], l.nodes[(i+2)%3].name, pathprobe.PathProved)
 	}
+	l.nodes[0].do(func() error { return l.planes[0].Usable(context.Background(), l.loadBalancer()) })
+
+	// A node whose appliance ends sends a leave notice: it gets no new connections,
+	// though its server is healthy, and keeps those that it has.
 	l.apply([]int{0, 1, 2}, nil)
 	s := l.open(20)
 	stop[1]()

@@ -58,7 +58,7 @@ const (
 // trackConnectTime bounds connection and handshake of a track's check.
 const trackConnectTime = 2 * time.Second
 
-var hookEvents = []string{"holder", "released", "backend-up", "backend-down"}
+var hookEvents = []string{"holder", "released", "fault", "recovered", "stopped", "backend-up", "backend-down"}
 
 // trackSettings are the keys of tracks and hooks.
 func trackSettings() []Setting {
@@ -94,7 +94,7 @@ func trackSettings() []Setting {
 			Usage: "what a failure takes off this node's fitness to hold, 1 to 1000",
 			Why:   "none: a failure bars this node from holding while another can"},
 		{Key: "hooks[].on[]", Type: List, Choices: hookEvents,
-			Usage: "the events: holder, released, backend-up, backend-down",
+			Usage: "the events: holder, released, fault, recovered, stopped, backend-up, backend-down",
 			Why:   "none: only the operator knows which events matter"},
 		{Key: "hooks[].exec[]", Type: List,
 			Usage: "a program and its arguments; it finds the event in APPLIANCE_EVENT and the variables beside it",

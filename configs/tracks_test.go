@@ -83,7 +83,7 @@ func TestTracksAndHooksRefused(t *testing.T) {
 		{"hooks: [{exec: [/a]}]", "f:3: hooks[0].on: is missing"},
 		{"hooks: [{on: [holder]}]", "hooks[0].exec: is missing"},
 		{"hooks: [{on: [master], exec: [/a]}]", "hooks[0].on[0]: master is not known; " +
-			"write holder, released, backend-up or backend-down"},
+			"write holder, released, fault, recovered, stopped, backend-up or backend-down"},
 		{"hooks: [{on: [holder, holder], exec: [/a]}]", "holder is there twice"},
 		{"hooks: [{on: [holder], exec: [/a], url: 'http://a'}]", "keep one of them"},
 		{"hooks: [{on: [holder], url: 'ftp://a/b'}]", "write https://host/path"},

@@ -17,7 +17,10 @@ import (
 // The events.
 const (
 	Holder      = "holder"       // this node has begun to answer for the VIPs
-	Released    = "released"     // it has stopped
+	Released    = "released"     // it has stopped that
+	Fault       = "fault"        // this node cannot hold as it is, or nobody can; Reason says why
+	Recovered   = "recovered"    // the fault is over
+	Stopped     = "stopped"      // this node was told to stop; after released, if it held
 	BackendUp   = "backend-up"   // a backend gets connections again
 	BackendDown = "backend-down" // it does not any more
 )
@@ -27,7 +30,7 @@ type Notice struct {
 	Name string    `json:"event"` // one of the constants above
 	Time time.Time `json:"time"`
 	Node string    `json:"node"`
-	// The rest is empty but for backend-up and backend-down.
+	// LoadBalancer and Backend are empty but for backend-up and backend-down, Reason but for these and fault.
 	LoadBalancer string `json:"loadBalancer,omitempty"`
 	Backend      string `json:"backend,omitempty"`
 	Reason       string `json:"reason,omitempty"`

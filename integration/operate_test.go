@@ -149,7 +149,7 @@ func TestTracksAndHooks(t *testing.T) {
 		`! grep -qsx "$(ip -o -4 addr show eth0 | awk '{print $4}' | cut -d/ -f1)" %s`, unfit))
 	tr.reconfigure(t, fmt.Sprintf(`
 hooks:
-- on: [holder, released]
+- on: [holder, released, fault, recovered, stopped]
   exec: [%s]
   user: root # the test's directory is root's alone
 tracks:
@@ -181,13 +181,26 @@ tracks:
 	second := tr.holder(t, others(first)...)
 	await(t, func() string {
 		text, _ := os.ReadFile(heard)
-		for _, want := range []string{"released " + tr.Nodes[first].Name, "holder " + tr.Nodes[second].Name} {
+		for _, want := range []string{
+			"fault " + tr.Nodes[first].Name, "released " + tr.Nodes[first].Name, "holder " + tr.Nodes[second].Name,
+		} {
 			if !strings.Contains(string(text), want+"\n") {
 				return fmt.Sprintf("the hooks have not heard %q: %q", want, text)
 			}
 		}
 		return ""
 	})
+	mark()
+	hear := func(want string) {
+		t.Helper()
+		await(t, func() string {
+			if text, _ := os.ReadFile(heard); !strings.Contains(string(text), want+"\n") {
+				return fmt.Sprintf("the hooks have not heard %q: %q", want, text)
+			}
+			return ""
+		})
+	}
+	hear("recovered " + tr.Nodes[first].Name)
 	// If nobody is fit, nothing moves.
 	mark(0, 1, 2)
 	await(t, func() string {
@@ -205,6 +218,16 @@ tracks:
 	time.Sleep(heardOf)
 	if n := strings.Count(tr.app.Log(), moves) - before; n > 0 {
 		t.Errorf("the VIP moved %d times although nobody is fit", n)
+	}
+	last := tr.holder(t, 0, 1, 2)
+	if err := tr.app.Stop(last); err != nil {
+		t.Fatal(err)
+	}
+	hear("stopped " + tr.Nodes[last].Name)
+	text, _ := os.ReadFile(heard)
+	if released, stopped := strings.LastIndex(string(text), "released "+tr.Nodes[last].Name),
+		strings.LastIndex(string(text), "stopped "+tr.Nodes[last].Name); released < 0 || released > stopped {
+		t.Errorf("the hooks heard that a holder stopped before it was released: %s", text)
 	}
 	tr.oneAnswer(t)
 }

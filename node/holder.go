@@ -282,11 +282,21 @@ func (n *node) followFitness(ctx context.Context) error {
 	tick := time.NewTicker(fitnessEvery)
 	defer tick.Stop()
 	var d damped
+	why := ""
 	for {
 		fault, changed := n.wire.Fault()
 		few := d.look(time.Now(), unserved(n.balancer.Health(), n.trials.Unserved))
 		trouble := cmp.Or(n.group.Status().Trouble, n.trials.Outvoted())
-		n.group.SetFitness(fitness(cut(n.vips()), few, n.verdict.Load(), fault.String(), trouble))
+		fit := fitness(cut(n.vips()), few, n.verdict.Load(), fault.String(), trouble)
+		n.group.SetFitness(fit)
+		switch now := faultOf(fit, n.hasNoHolder()); {
+		case why == "" && now != "":
+			n.tell(hook.Notice{Name: hook.Fault, Reason: mask.Text(now)})
+			why = now
+		case why != "" && now == "":
+			n.tell(hook.Notice{Name: hook.Recovered})
+			why = now
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -295,6 +305,25 @@ func (n *node) followFitness(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// nobodyHolds says why a node is of no use that is not at fault itself.
+const nobodyHolds = "nobody holds; without a majority of the peers nobody may"
+
+// hasNoHolder says that the group runs and has had no holder for longer than an election takes.
+func (n *node) hasNoHolder() bool {
+	since := n.holderless.Load()
+	return since != nil && time.Since(*since) > holderlessFor && n.group.Status().Phase == "running"
+}
+
+// faultOf is why this node cannot hold as it is, or "". Servers that are down, and a lowered priority, are no fault of
+// the node.
+func faultOf(f raft.Fitness, nobody bool) string {
+	f.Unserved, f.Lowered = 0, 0
+	if nobody {
+		return cmp.Or(f.String(), nobodyHolds)
+	}
+	return f.String()
 }
 
 // holderlessFor is how long a group may have no holder before its nodes are not ready. Elections are shorter.

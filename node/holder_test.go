@@ -103,3 +103,25 @@ func TestFitness(t *testing.T) {
 		}
 	}
 }
+
+// A fault is what keeps this node from holding, and neither servers that are down nor a lowered priority.
+func TestFaultOf(t *testing.T) {
+	cut := []netip.Addr{netip.MustParseAddr("192.0.2.10")}
+	for name, test := range map[string]struct {
+		fit    raft.Fitness
+		nobody bool
+		want   string
+	}{
+		"well":            {},
+		"servers down":    {fit: raft.Fitness{Unserved: 2}},
+		"a lower rank":    {fit: raft.Fitness{Lowered: 10}},
+		"a track":         {fit: raft.Fitness{Barred: "track disk fails", Unserved: 1}, want: "track disk fails"},
+		"no carrier":      {fit: raft.Fitness{NoCarrier: cut}, want: "no carrier on the link of 192.0.2.10"},
+		"nobody holds":    {nobody: true, want: nobodyHolds},
+		"its own and all": {fit: raft.Fitness{Barred: "full disk"}, nobody: true, want: "full disk"},
+	} {
+		if got := faultOf(test.fit, test.nobody); got != test.want {
+			t.Errorf("%s: %q, want %q", name, got, test.want)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 
 	"appliance/arp"
 	"appliance/configs"
+	"appliance/hook"
 	"appliance/host"
 	"appliance/ipvs"
 	"appliance/nft"
@@ -126,6 +127,14 @@ func runOnce(
 		lifecycle.Part{Name: "hooks", Run: n.hooks.Run},
 		// What is above only shows and tells; what is below changes the host.
 		lifecycle.Gate(n.preflight),
+		// The first that follows is the last that stops.
+		lifecycle.Part{Name: "notice of the stop", Run: func(part context.Context) error {
+			<-part.Done()
+			if ctx.Err() != nil { // and not because something failed, or to begin anew
+				n.tell(hook.Notice{Name: hook.Stopped})
+			}
+			return nil
+		}},
 	)
 	err = lifecycle.RunInOrder(ctx, append(parts, n.parts()...))
 	if ctx.Err() != nil && err == nil {

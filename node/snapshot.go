@@ -51,8 +51,8 @@ func (n *node) snapshot() status.Snapshot {
 		if group.Trouble != "" {
 			notReady(status.GroupNotReady, "", group.Trouble)
 		}
-		if since := n.holderless.Load(); since != nil && group.Phase == "running" && time.Since(*since) > holderlessFor {
-			notReady(status.GroupNotReady, "", "nobody holds; without a majority of the peers nobody may")
+		if n.hasNoHolder() {
+			notReady(status.GroupNotReady, "", nobodyHolds)
 		}
 	}
 	privileges := status.Privileges(confine.Now())

@@ -133,14 +133,15 @@ var globalRemarks = draft.NewRemarks(
 // Keywords lists the words of keepalived.conf that are known, and what becomes of them.
 func Keywords() []draft.Keyword {
 	notify := draft.NewRemarks(
-		draft.Remark{Keywords: "notify notify_fault notify_stop notify_*", Text: noEvent},
+		draft.Remark{Keywords: "notify notify_*", Text: noEvent},
 		draft.Remark{Keywords: "smtp_alert", Text: "no mail is sent; a hook can run a program"})
 	return slices.Concat(
 		draft.Keywords("top", []string{"vrrp_script", "vrrp_instance", "vrrp_sync_group", "virtual_server",
 			"virtual_server_group", "global_defs", "$NAME="}, remarks),
 		draft.Keywords("global_defs", []string{"script_user"}, globalRemarks),
 		draft.Keywords("vrrp_instance", []string{"interface", "virtual_ipaddress", "virtual_ipaddress_excluded",
-			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify_master", "notify_backup"},
+			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify_master", "notify_backup",
+			"notify_fault", "notify_stop"},
 			instanceRemarks, notify, draft.NewRemarks(draft.Remark{Keywords: "state priority", Moot: true, Text: isEqual})),
 		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight", "user"},
 			scriptRemarks),
@@ -231,7 +232,7 @@ var instanceRemarks = draft.NewRemarks(
 
 // notifyEvents are our events for keepalived's.
 var notifyEvents = map[string]string{
-	"notify_master": "holder", "notify_backup": "released",
+	"notify_master": "holder", "notify_backup": "released", "notify_fault": "fault", "notify_stop": "stopped",
 }
 
 // readNotify reads the scripts that follow changes of state.
@@ -256,9 +257,6 @@ func readNotify(l draft.Line, user string) {
 			}
 		}
 		l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec, User: user})
-	case w == "notify_fault" || w == "notify_stop":
-		l.Note("is no event here, where a node that fails or stops is only told released, as every other is; " +
-			"if it has to know why, write hooks: [{on: [released], exec: [...]}] with a program that finds out")
 	case w == "notify":
 		l.Note("wants the arguments INSTANCE name MASTER|BACKUP; " +
 			"write hooks: [{on: [holder], exec: [/path, INSTANCE, name, MASTER]}, {on: [released], ...}]")
@@ -271,4 +269,5 @@ func readNotify(l draft.Line, user string) {
 	}
 }
 
-const noEvent = "is no event here; hooks know holder, released, backend-up and backend-down"
+const noEvent = "is no event here; hooks know holder, released, fault, recovered, stopped, " +
+	"backend-up and backend-down"

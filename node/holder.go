@@ -23,23 +23,19 @@ import (
 
 // hold is a tenure: while it runs, this node answers for the VIPs. may says whether the lease runs at this moment.
 func (n *node) hold(ctx context.Context, may func() bool) error {
-	answers := false
 	defer func() {
 		now := time.Now()
 		n.tenureEnded.Store(&now)
-		if answers {
-			n.tell(hook.Notice{Name: hook.Released})
-		}
 	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := n.askFirst(ctx); err != nil {
 			return err
 		}
-		answers = true
 		n.tell(hook.Notice{Name: hook.Holder})
 		n.setHolds(true)
 		defer n.setHolds(false)
+		defer n.tell(hook.Notice{Name: hook.Released})
 		return n.wire.Answer(ctx, may)
 	})
 	g.Go(func() error { return n.noteAnswering(ctx) })
@@ -282,20 +278,16 @@ func (n *node) followFitness(ctx context.Context) error {
 	tick := time.NewTicker(fitnessEvery)
 	defer tick.Stop()
 	var d damped
-	why := ""
+	var told faultTold
 	for {
 		fault, changed := n.wire.Fault()
 		few := d.look(time.Now(), unserved(n.balancer.Health(), n.trials.Unserved))
 		trouble := cmp.Or(n.group.Status().Trouble, n.trials.Outvoted())
 		fit := fitness(cut(n.vips()), few, n.verdict.Load(), fault.String(), trouble)
 		n.group.SetFitness(fit)
-		switch now := faultOf(fit, n.hasNoHolder()); {
-		case why == "" && now != "":
-			n.tell(hook.Notice{Name: hook.Fault, Reason: mask.Text(now)})
-			why = now
-		case why != "" && now == "":
-			n.tell(hook.Notice{Name: hook.Recovered})
-			why = now
+		why := faultOf(fit, n.hasNoHolder())
+		if event := told.look(time.Now(), why != "", n.holds.Load()); event != "" {
+			n.tell(hook.Notice{Name: event, Reason: mask.Text(why)})
 		}
 		select {
 		case <-ctx.Done():
@@ -324,6 +316,35 @@ func faultOf(f raft.Fitness, nobody bool) string {
 		return cmp.Or(f.String(), nobodyHolds)
 	}
 	return f.String()
+}
+
+// faultTold is what hooks were told of faults.
+type faultTold struct {
+	is    bool
+	since time.Time // of the fault
+}
+
+// handoverWithin is how long a holder at fault has to hand over before its fault is told: hooks hear released first,
+// and last what the node is. One that nobody can take over from holds on.
+const handoverWithin = 2 * time.Second
+
+// look returns the event to tell, or "".
+func (t *faultTold) look(now time.Time, fault, holds bool) (event string) {
+	switch {
+	case !fault:
+		if t.since = (time.Time{}); t.is {
+			event = hook.Recovered
+		}
+		t.is = false
+		return event
+	case t.since.IsZero():
+		t.since = now
+	}
+	if t.is || holds && now.Sub(t.since) < handoverWithin {
+		return ""
+	}
+	t.is = true
+	return hook.Fault
 }
 
 // holderlessFor is how long a group may have no holder before its nodes are not ready. Elections are shorter.

@@ -9,6 +9,7 @@ import (
 
 	"appliance/arp"
 	"appliance/balancer"
+	"appliance/hook"
 	"appliance/raft"
 	"appliance/track"
 )
@@ -122,6 +123,36 @@ func TestFaultOf(t *testing.T) {
 	} {
 		if got := faultOf(test.fit, test.nobody); got != test.want {
 			t.Errorf("%s: %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+// A holder at fault hands over before its fault is told, so that its hooks hear last what it is.
+func TestFaultTold(t *testing.T) {
+	begin := time.Now()
+	for name, looks := range map[string][]struct {
+		after        time.Duration
+		fault, holds bool
+		want         string
+	}{
+		"not the holder": {
+			{0, true, false, hook.Fault}, {time.Second, true, false, ""}, {2 * time.Second, false, false, hook.Recovered},
+			{3 * time.Second, false, false, ""}, {4 * time.Second, true, false, hook.Fault},
+		},
+		"hands over": {
+			{0, false, true, ""}, {time.Second, true, true, ""}, {1100 * time.Millisecond, true, false, hook.Fault},
+		},
+		"nobody to hand over to": {
+			{0, true, true, ""}, {handoverWithin - 1, true, true, ""}, {handoverWithin, true, true, hook.Fault},
+			{3 * time.Second, true, true, ""}, {4 * time.Second, false, true, hook.Recovered},
+		},
+		"short": {{0, true, true, ""}, {time.Second, false, true, ""}, {9 * time.Second, true, true, ""}},
+	} {
+		var told faultTold
+		for i, l := range looks {
+			if got := told.look(begin.Add(l.after), l.fault, l.holds); got != l.want {
+				t.Errorf("%s, look %d: %q, want %q", name, i, got, l.want)
+			}
 		}
 	}
 }

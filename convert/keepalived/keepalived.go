@@ -40,7 +40,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		case "vrrp_sync_group":
 			for _, line := range d.Lines(nil, l.Body) {
 				if line.Words[0] != "group" { // all virtual addresses have one holder
-					readNotify(line, usual)
+					readNotify(line, usual, "GROUP", st.Arg(1))
 					continue
 				}
 				together = together || len(line.Body) == count(list, "vrrp_instance")
@@ -133,15 +133,15 @@ var globalRemarks = draft.NewRemarks(
 // Keywords lists the words of keepalived.conf that are known, and what becomes of them.
 func Keywords() []draft.Keyword {
 	notify := draft.NewRemarks(
-		draft.Remark{Keywords: "notify notify_*", Text: noEvent},
+		draft.Remark{Keywords: "notify_*", Text: noEvent},
 		draft.Remark{Keywords: "smtp_alert", Text: "no mail is sent; a hook can run a program"})
 	return slices.Concat(
 		draft.Keywords("top", []string{"vrrp_script", "vrrp_instance", "vrrp_sync_group", "virtual_server",
 			"virtual_server_group", "global_defs", "$NAME="}, remarks),
 		draft.Keywords("global_defs", []string{"script_user"}, globalRemarks),
 		draft.Keywords("vrrp_instance", []string{"interface", "virtual_ipaddress", "virtual_ipaddress_excluded",
-			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify_master", "notify_backup",
-			"notify_fault", "notify_stop"},
+			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify", "notify_master",
+			"notify_backup", "notify_fault", "notify_stop"},
 			instanceRemarks, notify, draft.NewRemarks(draft.Remark{Keywords: "state priority", Moot: true, Text: isEqual})),
 		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight", "user"},
 			scriptRemarks),
@@ -205,7 +205,7 @@ func (i *instance) line(l draft.Line, on string) {
 		}
 	default:
 		if !l.Remark(instanceRemarks, w) {
-			readNotify(l, i.user)
+			readNotify(l, i.user, "INSTANCE", i.Arg(1))
 		}
 	}
 }
@@ -230,16 +230,21 @@ var instanceRemarks = draft.NewRemarks(
 		Text: "no routes or rules are written; a hook can: hooks: [{on: [holder], exec: [/path]}]"},
 )
 
-// notifyEvents are our events for keepalived's.
+// notifyEvents are our events for keepalived's. A fault that is over makes a backup of an instance.
 var notifyEvents = map[string]string{
-	"notify_master": "holder", "notify_backup": "released", "notify_fault": "fault", "notify_stop": "stopped",
+	"notify_master": "holder", "notify_backup": "released, recovered", "notify_fault": "fault", "notify_stop": "stopped",
 }
 
-// readNotify reads the scripts that follow changes of state.
-func readNotify(l draft.Line, user string) {
+// notifyStates are the words by which the script of notify is told of a state, after whose it is (keepalived.conf(5)).
+var notifyStates = []struct{ on, word string }{
+	{"holder", "MASTER"}, {"released, recovered", "BACKUP"}, {"fault", "FAULT"}, {"stopped", "STOP"},
+}
+
+// readNotify reads the scripts that follow changes of state of a kind, INSTANCE or GROUP, by its name.
+func readNotify(l draft.Line, user, kind, name string) {
 	w := l.Words[0]
 	switch on := notifyEvents[w]; {
-	case on != "":
+	case on != "" || w == "notify":
 		exec, why := command(l.Words[1:min(2, len(l.Words))]) // what follows is user and group
 		if why != "" {
 			l.Note("%s", why)
@@ -251,21 +256,29 @@ func readNotify(l draft.Line, user string) {
 		if user == "" {
 			l.Advise(noUser)
 		}
-		for _, h := range l.Hooks {
-			if h.On == on && slices.Equal(h.Exec, exec) {
-				return // the same for each instance
-			}
+		if w != "notify" {
+			addHook(l, draft.HookDraft{Place: l.Place, On: on, Exec: exec, User: user})
+			return
 		}
-		l.Hooks = append(l.Hooks, draft.HookDraft{Place: l.Place, On: on, Exec: exec, User: user})
-	case w == "notify":
-		l.Note("wants the arguments INSTANCE name MASTER|BACKUP; " +
-			"write hooks: [{on: [holder], exec: [/path, INSTANCE, name, MASTER]}, {on: [released], ...}]")
+		l.Advise("gets no priority as its fourth word, since there is none here that changes")
+		for _, s := range notifyStates {
+			addHook(l, draft.HookDraft{Place: l.Place, On: s.on, User: user,
+				Exec: append(slices.Clone(exec), kind, name, s.word)})
+		}
 	case strings.HasPrefix(w, "notify"):
 		l.Note(noEvent)
 	case w == "smtp_alert":
 		l.Note("no mail is sent; a hook can run a program")
 	default:
 		l.NoteAll(false, draft.IsUnknown)
+	}
+}
+
+// addHook adds a hook, once for all instances that have the same.
+func addHook(l draft.Line, h draft.HookDraft) {
+	same := func(o draft.HookDraft) bool { return o.On == h.On && slices.Equal(o.Exec, h.Exec) }
+	if !slices.ContainsFunc(l.Hooks, same) {
+		l.Hooks = append(l.Hooks, h)
 	}
 }
 

@@ -148,7 +148,7 @@ func (r *routing) config(announce string) string {
 
 // speaksBGP is announce for the router, with further keys of announce and of the neighbour.
 func (r *routing) speaksBGP(general, ofNeighbour string) string {
-	return fmt.Sprintf("  by: bgp\n%s  bgp:\n    as: %d\n    neighbours:\n    - {address: %q, as: %d%s}\n",
+	return fmt.Sprintf("  by: bgp\n%s  bgp:\n    as: %d\n    holdTime: 90s\n    neighbours:\n    - {address: %q, as: %d%s}\n",
 		general, nodesAS, r.router.Addr(true), routerAS, ofNeighbour)
 }
 
@@ -290,7 +290,16 @@ func (r *routing) startFRR(t *testing.T, m *lab.Machine, dir string, of map[stri
 		}
 		commands = append(commands, args)
 	}
-	return r.run(t, m, "frr on "+m.Name, commands...)
+	// Whoever finds no zebra asks again ten seconds later.
+	zebra := r.run(t, m, "zebra on "+m.Name, commands[0])
+	eventually(t, func() error {
+		_, err := os.Stat(filepath.Join(dir, "zserv.api"))
+		return err
+	})
+	d := r.run(t, m, "frr on "+m.Name, commands[1:]...)
+	d.procs = slices.Concat(zebra.procs, d.procs)
+	zebra.procs = nil
+	return d
 }
 
 // bird starts BIRD on the router.
@@ -522,18 +531,19 @@ func TestBFDNoticesLostHost(t *testing.T) {
 		start(t, session{bfd: true, hold: 90})
 		r.start(t, r.speaksBGP("", ", bfd: true"))
 		r.awaitPaths(t, 0, 1, 2)
-		watched := func(want string) {
+		// A router sends once a second at most until it takes the session for up, too (RFC 5880, section 6.8.3).
+		watched := func() {
 			t.Helper()
 			eventually(t, func() error {
 				for _, p := range r.apps {
-					if b := announced(t, p).Sessions[0].BFD; b == nil || b.State != want {
-						return fmt.Errorf("BFD on %s: %+v, want %s", p.node.Name, b, want)
+					if b := announced(t, p).Sessions[0].BFD; b == nil || b.State != "up" || b.Detection > 200*time.Millisecond {
+						return fmt.Errorf("BFD on %s: %+v, want it up on both sides", p.node.Name, b)
 					}
 				}
 				return nil
 			})
 		}
-		watched("up")
+		watched()
 		probe := r.far.Probe(t.Context(), lab.Probe{Target: netip.AddrPortFrom(routed4, scene.Port)})
 		began := time.Now()
 		if err := r.nodes[2].Unplug(); err != nil {
@@ -555,7 +565,7 @@ func TestBFDNoticesLostHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.awaitPaths(t, 0, 1, 2)
-		watched("up")
+		watched()
 	})
 }
 

@@ -135,8 +135,8 @@ func generated(t *testing.T, random *rand.Rand, sections int, servers map[string
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer l.Close() // until all have theirs: no two frontends get the same
 		port := l.Addr().(*net.TCPAddr).Port
-		l.Close()
 		ports = append(ports, uint16(port))
 		fmt.Fprintf(&b, "frontend f%d\n bind 127.0.0.1:%d\n", i, port)
 		rules("connection", "content")

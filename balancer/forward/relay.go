@@ -144,7 +144,7 @@ func (f *flow) move(l *loop, src, dst *end, last bool) (m moved) {
 				return m
 			}
 			if !f.flush(l.f.pools, dst) {
-				m.failed = true
+				m.failed, dst.broken = true, true
 				return m
 			}
 			if !dst.writable {
@@ -155,6 +155,7 @@ func (f *flow) move(l *loop, src, dst *end, last bool) (m moved) {
 		if f.ended {
 			// If the whole connection ends, close saves the shutdown.
 			m.failed = !last && sysShutdown(dst.fd) != 0
+			dst.broken = dst.broken || m.failed
 			f.done = true
 			f.release(l.f.pools)
 			return m
@@ -172,6 +173,11 @@ func (f *flow) move(l *loop, src, dst *end, last bool) (m moved) {
 		}
 		if errno != 0 {
 			m.failed = true
+			if n > 0 { // what was read could not be written
+				dst.broken = true
+			} else {
+				src.broken = true
+			}
 			return m
 		}
 		m.n += n

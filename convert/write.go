@@ -204,11 +204,17 @@ func (w *writer) writeResolver() {
 		f.Span("minTTL", w.MaxTTL)
 	}
 	f.Span("maxTTL", w.MaxTTL)
-	if len(f) > 0 {
-		w.line("")
-		w.line("resolver:")
-		w.lines("  ", f)
+	w.section("resolver", f)
+}
+
+// section writes a key of the top with what is in it, if there is anything.
+func (w *writer) section(key string, f draft.Flow) {
+	if len(f) == 0 {
+		return
 	}
+	w.line("")
+	w.line("%s:", key)
+	w.lines("  ", f)
 }
 
 // writeLog writes where connections are logged, if any are.
@@ -219,11 +225,7 @@ func (w *writer) writeLog() {
 	var f draft.Flow
 	f.Word("connections", w.LogTo)
 	f.Word("facility", w.LogFacility)
-	if len(f) > 0 {
-		w.line("")
-		w.line("log:")
-		w.lines("  ", f)
-	}
+	w.section("log", f)
 }
 
 // usualMinTTL is the default of resolver.minTTL.

@@ -148,8 +148,8 @@ func (r *routing) config(announce string) string {
 
 // speaksBGP is announce for the router, with further keys of announce and of the neighbour.
 func (r *routing) speaksBGP(general, ofNeighbour string) string {
-	return fmt.Sprintf("  by: bgp\n%s  bgp:\n    as: %d\n    holdTime: 90s\n    neighbours:\n    - {address: %q, as: %d%s}\n",
-		general, nodesAS, r.router.Addr(true), routerAS, ofNeighbour)
+	return fmt.Sprintf("  by: bgp\n%s  bgp:\n    as: %d\n    holdTime: 90s\n"+
+		"    neighbours:\n    - {address: %q, as: %d%s}\n", general, nodesAS, r.router.Addr(true), routerAS, ofNeighbour)
 }
 
 // start starts the appliances, and waits until all are ready.

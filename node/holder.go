@@ -83,9 +83,7 @@ func (n *node) openAnnouncer() error {
 // announceView is what this node knows of itself that routers have to know.
 func (n *node) announceView() announcing.SelfView {
 	v := announcing.SelfView{Holding: n.holds.Load(), Unserved: make(map[netip.Addr]string)}
-	if since := n.holderless.Load(); since != nil && time.Since(*since) > holderlessFor {
-		v.Minority = true
-	}
+	v.Minority = n.isHolderless()
 	for _, p := range n.group.Status().Peers {
 		v.Drained = v.Drained || p.Self && p.Drained
 	}
@@ -302,11 +300,14 @@ func (n *node) followFitness(ctx context.Context) error {
 // nobodyHolds says why a node is of no use that is not at fault itself.
 const nobodyHolds = "nobody holds; without a majority of the peers nobody may"
 
-// hasNoHolder says that the group runs and has had no holder for longer than an election takes.
-func (n *node) hasNoHolder() bool {
+// isHolderless says that nobody has held for longer than an election takes.
+func (n *node) isHolderless() bool {
 	since := n.holderless.Load()
-	return since != nil && time.Since(*since) > holderlessFor && n.group.Status().Phase == "running"
+	return since != nil && time.Since(*since) > holderlessFor
 }
+
+// hasNoHolder says the same of a group that runs.
+func (n *node) hasNoHolder() bool { return n.isHolderless() && n.group.Status().Phase == "running" }
 
 // faultOf is why this node cannot hold as it is, or "". Servers that are down, and a lowered priority, are no fault of
 // the node.

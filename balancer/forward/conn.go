@@ -31,11 +31,12 @@ type conn struct {
 	wakeAt  int64          // the timer that counts; 0 if there is none
 	clientT int64          // when something moved to or from the client
 	serverT int64
-	// For the log: when it was accepted, when its turn to dial came and when the backend took it; how many dials there
-	// were; and the bytes from the client and to it.
-	accepted, turn, taken int64
-	in, out               uint64
-	dials                 int32
+	turn    int64 // when its turn to dial came
+	// For the log: when it was accepted and when the backend took it; how many dials there were; and the bytes from the
+	// client and to it.
+	accepted, taken int64
+	in, out         uint64
+	dials           int32
 
 	id    uint32
 	slot  int32
@@ -99,7 +100,6 @@ type opening struct {
 	deadline    int64 // of inspecting or waiting
 
 	waiter *waiter // while waiting
-	began  int64   // when its turn to dial came
 	// timedOut says that the last dial that failed was not answered in time.
 	timedOut bool
 	short    bool // the last dial failed for lack of something on this host

@@ -29,7 +29,6 @@ type Reporter func(t balancer.Target, err error)
 // connect finds a backend for a client that is allowed to have one.
 func (c *conn) connect() {
 	c.state = dialing
-	c.opening.began = c.loop.now
 	c.turn = c.loop.now
 	c.advance()
 }
@@ -55,7 +54,7 @@ func (c *conn) advance() {
 	}
 	switch {
 	case len(o.live) > 0:
-	case o.short && c.loop.now < o.began+o.table.dialTimeout:
+	case o.short && c.loop.now < c.turn+o.table.dialTimeout:
 		c.retry() // what is short here may be there a moment later
 	case o.dials > 0 && o.dials < o.table.tries:
 		c.retry()

@@ -131,7 +131,6 @@ func (s *service) admit(k *waiter, t *target) {
 	c.opening.waiter = nil
 	c.opening.table = s.table.Load()
 	c.state = dialing
-	c.opening.began = c.loop.now
 	c.turn = c.loop.now
 	if !c.dial(t) {
 		c.advance()

@@ -223,7 +223,8 @@ func (a *Announcer) follow(ctx, running context.Context) error {
 		changed := a.cfg.Changed()
 		stopping := ctx.Err() != nil
 		next, acted := a.look(time.Now(), stopping)
-		if acted || time.Since(kept) >= routesEvery {
+		// Where no address has a route, what an earlier configuration has left is removed once.
+		if kept.IsZero() || (a.byRoutes() || a.hasTrouble()) && (acted || time.Since(kept) >= routesEvery) {
 			a.keepRoutes()
 			kept = time.Now()
 		}
@@ -286,9 +287,21 @@ func (a *Announcer) look(now time.Time, stopping bool) (next time.Time, acted bo
 	return next, acted
 }
 
+// byRoutes reports whether another daemon of this host announces an address.
+func (a *Announcer) byRoutes() bool {
+	return slices.ContainsFunc(a.cfg.VIPs, func(v RoutedVIP) bool { return v.By == configs.ByRoutes })
+}
+
+// hasTrouble reports whether the kernel's routes were not as they should be at the last look.
+func (a *Announcer) hasTrouble() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.trouble != ""
+}
+
 // anybodyListens reports whether some router was told of something.
 func (a *Announcer) anybodyListens() bool {
-	if slices.ContainsFunc(a.cfg.VIPs, func(v RoutedVIP) bool { return v.By == configs.ByRoutes }) {
+	if a.byRoutes() {
 		return true // another daemon tells them
 	}
 	return slices.ContainsFunc(a.speaker.Status(), func(s bgp.SessionStatus) bool { return len(s.Announced) > 0 })

@@ -26,9 +26,10 @@ func (t *Trials) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-t.disturb:
 			// All of a transaction's rules are in force; others may follow it.
-			if at := later(time.Now().Add(proveSoon/4), last.Add(proveDisturbed)); at.Before(next) {
+			pause := max(proveSoon/4, time.Until(last.Add(proveDisturbed)))
+			if at := time.Now().Add(pause); at.Before(next) {
 				next = at
-				timer.Reset(time.Until(at))
+				timer.Reset(pause)
 			}
 			continue
 		case <-t.kick:
@@ -48,13 +49,6 @@ func (t *Trials) Run(ctx context.Context) error {
 		next = time.Now().Add(pause)
 		timer.Reset(pause)
 	}
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }
 
 // A candidate is a load balancer to try now.

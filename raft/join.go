@@ -385,7 +385,7 @@ func (g *Group) hello() (h hello) {
 	}
 	h.LastIndex, h.Term = r.LastIndex(), r.CurrentTerm()
 	h.HasState = h.LastIndex > 0
-	told.Term, told.Last, told.Commit = h.Term, h.LastIndex, r.CommitIndex()
+	told.Term, told.Last, told.Commit = h.Term, h.LastIndex, max(told.Commit, r.CommitIndex())
 	_, leader := r.LeaderWithID()
 	h.Leader = string(leader)
 	for _, s := range r.GetConfiguration().Configuration().Servers {

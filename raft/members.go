@@ -329,11 +329,11 @@ func (g *Group) notMember(id string) error {
 }
 
 // checkMajority says why the group's servers should not become after: nobody could hold, or the voters that
-// answer now would be no majority.
+// take part now would be no majority. One that answers and has lost its disk, or whose votes do not count, does not.
 func (g *Group) checkMajority(ctx context.Context, after []hraft.Server, how string, force bool) error {
 	answers := make(map[string]bool)
 	for _, h := range g.ask(ctx) {
-		answers[h.ID] = true
+		answers[h.ID] = h.HasState && g.refusalOf(h.ID) == nil
 	}
 	voters, silent, holders := 0, []string{}, 0
 	for _, s := range after {
@@ -355,10 +355,9 @@ func (g *Group) checkMajority(ctx context.Context, after []hraft.Server, how str
 	case holders == 0:
 		return fmt.Errorf("%s there would be only witnesses, and nobody could hold; add another peer first", how)
 	case voters-len(silent) < need && !force:
-		return fmt.Errorf("%s the group would have %d voters and need %d of them, but %s cannot be reached: the "+
-			"virtual address would go unanswered; "+
-			"bring them back, or remove them first, or use --force if you know that they come back", how, voters,
-			need, strings.Join(silent, ", "))
+		return fmt.Errorf("%s the group would have %d voters and need %d of them, but %s cannot be reached, or "+
+			"cannot vote now: the virtual address would go unanswered; bring them back, or remove them first, or "+
+			"use --force if you know that they come back", how, voters, need, strings.Join(silent, ", "))
 	case voters-len(silent) < need:
 		g.log.Warn("a change of members was forced that may cost the majority", "silent", silent, "voters", voters)
 	}

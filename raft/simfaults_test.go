@@ -188,25 +188,30 @@ func (s *sim) mend(down map[string]string) {
 			s.boot(h, dir)
 		}
 	}
-	s.await("a whole group with a holder", time.Minute, func() bool {
+	if !s.await("a whole group with a holder", time.Minute, func() bool {
 		s.takeBack()
 		return s.complete()
-	})
+	}) {
+		return
+	}
 	s.mu.Lock()
 	acked := maps.Clone(s.acked)
 	s.mu.Unlock()
-	s.await("the acknowledged settings everywhere", 10*time.Second, func() bool {
+	var missing string
+	if !s.await("the acknowledged settings everywhere", 10*time.Second, func() bool {
 		for id, p := range s.running() {
 			all := p.group.Load().Settings()
-			for key, value := range acked {
-				if all[key] != value {
-					s.say("%s has %s=%q, acknowledged was %q", id, key, all[key], value)
+			for _, key := range slices.Sorted(maps.Keys(acked)) {
+				if all[key] != acked[key] {
+					missing = fmt.Sprintf("%s has %s=%q, acknowledged was %q", id, key, all[key], acked[key])
 					return false
 				}
 			}
 		}
 		return true
-	})
+	}) {
+		s.say("%s", missing)
+	}
 }
 
 // takeBack undoes what changes of the members have left, as an operator would.
@@ -249,6 +254,7 @@ func (s *sim) client(done <-chan struct{}) {
 			s.mu.Lock()
 			s.acked[key] = value
 			s.mu.Unlock()
+			s.say("%s has acknowledged %s", p.host.id, key)
 		}
 	}
 }

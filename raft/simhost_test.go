@@ -2,6 +2,8 @@ package raft
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
 	"sync"
@@ -171,5 +173,8 @@ func (d simDisk) Set(key, value []byte) error {
 func (p *simProc) copyTo(dir string) error {
 	p.write.Lock()
 	defer p.write.Unlock()
-	return os.CopyFS(dir, os.DirFS(p.dir))
+	if err := os.CopyFS(dir, os.DirFS(p.dir)); !errors.Is(err, fs.ErrNotExist) { // it may not have made it yet
+		return err
+	}
+	return nil
 }

@@ -210,6 +210,7 @@ func (g *Group) readDisk(process string) (err error) {
 		}
 	}
 	g.disk = fence.Told{Fenced: true, Process: process, Disk: disk, Term: g.position.Term, Last: g.position.Last}
+	g.disk.Commit, _ = strconv.ParseUint(g.store.Own(store.SettledKey), 10, 64)
 	if disk != "" {
 		g.disk.Boots = g.store.Boot()
 	}
@@ -273,7 +274,8 @@ func (g *Group) refusalOf(peer string) error {
 
 // withhold notes that peer by remembers more of this peer's disk than the disk does.
 func (g *Group) withhold(by string, r fence.Reached) {
-	if h, ok := g.helloOf(by); ok && h.Cluster != "" && h.Cluster != g.cluster() || r.Process != g.disk.Process {
+	own := g.cluster() // a copy from before the group had a name has none
+	if h, ok := g.helloOf(by); ok && h.Cluster != "" && own != "" && h.Cluster != own || r.Process != g.disk.Process {
 		return
 	}
 	self := g.hello().Fence
@@ -318,16 +320,17 @@ func (g *Group) settle() {
 	w := g.withheld
 	g.mu.Unlock()
 	leader, term := (&elections{Group: g}).Follows()
-	if !w.on || leader == "" || leader == g.cfg.ID || term < w.Term || g.raft.CommitIndex() < max(w.Commit, 1) ||
+	commit := g.raft.CommitIndex()
+	if !w.on || leader == "" || leader == g.cfg.ID || term < w.Term || commit < max(w.Commit, 1) ||
 		g.raft.LastContact().IsZero() || time.Since(g.raft.LastContact()) > g.cfg.Heartbeat {
 		return
 	}
 	if err := errors.Join(g.store.Forgo(term), g.store.SetOwn(store.FloorKey, strconv.FormatUint(term, 10)),
-		g.store.SetOwn(store.WithheldKey, "")); err != nil {
+		g.store.SetOwn(store.SettledKey, strconv.FormatUint(commit, 10)), g.store.SetOwn(store.WithheldKey, "")); err != nil {
 		return // again at the next tick
 	}
 	g.mu.Lock()
-	g.withheld, g.floor = withheld{}, term
+	g.withheld, g.floor, g.disk.Commit = withheld{}, term, commit
 	g.mu.Unlock()
 	g.log.Info("this disk is up to date again", "no vote up to term", term)
 	g.change.Fire()

@@ -100,10 +100,12 @@ func (f *Fence) Learn(peer string, t Told) (keep, late bool) {
 		f.gone[peer] = last(append(f.gone[peer], gone{process: before}))
 	}
 	f.told[peer] = t
-	if t.Boots == 0 || !t.HasState || t.Cluster == "" || t.Cluster != own {
+	was, known := f.reached[peer]
+	// A copy from before the group had a name is of this group if the disk is.
+	of := t.Cluster == own || t.Cluster == "" && known && t.Disk == was.Disk
+	if t.Boots == 0 || !t.HasState || own == "" || !of {
 		return false, false // of a version that tells nothing of this, or not in the group
 	}
-	was, known := f.reached[peer]
 	now := Reached{
 		Process: t.Process, Disk: t.Disk, Boots: max(was.Boots, t.Boots), Term: max(was.Term, t.Term),
 		Commit: max(was.Commit, t.Commit), Former: was.Former, Backwards: was.Backwards,
@@ -130,7 +132,8 @@ func (f *Fence) Learn(peer string, t Told) (keep, late bool) {
 		now.Backwards = fmt.Sprintf("its log ends at %d, and %d had been there before", t.Last, was.Commit)
 	}
 	f.reached[peer] = now
-	return !known || was.Process != now.Process || was.Backwards != now.Backwards || was.Term != now.Term, false
+	return !known || was.Process != now.Process || was.Backwards != now.Backwards || was.Term != now.Term ||
+		was.Commit != now.Commit, false
 }
 
 func last[T any](former []T) []T { return former[max(0, len(former)-maxFormer):] }

@@ -28,6 +28,9 @@ func TestDiskThatWentBackwards(t *testing.T) {
 		"a copy from before the last commit": {later(func(n *Told) { n.Last = 87 }), "ends at 87"},
 		"a new disk":                         {later(func(n *Told) { n.Disk, n.Boots, n.Term, n.Last = "d2", 1, 1, 3 }), ""},
 		"it says so itself":                  {later(func(n *Told) { n.Withheld = true }), "itself"},
+		"a copy from before it had a name":   {later(func(n *Told) { n.Cluster, n.Boots = "", 5 }), "started 5 times"},
+		"a restart before it had the name":   {later(func(n *Told) { n.Cluster = "" }), ""},
+		"a new disk that is in no group":     {later(func(n *Told) { n.Cluster, n.Disk, n.Boots = "", "d2", 1 }), ""},
 		"a version that does not tell":       {Told{Cluster: "g", HasState: true}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -181,6 +181,7 @@ const (
 	ReachedKey   = "reached"   // what the others have told of their disks
 	WithheldKey  = "withheld"  // what others say that this disk had reached before it went backwards
 	FloorKey     = "floor"     // the term up to which no vote is given, after that
+	SettledKey   = "settled"   // the index up to which a leader had brought it then
 	FoundedKey   = "founded"   // how this peer came into its group: FoundedAlone, Joined, or nothing
 	ReplacesKey  = "replaces"  // the group that was recovered as the one in this directory
 	AsideKey     = "aside"     // why the content has to be put aside at the next start

@@ -36,6 +36,8 @@ type hello struct {
 	GaveWay []giveway.Handover `json:"gaveWay,omitempty"`
 	// Heartbeat is the peer's, in nanoseconds; 0 is from a version that does not tell.
 	Heartbeat time.Duration `json:"heartbeat,omitempty"`
+	// Pace is the longest that a write to the peer's disk took lately, in nanoseconds.
+	Pace time.Duration `json:"pace,omitempty"`
 	// OnLink are addresses of the peer's host on the links of the virtual addresses.
 	OnLink []netip.Addr `json:"onLink,omitempty"`
 	// Removed says that the group has removed the peer that asks.

@@ -76,6 +76,7 @@ type Group struct {
 
 	admitting chan struct{} // one place: taken by who changes the members
 	giving    givingWay     // the leader loop's own
+	slow      bool          // the log says that a disk is slow; the leader loop's own
 	gaveWay   giveway.Limiter
 
 	mu       sync.Mutex
@@ -140,7 +141,7 @@ func Open(cfg Config) (*Group, error) {
 			return nil, err
 		}
 	}
-	g.store.OnError, g.store.OnGrown = g.onDiskError, g.grown.Fire
+	g.store.OnError, g.store.OnGrown, g.store.OnSlower = g.onDiskError, g.grown.Fire, g.change.Fire
 	if err := g.store.CheckFormat(settings.FormatVersion); err != nil {
 		g.store.Close()
 		return nil, fmt.Errorf("data directory %s: %w", cfg.DataDir, err)
@@ -342,7 +343,7 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 
 func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	g.trans = transport.New(g.stream, g.cfg.Heartbeat, transport.Rules{
-		Heard: g.heard, Granted: g.lease.Grant, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.refusalOf,
+		Heard: g.heard, Granted: g.lease.Grant, Patience: g.Patience, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.refusalOf,
 		Withheld: g.withholds, Follow: g.grants.Follow, Admits: g.fence.Admits, Grown: &g.grown,
 		Stamp: func(peer string) (string, bool) {
 			t, told := g.fence.Told(peer)

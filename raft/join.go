@@ -361,6 +361,9 @@ func (g *Group) hello() (h hello) {
 		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Fitness: g.fitness, OnLink: g.onLink,
 		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat, Replaces: g.replaces,
 	}
+	if pace := g.store.Pace(); g.isSlow(pace) {
+		h.Pace = pace
+	}
 	told := g.disk
 	told.Withheld, told.Floor = g.withheld.on, g.floor
 	g.mu.Unlock()

@@ -33,6 +33,7 @@ func (g *Group) leaderLoop(ctx context.Context) error {
 		}
 		g.rememberCluster()
 		g.settle()
+		g.keepPatience()
 		if term, ok := g.leads(); ok && !g.leading.Load() && !g.lease.Begun(term) {
 			g.waitOutLeases(ctx, term) // nobody runs Lead, which does it otherwise
 		}

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -104,3 +105,53 @@ func TestMemoryOfAnOlderDisk(t *testing.T) {
 		s.boot(second, memory)
 	})
 }
+
+// TestSlowDisks: with disks that take their time for a write, nothing moves at rest, and a lost holder has a successor
+// after a few writes and not many elections.
+func TestSlowDisks(t *testing.T) {
+	for _, takes := range []time.Duration{300 * ms, 3 * time.Second} {
+		for what, lose := range map[string]func(s *sim, h *simHost) (dir string){
+			"no host": func(s *sim, h *simHost) string { return s.crash(h, true) },
+			"cut off": func(s *sim, h *simHost) string {
+				(&unrest{sim: s}).cut("%s is cut off", h, true, true)
+				return ""
+			},
+		} {
+			t.Run(fmt.Sprint(what, " ", takes), func(t *testing.T) {
+				playDisks(t, func(s *sim) {
+					s.slow = 10 * takes
+					s.net.mu.Lock()
+					for _, h := range s.hosts {
+						h.fsync = takes
+					}
+					s.net.mu.Unlock()
+					lost := s.holder()
+					ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					s.say("proposed: %v", lost.proc.group.Load().Propose(ctx, map[string]string{"key": "1"}))
+					time.Sleep(20 * time.Second)
+					if h := s.holder(); h != lost {
+						t.Fatal("the holder changed at rest")
+					}
+					others := s.followers()
+					began, before := time.Now(), others[0].elections()+others[1].elections()
+					dir := lose(s, lost)
+					s.await("a successor", simBound+s.slow, func() bool {
+						h := s.holder()
+						return h != nil && h != lost
+					})
+					n := others[0].elections() + others[1].elections() - before
+					t.Logf("%d elections, a successor after %v", n, time.Since(began))
+					if n > 6 {
+						t.Error("that is no patience")
+					}
+					if dir != "" {
+						s.boot(lost, dir)
+					}
+				})
+			})
+		}
+	}
+}
+
+func (h *simHost) elections() uint64 { return h.proc.group.Load().Status().Counters.Elections }

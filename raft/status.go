@@ -47,7 +47,9 @@ type Status struct {
 	Lease  bool      `json:"lease"`
 	Since  time.Time `json:"since,omitzero"`
 	// Trouble is what keeps this peer from taking part fully, or "".
-	Trouble  string       `json:"trouble,omitempty"`
+	Trouble string `json:"trouble,omitempty"`
+	// SlowDisk says whose disk makes elections wait, or "".
+	SlowDisk string       `json:"slowDisk,omitempty"`
 	Peers    []PeerStatus `json:"peers"`
 	Counters Counters     `json:"counters"`
 }
@@ -123,6 +125,10 @@ func (g *Group) Status() Status {
 		s.Holder, s.Since, s.Lease = true, tenure.since, tenure.may()
 	}
 	_, s.Trouble = g.trouble()
+	if peer, pace := g.slowest(); pace > g.cfg.Heartbeat {
+		s.SlowDisk = fmt.Sprintf("the disk of %s is slow: a write takes up to %v, and a failover waits for several", peer,
+			pace.Round(time.Millisecond))
+	}
 	known := g.settings.All()
 	suffrage := make(map[string]hraft.ServerSuffrage)
 	r := g.running()

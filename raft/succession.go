@@ -78,29 +78,40 @@ func (e *elections) Granted(peer string, term uint64, t0 time.Duration) {
 	e.lease.Grant(peer, term, t0)
 }
 
-func (e *elections) Refresh(leader string, term uint64) bool {
+func (e *elections) Refresh(leader string, term uint64) (kept, writes bool) {
 	if who, in := e.Follows(); who != leader || in != term {
-		return false // it needs a message of raft's own first
+		return false, false // it needs a message of raft's own first
 	}
 	// As its own heartbeats did, this leaves raft's timeout most of its length, and it spares most turns.
 	since := time.Since(e.raft.LastContact())
 	if since > e.cfg.Heartbeat/3 {
 		addr, id := e.raft.LeaderWithID()
 		if string(id) != leader {
-			return false
+			return false, false
 		}
 		e.trans.Refresh(leader, addr, term)
 	}
-	return since < e.cfg.Heartbeat/2
+	if since < e.cfg.Heartbeat/2 {
+		return true, false
+	}
+	writes = e.store.Writes()
+	return writes, writes
 }
 
-func (e *elections) Refreshed(peer string, term uint64) { e.trans.Kept(peer, term) }
+func (e *elections) Patience() time.Duration { return e.Group.Patience() }
+
+func (e *elections) Refreshed(peer string, term uint64, writes bool) {
+	e.trans.Kept(peer, term, writes)
+}
 
 func (e *elections) Pulse(missed bool) { e.trans.Pulse(missed) }
 
 func (e *elections) ReachChanged() { e.change.Fire() }
 
 func (e *elections) Replace(leader string, term uint64) {
+	if e.trans.Elects() != nil {
+		return
+	}
 	e.running.Go(func() {
 		e.log.Info("a majority does not hear the leader, standing for election", "was", leader, "term", term)
 		e.tally(func(c *Counters) { c.Missed++ })
@@ -139,13 +150,13 @@ func (g *Group) onDeath(ctx context.Context, d deathwatch.Death) {
 	// The first in rank stands at once, and each other a third of a heartbeat after the one before, if
 	// nothing has happened by then: a split vote costs a whole election timeout.
 	select {
-	case <-time.After(time.Duration(rank) * g.cfg.Heartbeat / 3):
+	case <-time.After(time.Duration(rank) * max(g.cfg.Heartbeat/3, g.Patience()/2)):
 	case <-g.stopping:
 		return
 	case <-ctx.Done():
 		return
 	}
-	if _, stands = g.rank(d); !stands {
+	if _, stands = g.rank(d); !stands || g.trans.Elects() != nil {
 		return
 	}
 	g.log.Info("the leader's process has ended, standing for election", "was", d.Peer, "term", d.Term)

@@ -109,6 +109,8 @@ type GroupView struct {
 	// Commits counts the changes that this peer committed as leader; together they took CommitTime.
 	Commits    uint64        `json:"commits"`
 	CommitTime time.Duration `json:"commitTimeNs"`
+	// SlowDisk says whose disk makes elections wait, and how long a write takes there; "" if all are fast enough.
+	SlowDisk string `json:"slowDisk,omitempty"`
 	// Tenures counts the tenures of this peer.
 	Tenures uint64 `json:"tenures"`
 	// TenuresEnded counts the ends of this peer's tenures by cause: deposed, leaving, handover, failed.

@@ -31,8 +31,9 @@ const (
 	datagramReply = 'R'
 	datagramSign  = 'S'
 
-	// markRefreshed stands behind the silences, if at all.
+	// markRefreshed stands behind the silences, if at all, and markWrites behind it.
 	markRefreshed = 'H'
+	markWrites    = 'W'
 
 	// maxDatagram is far more than nine peers need, and less than any MTU.
 	maxDatagram = 1200
@@ -61,6 +62,8 @@ type datagram struct {
 	// refreshed, in a reply, says that the sender's raft takes the probe for a heartbeat. Earlier versions neither
 	// say it nor read it.
 	refreshed bool
+	// writes says beside it that the sender's raft waits for its disk.
+	writes bool
 }
 
 type silenceOf struct {
@@ -87,6 +90,9 @@ func (d *datagram) seal(b []byte, key *macKey) []byte {
 	}
 	if d.refreshed {
 		b = append(b, markRefreshed)
+		if d.writes {
+			b = append(b, markWrites)
+		}
 	}
 	return append(b, key.mac(b[from:])...)
 }
@@ -118,7 +124,8 @@ func openDatagram(b []byte, key func(from string) *macKey) (d datagram, err erro
 	if r.short {
 		return d, errDatagram
 	}
-	d.refreshed = r.take(1)[0] == markRefreshed // what follows is a later version's
+	d.refreshed = r.take(1)[0] == markRefreshed
+	d.writes = d.refreshed && r.take(1)[0] == markWrites // what follows is a later version's
 	return d, nil
 }
 

@@ -70,14 +70,17 @@ type Elections interface {
 	// at t0.
 	HeardFrom(peer string, term uint64) (may bool)
 	Granted(peer string, term uint64, t0 time.Duration)
-	// Refresh has raft take a probe of leader in term for a heartbeat. It says whether raft needs no other.
-	Refresh(leader string, term uint64) bool
-	// Refreshed says that peer's raft needs no other heartbeat of term for now.
-	Refreshed(peer string, term uint64)
+	// Refresh has raft take a probe of leader in term for a heartbeat. It says whether raft needs no other, and whether
+	// that is because it waits for the disk.
+	Refresh(leader string, term uint64) (kept, writes bool)
+	// Refreshed says that peer's raft needs no other heartbeat of term for now, and whether it waits for its disk.
+	Refreshed(peer string, term uint64, writes bool)
 	// Pulse is called every six tenths of a heartbeat while this peer leads, and at once when it has missed another.
 	Pulse(missed bool)
 	// Replace has this peer stand for election.
 	Replace(leader string, term uint64)
+	// Patience is how long an election takes because of the disks, 0 if they are fast.
+	Patience() time.Duration
 	// ReachChanged says that Reach has changed for some peer.
 	ReachChanged()
 }
@@ -396,7 +399,7 @@ func (d *Detector) receive(link Packets, b []byte) {
 		if s := c.sent[m.echo%uint64(len(c.sent))]; s.seq == m.echo && s.term == m.term && m.term != 0 {
 			d.elections.Granted(c.ID, m.term, s.t0)
 			if m.refreshed {
-				d.elections.Refreshed(c.ID, m.term)
+				d.elections.Refreshed(c.ID, m.term, m.writes)
 			}
 		}
 		c.viewed, c.view = m.echo, make(map[string]time.Duration, len(m.silence))
@@ -409,12 +412,12 @@ func (d *Detector) receive(link Packets, b []byte) {
 // answer answers a probe. For a leader's it is a grant: step 1 in package lease.
 func (d *Detector) answer(link Packets, c *contact, m datagram) {
 	var grant uint64
-	refreshed := false
+	refreshed, writes := false, false
 	if m.term != 0 {
 		may := d.elections.HeardFrom(c.ID, m.term) // first the entry in the grants,
 		if d.elections.Term() == m.term && may {   // then the look at the term
 			grant = m.term
-			refreshed = d.elections.Refresh(c.ID, m.term)
+			refreshed, writes = d.elections.Refresh(c.ID, m.term)
 		}
 	}
 	if c.key == nil {
@@ -424,7 +427,7 @@ func (d *Detector) answer(link Packets, c *contact, m datagram) {
 	c.seq++
 	was := c.process
 	c.process = m.process // the reply is for the process that asked, which may be new
-	d.send(link, c, datagram{kind: datagramReply, echo: m.seq, term: grant, refreshed: refreshed})
+	d.send(link, c, datagram{kind: datagramReply, echo: m.seq, term: grant, refreshed: refreshed, writes: writes})
 	c.process = was
 }
 
@@ -483,7 +486,8 @@ func (d *Detector) consider(link Packets, now time.Duration, ask bool) {
 	if d.since == 0 {
 		d.since = now
 	}
-	if rank := d.rank(voters, leader); rank < 0 || now-d.since < time.Duration(rank)*d.heartbeat {
+	step := max(d.heartbeat, d.elections.Patience()/2)
+	if rank := d.rank(voters, leader); rank < 0 || now-d.since < time.Duration(rank)*step {
 		return
 	}
 	d.stood, d.asking = term, false

@@ -159,9 +159,12 @@ func (d *desk) Replace(string, uint64) {
 	}
 	d.replaced[d.id] = d.now
 }
-func (d *desk) ReachChanged()               { d.changes++ }
-func (d *desk) Refresh(string, uint64) bool { return !d.deaf[d.id] }
-func (d *desk) Refreshed(peer string, _ uint64) {
+func (d *desk) Patience() time.Duration { return 0 }
+func (d *desk) ReachChanged()           { d.changes++ }
+func (d *desk) Refresh(string, uint64) (kept, writes bool) {
+	return !d.deaf[d.id], false
+}
+func (d *desk) Refreshed(peer string, _ uint64, _ bool) {
 	d.refreshed[peer] = d.now
 }
 func (d *desk) Pulse(missed bool) {

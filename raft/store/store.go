@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -41,6 +42,8 @@ type Store struct {
 	Snaps    *hraft.FileSnapshotStore
 	stop     chan struct{}
 	hasRoom  func() error
+	paced    *paced
+	writes   atomic.Bool // raft's main loop waits for a write
 
 	mu       sync.Mutex
 	problem  error
@@ -49,6 +52,8 @@ type Store struct {
 	OnError func(error)
 	// OnGrown, if set, is told when something is added to the log. It must not wait.
 	OnGrown func()
+	// OnSlower, if set, is told when Pace has grown. It must not wait.
+	OnSlower func()
 }
 
 // A problem lasts until as much as a busy peer writes can be written: on a full disk a vote still fits where an entry
@@ -98,7 +103,12 @@ func Open(dir string, over func(Disk) Disk, log hclog.Logger) (*Store, error) {
 	if over != nil {
 		s.Disk = over(db)
 	}
-	s.hasRoom = s.tryRoom
+	s.paced = &paced{Disk: s.Disk, at: time.Now(), slower: func() {
+		if s.OnSlower != nil {
+			s.OnSlower()
+		}
+	}}
+	s.Disk, s.hasRoom = s.paced, s.tryRoom
 	return s, nil
 }
 
@@ -139,7 +149,7 @@ func (s *Store) HasState() (bool, error) {
 // itself when it can.
 func (s *Store) persist(write func() error) error {
 	for {
-		err := write()
+		err := s.busy(write)
 		if err == nil {
 			return nil
 		}
@@ -156,7 +166,7 @@ func (s *Store) persist(write func() error) error {
 
 // StoreLogs fails without harm: a leader steps down, a follower says no.
 func (s *Store) StoreLogs(logs []*hraft.Log) error {
-	err := s.Disk.StoreLogs(logs)
+	err := s.busy(func() error { return s.Disk.StoreLogs(logs) })
 	if err != nil {
 		s.note(err)
 	}

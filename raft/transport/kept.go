@@ -29,6 +29,8 @@ const (
 	restFor = 0.7
 	// truthEvery bounds how long it goes unnoticed that TCP does not pass although datagrams do.
 	truthEvery = time.Second
+	// longestWrite is how long a peer may wait for its disk before raft here counts it as silent.
+	longestWrite = 10 * time.Second
 )
 
 // kept are the peers whose rafts take probes for heartbeats.
@@ -41,10 +43,11 @@ type kept struct {
 }
 
 type keeping struct {
-	term  uint64 // of the latest reply
-	at    time.Duration
-	beats said
-	log   said
+	term   uint64 // of the latest reply
+	at     time.Duration
+	writes bool // it waits for its disk, and answers raft's messages after that
+	beats  said
+	log    said
 }
 
 // said is the last message that was answered, and when.
@@ -66,12 +69,12 @@ func (k *kept) of(id hraft.ServerID) *keeping {
 	return k.by[id]
 }
 
-// Kept says that id has just told that its raft takes probes of term for heartbeats.
-func (t *Transport) Kept(id string, term uint64) {
+// Kept says that id has just told that its raft takes probes of term for heartbeats, and whether it waits for its disk.
+func (t *Transport) Kept(id string, term uint64, writes bool) {
 	t.kept.mu.Lock()
 	defer t.kept.mu.Unlock()
 	k := t.kept.of(hraft.ServerID(id))
-	k.term, k.at = term, t.rules.Now()
+	k.term, k.at, k.writes = term, t.rules.Now(), writes
 }
 
 // Pulse ends the rest of heartbeats. It is fired by who is awake anyway, every six tenths of a heartbeat, so that
@@ -89,7 +92,10 @@ func (t *Transport) answered(id hraft.ServerID, args *hraft.AppendEntriesRequest
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	p := k.of(id)
-	if !ok {
+	switch {
+	case !ok && p.writes && at-p.at <= time.Duration(keptFor*float64(k.heartbeat)):
+		return // it could not answer, and would have
+	case !ok:
 		p.beats, p.log = said{}, said{}
 		return
 	}
@@ -113,7 +119,11 @@ func (t *Transport) spares(id hraft.ServerID, args *hraft.AppendEntriesRequest) 
 		return false
 	}
 	if isHeartbeat(args) {
-		return p.beats.ok && p.beats.term == args.Term && now-p.beats.at < truthEvery
+		every := truthEvery
+		if p.writes {
+			every = longestWrite
+		}
+		return p.beats.ok && p.beats.term == args.Term && now-p.beats.at < every
 	}
 	return p.log.ok && p.log.term == args.Term && p.log.prev == args.PrevLogEntry &&
 		p.log.commit == args.LeaderCommitIndex && now-p.log.at < truthEvery

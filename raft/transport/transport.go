@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"appliance/raft/fence"
@@ -23,6 +24,7 @@ type Stream struct {
 	done     context.Context
 	cancel   context.CancelFunc
 	idle     idleConns
+	patience func() time.Duration
 }
 
 func NewStream(port *peerport.Port, addr netip.AddrPort) *Stream {
@@ -80,12 +82,28 @@ func (s *Stream) Dial(address hraft.ServerAddress, timeout time.Duration) (net.C
 	if err != nil {
 		return nil, err
 	}
-	if conn := s.idle.take(addr); conn != nil {
-		return conn, nil
+	conn := s.idle.take(addr)
+	if conn == nil {
+		ctx, cancel := context.WithTimeout(s.done, timeout)
+		defer cancel()
+		if conn, err = s.port.Open(ctx, addr, "", peerport.PreambleRaft); err != nil {
+			return nil, err
+		}
 	}
-	ctx, cancel := context.WithTimeout(s.done, timeout)
-	defer cancel()
-	return s.port.Open(ctx, addr, "", peerport.PreambleRaft)
+	return patient{conn, s.patience}, nil
+}
+
+// patient gives an RPC longer while disks are slow.
+type patient struct {
+	net.Conn
+	patience func() time.Duration
+}
+
+func (p patient) SetDeadline(t time.Time) error {
+	if !t.IsZero() {
+		t = t.Add(p.patience())
+	}
+	return p.Conn.SetDeadline(t)
 }
 
 // Rules are what the transport asks and tells before it passes a message on.
@@ -107,6 +125,8 @@ type Rules struct {
 	Stamp func(peer string) (cluster string, ok bool)
 	// Admits is why a message of peer is not for raft, or nil; it names cluster if it is stamped.
 	Admits func(peer, cluster string, stamped bool) error
+	// Patience is how long an election takes because of the disks, 0 if they are fast; nil: always 0.
+	Patience func() time.Duration
 	// Grown tells when something is added to the log here.
 	Grown interface{ Next() <-chan struct{} }
 }
@@ -120,6 +140,7 @@ type Transport struct {
 	stop     <-chan struct{}
 	replicas replicas
 	kept     kept
+	voted    atomic.Int64 // when this peer last stood, or was asked for its vote, by rules.Now; 0: never
 }
 
 // longestRest is how long a piece of the log waits for a peer that does not answer.
@@ -131,6 +152,10 @@ func New(s *Stream, heartbeat time.Duration, rules Rules, log hclog.Logger) *Tra
 	net := hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
 		Stream: s, MaxPool: 3, Timeout: max(2*heartbeat, 250*time.Millisecond), Logger: log,
 	})
+	if rules.Patience == nil {
+		rules.Patience = func() time.Duration { return 0 }
+	}
+	s.patience = rules.Patience
 	return &Transport{
 		NetworkTransport: net, rules: rules, consumer: net.Consumer(), rpcs: make(chan hraft.RPC), stop: s.done.Done(),
 		kept: kept{heartbeat: heartbeat},
@@ -165,8 +190,10 @@ func (t *Transport) Relay(ctx context.Context) error {
 			}
 			switch cmd := rpc.Command.(type) {
 			case *hraft.AppendEntriesRequest:
+				t.voted.Store(0) // somebody leads
 				t.rules.Heard(string(cmd.ID), cmd.Term)
 			case *hraft.RequestVoteRequest:
+				t.elected()
 				t.rules.Heard(string(cmd.ID), cmd.Term)
 			}
 			select {
@@ -198,11 +225,28 @@ func (t *Transport) refuses(command any) error {
 		if !t.rules.Follow(string(cmd.ID), cmd.Term) {
 			return errSecondLeader
 		}
-	case *hraft.RequestVoteRequest, *hraft.RequestPreVoteRequest:
+	case *hraft.RequestPreVoteRequest:
+		return errors.Join(t.rules.Refusal(string(header.ID)), t.rules.Withheld(), t.Elects())
+	case *hraft.RequestVoteRequest:
 		return errors.Join(t.rules.Refusal(string(header.ID)), t.rules.Withheld())
 	}
 	return nil
 }
+
+// Elects is why nobody else should stand for election now, or nil: with slow disks, votes that were asked for are
+// still on their way, and a candidate that comes between would make all of them begin again.
+func (t *Transport) Elects() error {
+	voted := time.Duration(t.voted.Load())
+	if voted == 0 || t.rules.Now()-voted >= t.rules.Patience() {
+		return nil
+	}
+	return errElects
+}
+
+// elected notes that votes are asked for, or are about to be: the term is written first.
+func (t *Transport) elected() { t.voted.Store(int64(t.rules.Now())) }
+
+var errElects = errors.New("an election goes on, and a disk is slow")
 
 var errSecondLeader = errors.New("this peer follows another leader of the same term; " +
 	"a disk was restored from an older copy")
@@ -253,6 +297,7 @@ func (t *Transport) AppendEntries(id hraft.ServerID, target hraft.ServerAddress,
 func (t *Transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest,
 	resp *hraft.AppendEntriesResponse) error {
 	t0 := t.rules.Now()
+	t.voted.Store(0) // this peer leads
 	// The library reuses resp; a field that is left over must not be taken for an answer.
 	*resp = hraft.AppendEntriesResponse{}
 	own := *args
@@ -305,12 +350,16 @@ var errRemoved = errors.New("removed from the group, so no vote is asked for")
 
 func (t *Transport) RequestPreVote(id hraft.ServerID, target hraft.ServerAddress,
 	args *hraft.RequestPreVoteRequest, resp *hraft.RequestPreVoteResponse) error {
-	if err := t.maySolicit(id); err != nil {
+	if err := errors.Join(t.maySolicit(id), t.Elects()); err != nil {
 		return err
 	}
 	own := *args
 	own.RPCHeader = t.stamped(id, args.RPCHeader)
-	return t.NetworkTransport.RequestPreVote(id, target, &own, resp)
+	err := t.NetworkTransport.RequestPreVote(id, target, &own, resp)
+	if err == nil && resp.Granted {
+		t.elected()
+	}
+	return err
 }
 
 func (t *Transport) RequestVote(id hraft.ServerID, target hraft.ServerAddress, args *hraft.RequestVoteRequest,
@@ -321,6 +370,7 @@ func (t *Transport) RequestVote(id hraft.ServerID, target hraft.ServerAddress, a
 	own := *args
 	own.RPCHeader = t.stamped(id, args.RPCHeader)
 	t0 := t.rules.Now()
+	t.elected()
 	err := t.NetworkTransport.RequestVote(id, target, &own, resp)
 	if err == nil && resp.Granted && resp.Term == args.Term {
 		t.rules.Granted(string(id), args.Term, t0)
@@ -338,6 +388,7 @@ func (t *Transport) Stand(ctx context.Context) error {
 	}
 	select {
 	case t.rpcs <- rpc:
+		t.elected()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -80,6 +80,9 @@ func (o *Overview) judge(s status.Snapshot, reports []report.PeerReport) verdict
 		note(true, "%s say at once that they hold; reports are up to %s apart, look again",
 			strings.Join(all, " and "), figures.Age(report.Interval))
 	}
+	if s.Group.SlowDisk != "" {
+		note(false, "%s", s.Group.SlowDisk)
+	}
 	for _, r := range reports {
 		for _, short := range r.Report.Snapshot.Shortages {
 			if short.Active {

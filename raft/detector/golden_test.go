@@ -80,4 +80,12 @@ func TestRefreshedComesLast(t *testing.T) {
 	if got, err := openDatagram(now, find); err != nil || !reflect.DeepEqual(got, marked) {
 		t.Errorf("a marked reply is read as %+v, %v", got, err)
 	}
+	marked.writes = true
+	further := marked.seal(nil, sealing)
+	if !slices.Equal(further[:len(now)-macSize], now[:len(now)-macSize]) || len(further) != len(now)+1 {
+		t.Errorf("the second mark is not behind the first:\n%x\n%x", now, further)
+	}
+	if got, err := openDatagram(further, find); err != nil || !reflect.DeepEqual(got, marked) {
+		t.Errorf("a reply of a peer that waits for its disk is read as %+v, %v", got, err)
+	}
 }

@@ -190,11 +190,11 @@ func (t *Transport) Relay(ctx context.Context) error {
 			}
 			switch cmd := rpc.Command.(type) {
 			case *hraft.AppendEntriesRequest:
+				t.rules.Heard(string(cmd.ID), cmd.Term)
 				t.voted.Store(0) // somebody leads
-				t.rules.Heard(string(cmd.ID), cmd.Term)
 			case *hraft.RequestVoteRequest:
-				t.elected()
 				t.rules.Heard(string(cmd.ID), cmd.Term)
+				t.elected()
 			}
 			select {
 			case t.rpcs <- rpc:

@@ -216,11 +216,12 @@ func TestEventsOfAGroup(t *testing.T) {
 	if e := next(old, TenureEnded, ""); e.Cause != Drained || e.Peer != old || e.Term == 0 {
 		t.Errorf("the drained holder is told %+v", e)
 	}
-	// Another peer may not know the cause yet when it hears of the new holder.
+	// Another peer may not know the cause yet when it hears of the new holder, and on a busy machine the old one may have
+	// been silent for a moment.
 	among := func(c Cause, causes ...Cause) bool { return slices.Contains(causes, c) }
 	for id := range b.nodes {
 		e := next(id, HolderChanged, old)
-		if id == old && e.Cause != Drained || id != old && (!among(e.Cause, Drained, HandedOver) || e.Took <= 0) {
+		if id == old && e.Cause != Drained || id != old && (!among(e.Cause, Drained, HandedOver, HostSilent) || e.Took <= 0) {
 			t.Errorf("%s is told %+v", id, e)
 		}
 	}

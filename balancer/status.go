@@ -186,6 +186,16 @@ func (b *Balancer) Health() []LoadBalancerStatus {
 	return b.loadBalancers(nil, nil)
 }
 
+// ServedBy is the plane that serves a load balancer, or "".
+func (b *Balancer) ServedBy(loadBalancer string) PlaneName {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e := b.entries[loadBalancer]; e != nil && e.serving != nil {
+		return e.serving.plane.Name()
+	}
+	return ""
+}
+
 // loadBalancers is the state of all, sorted by name. The caller holds mu.
 func (b *Balancer) loadBalancers(
 	traffic map[Target]Traffic, passedOver map[PlaneName]map[Target]string,

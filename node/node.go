@@ -42,6 +42,7 @@ type node struct {
 
 	group    *raft.Group // nil on a worker
 	broken   error       // why a peer has no group all the same
+	secrets  secrets     // in what is told of load balancers
 	planes   *planes.Planes
 	wire     *arp.Wire          // nil on a witness, and on a worker without VIPs
 	balancer *balancer.Balancer // nil on a witness
@@ -227,6 +228,7 @@ func (n *node) proving() proving.Config {
 		LoadBalancers: func() []balancer.LoadBalancer { return n.state.Load().LoadBalancers },
 		Nodes:         func() []pathprobe.Node { return n.state.Load().Nodes },
 		Health:        func() []balancer.LoadBalancerStatus { return n.balancer.Health() },
+		ServedBy:      func(lb string) balancer.PlaneName { return n.balancer.ServedBy(lb) },
 		Settled:       func(lb string, since time.Time) bool { return n.balancer.Settled(lb, since) },
 		Reconsider:    func() { n.balancer.Reconsider() },
 		Serves:        n.serves,

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"appliance/arp"
@@ -102,7 +103,7 @@ func (n *node) snapshot() status.Snapshot {
 	served := n.balancer.Status()
 	s.LoadBalancers, s.Planes, s.Shortages = served.LoadBalancers, served.Planes, served.Shortages
 	for i := range s.LoadBalancers {
-		withoutSecrets(&s.LoadBalancers[i])
+		n.secrets.mask(&s.LoadBalancers[i])
 	}
 	for i, lb := range s.LoadBalancers {
 		if lb.Plane != "" {
@@ -120,14 +121,40 @@ func (n *node) snapshot() status.Snapshot {
 	return s
 }
 
-// withoutSecrets masks what servers, programs and the kernel say. They may repeat what they were sent.
-func withoutSecrets(lb *balancer.LoadBalancerStatus) {
-	lb.Reason, lb.Error = mask.Text(lb.Reason), mask.Text(lb.Error)
+// secrets masks what servers, programs and the kernel say. They may repeat what they were sent. Most say the same each
+// second, and to look for secrets takes long.
+type secrets struct {
+	mu     sync.Mutex
+	masked map[string]string
+}
+
+// maxMasked is how many texts are remembered: a few for each of a thousand backends.
+const maxMasked = 4096
+
+func (s *secrets) text(text string) string {
+	if text == "" {
+		return ""
+	}
+	masked, known := s.masked[text]
+	if !known {
+		if s.masked == nil || len(s.masked) >= maxMasked {
+			s.masked = make(map[string]string)
+		}
+		masked = mask.Text(text)
+		s.masked[text] = masked
+	}
+	return masked
+}
+
+func (s *secrets) mask(lb *balancer.LoadBalancerStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lb.Reason, lb.Error = s.text(lb.Reason), s.text(lb.Error)
 	for i := range lb.Refused {
-		lb.Refused[i].Reason = mask.Text(lb.Refused[i].Reason)
+		lb.Refused[i].Reason = s.text(lb.Refused[i].Reason)
 	}
 	for i := range lb.Backends {
-		lb.Backends[i].Reason = mask.Text(lb.Backends[i].Reason)
+		lb.Backends[i].Reason = s.text(lb.Backends[i].Reason)
 	}
 }
 

@@ -42,8 +42,9 @@ type Config struct {
 	// LoadBalancers are those in force, Nodes the machines that data plane direct hands packets to.
 	LoadBalancers func() []balancer.LoadBalancer
 	Nodes         func() []pathprobe.Node
-	// Health and Settled are the balancer's; Reconsider has it choose planes again.
+	// Health, ServedBy and Settled are the balancer's; Reconsider has it choose planes again.
 	Health     func() []balancer.LoadBalancerStatus
+	ServedBy   func(loadBalancer string) balancer.PlaneName
 	Settled    func(loadBalancer string, since time.Time) bool
 	Reconsider func()
 	// Path says what is known of a path of data plane direct; nil without that.

@@ -133,11 +133,7 @@ func (t *Trials) tryBy(ctx context.Context, cs []candidate, asker raft.PeerStatu
 }
 
 // isStill says whether the plane that was tried serves still.
-func (t *Trials) isStill(c candidate) bool {
-	return slices.ContainsFunc(t.cfg.Health(), func(lb balancer.LoadBalancerStatus) bool {
-		return lb.Name == c.Name && lb.Plane == c.Plane
-	})
-}
+func (t *Trials) isStill(c candidate) bool { return t.cfg.ServedBy(c.Name) == c.Plane }
 
 func (t *Trials) note(book *proof.Book, c candidate, by string, others bool, begun time.Time,
 	of []proof.TrialResult) {

@@ -456,6 +456,10 @@ func (b *builder) validateAnnounce() {
 			"list the routers: - {address: 192.0.2.1, as: 64500}", vips[0])
 	}
 	for i, a := range bgp.NextHops {
+		if !slices.ContainsFunc(vips, func(vip netip.Addr) bool { return vip.Is4() == a.Is4() }) {
+			b.warn(b.origin(keyBGP+".nextHops"), keyBGP+".nextHops", "%s has no effect: no virtual address of its family is "+
+				"announced by BGP; remove it, or write such an address", a)
+		}
 		for _, o := range bgp.NextHops[:i] {
 			if a.Is4() == o.Is4() {
 				b.bad(keyBGP+".nextHops", "%s and %s are of one family, and a route has one next hop; "+

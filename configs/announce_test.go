@@ -146,6 +146,9 @@ func TestAnnounceWarnings(t *testing.T) {
 		"routes with arp":     {"announce: {routes: {table: 100}}\n", "announce.routes: has no effect"},
 		"localPreference, eBGP": {"announce: {by: bgp, bgp: {as: 64512, localPreference: 5, " +
 			"neighbours: [{address: 192.0.2.1, as: 1}]}}\n", "localPreference, which is told to neighbours of the same AS only"},
+		"next hop of the other family": {"announce: {by: bgp, bgp: {as: 64512, nextHops: ['2001:db8::11'], " +
+			"neighbours: [{address: 192.0.2.1, as: 1}]}}\n",
+			"announce.bgp.nextHops: 2001:db8::11 has no effect: no virtual address of its family"},
 		"prepend, iBGP": {"announce: {by: bgp, bgp: {as: 64512, prepend: 5, " +
 			"neighbours: [{address: 192.0.2.1, as: 64512}]}}\n", "prepend, which neighbours of the same AS are not told"},
 	} {

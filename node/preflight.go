@@ -75,7 +75,8 @@ func survey(cfg *configs.Config) (site, error) {
 	return s, errors.Join(problems...)
 }
 
-// CheckHost says whether Run would put cfg into force on this host, with the same errors, and changes nothing on it.
+// CheckHost says whether Run would put cfg into force on this host, with the same errors, and whether routers could be
+// given next hops. It changes nothing on the host.
 // tried says whether the data planes were tried too: they are not beside an appliance that runs, whose ports and rules
 // they would find.
 func CheckHost(ctx context.Context, cfg *configs.Config, log *slog.Logger) (tried bool, err error) {
@@ -114,7 +115,11 @@ func CheckHost(ctx context.Context, cfg *configs.Config, log *slog.Logger) (trie
 	if err := n.openAnnouncer(); err != nil {
 		return true, err
 	}
-	return true, errors.Join(n.checkConflicts(), n.checkAnnouncer(ctx), n.check(ctx))
+	err = errors.Join(n.checkConflicts(), n.checkAnnouncer(ctx), n.check(ctx))
+	if n.announcer != nil {
+		err = errors.Join(err, n.announcer.CheckNextHops())
+	}
+	return true, err
 }
 
 // Self finds which node of cfg this host is.

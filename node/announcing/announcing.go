@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"appliance/arp"
 	"appliance/bfd"
 	"appliance/bgp"
 	"appliance/configs"
@@ -163,34 +162,6 @@ func (a *Announcer) Poke() {
 	case a.kick <- struct{}{}:
 	default:
 	}
-}
-
-// nextHop finds this host's address of a family for a session whose own end is local.
-func (a *Announcer) nextHop(local netip.Addr, is4 bool) (netip.Addr, error) {
-	for _, hop := range a.cfg.Announce.BGP.NextHops {
-		if hop.Is4() == is4 {
-			return hop, nil
-		}
-	}
-	if local.Is4() == is4 {
-		return local, nil
-	}
-	name, err := arp.InterfaceOf(local)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	addrs, err := arp.AddrsOn(name)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	for _, hop := range addrs {
-		if hop.Is4() == is4 && !hop.IsLinkLocalUnicast() {
-			return hop, nil
-		}
-	}
-	family := map[bool]string{true: "IPv4", false: "IPv6"}[is4]
-	return netip.Addr{}, fmt.Errorf("%s has no %s address for routers to send packets to; "+
-		"give it one, or write announce.bgp.nextHops", name, family)
 }
 
 // Run announces until ctx ends. Then it asks routers to prefer other paths, withdraws, and gives them time for both:

@@ -33,7 +33,9 @@ func scrape(t testing.TB, m *Metrics) string {
 // everything is Metrics in which every metric has a value.
 func everything(t testing.TB, c *statustest.Cluster) *Metrics {
 	m := New(func() status.Snapshot { return c.Snapshots["n2"] }, "v0.1.0")
+	c.Route()
 	c.Edit("n2", func(s *status.Snapshot) {
+		s.Announce.Sessions[1].Untold = []string{"2001:db8:1::10: the router takes no IPv6 routes over this session"}
 		s.Differences = []status.Difference{{Peer: "n3", Key: "version", Here: "v0.1.0", There: "v0.0.9"}}
 	})
 	to := balancer.Target{LoadBalancer: "kube-apiserver"}
@@ -105,6 +107,14 @@ func TestMetricsSay(t *testing.T) {
 		`appliance_backend_slow_start_ratio{backend="10.77.1.11:6444",loadbalancer="ingress"} 0.25`,
 		`appliance_backend_slow_start_ratio{backend="10.77.1.12:6444",loadbalancer="ingress"} 1`,
 		`appliance_backend_passed_over{backend="10.77.1.11:6444",loadbalancer="ingress"} 0`,
+		`appliance_vip_routed{by="bgp",vip="198.51.100.10"} 1`,
+		`appliance_bgp_session_up{router="10.77.0.1"} 1`,
+		`appliance_bgp_session_announced{router="10.77.0.1"} 1`,
+		`appliance_bgp_session_untold{router="10.77.0.1"} 0`,
+		`appliance_bgp_session_untold{router="10.77.0.2"} 1`,
+		`appliance_bgp_session_messages_total{direction="sent",router="10.77.0.1"} 70`,
+		`appliance_bfd_up{router="10.77.0.1"} 1`,
+		`appliance_bfd_detection_seconds{router="10.77.0.1"} 0.15`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("there is no %s", line)

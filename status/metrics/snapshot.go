@@ -227,16 +227,27 @@ func (s *snapshotMetrics) announce(a *status.AnnounceView) {
 	}
 	up := s.gauge("bgp_session_up", "Whether the BGP session with the router is established.")
 	told := s.gauge("bgp_session_announced", "Virtual addresses that the router was told of.")
+	untold := s.gauge("bgp_session_untold", "Virtual addresses that the router should have been told of, and was not.")
+	since := s.gauge("bgp_session_last_change_timestamp_seconds", "When the BGP session with the router began or ended.")
+	messages := s.counter("bgp_session_messages_total", "BGP messages of the session that is there now.")
 	ended := s.counter("bgp_sessions_ended_total", "BGP sessions with the router that ended.")
 	watched := s.gauge("bfd_up", "Whether BFD hears the router, where it is watched by it.")
+	detection := s.gauge("bfd_detection_seconds", "How long the router may be silent before BFD takes it for gone.")
 	lost := s.counter("bfd_lost_total", "Times that BFD heard the router no more.")
 	for _, r := range a.Sessions {
 		router := label("router", r.Neighbour.String())
 		up.add(truth(r.Established()), router)
 		told.add(float64(len(r.Announced)), router)
+		untold.add(float64(len(r.Untold)), router)
+		since.add(seconds(r.Since), router)
+		messages.add(float64(r.Sent), label("direction", "sent", "router", r.Neighbour.String()))
+		messages.add(float64(r.Received), label("direction", "received", "router", r.Neighbour.String()))
 		ended.add(float64(r.Ended), router)
 		if r.BFD != nil {
 			watched.add(truth(r.BFD.State == "up"), router)
+			if r.BFD.Detection > 0 {
+				detection.add(r.BFD.Detection.Seconds(), router)
+			}
 			lost.add(float64(r.BFD.Lost), router)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"appliance/status"
@@ -14,6 +15,8 @@ import (
 type address struct {
 	Address   netip.Addr
 	Interface string
+	// By is bgp or routes where routers are told of the address, and nobody answers for it on the link.
+	By string
 	// Answering are the nodes that answer now. Unless it is exactly one, there is trouble.
 	Answering                       []string
 	MAC                             string
@@ -29,6 +32,10 @@ type address struct {
 type addressNode struct {
 	ID                        string
 	Bound, Answering, Carrier bool
+	// Announced says that this node tells routers of the address, Leaving that it asks them to prefer others. Why says
+	// why it does not, or leaves.
+	Announced, Leaving bool
+	Why                string
 }
 
 // A foreign claim is bad while it is younger than claimIsBad, and told while it is younger than claimIsTold.
@@ -47,7 +54,11 @@ func newAddress(v status.VIPView, now time.Time, reports []report.PeerReport) ad
 			}
 			// The lease decides who may answer: a tenure that is ending does not count.
 			answering := w.Answering && s.Group.Holding
-			a.Nodes = append(a.Nodes, addressNode{ID: s.ID, Bound: w.Bound, Answering: answering, Carrier: w.Carrier})
+			one := addressNode{ID: s.ID, Bound: w.Bound, Answering: answering, Carrier: w.Carrier}
+			if r, ok := announcement(s, v.Address); ok {
+				a.By, one.Announced, one.Leaving, one.Why = r.By, r.Announced, r.Leaving, r.Reason
+			}
+			a.Nodes = append(a.Nodes, one)
 			if answering {
 				a.Answering = append(a.Answering, s.ID)
 				a.MAC, a.Interface = w.MAC, w.Interface
@@ -62,10 +73,20 @@ func newAddress(v status.VIPView, now time.Time, reports []report.PeerReport) ad
 		}
 	}
 	slices.SortFunc(a.Nodes, func(x, y addressNode) int { return cmp.Compare(x.ID, y.ID) })
-	if len(a.Answering) != 1 || within(now, a.ForeignAt, claimIsBad) {
+	announced := slices.ContainsFunc(a.Nodes, func(n addressNode) bool { return n.Announced })
+	if a.By == "" && len(a.Answering) != 1 || a.By != "" && !announced || within(now, a.ForeignAt, claimIsBad) {
 		a.Level = bad
 	}
 	return a
+}
+
+// untold says why nobody tells routers of the address.
+func (a *address) untold() string {
+	var why []string
+	for _, n := range a.Nodes {
+		why = append(why, n.ID+": "+n.Why)
+	}
+	return strings.Join(why, "; ")
 }
 
 // within reports whether t is less than span ago.

@@ -22,6 +22,7 @@ type Overview struct {
 
 	Addresses     []address
 	Nodes         []node
+	Routers       []routerSession
 	LoadBalancers []loadBalancer
 	Tenures       []tenure
 	Events        []event
@@ -61,6 +62,7 @@ func New(self report.PeerReport, peers map[string]report.PeerReport, samples *hi
 	for _, lb := range s.LoadBalancers {
 		o.LoadBalancers = append(o.LoadBalancers, newLoadBalancer(s, lb, reports, samples))
 	}
+	o.Routers = routerSessions(reports)
 	o.Tenures = tenures(self, reports)
 	o.Events = events(reports)
 	o.Verdict = o.judge(s, reports)

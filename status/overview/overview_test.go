@@ -164,6 +164,84 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+// Clients behind routers are served by whoever announces; nobody has to answer on the link.
+func TestVerdictOfRoutedAddresses(t *testing.T) {
+	edit := func(c *statustest.Cluster, id string, f func(a *status.AnnounceView)) {
+		c.Edit(id, func(s *status.Snapshot) { f(s.Announce) })
+	}
+	withdraw := func(c *statustest.Cluster, id string) {
+		edit(c, id, func(a *status.AnnounceView) {
+			a.Addresses[0].Announced, a.Addresses[0].Reason = false, "this node is drained"
+			for i := range a.Sessions {
+				a.Sessions[i].Announced = nil
+			}
+		})
+	}
+	for name, tt := range map[string]struct {
+		change func(c *statustest.Cluster)
+		level  level
+		say    string
+	}{
+		"well": {func(*statustest.Cluster) {}, good, "All is well: n1, n2 and n3 announce the virtual addresses"},
+		"drained": {func(c *statustest.Cluster) { withdraw(c, "n1") }, good,
+			"All is well: n2 and n3 announce the virtual addresses"},
+		"one left": {func(c *statustest.Cluster) { withdraw(c, "n1"); withdraw(c, "n3") }, good,
+			"All is well: n2 announces the virtual addresses"},
+		"nobody": {func(c *statustest.Cluster) { withdraw(c, "n1"); withdraw(c, "n2"); withdraw(c, "n3") }, bad,
+			"Trouble: no node tells routers of 198.51.100.10; n1: this node is drained; n2: "},
+		"a lost router": {func(c *statustest.Cluster) {
+			for _, id := range []string{"n1", "n2"} {
+				edit(c, id, func(a *status.AnnounceView) {
+					a.Sessions[0].State, a.Sessions[0].Reason, a.Sessions[0].Announced = "connecting", "gone", nil
+				})
+			}
+		}, warn, "one thing to look at: n1, n2: no BGP session with router 10.77.0.1: gone"},
+		"all routers are lost to all": {func(c *statustest.Cluster) {
+			for _, id := range []string{"n1", "n2", "n3"} {
+				edit(c, id, func(a *status.AnnounceView) {
+					for i := range a.Sessions {
+						a.Sessions[i].State, a.Sessions[i].Reason, a.Sessions[i].Announced = "idle", "gone", nil
+					}
+				})
+			}
+		}, bad, "Trouble: no node tells routers of 198.51.100.10; n1: no router has been told; n2: "},
+		"no BFD": {func(c *statustest.Cluster) {
+			edit(c, "n2", func(a *status.AnnounceView) { a.Sessions[1].BFD.State = "down" })
+		}, warn, "n2: router 10.77.0.2 is not heard by BFD, so its end would be noticed late"},
+		"untold": {func(c *statustest.Cluster) {
+			edit(c, "n2", func(a *status.AnnounceView) { a.Sessions[1].Untold = []string{"fd00::1: no family"} })
+		}, warn, "n2: router 10.77.0.2 is not told of fd00::1: no family"},
+		"nobody holds": {func(c *statustest.Cluster) {
+			for _, id := range []string{"n1", "n2", "n3"} {
+				c.Edit(id, func(s *status.Snapshot) { s.Holder, s.Group.Holding = "", false })
+			}
+		}, warn, "one thing to look at: nobody holds, as far as n1 knows"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := view(t, func(c *statustest.Cluster, _ peers) {
+				c.Route()
+				for id := range c.Snapshots {
+					c.Edit(id, func(s *status.Snapshot) {
+						s.VIPs = s.VIPs[2:] // those of the link
+						s.LoadBalancers[0].Backends[2].State = balancer.Up
+						other := &s.Announce.Sessions[1] // which n3 lacks in a cast
+						other.State, other.Reason, other.Announced = "established", "", s.Announce.Sessions[0].Announced
+						other.BFD = &status.BFDView{State: "up"}
+					})
+				}
+				tt.change(c)
+			})
+			all := m.Verdict.Headline
+			for _, p := range m.Verdict.Problems {
+				all += "\n" + p.Text
+			}
+			if m.Verdict.Level != tt.level || !strings.Contains(all, tt.say) {
+				t.Errorf("%s: %s", m.Verdict.Level, all)
+			}
+		})
+	}
+}
+
 // What the new holder measured itself counts more than what others saw.
 func TestTenures(t *testing.T) {
 	m := view(t, func(c *statustest.Cluster, _ peers) {

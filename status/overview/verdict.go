@@ -73,8 +73,12 @@ func (o *Overview) judge(s status.Snapshot, reports []report.PeerReport) verdict
 	note := func(bad bool, format string, args ...any) {
 		problems = append(problems, problem{Bad: bad, Text: fmt.Sprintf(format, args...)})
 	}
-	if o.Holder == "" && s.Role != "worker" {
+	switch {
+	case o.Holder != "" || s.Role == "worker":
+	case o.onLink() || len(o.Addresses) == 0:
 		note(true, "nobody answers for the virtual addresses, as far as %s knows", o.Self)
+	default: // whether clients are served is said of each address
+		note(false, "nobody holds, as far as %s knows", o.Self)
 	}
 	if all := holding(reports); len(all) > 1 {
 		note(true, "%s say at once that they hold; reports are up to %s apart, look again",
@@ -97,7 +101,11 @@ func (o *Overview) judge(s status.Snapshot, reports []report.PeerReport) verdict
 		if within(o.Now, a.ForeignAt, claimIsTold) {
 			note(within(o.Now, a.ForeignAt, claimIsBad), "another machine (%s) has claimed %s", a.ForeignMAC, a.Address)
 		}
+		if a.By != "" && !slices.ContainsFunc(a.Nodes, func(n addressNode) bool { return n.Announced }) {
+			note(true, "no node tells routers of %s; %s", a.Address, a.untold())
+		}
 	}
+	problems = append(problems, sessionProblems(o.Routers)...)
 	for _, r := range reports {
 		for _, d := range r.Report.Snapshot.Differences {
 			if r.Report.Snapshot.ID == o.Self { // the others say the same the other way round
@@ -177,12 +185,11 @@ func (o *Overview) sum(problems []problem) verdict {
 		return verdict{Level: good, Headline: "Served on this node only, and " + lb.Name + " is not proved: " + lb.NotTried}
 	case len(problems) == 0 && notTried >= 0:
 		lb := o.LoadBalancers[notTried]
-		return verdict{Level: good, Headline: o.Holder + " answers for the virtual addresses; that " + lb.Name +
-			" is served is not proved: " + lb.NotTried}
+		return verdict{Level: good, Headline: o.serving() + "; that " + lb.Name + " is served is not proved: " + lb.NotTried}
 	case len(problems) == 0 && o.Holder == "": // a worker
 		return verdict{Level: good, Headline: "All is well: served on this node only"}
 	case len(problems) == 0:
-		return verdict{Level: good, Headline: "All is well: " + o.Holder + " answers for the virtual addresses"}
+		return verdict{Level: good, Headline: "All is well: " + o.serving()}
 	case problems[0].Bad:
 		return verdict{Level: bad, Headline: "Trouble: " + problems[0].Text, Problems: problems[1:]}
 	case len(problems) == 1:

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -151,6 +152,38 @@ func (c *Cluster) Fill(seed uint64) {
 			}
 			c.Samples[id].Add(s)
 		}
+	}
+}
+
+// Routed is a VIP that all nodes announce after Route.
+var Routed = netip.MustParseAddr("198.51.100.10")
+
+// Route has all nodes announce Routed to two routers, and gives the first load balancer a frontend there. The second
+// router does not speak to n3.
+func (c *Cluster) Route() {
+	for id := range c.Snapshots {
+		c.Edit(id, func(s *status.Snapshot) {
+			s.VIPs = append(s.VIPs, status.VIPView{Address: Routed, Interface: "eth0", Bound: true, Carrier: true})
+			s.Announce = &status.AnnounceView{
+				Who: "all", Addresses: []status.AnnouncedView{{Address: Routed, By: "bgp", Announced: true}},
+			}
+			for _, router := range []string{"10.77.0.1", "10.77.0.2"} {
+				one := status.SessionView{
+					Neighbour: netip.MustParseAddr(router), AS: 64500, State: "established", Since: c.Time.Add(-50 * time.Hour),
+					HoldTime: 9 * time.Second, Announced: []netip.Addr{Routed}, Sent: 70, Received: 60,
+					BFD: &status.BFDView{State: "up", Since: c.Time.Add(-50 * time.Hour), Detection: 150 * time.Millisecond},
+				}
+				if id == "n3" && router == "10.77.0.2" {
+					one.State, one.Reason, one.Announced, one.HoldTime, one.Ended = "idle", "BFD: nothing was heard for 150ms", nil, 0, 1
+					one.Since, one.BFD = c.Time.Add(-time.Minute), &status.BFDView{State: "down", Since: c.Time.Add(-time.Minute), Lost: 1}
+				}
+				s.Announce.Sessions = append(s.Announce.Sessions, one)
+			}
+			if len(s.LoadBalancers) > 0 {
+				lb := &s.LoadBalancers[0]
+				lb.Frontends = append(slices.Clone(lb.Frontends), netip.AddrPortFrom(Routed, 6443))
+			}
+		})
 	}
 }
 

@@ -150,7 +150,12 @@ func (t *text) announce(s status.Snapshot) {
 			state = t.paint.bad(state)
 		}
 		if r.BFD != nil {
-			watched = r.BFD.State
+			if watched = r.BFD.State; r.BFD.Detection > 0 {
+				watched += " (" + figures.Age(r.BFD.Detection) + ")"
+			}
+			if r.Established() && r.BFD.State != "up" {
+				watched = t.paint.bad(watched)
+			}
 		}
 		rows = append(rows, []string{
 			r.Neighbour.String(), fmt.Sprint(r.AS), state, figures.Age(s.Time.Sub(r.Since)), watched, r.Tells(), r.Reason,

@@ -23,6 +23,9 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 	direct.LoadBalancers[0].Backends[0].PassedOver = "no path to n1"
 	direct.Group.Peers[0].Unfit = "track uplink: exit code 1"
 
+	routers := statustest.New(t, at, 1, 2)
+	routers.Route()
+
 	for name, test := range map[string]struct {
 		of          status.Snapshot
 		has, hasNot []string
@@ -34,6 +37,14 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 		},
 		"worker": {
 			worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"},
+		},
+		"routers": {
+			routers.Snapshots["n3"],
+			[]string{
+				"198.51.100.10  announced by bgp", "10.77.0.1  64500  established  2d2h  up (150ms)  198.51.100.10",
+				"10.77.0.2  64500  idle         1m0s  down                       BFD: nothing was heard for 150ms",
+			},
+			nil,
 		},
 		"queue and slow start": {
 			queue,

@@ -184,6 +184,9 @@ func (p *Page) render(s status.Snapshot) error {
 	add("verdict", "verdict.html", m)
 	add("addresses", "addresses.html", m)
 	add("nodes", "nodes.html", m)
+	if len(m.Routers) > 0 {
+		add("routers", "routers.html", m)
+	}
 	for i, lb := range m.LoadBalancers {
 		add(fmt.Sprintf("lb-%d", i), "loadbalancer.html", lb)
 	}

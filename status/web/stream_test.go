@@ -267,16 +267,47 @@ func TestPageSleeps(t *testing.T) {
 // The script lays a changed part over the old one node by node. A space around a part would shift all its nodes at the
 // first change, and close what the reader has opened.
 func TestPartsAreWhatThePageHas(t *testing.T) {
-	addr, p := server(t, statustest.New(t, time.Now(), 2, 3))
+	c := statustest.New(t, time.Now(), 2, 3)
+	c.Route()
+	addr, p := server(t, c)
 	body := page(t, addr)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.shown.parts) < 7 {
+	if len(p.shown.parts) < 8 {
 		t.Errorf("%d parts", len(p.shown.parts))
 	}
 	for _, part := range p.shown.parts {
 		if part.HTML == "" || !strings.Contains(body, ">"+string(part.HTML)+"</section>") {
 			t.Errorf("the page has %s with something around it", part.ID)
 		}
+	}
+}
+
+// The page has every node's sessions with routers, and why one is not there; without routers it has nothing of them.
+func TestPageShowsRouters(t *testing.T) {
+	c := statustest.New(t, time.Now(), 1, 1)
+	bare, _ := server(t, c)
+	if body := page(t, bare); strings.Contains(body, "Routers") {
+		t.Error("routers where there are none")
+	}
+	c = statustest.New(t, time.Now(), 1, 1)
+	c.Route()
+	c.Edit("n1", func(s *status.Snapshot) {
+		s.Announce.Addresses[0].Leaving, s.Announce.Addresses[0].Reason = true, "this node <stops>"
+	})
+	routed, _ := server(t, c)
+	body := page(t, routed)
+	for _, want := range []string{
+		`<a href="#routers">Routers</a>`, `<section id="routers">`, "Routers are told by BGP", "n2 <span>announces</span>",
+		"n1 <span>leaves: this node &lt;stops&gt;</span>", "10.77.0.2<small>AS 64500</small>",
+		`<span class="badge bad">idle</span><small class="why">BFD: nothing was heard for 150ms</small>`,
+		"silence of 150ms counts", "lost 1 times", "198.51.100.10</td>",
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	if strings.Contains(body, "ZgotmplZ") {
+		t.Error("a value does not fit where it stands")
 	}
 }

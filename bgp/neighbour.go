@@ -39,6 +39,7 @@ type neighbour struct {
 
 	writer   corebgp.UpdateMessageWriter // nil unless the session is established
 	families map[uint16]bool             // those that both sides know
+	extended bool                        // the router takes next hops of IPv6 for routes of IPv4
 	routerID netip.Addr
 	told     map[netip.Addr]announcement
 	untold   map[netip.Addr]string // why a virtual address is not announced here
@@ -163,19 +164,35 @@ func (n *neighbour) ended(c *conn) {
 	}
 }
 
-// GetCapabilities implements corebgp.Plugin: both families over a session of either (RFC 4760, section 8).
+// capExtendedNextHop is the code of Extended Next Hop Encoding (RFC 8950, section 4), and extendedNextHop its value for
+// routes of IPv4 by next hops of IPv6.
+const capExtendedNextHop = 5
+
+var extendedNextHop = []byte{0, afiIPv4, 0, safiUnicast, 0, afiIPv6}
+
+// GetCapabilities implements corebgp.Plugin: both families over a session of either (RFC 4760, section 8). Next hops of
+// IPv6 for IPv4 are for networks without IPv4, whose sessions are of IPv6.
 func (n *neighbour) GetCapabilities(corebgp.PeerConfig) []corebgp.Capability {
-	return []corebgp.Capability{
+	list := []corebgp.Capability{
 		corebgp.NewMPExtensionsCapability(afiIPv4, safiUnicast), corebgp.NewMPExtensionsCapability(afiIPv6, safiUnicast),
 	}
+	if n.Addr.Is6() {
+		list = append(list, corebgp.Capability{Code: capExtendedNextHop, Value: extendedNextHop})
+	}
+	return list
 }
 
 // OnOpenMessage implements corebgp.Plugin.
 func (n *neighbour) OnOpenMessage(
 	_ corebgp.PeerConfig, id netip.Addr, capabilities []corebgp.Capability,
 ) *corebgp.Notification {
-	families, said := make(map[uint16]bool), false
+	families, said, extended := make(map[uint16]bool), false, false
 	for _, c := range capabilities {
+		if c.Code == capExtendedNextHop && n.Addr.Is6() {
+			for one := range slices.Chunk(c.Value, len(extendedNextHop)) {
+				extended = extended || slices.Equal(one, extendedNextHop)
+			}
+		}
 		if c.Code == corebgp.CAP_MP_EXTENSIONS && len(c.Value) == 4 {
 			said = true
 			if c.Value[3] == safiUnicast {
@@ -188,7 +205,7 @@ func (n *neighbour) OnOpenMessage(
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.families, n.routerID = families, id
+	n.families, n.routerID, n.extended = families, id, extended
 	return nil
 }
 
@@ -241,7 +258,7 @@ func (n *neighbour) plan(local netip.Addr) (want map[netip.Addr]announcement, un
 				familyName(vip))
 			continue
 		}
-		hop, err := n.speaker.cfg.NextHop(local, vip.Is4())
+		hop, err := n.speaker.cfg.NextHop(local, vip.Is4(), n.extended)
 		if err != nil {
 			untold[vip] = err.Error()
 			continue
@@ -274,7 +291,7 @@ func diff(have, want map[netip.Addr]announcement, own, theirs uint32) (ms []mess
 	}
 	for _, vip := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
 		if _, ok := want[vip]; !ok {
-			ms = append(ms, message{vip, encodeWithdraw(vip), nil})
+			ms = append(ms, message{vip, encodeWithdraw(vip, have[vip]), nil})
 		}
 	}
 	return ms, nil
@@ -345,6 +362,8 @@ type SessionStatus struct {
 	// not.
 	Announced []netip.Addr
 	Untold    map[netip.Addr]string
+	// NextHops are where the neighbour sends packets for what it was told of.
+	NextHops []netip.Addr
 	// Flaps counts the sessions that ended. Sent and Received count the messages of this one.
 	Flaps, Sent, Received uint64
 }
@@ -377,6 +396,11 @@ func (n *neighbour) status() SessionStatus {
 		Neighbour: n.Addr, AS: n.AS, State: n.state(), Since: n.since, Why: n.why, Flaps: n.flaps,
 		Announced: slices.SortedFunc(maps.Keys(n.told), netip.Addr.Compare), Untold: maps.Clone(n.untold),
 	}
+	for _, a := range n.told {
+		st.NextHops = append(st.NextHops, a.nextHop)
+	}
+	slices.SortFunc(st.NextHops, netip.Addr.Compare)
+	st.NextHops = slices.Compact(st.NextHops)
 	if c := n.conn; c != nil {
 		st.Local, st.RouterID = addrOf(c.LocalAddr()), n.routerID
 		c.mu.Lock()

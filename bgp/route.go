@@ -111,10 +111,8 @@ func encodeAnnounce(vip netip.Addr, a announcement, own, theirs uint32) ([]byte,
 		}
 	}
 	attrs = attribute(attrs, flagTransitive, attrASPath, path)
-	if vip.Is4() {
-		if !a.nextHop.Is4() {
-			return nil, fmt.Errorf("bgp: %s needs a next hop of IPv4, not %s", vip, a.nextHop)
-		}
+	classic := vip.Is4() && a.nextHop.Is4() // what RFC 4271 can say; all else is of RFC 4760
+	if classic {
 		attrs = attribute(attrs, flagTransitive, attrNextHop, a.nextHop.AsSlice())
 	}
 	if a.MED != nil && own != theirs {
@@ -137,11 +135,11 @@ func encodeAnnounce(vip netip.Addr, a announcement, own, theirs uint32) ([]byte,
 	if len(communities) > 0 {
 		attrs = attribute(attrs, flagOptional|flagTransitive, attrCommunities, communities)
 	}
-	if vip.Is6() {
+	if !classic {
 		if !a.nextHop.Is6() {
 			return nil, fmt.Errorf("bgp: %s needs a next hop of IPv6, not %s", vip, a.nextHop)
 		}
-		reach := binary.BigEndian.AppendUint16(nil, afiIPv6) // RFC 4760, section 3
+		reach := binary.BigEndian.AppendUint16(nil, afi(vip)) // RFC 4760, section 3; of IPv4 RFC 8950, section 3
 		reach = append(reach, safiUnicast, byte(a.nextHop.BitLen()/8))
 		reach = append(reach, a.nextHop.AsSlice()...)
 		reach = append(reach, 0) // reserved
@@ -157,20 +155,20 @@ func encodeAnnounce(vip netip.Addr, a announcement, own, theirs uint32) ([]byte,
 	body := []byte{0, 0} // no withdrawn routes
 	body = binary.BigEndian.AppendUint16(body, uint16(len(attrs)))
 	body = append(body, attrs...)
-	if vip.Is4() {
+	if classic {
 		body = append(body, nlri(vip)...)
 	}
 	return body, nil
 }
 
-// encodeWithdraw is the body of an UPDATE message that withdraws vip.
-func encodeWithdraw(vip netip.Addr) []byte {
-	if vip.Is4() {
+// encodeWithdraw is the body of an UPDATE message that withdraws vip, which was announced as was, in the same form.
+func encodeWithdraw(vip netip.Addr, was announcement) []byte {
+	if vip.Is4() && was.nextHop.Is4() {
 		route := nlri(vip)
 		body := binary.BigEndian.AppendUint16(nil, uint16(len(route)))
 		return append(append(body, route...), 0, 0)
 	}
-	gone := binary.BigEndian.AppendUint16(nil, afiIPv6) // RFC 4760, section 4
+	gone := binary.BigEndian.AppendUint16(nil, afi(vip)) // RFC 4760, section 4
 	gone = append(append(gone, safiUnicast), nlri(vip)...)
 	attrs := attribute(nil, flagOptional, attrMPUnreach, gone)
 	body := binary.BigEndian.AppendUint16([]byte{0, 0}, uint16(len(attrs)))

@@ -23,17 +23,31 @@ type heard struct {
 // decode reads an UPDATE message with corebgp's decoder, which checks flags and lengths.
 func decode(t *testing.T, body []byte) (h heard) {
 	t.Helper()
+	v4 := func(to *[]netip.Prefix, nlri []byte) error {
+		if len(nlri) != 5 || nlri[0] != 32 {
+			t.Errorf("%x is no host route of IPv4", nlri)
+			return nil
+		}
+		*to = append(*to, netip.PrefixFrom(netip.AddrFrom4([4]byte(nlri[1:])), 32))
+		return nil
+	}
 	reach := corebgp.NewMPReachNLRIDecodeFn(func(h *heard, afi uint16, _ uint8, nh, nlri []byte) error {
 		hops, err := corebgp.DecodeMPReachIPv6NextHops(nh)
 		if err != nil {
 			return err
 		}
 		h.NextHop = hops[0]
+		if afi == afiIPv4 { // RFC 8950: a prefix as RFC 4271 has it
+			return v4(&h.Announced, nlri)
+		}
 		routes, err := corebgp.DecodeMPIPv6Prefixes(nlri)
 		h.Announced = append(h.Announced, routes...)
 		return err
 	})
 	unreach := corebgp.NewMPUnreachNLRIDecodeFn(func(h *heard, afi uint16, _ uint8, gone []byte) error {
+		if afi == afiIPv4 {
+			return v4(&h.Withdrawn, gone)
+		}
 		routes, err := corebgp.DecodeMPIPv6Prefixes(gone)
 		h.Withdrawn = append(h.Withdrawn, routes...)
 		return err
@@ -121,6 +135,8 @@ func TestAnnouncements(t *testing.T) {
 			heard{Announced: host(four), ASPath: []uint32{own, own, own}, NextHop: hop4, MED: new(uint32(7))}},
 		"IPv6, another AS": {six, RoutePath{}, hop6, other,
 			heard{Announced: host(six), ASPath: []uint32{own}, NextHop: hop6}},
+		"IPv4 by a next hop of IPv6": {four, RoutePath{MED: new(uint32(7))}, hop6, other,
+			heard{Announced: host(four), ASPath: []uint32{own}, NextHop: hop6, MED: new(uint32(7))}},
 		"IPv4, the same AS": {four, RoutePath{MED: new(uint32(7)), LocalPref: new(uint32(9)), Prepend: 2}, hop4, own,
 			heard{Announced: host(four), NextHop: hop4, LocalPref: new(uint32(9))}},
 		"IPv6, the same AS, no preference": {six, RoutePath{}, hop6, own,
@@ -146,14 +162,14 @@ func TestAnnouncements(t *testing.T) {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
-	for _, vip := range []netip.Addr{four, six} {
-		if diff := cmp.Diff(heard{Withdrawn: host(vip)}, decode(t, encodeWithdraw(vip)), same); diff != "" {
+	for _, was := range []struct{ vip, hop netip.Addr }{{four, hop4}, {four, hop6}, {six, hop6}} {
+		body := encodeWithdraw(was.vip, announcement{nextHop: was.hop})
+		if diff := cmp.Diff(heard{Withdrawn: host(was.vip)}, decode(t, body), same); diff != "" {
 			t.Error(diff)
 		}
-		if _, err := encodeAnnounce(vip, announcement{nextHop: map[bool]netip.Addr{true: hop6, false: hop4}[vip.Is4()]},
-			own, other); err == nil {
-			t.Errorf("%s is announced with a next hop of the other family", vip)
-		}
+	}
+	if _, err := encodeAnnounce(six, announcement{nextHop: hop4}, own, other); err == nil {
+		t.Error("IPv6 is announced with a next hop of IPv4")
 	}
 }
 

@@ -40,8 +40,9 @@ type Config struct {
 	// HoldTime is at least 3 s, in whole seconds. The smaller one of both sides is in force.
 	HoldTime   time.Duration
 	Neighbours []Neighbour
-	// NextHop finds this host's address of a family for a session whose own end is local.
-	NextHop func(local netip.Addr, is4 bool) (netip.Addr, error)
+	// NextHop finds where a router is to send packets for addresses of a family, over a session whose own end is local:
+	// this host's address of that family, or, where the router is extended, one of IPv6 for IPv4, too (RFC 8950).
+	NextHop func(local netip.Addr, is4, extended bool) (netip.Addr, error)
 	// OnChange is told of sessions that begin and end. It must return at once.
 	OnChange func(SessionChange)
 	Log      *slog.Logger

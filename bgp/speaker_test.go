@@ -55,8 +55,8 @@ func newBench(t *testing.T, edit func(*Config)) *bench {
 	cfg := Config{
 		AS: ownAS, RouterID: netip.MustParseAddr("192.0.2.11"), HoldTime: 9 * time.Second,
 		Neighbours: []Neighbour{{Addr: loop, AS: routerAS, Port: uint16(l.Addr().(*net.TCPAddr).Port), Hops: 1}},
-		NextHop: func(local netip.Addr, is4 bool) (netip.Addr, error) {
-			if is4 {
+		NextHop: func(local netip.Addr, is4, extended bool) (netip.Addr, error) {
+			if is4 && !extended {
 				return local, nil
 			}
 			return local6, nil
@@ -254,6 +254,63 @@ func TestFamilyOfTheRouter(t *testing.T) {
 	}
 	if why := b.Status()[0].Untold[vip6]; !strings.Contains(why, "takes no IPv6 routes") {
 		t.Errorf("IPv6 is not announced because %q", why)
+	}
+}
+
+// A router that takes next hops of IPv6 for IPv4 (RFC 8950) is given them over a session of IPv6; another is not.
+func TestExtendedNextHop(t *testing.T) {
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		t.Skip("no IPv6 on lo: ", err)
+	}
+	loop6, hop4 := netip.MustParseAddr("::1"), netip.MustParseAddr("192.0.2.11")
+	b := newBench(t, func(cfg *Config) {
+		cfg.Neighbours = []Neighbour{{Addr: loop6, AS: routerAS, Port: uint16(l.Addr().(*net.TCPAddr).Port), Hops: 1}}
+		cfg.NextHop = func(local netip.Addr, is4, extended bool) (netip.Addr, error) {
+			if is4 && !extended {
+				return hop4, nil
+			}
+			return local, nil
+		}
+	})
+	b.listener.Close()
+	b.listener = l
+	t.Cleanup(func() { l.Close() })
+	for name, tt := range map[string]struct {
+		capabilities []corebgp.Capability
+		hop          netip.Addr
+	}{
+		"takes them": {append(bothFamilies, corebgp.Capability{
+			// The value begins with labelled routes (SAFI 4), which are no business of this node.
+			Code: capExtendedNextHop, Value: append([]byte{0, 1, 0, 4, 0, 2}, extendedNextHop...),
+		}), loop6},
+		"labelled routes only": {append(bothFamilies, corebgp.Capability{
+			Code: capExtendedNextHop, Value: []byte{0, 1, 0, 4, 0, 2},
+		}), hop4},
+		"a broken capability": {append(bothFamilies, corebgp.Capability{Code: capExtendedNextHop, Value: []byte{0, 1}}), hop4},
+		"knows nothing of it": {bothFamilies, hop4},
+	} {
+		b.Set(map[netip.Addr]RoutePath{vip4: {}, vip6: {}})
+		r := b.accept(t)
+		kind, body, err := r.next()
+		if err != nil || kind != typeOpen || !strings.Contains(string(body), "\x05\x06"+string(extendedNextHop)) {
+			t.Fatalf("message %d %x, %v, want an OPEN with the capability", kind, body, err)
+		}
+		r.send(open(routerAS, 9, tt.capabilities...))
+		r.send(frame(4, nil))
+		for _, want := range []heard{
+			{Announced: host(vip4), ASPath: []uint32{ownAS}, NextHop: tt.hop},
+			{Announced: host(vip6), ASPath: []uint32{ownAS}, NextHop: loop6},
+		} {
+			if diff := cmp.Diff(want, r.update(), same); diff != "" {
+				t.Errorf("%s: %s", name, diff)
+			}
+		}
+		b.Set(map[netip.Addr]RoutePath{vip6: {}})
+		if diff := cmp.Diff(heard{Withdrawn: host(vip4)}, r.update(), same); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		r.Close()
 	}
 }
 

@@ -127,7 +127,8 @@ func announceSettings() []Setting {
 			Why:   "without BFD it is how long clients of a lost host wait; a busy router may be late by a second or two"},
 		{Key: "announce.bgp.nextHops[]", Type: List,
 			Usage: "this node's addresses that routers send packets to, one of each family at most",
-			Why:   "the address of the session, and the first one of the other family on the same interface"},
+			Why: "the address of the session, and the first one of the other family on the same interface; " +
+				"for a router that takes next hops of IPv6 for IPv4 (RFC 8950), the session's for both"},
 	}
 	list = append(list, pathSettings("announce.bgp.", "none: routes are equal unless the operator says otherwise")...)
 	return append(list, []Setting{

@@ -42,6 +42,8 @@ type SessionView struct {
 	// Announced are the VIPs that the router was told of, Untold those that it should have been, with the reason.
 	Announced []netip.Addr `json:"announced,omitempty"`
 	Untold    []string     `json:"untold,omitempty"`
+	// NextHops are where the router sends packets for them: this node's own addresses.
+	NextHops []netip.Addr `json:"nextHops,omitempty"`
 	// Ended counts the sessions that ended; Sent and Received count the messages of this one.
 	Ended    uint64 `json:"ended"`
 	Sent     uint64 `json:"sent"`

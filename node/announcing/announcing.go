@@ -402,7 +402,7 @@ func (a *Announcer) Status() *status.AnnounceView {
 	for _, s := range a.speaker.Status() {
 		one := status.SessionView{
 			Neighbour: s.Neighbour, AS: s.AS, State: s.State, Since: s.Since, Reason: s.Why, RouterID: s.RouterID,
-			Local: s.Local, HoldTime: s.HoldTime, Announced: s.Announced, Ended: s.Flaps, Sent: s.Sent, Received: s.Received,
+			Local: s.Local, HoldTime: s.HoldTime, Announced: s.Announced, NextHops: s.NextHops, Ended: s.Flaps, Sent: s.Sent, Received: s.Received,
 			BFD: watched[s.Neighbour],
 		}
 		if s.State == "established" {

@@ -10,12 +10,17 @@ import (
 	"appliance/configs"
 )
 
-// nextHop finds this host's address of a family for a session whose own end is local.
-func (a *Announcer) nextHop(local netip.Addr, is4 bool) (netip.Addr, error) {
+// nextHop finds this host's address of a family for a session whose own end is local. A router is extended because its
+// operator has said that it takes next hops of IPv6 for IPv4; it may have no IPv4 on this link, and gets them unless
+// this node's operator has named one.
+func (a *Announcer) nextHop(local netip.Addr, is4, extended bool) (netip.Addr, error) {
 	for _, hop := range a.cfg.Announce.BGP.NextHops {
 		if hop.Is4() == is4 {
 			return hop, nil
 		}
+	}
+	if is4 && extended {
+		return a.nextHop(local, false, false)
 	}
 	if local.Is4() == is4 {
 		return local, nil
@@ -32,6 +37,10 @@ func (a *Announcer) nextHop(local netip.Addr, is4 bool) (netip.Addr, error) {
 		if hop.Is4() == is4 && !hop.IsLinkLocalUnicast() {
 			return hop, nil
 		}
+	}
+	if is4 && local.Is6() {
+		return netip.Addr{}, fmt.Errorf("%s has no IPv4 address for routers to send packets to; give it one, write "+
+			"announce.bgp.nextHops, or have the router take next hops of IPv6 (extended next hop, RFC 8950)", name)
 	}
 	family := map[bool]string{true: "IPv4", false: "IPv6"}[is4]
 	return netip.Addr{}, fmt.Errorf("%s has no %s address for routers to send packets to; "+
@@ -59,7 +68,8 @@ func (a *Announcer) CheckNextHops() error {
 			if v.By != configs.ByBGP {
 				continue
 			}
-			if _, err := a.nextHop(local, v.Addr.Is4()); err != nil {
+			// A router of IPv6 may say in its session that it takes next hops of IPv6 for IPv4.
+			if _, err := a.nextHop(local, v.Addr.Is4(), n.Addr.Is6()); err != nil {
 				errs = append(errs, fmt.Errorf("router %s would not be told of %s: %w", n.Addr, v.Addr, err))
 			}
 		}

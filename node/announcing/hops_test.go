@@ -31,6 +31,10 @@ func TestCheckNextHops(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	six, err := l.Machine("n2", netip.MustParsePrefix("fd77::12/64"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		vip      string
 		hops     []string
@@ -41,6 +45,7 @@ func TestCheckNextHops(t *testing.T) {
 		"configured": {"198.51.100.10", []string{"10.77.0.11"}, "10.77.0.1", nil},
 		"no address of the family": {"2001:db8::10", nil, "10.77.0.1", []string{
 			"router 10.77.0.1 would not be told of 2001:db8::10: eth0 has no IPv6 address for routers to send packets to; "}},
+		"IPv4, a router of IPv6": {"198.51.100.10", nil, "fd77::1", nil},
 		"next hop of another host": {"198.51.100.10", []string{"10.77.0.12"}, "10.77.0.1", []string{
 			"announce.bgp.nextHops: 10.77.0.12 is no address of this host; write one that it has"}},
 		"no route": {"198.51.100.10", nil, "203.0.113.1", []string{"router 203.0.113.1 cannot be reached: "}},
@@ -60,7 +65,11 @@ func TestCheckNextHops(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = m.Do(a.CheckNextHops)
+		on := m
+		if netip.MustParseAddr(tt.router).Is6() {
+			on = six
+		}
+		err = on.Do(a.CheckNextHops)
 		if (err != nil) != (tt.problems != nil) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -68,6 +77,32 @@ func TestCheckNextHops(t *testing.T) {
 			if err != nil && !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v, want %q", name, err, want)
 			}
+		}
+	}
+}
+
+// Whose address a router is given, by what it takes and what the operator says.
+func TestNextHop(t *testing.T) {
+	local4, local6 := netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::11")
+	named4, named6 := netip.MustParseAddr("192.0.2.99"), netip.MustParseAddr("2001:db8::99")
+	for name, tt := range map[string]struct {
+		named         []netip.Addr
+		local         netip.Addr
+		is4, extended bool
+		want          netip.Addr
+	}{
+		"the session's own":              {nil, local4, true, false, local4},
+		"the session's own, IPv6":        {nil, local6, false, false, local6},
+		"IPv6 for IPv4":                  {nil, local6, true, true, local6},
+		"named, of IPv4":                 {[]netip.Addr{named4}, local6, true, true, named4},
+		"named, IPv6 for IPv4":           {[]netip.Addr{named6}, local6, true, true, named6},
+		"named, not for the other":       {[]netip.Addr{named6}, local4, true, false, local4},
+		"named, of IPv6 over IPv4":       {[]netip.Addr{named6}, local4, false, false, named6},
+		"extended means nothing to IPv6": {nil, local6, false, true, local6},
+	} {
+		a := &Announcer{cfg: Config{Announce: configs.AnnounceSettings{BGP: configs.BGPSettings{NextHops: tt.named}}}}
+		if got, err := a.nextHop(tt.local, tt.is4, tt.extended); err != nil || got != tt.want {
+			t.Errorf("%s: %v, %v, want %v", name, got, err, tt.want)
 		}
 	}
 }

@@ -52,6 +52,19 @@ type routing struct {
 	daemons []*daemon
 }
 
+// near are the addresses of a machine on the link of the nodes, distant those on the link behind the router.
+func near(n int) []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix(fmt.Sprintf("10.77.0.%d/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd77::%d/64", n)),
+	}
+}
+
+func distant(n int) []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix(fmt.Sprintf("10.78.0.%d/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd78::%d/64", n)),
+	}
+}
+
 // newRouting builds the machines and starts their servers.
 func newRouting(t *testing.T) *routing {
 	t.Helper()
@@ -76,16 +89,6 @@ func newRouting(t *testing.T) *routing {
 			t.Error(err)
 		}
 	})
-	near := func(n int) []netip.Prefix {
-		return []netip.Prefix{
-			netip.MustParsePrefix(fmt.Sprintf("10.77.0.%d/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd77::%d/64", n)),
-		}
-	}
-	distant := func(n int) []netip.Prefix {
-		return []netip.Prefix{
-			netip.MustParsePrefix(fmt.Sprintf("10.78.0.%d/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd78::%d/64", n)),
-		}
-	}
 	if r.router, err = l.Router("router", near(1), distant(1)); err != nil {
 		t.Fatal(err)
 	}
@@ -181,6 +184,9 @@ func (r *routing) start(t *testing.T, announce string) {
 type daemon struct {
 	name, log string
 	procs     []*lab.Process
+	// ask is the command that prints what it has heard of a virtual address, flap the one that resets its sessions.
+	ask  func(vip netip.Addr) []string
+	flap []string
 }
 
 // stop ends it, the last process first, and waits.
@@ -220,17 +226,30 @@ func (r *routing) run(t *testing.T, m *lab.Machine, name string, commands ...[]s
 	return d
 }
 
-// A session is how the router speaks to the nodes.
+// A session is how a router speaks to the nodes.
 type session struct {
+	on       *lab.Machine // the router, if it is not r.router
+	own      int          // its AS number, if it is not routerAS
+	six      bool         // over IPv6
+	extended bool         // it takes next hops of IPv6 for IPv4 (RFC 8950)
+	hops     int          // how far the nodes are away, with GTSM; 0: one, without
 	password string
 	bfd      bool
 	as       int // of the nodes, if it is not nodesAS
 	hold     int // seconds, 9 if zero
 }
 
+// sides fills in what s leaves open, and returns the router's own address.
+func (r *routing) sides(s *session) netip.Addr {
+	s.on = cmp.Or(s.on, r.router)
+	s.own, s.as, s.hold = cmp.Or(s.own, routerAS), cmp.Or(s.as, nodesAS), cmp.Or(s.hold, 9)
+	return s.on.Addr(!s.six)
+}
+
 // frr starts FRR's zebra and bgpd, and bfdd if it is wanted, on the router.
 func (r *routing) frr(t *testing.T, s session) *daemon {
 	t.Helper()
+	r.sides(&s)
 	// Its daemons run as another user, who may not enter the test's own directory.
 	dir, err := os.MkdirTemp("", "frr-")
 	if err != nil {
@@ -238,28 +257,41 @@ func (r *routing) frr(t *testing.T, s session) *daemon {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	var b strings.Builder
-	hold := cmp.Or(s.hold, 9)
 	fmt.Fprintf(&b, "router bgp %d\n bgp router-id %s\n no bgp ebgp-requires-policy\n timers bgp %d %d\n",
-		uint32(routerAS), r.router.Addr(true), hold/3, hold)
+		uint32(s.own), s.on.Addr(true), s.hold/3, s.hold)
 	for _, n := range r.nodes {
-		a := n.Addr(true)
+		a := n.Addr(!s.six)
 		fmt.Fprintf(&b, " neighbor %s remote-as %d\n neighbor %s timers connect 1\n neighbor %s advertisement-interval 0\n",
-			a, cmp.Or(s.as, nodesAS), a, a)
+			a, s.as, a, a)
 		if s.password != "" {
 			fmt.Fprintf(&b, " neighbor %s password %s\n", a, s.password)
 		}
 		if s.bfd {
 			fmt.Fprintf(&b, " neighbor %s bfd 3 50 50\n", a)
 		}
+		if s.extended {
+			fmt.Fprintf(&b, " neighbor %s capability extended-nexthop\n", a)
+		}
+		if s.hops > 0 {
+			fmt.Fprintf(&b, " neighbor %s ttl-security hops %d\n", a, s.hops)
+		}
 	}
 	for _, family := range []string{"ipv4", "ipv6"} {
-		fmt.Fprintf(&b, " address-family %s unicast\n  maximum-paths 8\n", family)
+		fmt.Fprintf(&b, " address-family %s unicast\n  maximum-paths 8\n  maximum-paths ibgp 8\n", family)
 		for _, n := range r.nodes {
-			fmt.Fprintf(&b, "  neighbor %s activate\n", n.Addr(true))
+			fmt.Fprintf(&b, "  neighbor %s activate\n", n.Addr(!s.six))
 		}
 		b.WriteString(" exit-address-family\n")
 	}
-	return r.startFRR(t, r.router, dir, map[string]string{"bgpd": b.String()}, s.bfd)
+	d := r.startFRR(t, s.on, dir, map[string]string{
+		"zebra": "ip nht resolve-via-default\nipv6 nht resolve-via-default\n", "bgpd": b.String(),
+	}, s.bfd)
+	d.ask = func(vip netip.Addr) []string {
+		family := []string{"ipv4", "ipv6"}[index6(vip)]
+		return []string{"/usr/bin/vtysh", "--vty_socket", dir, "-c", "show bgp " + family + " unicast " + vip.String()}
+	}
+	d.flap = []string{"/usr/bin/vtysh", "--vty_socket", dir, "-c", "clear bgp *"}
+	return d
 }
 
 // startFRR starts zebra and further daemons with their configurations.
@@ -305,28 +337,46 @@ func (r *routing) startFRR(t *testing.T, m *lab.Machine, dir string, of map[stri
 // bird starts BIRD on the router.
 func (r *routing) bird(t *testing.T, s session) *daemon {
 	t.Helper()
+	own := r.sides(&s)
 	var b strings.Builder
 	fmt.Fprintf(&b, "log stderr all;\nrouter id %s;\nprotocol device { scan time 1; }\nprotocol direct { ipv4; ipv6; }\n"+
 		"protocol kernel k4 { ipv4 { export all; import none; }; merge paths on; }\n"+
 		"protocol kernel k6 { ipv6 { export all; import none; }; merge paths on; }\n"+
-		"filter shut { if (65535, 0) ~ bgp_community then bgp_local_pref = 0; accept; }\n", r.router.Addr(true))
+		"filter shut { if (65535, 0) ~ bgp_community then bgp_local_pref = 0; accept; }\n", s.on.Addr(true))
 	if s.bfd {
 		b.WriteString("protocol bfd { interface \"*\" { interval 50 ms; multiplier 3; }; }\n")
+	}
+	if s.hops > 0 { // the way to the nodes, by which it resolves next hops
+		fmt.Fprintf(&b, "protocol static s4 { ipv4; route %s via %s; }\nprotocol static s6 { ipv6; route %s via %s; }\n",
+			near(0)[0].Masked(), distant(1)[0].Addr(), near(0)[1].Masked(), distant(1)[1].Addr())
 	}
 	for _, n := range r.nodes {
 		fmt.Fprintf(&b, "protocol bgp %s {\n  local %s as %d;\n  neighbor %s as %d;\n"+
 			"  connect delay time 0; connect retry time 1;\n"+
-			"  error wait time 1, 2;\n  hold time %d;\n", n.Name, r.router.Addr(true), uint32(routerAS), n.Addr(true),
-			cmp.Or(s.as, nodesAS), cmp.Or(s.hold, 9))
+			"  error wait time 1, 2;\n  hold time %d;\n", n.Name, own, uint32(s.own), n.Addr(!s.six), s.as, s.hold)
 		if s.password != "" {
 			fmt.Fprintf(&b, "  password %q;\n", s.password)
 		}
 		if s.bfd {
 			b.WriteString("  bfd on;\n")
 		}
-		b.WriteString("  ipv4 { import filter shut; export none; };\n  ipv6 { import filter shut; export none; };\n}\n")
+		extended := ""
+		if s.extended {
+			extended = " extended next hop on;"
+		}
+		if s.hops > 0 {
+			fmt.Fprintf(&b, "  multihop %d; ttl security on;\n", s.hops)
+		} else {
+			b.WriteString("  direct;\n")
+		}
+		fmt.Fprintf(&b, "  ipv4 { import filter shut; export none;%s };\n  ipv6 { import filter shut; export none; };\n}\n",
+			extended)
 	}
-	return r.startBIRD(t, r.router, b.String())
+	d := r.startBIRD(t, s.on, b.String())
+	control := []string{"/usr/sbin/birdc", "-s", filepath.Join(r.dir, s.on.Name+"-bird.ctl")}
+	d.ask = func(vip netip.Addr) []string { return append(control, "show", "route", "for", vip.String(), "all") }
+	d.flap = append(control, "restart", "all")
+	return d
 }
 
 func (r *routing) startBIRD(t *testing.T, m *lab.Machine, config string) *daemon {
@@ -351,14 +401,17 @@ func paths(t *testing.T, m *lab.Machine, vip netip.Addr) (hops []netip.Addr) {
 			Dst: &net.IPNet{IP: vip.AsSlice(), Mask: net.CIDRMask(vip.BitLen(), vip.BitLen())},
 		}, netlink.RT_FILTER_DST)
 		for _, r := range routes {
-			add := func(ip net.IP) {
+			add := func(ip net.IP, via netlink.Destination) {
+				if v, ok := via.(*netlink.Via); ok && v != nil { // of the other family
+					ip = v.Addr
+				}
 				if a, ok := netip.AddrFromSlice(ip); ok {
 					hops = append(hops, a.Unmap())
 				}
 			}
-			add(r.Gw)
+			add(r.Gw, r.Via)
 			for _, p := range r.MultiPath {
-				add(p.Gw)
+				add(p.Gw, p.Via)
 			}
 		}
 		return err
@@ -373,14 +426,20 @@ func paths(t *testing.T, m *lab.Machine, vip netip.Addr) (hops []netip.Addr) {
 // awaitPaths waits until the router sends clients of both families to these nodes and to no other.
 func (r *routing) awaitPaths(t *testing.T, to ...int) {
 	t.Helper()
+	r.awaitPathsAt(t, r.router, false, to...)
+}
+
+// awaitPathsAt is awaitPaths for one of several routers. One that is extended sends packets of IPv4 by IPv6.
+func (r *routing) awaitPathsAt(t *testing.T, at *lab.Machine, extended bool, to ...int) {
+	t.Helper()
 	for _, vip := range []netip.Addr{routed4, routed6} {
 		var want []netip.Addr
 		for _, i := range to {
-			want = append(want, r.nodes[i].Addr(vip.Is4()))
+			want = append(want, r.nodes[i].Addr(vip.Is4() && !extended))
 		}
 		eventually(t, func() error {
-			if got := paths(t, r.router, vip); !slices.Equal(got, want) {
-				return fmt.Errorf("the router has %v for %s, want %v", got, vip, want)
+			if got := paths(t, at, vip); !slices.Equal(got, want) {
+				return fmt.Errorf("%s has %v for %s, want %v", at.Name, got, vip, want)
 			}
 			return nil
 		})

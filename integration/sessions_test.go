@@ -1,0 +1,180 @@
+package integration
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"appliance/lab"
+	"appliance/status"
+)
+
+// A gallery is a routing with three routers at once: two on the link of the nodes, and one a hop behind the first.
+type gallery struct {
+	*routing
+	second *lab.Machine
+}
+
+// newGallery builds a gallery without daemons.
+func newGallery(t *testing.T) *gallery {
+	t.Helper()
+	r := newRouting(t)
+	second, err := r.lab.Router("second", near(2), distant(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &gallery{r, second}
+}
+
+// sessionOf is what a node says of its session with a router.
+func sessionOf(t *testing.T, p *program, router netip.Addr) status.SessionView {
+	t.Helper()
+	v := announced(t, p)
+	i := slices.IndexFunc(v.Sessions, func(s status.SessionView) bool { return s.Neighbour == router })
+	if i < 0 {
+		t.Fatalf("%s has no neighbour %s", p.node.Name, router)
+	}
+	return v.Sessions[i]
+}
+
+// output is what a command says on a machine.
+func output(t *testing.T, m *lab.Machine, command []string) string {
+	t.Helper()
+	var out strings.Builder
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	p, err := m.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = p.Wait() // what it says tells more
+	return out.String()
+}
+
+// Sessions of every kind side by side, with FRR and BIRD in either place: iBGP over IPv6 whose router takes next hops of
+// IPv6 for IPv4, eBGP over IPv6 whose router does not, and eBGP over two hops with GTSM. One that claims to be on the
+// link, and is not, gets no session.
+func TestSessionsOfEveryKind(t *testing.T) {
+	type start = func(*routing, *testing.T, session) *daemon
+	frr, bird := start((*routing).frr), start((*routing).bird)
+	for name, of := range map[string][3]start{"FRR within the AS": {frr, bird, bird}, "BIRD within the AS": {bird, frr, frr}} {
+		t.Run(name, func(t *testing.T) {
+			r := newGallery(t)
+			of[0](r.routing, t, session{own: nodesAS, six: true, extended: true})
+			of[1](r.routing, t, session{on: r.second, six: true})
+			beyond := of[2](r.routing, t, session{on: r.far, hops: 2})
+			// Packets of another host on its link come from as far.
+			imposter := distant(51)[0]
+			if out := output(t, r.far, []string{"/sbin/ip", "addr", "add", imposter.String(), "dev", "eth0"}); out != "" {
+				t.Fatal(out)
+			}
+			within, without := r.router.Addr(false), r.second.Addr(false)
+			r.start(t, fmt.Sprintf("  by: bgp\n  bgp:\n    as: %d\n    holdTime: 90s\n    med: 7\n    prepend: 2\n"+
+				"    localPreference: 50\n    communities: [\"64512:77\"]\n    neighbours:\n"+
+				"    - {address: %q, as: %d}\n    - {address: %q, as: %d}\n"+
+				"    - {address: %q, as: %d, hops: 2, ttlSecurity: true}\n"+
+				"    - {address: %q, as: %d, hops: 1, ttlSecurity: true}\n",
+				nodesAS, within, nodesAS, without, uint32(routerAS), r.far.Addr(true), uint32(routerAS),
+				imposter.Addr(), uint32(routerAS)))
+			r.awaitPathsAt(t, r.router, true, 0, 1, 2)
+			r.awaitPathsAt(t, r.second, false, 0, 1, 2)
+			r.served(t, "n1", "n2", "n3")
+			for _, p := range r.apps {
+				eventually(t, func() error {
+					s := sessionOf(t, p, r.far.Addr(true))
+					if !s.Established() || len(s.Announced) != 2 {
+						return fmt.Errorf("%s tells the router behind the first: %+v", p.node.Name, s)
+					}
+					return nil
+				})
+				if s := sessionOf(t, p, within); !slices.Equal(s.NextHops, []netip.Addr{p.node.Addr(false)}) {
+					t.Errorf("%s tells the router within its AS next hops %v", p.node.Name, s.NextHops)
+				}
+			}
+			// What the router two hops away has heard: the path, longer by two, the metric and the community.
+			for _, vip := range []netip.Addr{routed4, routed6} {
+				eventually(t, func() error {
+					text := output(t, r.far, beyond.ask(vip))
+					for _, want := range []string{`64512 64512 64512\s`, `metric 7,|med: 7\s`, `64512:77\s|\(64512,77\)`} {
+						if !regexp.MustCompile(want).MatchString(text) {
+							return fmt.Errorf("of %s the router has heard nothing like %s:\n%s", vip, want, text)
+						}
+					}
+					return nil
+				})
+			}
+			eventually(t, func() error {
+				s := sessionOf(t, r.apps[0], imposter.Addr())
+				if s.Established() || !strings.Contains(s.Reason, "does not answer on port 179") {
+					return fmt.Errorf("a router that is further away than it may be: %+v", s)
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// With who: holder routers send clients to one node, whoever it is; sessions that routers reset come back.
+func TestRoutersFollowHolder(t *testing.T) {
+	r := newGallery(t)
+	daemons := []*daemon{r.frr(t, session{six: true}), r.bird(t, session{on: r.second, six: true})}
+	machines := []*lab.Machine{r.router, r.second}
+	r.start(t, fmt.Sprintf("  by: bgp\n  who: holder\n  grace: 100ms\n  bgp:\n    as: %d\n    holdTime: 90s\n    neighbours:\n"+
+		"    - {address: %q, as: %d}\n    - {address: %q, as: %d}\n",
+		nodesAS, r.router.Addr(false), uint32(routerAS), r.second.Addr(false), uint32(routerAS)))
+	holder := func(not int) (i int) {
+		t.Helper()
+		eventually(t, func() error {
+			for k, p := range r.apps {
+				s, err := p.client.Snapshot(t.Context())
+				if err == nil && s.Group.Holding && k != not {
+					i = k
+					return nil
+				}
+			}
+			return fmt.Errorf("nobody but n%d holds", not+1)
+		})
+		return i
+	}
+	follow := func(i int) {
+		t.Helper()
+		for _, m := range machines {
+			r.awaitPathsAt(t, m, false, i)
+		}
+	}
+	first := holder(-1)
+	follow(first)
+	r.served(t)
+	for k, p := range r.apps {
+		for _, a := range announced(t, p).Addresses {
+			if a.Announced != (k == first) || k != first && a.Reason != "this node does not hold" {
+				t.Errorf("n%d, while n%d holds: %+v", k+1, first+1, a)
+			}
+		}
+	}
+	for k, d := range daemons {
+		was := sessionOf(t, r.apps[first], machines[k].Addr(false)).Ended
+		output(t, machines[k], d.flap)
+		eventually(t, func() error {
+			s := sessionOf(t, r.apps[first], machines[k].Addr(false))
+			if s.Ended == was || !s.Established() || len(s.Announced) != 2 {
+				return fmt.Errorf("%s has reset its sessions: %+v", d.name, s)
+			}
+			return nil
+		})
+	}
+	follow(first)
+	command(t, r.apps[first], "drain")
+	second := holder(first)
+	follow(second)
+	// A holder that is killed takes its routes along, and the next one announces.
+	r.apps[second].proc.Kill()
+	command(t, r.apps[first], "undrain")
+	follow(holder(second))
+	r.served(t)
+}

@@ -287,7 +287,9 @@ func TestExtendedNextHop(t *testing.T) {
 		"labelled routes only": {append(bothFamilies, corebgp.Capability{
 			Code: capExtendedNextHop, Value: []byte{0, 1, 0, 4, 0, 2},
 		}), hop4},
-		"a broken capability": {append(bothFamilies, corebgp.Capability{Code: capExtendedNextHop, Value: []byte{0, 1}}), hop4},
+		"a broken capability": {append(bothFamilies, corebgp.Capability{
+			Code: capExtendedNextHop, Value: []byte{0, 1},
+		}), hop4},
 		"knows nothing of it": {bothFamilies, hop4},
 	} {
 		b.Set(map[netip.Addr]RoutePath{vip4: {}, vip6: {}})

@@ -22,6 +22,8 @@ const (
 type AnnounceSettings struct {
 	// HolderOnly has the holder alone announce; otherwise every node does that serves.
 	HolderOnly bool
+	// Standby has the other nodes announce, too, with a longer path, by BGP.
+	Standby bool
 	// NeedsMajority takes back the addresses of a node that has lost the group's majority.
 	NeedsMajority bool
 	// Grace is how long routers have to move clients to other nodes before an address is withdrawn.
@@ -106,8 +108,12 @@ func announceSettings() []Setting {
 		{Key: "announce.who", Type: String, Default: "all", Choices: []string{"all", "holder"},
 			Usage: "all: every node that is proved to serve announces (ECMP); holder: one at a time",
 			Why:   "routers spread clients over the nodes, and the loss of one takes its share only"},
+		{Key: "announce.standby", Type: Bool, Default: "false",
+			Usage: "with who: holder, the other nodes announce by BGP, too, with a longer path, which routers take when the " +
+				"holder's is gone",
+			Why: "between the loss of a holder and its successor, routers would send clients to several nodes"},
 		{Key: "announce.withoutMajority", Type: String, Default: "keep", Choices: []string{"keep", "withdraw"},
-			Usage: "what a node does that has lost the group's majority, with who: all",
+			Usage: "what a node does that has lost the group's majority, with who: all or standby",
 			Why: "nothing is exclusive there: a node that serves is better than none, " +
 				"and a fault between the nodes would take away all of them"},
 		{Key: "announce.grace", Type: Duration, Default: "1s",
@@ -179,6 +185,7 @@ func (b *builder) announce() AnnounceSettings {
 	b.text("announce.by")
 	a := AnnounceSettings{
 		HolderOnly:    b.text("announce.who") == "holder",
+		Standby:       b.bool("announce.standby"),
 		NeedsMajority: b.text("announce.withoutMajority") == "withdraw",
 		Grace:         b.duration("announce.grace", 0, time.Minute),
 	}
@@ -439,6 +446,10 @@ func (b *builder) validateAnnounce() {
 				"the link, by the holder alone; write by: bgp or by: routes beside it, or remove it")
 		}
 	}
+	if c.Announce.Standby && (!c.Announce.HolderOnly || len(vips) == 0) {
+		b.warn(b.origin("announce.standby"), "announce.standby", "has no effect: it is for addresses that the holder alone "+
+			"announces by BGP; write who: holder and by: bgp beside it, or remove it")
+	}
 	changed := func(name string) bool { k := "announce.routes." + name; return b.get(k).value != b.defaultOf(k) }
 	if len(c.announcedBy(ByRoutes)) == 0 && (changed("table") || changed("protocol") || changed("metric")) {
 		b.warn(b.origin("announce.routes"), "announce.routes", "has no effect: no virtual address is announced by routes; "+
@@ -476,6 +487,10 @@ func (b *builder) validateAnnounce() {
 	external := func(n NeighbourEntry) bool { return !internal(n) }
 	for _, vip := range vips {
 		p := c.PathOf(vip)
+		if c.Announce.Standby && p.LocalPref != nil && *p.LocalPref == 0 {
+			b.bad("announce.standby", "announces %s with less preference than the holder does, and the holder's is 0; "+
+				"write a localPreference of 1 or more", vip)
+		}
 		if p.LocalPref != nil && !slices.ContainsFunc(bgp.Neighbours, internal) {
 			b.warn(b.vipOrigins[vip], keyVIPs, "%s has a localPreference, which is told to neighbours of the same AS only, "+
 				"and there is none; write med or prepend", vip)

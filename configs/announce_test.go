@@ -19,6 +19,7 @@ group: {insecure: true}
 announce:
   by: bgp
   who: holder
+  standby: true
   grace: 500ms
   bgp:
     as: 4200000001
@@ -36,7 +37,7 @@ func TestAnnounce(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := AnnounceSettings{
-		HolderOnly: true, Grace: 500 * time.Millisecond,
+		HolderOnly: true, Standby: true, Grace: 500 * time.Millisecond,
 		Routes: RouteSettings{Table: 254, Protocol: 86},
 		BGP: BGPSettings{
 			AS: 4200000001, Port: 179, HoldTime: 3 * time.Second,
@@ -121,6 +122,10 @@ func TestAnnounceErrors(t *testing.T) {
 				"connect; write passive: false, or another port"},
 		{"timers without BFD", bgp("    as: 64512\n    neighbours: [{address: 192.0.2.1, as: 1, bfd: {interval: 1s}}]\n"),
 			"f:8: announce.bgp.neighbours[0].bfd: has timers, but is not on; write on: true beside them, or remove them"},
+		{"standby without room", head + "announce:\n  by: bgp\n  who: holder\n  standby: true\n  bgp:\n    as: 64512\n" +
+			"    localPreference: 0\n" + neighbours,
+			"f:7: announce.standby: announces 198.51.100.10 with less preference than the holder does, and the holder's is " +
+				"0; write a localPreference of 1 or more"},
 		{"MED of an answered address", strings.Replace(head, "198.51.100.10", "{address: 198.51.100.10, med: 1}", 1),
 			"f:1: vips[0].med: is for BGP, but the virtual address is announced by arp; write announce: bgp, or remove it"},
 		{"no IPv4 for the router ID", "vips: ['2001:db8:1::10']\npeers: ['2001:db8::11']\nsingleNode: true\n" +
@@ -143,7 +148,9 @@ func TestAnnounceWarnings(t *testing.T) {
 	for name, tt := range map[string]struct{ more, want string }{
 		"bgp without by: bgp": {"announce: {bgp: {as: 64512}}\n", "announce.bgp: has no effect"},
 		"who with arp":        {"announce: {who: holder}\n", "announce.who: has no effect"},
-		"routes with arp":     {"announce: {routes: {table: 100}}\n", "announce.routes: has no effect"},
+		"standby with who: all": {"announce: {by: bgp, standby: true, bgp: {as: 64512, " +
+			"neighbours: [{address: 192.0.2.1, as: 1}]}}\n", "announce.standby: has no effect"},
+		"routes with arp": {"announce: {routes: {table: 100}}\n", "announce.routes: has no effect"},
 		"localPreference, eBGP": {"announce: {by: bgp, bgp: {as: 64512, localPreference: 5, " +
 			"neighbours: [{address: 192.0.2.1, as: 1}]}}\n", "localPreference, which is told to neighbours of the same AS only"},
 		"next hop of the other family": {"announce: {by: bgp, bgp: {as: 64512, nextHops: ['2001:db8::11'], " +

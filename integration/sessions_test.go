@@ -56,13 +56,15 @@ func output(t *testing.T, m *lab.Machine, command []string) string {
 	return out.String()
 }
 
-// Sessions of every kind side by side, with FRR and BIRD in either place: iBGP over IPv6 whose router takes next hops of
-// IPv6 for IPv4, eBGP over IPv6 whose router does not, and eBGP over two hops with GTSM. One that claims to be on the
-// link, and is not, gets no session.
+// Sessions of every kind side by side, with FRR and BIRD in either place: iBGP over IPv6 whose router takes next hops
+// of IPv6 for IPv4, eBGP over IPv6 whose router does not, and eBGP over two hops with GTSM. One that claims to be on
+// the link, and is not, gets no session.
 func TestSessionsOfEveryKind(t *testing.T) {
 	type start = func(*routing, *testing.T, session) *daemon
 	frr, bird := start((*routing).frr), start((*routing).bird)
-	for name, of := range map[string][3]start{"FRR within the AS": {frr, bird, bird}, "BIRD within the AS": {bird, frr, frr}} {
+	for name, of := range map[string][3]start{
+		"FRR within the AS": {frr, bird, bird}, "BIRD within the AS": {bird, frr, frr},
+	} {
 		t.Run(name, func(t *testing.T) {
 			r := newGallery(t)
 			of[0](r.routing, t, session{own: nodesAS, six: true, extended: true})
@@ -119,43 +121,44 @@ func TestSessionsOfEveryKind(t *testing.T) {
 	}
 }
 
-// With who: holder routers send clients to one node, whoever it is; sessions that routers reset come back.
+// With who: holder routers send clients to one node, whoever it is, whether the others announce nothing or stand by
+// with a longer path. Sessions that routers reset come back. A node that stands by is taken when nobody holds any more.
 func TestRoutersFollowHolder(t *testing.T) {
-	r := newGallery(t)
-	daemons := []*daemon{r.frr(t, session{six: true}), r.bird(t, session{on: r.second, six: true})}
-	machines := []*lab.Machine{r.router, r.second}
-	r.start(t, fmt.Sprintf("  by: bgp\n  who: holder\n  grace: 100ms\n  bgp:\n    as: %d\n    holdTime: 90s\n    neighbours:\n"+
-		"    - {address: %q, as: %d}\n    - {address: %q, as: %d}\n",
-		nodesAS, r.router.Addr(false), uint32(routerAS), r.second.Addr(false), uint32(routerAS)))
-	holder := func(not int) (i int) {
-		t.Helper()
-		eventually(t, func() error {
-			for k, p := range r.apps {
-				s, err := p.client.Snapshot(t.Context())
-				if err == nil && s.Group.Holding && k != not {
-					i = k
-					return nil
-				}
-			}
-			return fmt.Errorf("nobody but n%d holds", not+1)
-		})
-		return i
+	for name, standby := range map[string]bool{"the others announce nothing": false, "the others stand by": true} {
+		t.Run(name, func(t *testing.T) { routersFollowHolder(t, standby) })
 	}
+}
+
+func routersFollowHolder(t *testing.T, standby bool) {
+	r := newGallery(t)
+	// One within the AS, where the preference decides, and one without, where the length of the path does.
+	daemons := []*daemon{
+		r.frr(t, session{six: true, own: nodesAS}), r.bird(t, session{on: r.second, six: true}),
+	}
+	machines := []*lab.Machine{r.router, r.second}
+	r.start(t, fmt.Sprintf("  by: bgp\n  who: holder\n  grace: 100ms\n  standby: %v\n  bgp:\n    as: %d\n"+
+		"    holdTime: 90s\n    neighbours:\n    - {address: %q, as: %d}\n    - {address: %q, as: %d}\n",
+		standby, nodesAS, r.router.Addr(false), nodesAS, r.second.Addr(false), uint32(routerAS)))
 	follow := func(i int) {
 		t.Helper()
 		for _, m := range machines {
 			r.awaitPathsAt(t, m, false, i)
 		}
 	}
-	first := holder(-1)
+	first := r.holder(t, -1)
 	follow(first)
 	r.served(t)
 	for k, p := range r.apps {
-		for _, a := range announced(t, p).Addresses {
-			if a.Announced != (k == first) || k != first && a.Reason != "this node does not hold" {
-				t.Errorf("n%d, while n%d holds: %+v", k+1, first+1, a)
+		eventually(t, func() error {
+			for _, a := range announced(t, p).Addresses {
+				stands := standby && k != first
+				if a.Announced != (k == first || stands) || a.Standby != stands ||
+					k != first && a.Reason != "this node does not hold" {
+					return fmt.Errorf("n%d, while n%d holds: %+v", k+1, first+1, a)
+				}
 			}
-		}
+			return nil
+		})
 	}
 	for k, d := range daemons {
 		was := sessionOf(t, r.apps[first], machines[k].Addr(false)).Ended
@@ -170,11 +173,81 @@ func TestRoutersFollowHolder(t *testing.T) {
 	}
 	follow(first)
 	command(t, r.apps[first], "drain")
-	second := holder(first)
+	second := r.holder(t, first)
 	follow(second)
+	command(t, r.apps[first], "undrain")
+	if standby { // the node has heard of it
+		eventually(t, func() error {
+			for _, a := range announced(t, r.apps[first]).Addresses {
+				if !a.Standby {
+					return fmt.Errorf("n%d is not drained any more: %+v", first+1, a)
+				}
+			}
+			return nil
+		})
+	}
 	// A holder that is killed takes its routes along, and the next one announces.
 	r.apps[second].proc.Kill()
-	command(t, r.apps[first], "undrain")
-	follow(holder(second))
+	third := r.holder(t, second)
+	follow(third)
+	r.served(t)
+	if standby { // of three, one alone has no majority and does not hold
+		r.apps[third].proc.Kill()
+		follow(3 - second - third)
+		r.served(t)
+	}
+}
+
+// holder waits until a node holds that is not this one.
+func (r *routing) holder(t *testing.T, not int) (i int) {
+	t.Helper()
+	eventually(t, func() error {
+		for k, p := range r.apps {
+			s, err := p.client.Snapshot(t.Context())
+			if err == nil && s.Group.Holding && k != not {
+				i = k
+				return nil
+			}
+		}
+		return fmt.Errorf("nobody but n%d holds", not+1)
+	})
+	return i
+}
+
+// With announce: routes another daemon of the node announces what the kernel's table has: here BIRD, by a session of
+// its own for each family. Routers follow a drain and a stop.
+func TestKernelRoutesAreAnnounced(t *testing.T) {
+	r := newRouting(t)
+	config := func(m *lab.Machine, learn string) string {
+		return "log stderr all;\nrouter id " + m.Addr(true).String() + ";\nprotocol device { scan time 1; }\n" +
+			"protocol kernel k4 { merge paths on; scan time 1; " + learn + " }\n" +
+			"protocol kernel k6 { merge paths on; scan time 1; " + strings.Replace(learn, "ipv4", "ipv6", 1) + " }\n"
+	}
+	bgp := func(name string, is4 bool, from, to *lab.Machine, as, remote int, export string) string {
+		family := map[bool]string{true: "ipv4", false: "ipv6"}[is4]
+		return fmt.Sprintf("protocol bgp %s_%s {\n local %s as %d; neighbor %s as %d; direct; connect retry time 1; "+
+			"connect delay time 0; error wait time 1, 2;\n %s { import all; export %s; };\n}\n",
+			name, family, from.Addr(is4), uint32(as), to.Addr(is4), uint32(remote), family, export)
+	}
+	ours := "where source = RTS_INHERIT && krt_source = 86"
+	router := config(r.router, "ipv4 { import none; export all; };")
+	for _, n := range r.nodes {
+		node := config(n, "learn; ipv4 { import all; export none; };")
+		for _, is4 := range []bool{true, false} {
+			node += bgp("upstream", is4, n, r.router, nodesAS, routerAS, ours)
+			router += bgp(n.Name, is4, r.router, n, routerAS, nodesAS, "none")
+		}
+		r.startBIRD(t, n, node)
+	}
+	r.startBIRD(t, r.router, router)
+	r.start(t, "  by: routes\n")
+	r.awaitPaths(t, 0, 1, 2)
+	r.served(t, "n1", "n2", "n3")
+	command(t, r.apps[1], "drain")
+	r.awaitPaths(t, 0, 2)
+	r.apps[2].stop(t)
+	r.awaitPaths(t, 0)
+	command(t, r.apps[1], "undrain")
+	r.awaitPaths(t, 0, 1)
 	r.served(t)
 }

@@ -23,7 +23,9 @@ type AnnouncedView struct {
 	Announced bool   `json:"announced"`
 	// Leaving says that routers have been asked to prefer other paths.
 	Leaving bool `json:"leaving,omitempty"`
-	// Reason is why it is not announced, or leaves.
+	// Standby says that its path is longer than the holder's.
+	Standby bool `json:"standby,omitempty"`
+	// Reason is why it is not announced, leaves, or stands by.
 	Reason string `json:"reason,omitempty"`
 }
 
@@ -80,6 +82,8 @@ func (a AnnouncedView) State() string {
 	switch {
 	case a.Leaving:
 		return "leaving"
+	case a.Announced && a.Standby:
+		return "announced with a longer path"
 	case a.Announced:
 		return fmt.Sprintf("announced by %s", a.By)
 	}

@@ -235,7 +235,7 @@ func (a *Announcer) look(now time.Time, stopping bool) (next time.Time, acted bo
 	var events []status.Event
 	for _, v := range a.cfg.VIPs {
 		was := a.accounts[v.Addr]
-		is, then := was.step(now, judge(a.cfg.Announce, view, v.Addr, stopping), grace)
+		is, then := was.step(now, judge(a.cfg.Announce, view, v, stopping), grace)
 		a.accounts[v.Addr] = is
 		if !then.IsZero() && (next.IsZero() || then.Before(next)) {
 			next = then
@@ -244,7 +244,7 @@ func (a *Announcer) look(now time.Time, stopping bool) (next time.Time, acted bo
 			events, acted = append(events, e), true
 		}
 		if is.announced && v.By == configs.ByBGP {
-			paths[v.Addr] = pathOf(v.Path, is.leaving)
+			paths[v.Addr] = pathOf(v.Path, is)
 		}
 	}
 	a.mu.Unlock()
@@ -281,7 +281,9 @@ func (a *Announcer) anybodyListens() bool {
 func event(v RoutedVIP, was, is account, now time.Time) (e status.Event, changed bool) {
 	e = status.Event{Time: now, Kind: status.OfRoute, Subject: v.Addr.String(), Reason: is.why}
 	switch {
-	case is.announced && !was.announced:
+	case is.announced && is.standby && (!was.announced || !was.standby):
+		e.What = "is announced with a longer path"
+	case is.announced && (!was.announced || was.standby && !is.standby):
 		e.What = "is announced by " + string(v.By)
 	case is.leaving && !was.leaving:
 		e.What = "is about to be withdrawn"
@@ -295,11 +297,22 @@ func event(v RoutedVIP, was, is account, now time.Time) (e status.Event, changed
 	return e, true
 }
 
-func pathOf(p configs.PathSettings, leaving bool) bgp.RoutePath {
-	return bgp.RoutePath{
+// pathOf is how an address is announced. One more AS number is enough for a standby, and among neighbours of the same
+// AS one less preference: routers compare both before all else that this node tells them (RFC 4271, section 9.1).
+func pathOf(p configs.PathSettings, c account) bgp.RoutePath {
+	path := bgp.RoutePath{
 		Communities: p.Communities, LargeCommunities: p.LargeCommunities, MED: p.MED, LocalPref: p.LocalPref,
-		Prepend: p.Prepend, Leaving: leaving,
+		Prepend: p.Prepend, Leaving: c.leaving,
 	}
+	if c.standby {
+		pref := uint32(bgp.DefaultLocalPref)
+		if p.LocalPref != nil {
+			pref = *p.LocalPref
+		}
+		path.Prepend++
+		path.LocalPref = new(max(pref, 1) - 1)
+	}
+	return path
 }
 
 // keepRoutes brings the kernel's routes in line. One that leaves goes at once: no daemon can be asked to prefer others.
@@ -380,8 +393,9 @@ func (a *Announcer) Status() *status.AnnounceView {
 	a.mu.Lock()
 	for _, v := range a.cfg.VIPs {
 		c := a.accounts[v.Addr]
-		one := status.AnnouncedView{Address: v.Addr, By: string(v.By), Announced: c.announced, Leaving: c.leaving}
-		if !c.announced || c.leaving {
+		one := status.AnnouncedView{Address: v.Addr, By: string(v.By), Announced: c.announced, Leaving: c.leaving,
+			Standby: c.standby}
+		if !c.announced || c.leaving || c.standby {
 			one.Reason = cmp.Or(c.why, "not decided yet")
 		}
 		if v.By == configs.ByRoutes && c.announced {
@@ -402,8 +416,8 @@ func (a *Announcer) Status() *status.AnnounceView {
 	for _, s := range a.speaker.Status() {
 		one := status.SessionView{
 			Neighbour: s.Neighbour, AS: s.AS, State: s.State, Since: s.Since, Reason: s.Why, RouterID: s.RouterID,
-			Local: s.Local, HoldTime: s.HoldTime, Announced: s.Announced, NextHops: s.NextHops, Ended: s.Flaps, Sent: s.Sent, Received: s.Received,
-			BFD: watched[s.Neighbour],
+			Local: s.Local, HoldTime: s.HoldTime, Announced: s.Announced, NextHops: s.NextHops, Ended: s.Flaps, Sent: s.Sent,
+			Received: s.Received, BFD: watched[s.Neighbour],
 		}
 		if s.State == "established" {
 			one.Reason = ""

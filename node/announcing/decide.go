@@ -29,12 +29,14 @@ type verdict struct {
 	unable bool
 	// leaves says that the node serves and should not: routers may take their time.
 	leaves bool
-	why    string
+	// standby says that the node serves, and routers should prefer another.
+	standby bool
+	why     string
 }
 
 // judge decides about one virtual address.
-func judge(a configs.AnnounceSettings, v SelfView, vip netip.Addr, stopping bool) verdict {
-	if why := v.Unserved[vip]; why != "" {
+func judge(a configs.AnnounceSettings, v SelfView, vip RoutedVIP, stopping bool) verdict {
+	if why := v.Unserved[vip.Addr]; why != "" {
 		return verdict{unable: true, why: why}
 	}
 	switch {
@@ -42,22 +44,27 @@ func judge(a configs.AnnounceSettings, v SelfView, vip netip.Addr, stopping bool
 		return verdict{leaves: true, why: "this node stops"}
 	case v.Drained:
 		return verdict{leaves: true, why: "this node is drained"}
-	case a.HolderOnly && !v.Holding:
-		return verdict{leaves: true, why: "this node does not hold"} // the group has judged the tracks
-	case a.HolderOnly:
-		return verdict{}
+	case a.HolderOnly && v.Holding:
+		return verdict{} // the group has judged the tracks
+	case a.HolderOnly && (!a.Standby || vip.By != configs.ByBGP): // a kernel route cannot say that it is worse
+		return verdict{leaves: true, why: notHolding}
 	case v.Barred != "":
 		return verdict{leaves: true, why: v.Barred}
 	case a.NeedsMajority && v.Minority:
 		return verdict{leaves: true, why: "the group has no majority here"}
+	case a.HolderOnly:
+		return verdict{standby: true, why: notHolding}
 	}
 	return verdict{}
 }
+
+const notHolding = "this node does not hold"
 
 // An account is what became of one virtual address so far.
 type account struct {
 	announced bool
 	leaving   bool      // routers have been asked to prefer other paths
+	standby   bool      // the path is longer than the holder's
 	since     time.Time // of leaving
 	why       string    // why it is not announced, or leaves
 	unableAt  time.Time // when it was last unable; zero: never while announced
@@ -71,7 +78,7 @@ func (c account) step(now time.Time, v verdict, grace time.Duration) (out accoun
 		if c.announced {
 			c.unableAt = now
 		}
-		c.announced, c.leaving = false, false
+		c.announced, c.leaving, c.standby = false, false, false
 	case v.leaves && !c.announced:
 	case v.leaves && !c.leaving:
 		c.leaving, c.since = true, now
@@ -84,11 +91,11 @@ func (c account) step(now time.Time, v verdict, grace time.Duration) (out accoun
 			c.announced, c.leaving, next = false, false, time.Time{}
 		}
 	case c.announced:
-		c.leaving = false
+		c.leaving, c.standby = false, v.standby
 	case !c.unableAt.IsZero() && now.Sub(c.unableAt) < steadyFor:
 		c.why, next = "it is served again, for less than a second", c.unableAt.Add(steadyFor)
 	default:
-		c.announced, c.unableAt = true, time.Time{}
+		c.announced, c.standby, c.unableAt = true, v.standby, time.Time{}
 	}
 	return c, next
 }

@@ -14,6 +14,7 @@ var vip = netip.MustParseAddr("198.51.100.10")
 func TestJudge(t *testing.T) {
 	unserved := map[netip.Addr]string{vip: "no backend"}
 	all, holder := configs.AnnounceSettings{}, configs.AnnounceSettings{HolderOnly: true}
+	standby := configs.AnnounceSettings{HolderOnly: true, Standby: true}
 	careful := configs.AnnounceSettings{NeedsMajority: true}
 	for name, tt := range map[string]struct {
 		a        configs.AnnounceSettings
@@ -37,12 +38,70 @@ func TestJudge(t *testing.T) {
 		"holds though barred": {a: holder, v: SelfView{Holding: true, Barred: "track x"}},
 		"holds, unserved": {a: holder, v: SelfView{Holding: true, Unserved: unserved},
 			want: verdict{unable: true}},
+		"stands by":           {a: standby, want: verdict{standby: true, why: "does not hold"}},
+		"holds, others stand": {a: standby, v: SelfView{Holding: true}},
+		"stands by, drained": {a: standby, v: SelfView{Drained: true},
+			want: verdict{leaves: true, why: "drained"}},
+		"stands by, barred": {a: standby, v: SelfView{Barred: "track x"},
+			want: verdict{leaves: true, why: "track x"}},
+		"stands by, unserved":            {a: standby, v: SelfView{Unserved: unserved}, want: verdict{unable: true}},
+		"stands by, minority":            {a: standby, v: SelfView{Minority: true}, want: verdict{standby: true}},
 		"does not hold, for all of them": {a: all, v: SelfView{Holding: false}},
 	} {
-		got := judge(tt.a, tt.v, vip, tt.stopping)
-		if got.unable != tt.want.unable || got.leaves != tt.want.leaves || !strings.Contains(got.why, tt.want.why) {
+		got := judge(tt.a, tt.v, RoutedVIP{Addr: vip, By: configs.ByBGP}, tt.stopping)
+		if got.unable != tt.want.unable || got.leaves != tt.want.leaves || got.standby != tt.want.standby ||
+			!strings.Contains(got.why, tt.want.why) {
 			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
 		}
+	}
+}
+
+// A node that stands by announces with a longer path, and less preference, than the holder; by kernel routes
+// it cannot.
+func TestStandby(t *testing.T) {
+	a := configs.AnnounceSettings{HolderOnly: true, Standby: true}
+	if v := judge(a, SelfView{}, RoutedVIP{Addr: vip, By: configs.ByRoutes}, false); !v.leaves || v.standby {
+		t.Errorf("by routes: %+v", v)
+	}
+	start := time.Now()
+	c, _ := account{}.step(start, judge(a, SelfView{}, RoutedVIP{Addr: vip, By: configs.ByBGP}, false), time.Second)
+	if !c.announced || !c.standby || c.leaving {
+		t.Fatalf("%+v, want it announced as a standby", c)
+	}
+	own := uint32(50)
+	for name, tt := range map[string]struct {
+		p           configs.PathSettings
+		c           account
+		prepend     int
+		pref        uint32
+		unpreferred bool
+	}{
+		"stands by":               {configs.PathSettings{}, c, 1, 99, false},
+		"stands by, own settings": {configs.PathSettings{Prepend: 2, LocalPref: &own}, c, 3, 49, false},
+		"holds, own settings": {configs.PathSettings{Prepend: 2, LocalPref: &own}, account{announced: true},
+			2, 50, false},
+		"holds, no preference set": {configs.PathSettings{}, account{announced: true}, 0, 0, true},
+	} {
+		p := pathOf(tt.p, tt.c)
+		if p.Prepend != tt.prepend || (p.LocalPref == nil) != tt.unpreferred ||
+			p.LocalPref != nil && *p.LocalPref != tt.pref {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+	if own != 50 {
+		t.Errorf("the settings have become %d", own)
+	}
+	// Who comes to hold is preferred at once, and who holds no more stands by at once: nothing is withdrawn.
+	c, _ = c.step(start, verdict{}, time.Second)
+	if !c.announced || c.standby {
+		t.Errorf("the new holder: %+v", c)
+	}
+	c, next := c.step(start, verdict{standby: true, why: notHolding}, time.Second)
+	if !c.announced || !c.standby || c.leaving || !next.IsZero() {
+		t.Errorf("the old holder: %+v, %v", c, next)
+	}
+	if c, _ = c.step(start, verdict{unable: true}, time.Second); c.announced || c.standby {
+		t.Errorf("who cannot serve: %+v", c)
 	}
 }
 

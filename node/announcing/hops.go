@@ -48,8 +48,8 @@ func (a *Announcer) nextHop(local netip.Addr, is4, extended bool) (netip.Addr, e
 }
 
 // CheckNextHops says which virtual addresses routers would not be told of, because this host has no address that they
-// could send packets to. It changes nothing, and sends nothing. What is missing may come later, so it keeps no node from
-// starting.
+// could send packets to. It changes nothing, and sends nothing. What is missing may come later, so it keeps no node
+// from starting.
 func (a *Announcer) CheckNextHops() error {
 	b := a.cfg.Announce.BGP
 	var errs []error

@@ -222,8 +222,11 @@ func (s *snapshotMetrics) announce(a *status.AnnounceView) {
 		return
 	}
 	routed := s.gauge("vip_routed", "Whether routers are told of the virtual address, where it is announced to any.")
+	standby := s.gauge("vip_standby",
+		"Whether this node announces the virtual address with a longer path than the holder.")
 	for _, v := range a.Addresses {
 		routed.add(truth(v.Announced), label("by", v.By, "vip", v.Address.String()))
+		standby.add(truth(v.Standby), label("vip", v.Address.String()))
 	}
 	up := s.gauge("bgp_session_up", "Whether the BGP session with the router is established.")
 	told := s.gauge("bgp_session_announced", "Virtual addresses that the router was told of.")

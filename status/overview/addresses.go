@@ -32,10 +32,10 @@ type address struct {
 type addressNode struct {
 	ID                        string
 	Bound, Answering, Carrier bool
-	// Announced says that this node tells routers of the address, Leaving that it asks them to prefer others. Why says
-	// why it does not, or leaves.
-	Announced, Leaving bool
-	Why                string
+	// Announced says that this node tells routers of the address, Leaving that it asks them to prefer others, Standby that
+	// its path is longer than the holder's. Why says why.
+	Announced, Leaving, Standby bool
+	Why                         string
 }
 
 // A foreign claim is bad while it is younger than claimIsBad, and told while it is younger than claimIsTold.
@@ -56,7 +56,7 @@ func newAddress(v status.VIPView, now time.Time, reports []report.PeerReport) ad
 			answering := w.Answering && s.Group.Holding
 			one := addressNode{ID: s.ID, Bound: w.Bound, Answering: answering, Carrier: w.Carrier}
 			if r, ok := announcement(s, v.Address); ok {
-				a.By, one.Announced, one.Leaving, one.Why = r.By, r.Announced, r.Leaving, r.Reason
+				a.By, one.Announced, one.Leaving, one.Standby, one.Why = r.By, r.Announced, r.Leaving, r.Standby, r.Reason
 			}
 			a.Nodes = append(a.Nodes, one)
 			if answering {

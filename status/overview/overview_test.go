@@ -187,6 +187,16 @@ func TestVerdictOfRoutedAddresses(t *testing.T) {
 			"All is well: n2 and n3 announce the virtual addresses"},
 		"one left": {func(c *statustest.Cluster) { withdraw(c, "n1"); withdraw(c, "n3") }, good,
 			"All is well: n2 announces the virtual addresses"},
+		"others stand by": {func(c *statustest.Cluster) {
+			for _, id := range []string{"n1", "n3"} {
+				edit(c, id, func(a *status.AnnounceView) { a.Addresses[0].Standby = true })
+			}
+		}, good, "All is well: n2 announces the virtual addresses"},
+		"all stand by": {func(c *statustest.Cluster) {
+			for _, id := range []string{"n1", "n2", "n3"} {
+				edit(c, id, func(a *status.AnnounceView) { a.Addresses[0].Standby = true })
+			}
+		}, good, "All is well: n1, n2 and n3 announce the virtual addresses"},
 		"nobody": {func(c *statustest.Cluster) { withdraw(c, "n1"); withdraw(c, "n2"); withdraw(c, "n3") }, bad,
 			"Trouble: no node tells routers of 198.51.100.10; n1: this node is drained; n2: "},
 		"a lost router": {func(c *statustest.Cluster) {

@@ -89,7 +89,7 @@ func announcement(s *status.Snapshot, vip netip.Addr) (v status.AnnouncedView, o
 	v = s.Announce.Addresses[i]
 	told := func(r status.SessionView) bool { return slices.Contains(r.Announced, vip) }
 	if v.By == "bgp" && v.Announced && !slices.ContainsFunc(s.Announce.Sessions, told) {
-		v.Announced, v.Leaving, v.Reason = false, false, "no router has been told"
+		v.Announced, v.Leaving, v.Standby, v.Reason = false, false, false, "no router has been told"
 	}
 	return v, true
 }
@@ -99,17 +99,22 @@ func (o *Overview) onLink() bool {
 	return slices.ContainsFunc(o.Addresses, func(a address) bool { return a.By == "" })
 }
 
-// announcers are the nodes that announce some VIP.
+// announcers are the nodes that routers prefer for some VIP.
 func (o *Overview) announcers() (ids []string) {
 	for _, a := range o.Addresses {
 		for _, n := range a.Nodes {
-			if n.Announced && !slices.Contains(ids, n.ID) {
+			if n.Announced && (!n.Standby || !a.preferred()) && !slices.Contains(ids, n.ID) {
 				ids = append(ids, n.ID)
 			}
 		}
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// preferred reports whether some node announces the address with the shortest path.
+func (a *address) preferred() bool {
+	return slices.ContainsFunc(a.Nodes, func(n addressNode) bool { return n.Announced && !n.Standby })
 }
 
 // serving says by whom clients reach the VIPs.

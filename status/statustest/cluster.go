@@ -174,8 +174,11 @@ func (c *Cluster) Route() {
 					BFD: &status.BFDView{State: "up", Since: c.Time.Add(-50 * time.Hour), Detection: 150 * time.Millisecond},
 				}
 				if id == "n3" && router == "10.77.0.2" {
-					one.State, one.Reason, one.Announced, one.HoldTime, one.Ended = "idle", "BFD: nothing was heard for 150ms", nil, 0, 1
-					one.Since, one.BFD = c.Time.Add(-time.Minute), &status.BFDView{State: "down", Since: c.Time.Add(-time.Minute), Lost: 1}
+					one = status.SessionView{
+						Neighbour: one.Neighbour, AS: one.AS, State: "idle", Since: c.Time.Add(-time.Minute), Ended: 1,
+						Reason: "BFD: nothing was heard for 150ms",
+						BFD:    &status.BFDView{State: "down", Since: c.Time.Add(-time.Minute), Lost: 1},
+					}
 				}
 				s.Announce.Sessions = append(s.Announce.Sessions, one)
 			}

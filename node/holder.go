@@ -64,6 +64,7 @@ func (n *node) openAnnouncer() error {
 	a := announcing.Config{
 		Announce: cfg.Announce, Self: n.site.self.Addrs(), Look: n.announceView, Log: n.log,
 		Changed: func() <-chan struct{} { return nil }, Note: func(e status.Event) { n.observer.Note(e) },
+		CaughtUp: n.seesServers,
 	}
 	if n.group != nil {
 		a.Changed = n.group.Changed
@@ -84,9 +85,17 @@ func (n *node) openAnnouncer() error {
 func (n *node) announceView() announcing.SelfView {
 	v := announcing.SelfView{Holding: n.holds.Load(), Unserved: make(map[netip.Addr]string)}
 	v.Minority = n.isHolderless()
+	others, reached := 0, 0
 	for _, p := range n.group.Status().Peers {
 		v.Drained = v.Drained || p.Self && p.Drained
+		if !p.Self {
+			others++
+		}
+		if !p.Self && p.Connected {
+			reached++
+		}
 	}
+	v.Alone = others > 0 && reached == 0
 	if verdict := n.verdict.Load(); verdict != nil {
 		v.Barred = verdict.Barred
 	}
@@ -113,6 +122,18 @@ func (n *node) announceView() announcing.SelfView {
 		}
 	}
 	return v
+}
+
+// seesServers reports whether all servers whose state has changed since a time take connections from here.
+func (n *node) seesServers(since time.Time) bool {
+	for _, lb := range n.balancer.Status().LoadBalancers {
+		for _, be := range lb.Backends {
+			if be.Override == "" && be.Since.After(since) && !status.TakesConnections(be) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // unservedWhy says why clients of a load balancer would not be served here, or "".

@@ -44,6 +44,9 @@ type Config struct {
 	// Look says what the node knows of itself, and Changed wakes when that may be another.
 	Look    func() SelfView
 	Changed func() <-chan struct{}
+	// CaughtUp says whether all servers take connections from here that have changed since a time. It is asked of a node
+	// that was cut off.
+	CaughtUp func(since time.Time) bool
 	// Note records an event.
 	Note func(status.Event)
 	Log  *slog.Logger
@@ -64,6 +67,7 @@ type Announcer struct {
 	watcher *bfd.Watcher // nil: no router is watched by BFD
 	table   routes.KernelTable
 	kick    chan struct{}
+	absence absence // Run's alone
 
 	mu       sync.Mutex
 	accounts map[netip.Addr]account
@@ -231,11 +235,18 @@ func (a *Announcer) look(now time.Time, stopping bool) (next time.Time, acted bo
 	if stopping && !a.anybodyListens() {
 		grace = 0
 	}
+	if a.speaker != nil {
+		a.absence = a.absence.step(now, view.Alone && !a.anySession(), a.cfg.CaughtUp)
+	}
 	a.mu.Lock()
 	var events []status.Event
 	for _, v := range a.cfg.VIPs {
 		was := a.accounts[v.Addr]
-		is, then := was.step(now, judge(a.cfg.Announce, view, v, stopping), grace)
+		decided := judge(a.cfg.Announce, view, v, stopping)
+		if why := a.absence.why(); why != "" && v.By == configs.ByBGP && !decided.unable {
+			decided = verdict{unable: true, why: why} // nobody hears it, or it does not know enough
+		}
+		is, then := was.step(now, decided, grace)
 		a.accounts[v.Addr] = is
 		if !then.IsZero() && (next.IsZero() || then.Before(next)) {
 			next = then
@@ -268,6 +279,11 @@ func (a *Announcer) hasTrouble() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.trouble != ""
+}
+
+// anySession reports whether some router can be told.
+func (a *Announcer) anySession() bool {
+	return slices.ContainsFunc(a.speaker.Status(), func(s bgp.SessionStatus) bool { return s.State == "established" })
 }
 
 // anybodyListens reports whether some router was told of something.

@@ -15,6 +15,8 @@ const steadyFor = time.Second
 type SelfView struct {
 	// Holding says that it holds, Drained that it is not to get clients, by the operator's order.
 	Holding, Drained bool
+	// Alone says that there are other peers, and none is reached.
+	Alone bool
 	// Minority says that it has lost the group's majority.
 	Minority bool
 	// Barred is why the operator's tracks bar the node, or "".

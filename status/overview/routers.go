@@ -49,7 +49,7 @@ func (r *routerSession) unwatched() bool {
 	return r.Established() && r.BFD != nil && r.BFD.State != "up"
 }
 
-// problems of sessions name the nodes that have the same one together: a router that is gone is one thing to look at.
+// sessionProblems names the nodes that have the same problem together: a router that is gone is one thing to look at.
 func sessionProblems(all []routerSession) (problems []problem) {
 	nodes := make(map[string][]string)
 	var order []string

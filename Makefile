@@ -18,7 +18,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
 .PHONY: demo test build setup-build setup-test setup-bench check lint unit integration matrix mutants sim clean
-.PHONY: bench-failover bench-idle bench-forward bench-ipvs
+.PHONY: bench-failover bench-idle bench-forward bench-ipvs bench-routers
 
 demo: build
 	./appliance demo
@@ -73,7 +73,7 @@ SIM_FLAGS :=
 sim: setup-build
 	go test -count=1 -v -timeout 0 -run 'TestSim$$' ./raft -sim.hours=$(SIM_HOURS) $(SIM_FLAGS)
 
-bench-failover bench-idle bench-forward bench-ipvs: setup-bench
+bench-failover bench-idle bench-forward bench-ipvs bench-routers: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)
 
 # Everything that is published, into dist/: docs/release.md. Each program is built twice and compared, and those for

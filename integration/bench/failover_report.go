@@ -128,12 +128,16 @@ func ratio(theirs, ours float64) string {
 type spread struct{ median, min, max float64 }
 
 func spreadOf(rs []result, value func(result) float64) spread {
-	if len(rs) == 0 {
-		return spread{}
-	}
 	var vs []float64
 	for _, r := range rs {
 		vs = append(vs, value(r))
+	}
+	return spreadOfValues(vs)
+}
+
+func spreadOfValues(vs []float64) spread {
+	if len(vs) == 0 {
+		return spread{}
 	}
 	return spread{median(vs), slices.Min(vs), slices.Max(vs)}
 }

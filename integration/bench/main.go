@@ -18,8 +18,8 @@ import (
 
 func main() {
 	suite := flag.String("suite", "failover",
-		"what is measured: failover, idle, forward (which ends with ipvs), or ipvs (in a virtual machine); ipvs-guest is "+
-			"the part in that machine")
+		"what is measured: failover, idle, routers, forward (which ends with ipvs), or ipvs (in a virtual machine); "+
+			"ipvs-guest is the part in that machine")
 	binary := flag.String("binary", "", "the appliance to measure; empty builds it")
 	trials := flag.Int("trials", 10, "trials of each fault")
 	only := flag.String("only", "", "comma-separated faults or rows to measure; empty is all")
@@ -50,6 +50,8 @@ func main() {
 			return failover(ctx, binary, *trials, *only, *through, *out, os.Stdout, os.Stderr)
 		case "idle":
 			return idle(ctx, binary, 10**length, *through, *out, os.Stdout)
+		case "routers":
+			return routers(ctx, binary, *trials, *out, os.Stdout, os.Stderr)
 		case "forward":
 			return forward(ctx, binary, *rounds, *length, *only, *through, *out, os.Stdout, os.Stderr)
 		case "ipvs":
@@ -58,7 +60,7 @@ func main() {
 		case "ipvs-guest":
 			return ipvsGuest(ctx, binary, *rounds, *length, os.Stdout, os.Stderr)
 		}
-		return fmt.Errorf("there is no suite %q; write failover, idle, forward or ipvs", *suite)
+		return fmt.Errorf("there is no suite %q; write failover, idle, routers, forward or ipvs", *suite)
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -628,11 +628,14 @@ func TestBFDNoticesLostHost(t *testing.T) {
 	})
 }
 
-// command runs a command of the appliance against one node.
+// command gives a node an order, again while an election keeps it from being taken.
 func command(t *testing.T, p *program, args ...string) {
 	t.Helper()
-	out, err := exec.Command(binary, append(args, "--socket", p.path+".sock")...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %v: %s", args, err, out)
-	}
+	eventually(t, func() error {
+		out, err := exec.Command(binary, append(args, "--socket", p.path+".sock")...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%v: %w: %s", args, err, out)
+		}
+		return nil
+	})
 }

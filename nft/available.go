@@ -29,7 +29,7 @@ func Available() error {
 	if err != nil {
 		return err
 	}
-	n, err := natTables([]balancer.Service{{Frontend: from4}, {Frontend: from6}})
+	n, err := natTables([]balancer.Service{{Frontend: from4}, {Frontend: from6}}, false)
 	if err != nil {
 		return err
 	}

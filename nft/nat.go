@@ -34,6 +34,7 @@ import (
 type NAT struct {
 	reconcilers [2]ruleset.Reconciler // in the order of ruleset.Families
 	forwarding  forwarding
+	sockets     func() bool // whether the kernel has nft_socket
 
 	mu sync.Mutex
 	// applied are the services of the last Apply that went well.
@@ -47,7 +48,18 @@ var _ balancer.Plane = (*NAT)(nil)
 // /proc/sys.
 // The tables belong to the owner, which may be nil.
 func NewNAT(sysctls string, owner *ruleset.Owner) *NAT {
-	return &NAT{forwarding: newForwarding(sysctls), reconcilers: [2]ruleset.Reconciler{{Owner: owner}, {Owner: owner}}}
+	return &NAT{forwarding: newForwarding(sysctls), reconcilers: [2]ruleset.Reconciler{{Owner: owner}, {Owner: owner}},
+		sockets: sync.OnceValue(matchesSockets)}
+}
+
+// matchesSockets tries whether the kernel can tell which connections are open here.
+func matchesSockets() bool {
+	one := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), 1) // RFC 5737
+	return ruleset.Try(natTable(ruleset.IPv4(), []balancer.Service{{Frontend: one}}, true)) == nil
+}
+
+func (n *NAT) tables(services []balancer.Service) ([]ruleset.Table, error) {
+	return natTables(services, n.sockets())
 }
 
 // Name implements balancer.Plane.
@@ -66,7 +78,7 @@ func (n *NAT) Usable(_ context.Context, lb balancer.LoadBalancer) error {
 			return err
 		}
 	}
-	tables, err := natTables(services)
+	tables, err := n.tables(services)
 	if err != nil {
 		return err
 	}
@@ -101,7 +113,7 @@ func sameFamilies(f ruleset.IPFamily, lb balancer.LoadBalancer) error {
 func (n *NAT) Apply(_ context.Context, services []balancer.Service) (repaired int, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	tables, err := natTables(services)
+	tables, err := n.tables(services)
 	if err != nil {
 		return 0, err
 	}
@@ -143,7 +155,7 @@ func (n *NAT) Close() error {
 	defer n.mu.Unlock()
 	var errs []error
 	for i, f := range ruleset.Families() {
-		_, err := n.reconcilers[i].Remove(natTable(f, nil))
+		_, err := n.reconcilers[i].Remove(natTable(f, nil, false))
 		errs = append(errs, err)
 	}
 	n.applied = nil
@@ -155,7 +167,7 @@ func (n *NAT) Stats() (ruleset.Stats, error) {
 	n.mu.Lock()
 	services := n.applied
 	n.mu.Unlock()
-	c, err := ruleset.Counters(natTable(ruleset.IPv4(), nil), natTable(ruleset.IPv6(), nil))
+	c, err := ruleset.Counters(natTable(ruleset.IPv4(), nil, false), natTable(ruleset.IPv6(), nil, false))
 	if err != nil {
 		return ruleset.Stats{}, err
 	}

@@ -26,8 +26,9 @@ const (
 
 // natTables are the tables for services, one for each family, so that a host
 // without a family needs nothing of it. A family without services has an empty
-// table, which means none.
-func natTables(services []balancer.Service) ([]ruleset.Table, error) {
+// table, which means none. sockets says that the kernel can tell which connections
+// are open here (nft_socket).
+func natTables(services []balancer.Service, sockets bool) ([]ruleset.Table, error) {
 	services = slices.Clone(services)
 	slices.SortFunc(services, func(a, b balancer.Service) int { return a.Frontend.Compare(b.Frontend) })
 	for i, s := range services {
@@ -41,7 +42,7 @@ func natTables(services []balancer.Service) ([]ruleset.Table, error) {
 	}
 	var tables []ruleset.Table
 	for _, f := range ruleset.Families() {
-		tables = append(tables, natTable(f, services))
+		tables = append(tables, natTable(f, services, sockets))
 	}
 	return tables, nil
 }
@@ -54,8 +55,10 @@ func natTables(services []balancer.Service) ([]ruleset.Table, error) {
 // frontend that was not translated is reset where it enters or leaves the host's
 // own sockets: the service has no backend, or conntrack no longer knows the
 // packet's connection. A connection that conntrack knows, and does not translate, is
-// one of a socket here, from before the data plane changed. Forwarded packets pass the first rule of ours only.
-func natTable(f ruleset.IPFamily, services []balancer.Service) ruleset.Table {
+// one of a socket here, from before the data plane changed. So is one that conntrack does not know, and that a socket
+// has: it was open before the first rule of the host that needs conntrack, as those of a haproxy are that is replaced.
+// Forwarded packets pass the first rule of ours only.
+func natTable(f ruleset.IPFamily, services []balancer.Service, sockets bool) ruleset.Table {
 	t := ruleset.Table{Family: nftables.TableFamily(f.Proto), Name: ruleset.NATTable}
 	var frontends, dispatch []nftables.SetElement
 	for _, s := range services {
@@ -89,12 +92,18 @@ func natTable(f ruleset.IPFamily, services []balancer.Service) ruleset.Table {
 				ruleset.Reset(),
 			})
 	}
+	input := []ruleset.Rule{reject(ruleset.SYN()...)}
+	if sockets {
+		input = append(input, ruleset.NewRule("the connection is open here, from before conntrack knew", ruleset.TCP(),
+			f.DstAddrPort(), []expr.Any{ruleset.InSet("frontends")}, ruleset.CtUnknown(), ruleset.OpenHere(),
+			ruleset.Verdict(expr.VerdictAccept)))
+	}
+	input = append(input, reject(ruleset.CtUnknown()...))
 	t.Chains = append(t.Chains,
 		ruleset.NATChain("prerouting", unix.NF_INET_PRE_ROUTING, ruleset.PriorityDNAT, dnat),
 		ruleset.NATChain("output", unix.NF_INET_LOCAL_OUT, ruleset.PriorityDNAT, dnat),
 		ruleset.NATChain("postrouting", unix.NF_INET_POST_ROUTING, ruleset.PrioritySNAT, snat),
-		ruleset.FilterChain("refuse_input", unix.NF_INET_LOCAL_IN, ruleset.PriorityReject,
-			reject(ruleset.SYN()...), reject(ruleset.CtUnknown()...)),
+		ruleset.FilterChain("refuse_input", unix.NF_INET_LOCAL_IN, ruleset.PriorityReject, input...),
 		// Packets that a PreviousHolder sends on are untracked, and belong to no
 		// connection of this node.
 		ruleset.FilterChain("refuse_output", unix.NF_INET_LOCAL_OUT, ruleset.PriorityReject,

@@ -21,7 +21,7 @@ func TestDigest(t *testing.T) {
 		}}
 	}
 	digest := func(s []balancer.Service) string {
-		d, err := natTable(ruleset.IPv4(), s).Digest()
+		d, err := natTable(ruleset.IPv4(), s, true).Digest()
 		if err != nil {
 			t.Fatal(err)
 		}

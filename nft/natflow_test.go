@@ -338,6 +338,35 @@ func TestNATRepair(t *testing.T) {
 	}
 }
 
+// A connection that a server on the node has, from before the host had any rule that needs conntrack, goes on: a haproxy
+// that is replaced keeps its clients. One that nobody has is reset.
+func TestNATLeavesConnectionsOfThisHost(t *testing.T) {
+	w := newWorld(t)
+	for _, f := range ruleset.Families() {
+		w.node.serve("haproxy", vip(f, 6443).String())
+	}
+	var open []*session
+	for _, f := range ruleset.Families() {
+		for range 5 {
+			s, err := w.client.dial(vip(f, 6443))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			open = append(open, s)
+		}
+	}
+	n := w.newNAT()
+	w.apply(n, w.service(ruleset.IPv4(), w.backends...), w.service(ruleset.IPv6(), w.backends...))
+	for _, s := range open {
+		for range 2 {
+			if err := s.echo(); err != nil {
+				t.Errorf("open connection of %v: %v", s.LocalAddr(), err)
+			}
+		}
+	}
+}
+
 // Nothing is sent when the rules are right, even by a new process that finds the rules
 // of the last.
 func TestApplyTwiceSendsNothing(t *testing.T) {
@@ -345,11 +374,13 @@ func TestApplyTwiceSendsNothing(t *testing.T) {
 	n := w.newNAT()
 	services := []balancer.Service{w.service(ruleset.IPv4(), w.backends...), w.service(ruleset.IPv6())}
 	w.apply(n, services...)
+	next := NewNAT("", nil)
+	w.node.in(func() { next.sockets() }) // as Usable does, before the first Apply
 	generation := w.node.generation()
 	slices.Reverse(services)
 	slices.Reverse(services[1].Backends)
 	w.apply(n, services...)
-	w.apply(NewNAT("", nil), services...)
+	w.apply(next, services...)
 	if got := w.node.generation(); got != generation {
 		t.Errorf("generation of nf_tables went from %d to %d", generation, got)
 	}

@@ -284,6 +284,11 @@ func CtStateIsNot(bits uint32) []expr.Any {
 	}
 }
 
+// OpenHere matches packets of connections that a socket of this host has, other than by a listener on every address.
+func OpenHere() []expr.Any {
+	return []expr.Any{&expr.Socket{Key: expr.SocketKeyWildcard, Register: Reg1}, Equal(Reg1, 0)}
+}
+
 // NotSYN matches what SYN does not.
 func NotSYN() []expr.Any {
 	m := SYN()

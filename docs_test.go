@@ -173,7 +173,7 @@ func (v verb) wrong(line string) string {
 	for _, word := range strings.Fields(line) {
 		word = strings.Trim(word, "[]")
 		switch name, _, _ := strings.Cut(word, "="); {
-		case strings.ContainsAny(word, ">|;&#)"):
+		case word == "--", strings.ContainsAny(word, ">|;&#)"): // what follows is not ours
 			return ""
 		case strings.HasPrefix(name, "-") && name != "-":
 			if !slices.Contains(v.flags, name) {

@@ -62,7 +62,7 @@ func (b *binder) check() error {
 	}
 	var errs []error
 	for _, a := range all {
-		if b.wire.vips[a.addr] == nil || a.index == lo && a.ours() {
+		if b.wire.vips[a.addr] == nil || a.index == lo && a.ours() || a.index != lo && b.beside() {
 			continue
 		}
 		name := names[a.index]
@@ -72,6 +72,8 @@ func (b *binder) check() error {
 	_, err = b.silenced(all)
 	return errors.Join(append(errs, err)...)
 }
+
+func (b *binder) beside() bool { return b.wire.cfg.Beside != nil && b.wire.cfg.Beside() }
 
 func (b *binder) run(ctx context.Context) error {
 	every := min(reconcileEvery, b.wire.cfg.Lifetime/6)
@@ -108,15 +110,21 @@ func (b *binder) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	have := make(map[netip.Addr]bool)
+	have, left := make(map[netip.Addr]bool), make(map[netip.Addr]int)
+	beside := b.beside()
 	for _, a := range all {
 		switch {
 		case w.vips[a.addr] == nil:
 		case a.index == lo:
 			have[a.addr] = true
+		case beside:
+			left[a.addr] = a.index
 		default:
 			b.warnElsewhere(a)
 		}
+	}
+	if err := b.leave(left); err != nil {
+		return err
 	}
 	for _, vip := range w.order {
 		w.vips[vip].setBound(have[vip])
@@ -155,6 +163,27 @@ func (b *binder) reconcile(ctx context.Context) error {
 		b.renewed = now
 	}
 	b.ready.Do(w.oneReady)
+	return nil
+}
+
+// leave notes the VIPs that something else has on interfaces of this host, by their index.
+func (b *binder) leave(to map[netip.Addr]int) error {
+	var names map[int]string
+	if len(to) > 0 {
+		var err error
+		if names, err = interfaceNames(); err != nil {
+			return err
+		}
+	}
+	for _, vip := range b.wire.order {
+		name := names[to[vip]]
+		switch changed := b.wire.vips[vip].leaveTo(name); {
+		case changed && name != "":
+			b.wire.log.Info("VIP is left to what has it on this host, until that gives it up", "vip", vip, "interface", name)
+		case changed:
+			b.wire.log.Info("VIP was given up by what had it on this host", "vip", vip)
+		}
+	}
 	return nil
 }
 
@@ -210,7 +239,7 @@ func (b *binder) hasSubnet(all []address, index int, vip netip.Addr) bool {
 func (b *binder) silence(ctx context.Context, all []address) error {
 	w := b.wire
 	set, err := b.silenced(all)
-	if err != nil || len(set) == 0 {
+	if err != nil || len(set) == 0 && !b.wire.leaves() {
 		return err
 	}
 	repaired, err := w.cfg.Silencer.Silence(ctx, set)
@@ -218,7 +247,7 @@ func (b *binder) silence(ctx context.Context, all []address) error {
 		return fmt.Errorf("arp: silence the kernel: %w", err)
 	}
 	if repaired > 0 {
-		w.vips[set[0].VIP].repairs.Add(uint64(repaired))
+		w.Repaired(repaired)
 		if b.repaired.due(time.Now()) {
 			w.log.Warn("the kernel's silence had been lifted and was restored: look for what flushes it",
 				"repaired", repaired)
@@ -227,12 +256,13 @@ func (b *binder) silence(ctx context.Context, all []address) error {
 	return nil
 }
 
-// silenced lists the IPv4 VIPs for the Silencer.
+// silenced lists the IPv4 VIPs for the Silencer: all but those that are left to something else on this host, for which
+// the kernel has to answer.
 func (b *binder) silenced(all []address) ([]Silenced, error) {
 	w := b.wire
 	var set []Silenced
 	for _, vip := range w.order {
-		if !vip.Is4() {
+		if !vip.Is4() || w.vips[vip].leftTo() != "" {
 			continue
 		}
 		name := w.vips[vip].vip.Interface

@@ -116,6 +116,76 @@ func TestSilencedWhileBound(t *testing.T) {
 	}
 }
 
+// Something else has the VIPs on an interface of this host, and is to be replaced: the kernel answers for them until they
+// are given up, or until somebody answers.
+func TestBesideSomethingElse(t *testing.T) {
+	h := newLAN(t).host("192.0.2.11/24")
+	within(t, h.ns, func() error {
+		lo, err := loIndex()
+		if err != nil {
+			return err
+		}
+		r, beside := &recorder{t: t, lo: lo}, true
+		open := func() (*Wire, error) {
+			return Open(Config{VIPs: []VIP{{vip4, "eth0"}, {vip6, "eth0"}}, Silencer: r, Beside: func() bool { return beside }})
+		}
+		w, err := open()
+		if err != nil {
+			return err
+		}
+		eth0, _, _ := w.links.get("eth0")
+		theirs := func(change func(netip.Addr) error) {
+			for _, vip := range []netip.Addr{vip4, vip6} {
+				if err := change(vip); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		add := func(vip netip.Addr) error { return bind(vip, eth0.index, time.Hour) }
+		remove := func(vip netip.Addr) error { return unbind(address{addr: vip, bits: vip.BitLen(), index: eth0.index}) }
+		theirs(add)
+		if w, err = open(); err != nil {
+			return err
+		}
+		beside = false
+		if _, err := open(); err == nil || !strings.Contains(err.Error(), "bound on eth0 already") {
+			t.Errorf("opened though something else has the VIPs: %v", err)
+		}
+		look := func(silenced int, here int) {
+			t.Helper()
+			if err := w.binder.reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if !w.Status()[0].Bound || !w.Status()[1].Bound {
+				t.Error("the VIPs are not on lo, where the packets of open connections are to be taken later")
+			}
+			if len(r.last) != silenced {
+				t.Errorf("silenced %v", r.last)
+			}
+			found, err := w.Ask(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(found) != here || here > 0 && (!found[0].Here || found[0].Interface != "eth0") {
+				t.Errorf("Ask found %+v", found)
+			}
+		}
+		beside = true
+		look(0, 2)
+		theirs(remove)
+		look(1, 0)
+		// It takes them again, as when another box of theirs has failed: the kernel answers again.
+		theirs(add)
+		look(0, 2)
+		if last := r.calls[len(r.calls)-1]; last != "lift while bound" {
+			t.Errorf("last call: %s", last)
+		}
+		beside = false // the group answers
+		look(1, 0)
+		return nil
+	})
+}
+
 // Something else (NetworkManager, keepalived) binds the VIP while we run.
 func TestVIPElsewhereIsLoggedOnce(t *testing.T) {
 	h := newLAN(t).host("192.0.2.11/24")

@@ -3,6 +3,7 @@ package arp
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +46,7 @@ type vipState struct {
 
 	mu        sync.Mutex
 	bound     bool
+	left      string // the interface of this host on which something else has the VIP, if it is left to it
 	last      Claim
 	claimants map[string]damper // by MAC
 	crowd     damper            // more of them
@@ -54,6 +56,22 @@ func (s *vipState) setBound(b bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bound = b
+}
+
+// leaveTo notes the interface on which the VIP is left to something else, or "" for none.
+func (s *vipState) leaveTo(iface string) (changed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed = s.left != iface
+	s.left = iface
+	return changed
+}
+
+// leftTo is what leaveTo was told last.
+func (s *vipState) leftTo() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left
 }
 
 // countClaim counts c. It reports whether that is to be logged, and whether it is to be logged that so many others
@@ -111,6 +129,11 @@ func (w *Wire) Status() []VIPStatus {
 		})
 	}
 	return all
+}
+
+// leaves reports whether a VIP is left to something else on this host.
+func (w *Wire) leaves() bool {
+	return slices.ContainsFunc(w.order, func(vip netip.Addr) bool { return w.vips[vip].leftTo() != "" })
 }
 
 // Repaired counts n repairs of rules for the VIPs that are not this package's. They count for the first VIP.

@@ -66,6 +66,10 @@ type Config struct {
 	// Linger says at the end of Run how long the VIPs stay on lo, silenced and unanswered, so that open connections
 	// outlive a restart. Nil or a result below one second unbinds them at once.
 	Linger func() time.Duration
+	// Beside says whether a VIP that something else has on an interface of this host is left to it: the kernel goes on
+	// answering for it there, and Ask counts this host among those who have it. It is asked by Open and by Run. Nil means
+	// never: then Open refuses such a host, and Run silences the kernel.
+	Beside func() bool
 	// OnForeign, if not nil, is called with each foreign claim that is logged, by the tenure's goroutine. It must
 	// return at once.
 	OnForeign func(Claim)
@@ -73,12 +77,14 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// A Claim is a packet by which another machine claims a VIP that we hold.
+// A Claim is a packet by which another machine claims a VIP that we hold, or what Ask found on this host.
 type Claim struct {
 	VIP       netip.Addr
 	Interface string
 	MAC       string
 	At        time.Time
+	// Here means that something else on this host has the VIP on Interface, see Config.Beside.
+	Here bool
 }
 
 // A Wire keeps VIPs bound and answers for them. Open makes one.

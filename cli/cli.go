@@ -53,6 +53,7 @@ func NewApp(build Build, stdout, stderr io.Writer) *cli.App {
 			eventsCommand(),
 			healthCommand(),
 			transferCommand(),
+			takeoverCommand(),
 			peersCommand(),
 			drainCommand(),
 			undrainCommand(),

@@ -1,19 +1,27 @@
 package cli
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
 	"appliance/node"
 	"appliance/raft/recovery"
+	"appliance/status"
 	"appliance/status/client"
 )
 
@@ -132,4 +140,101 @@ It is for the case that a majority of the peers is gone for good, so that the re
   * The appliance on this node has to be stopped. A copy of the data is kept.
 
 `, dir)
+}
+
+func takeoverCommand() *cli.Command {
+	return &cli.Command{
+		Name: "takeover",
+		Usage: "take the virtual addresses over from a program on this host: COMMAND stops it, and this node answers " +
+			"when it has given them up",
+		ArgsUsage: "-- COMMAND [ARGUMENT...]",
+		Description: "For a new group that runs with takeover: true beside keepalived or the like. Run it on the host that has the\n" +
+			"addresses, when the same program is stopped on all other hosts. Clients and open connections notice nothing,\n" +
+			"as packets come to the same host before and after.",
+		Flags: socketFlags(&cli.DurationFlag{
+			Name: "within", Usage: "how long to wait until this node answers, once COMMAND has ended", Value: 30 * time.Second,
+		}),
+		OnUsageError: usageError,
+		Action:       takeover,
+	}
+}
+
+func takeover(c *cli.Context) error {
+	if !c.Args().Present() {
+		return usagef("say what stops the program, such as `appliance takeover -- systemctl disable --now keepalived`")
+	}
+	to := client.New(socketPath(c))
+	s, err := to.Snapshot(c.Context)
+	if err != nil {
+		return err
+	}
+	if isAnswering(s) {
+		return fmt.Errorf("%s answers for its virtual addresses already, so there is nobody to take them over from; "+
+			"what was there before can be stopped by itself", s.ID)
+	}
+	had, err := addressesElsewhere(s)
+	if err != nil {
+		return err
+	}
+	if len(had) == 0 {
+		return fmt.Errorf("no program has a virtual address on an interface of this host; run this on the host that has it, " +
+			"which `ip address` shows")
+	}
+	// Who leads is the one to answer. On this host clients' packets arrive already.
+	if _, err := to.Do(c.Context, http.MethodPost, "/transfer?to="+url.QueryEscape(s.ID)); err != nil {
+		return err
+	}
+	stop := exec.CommandContext(c.Context, c.Args().First(), c.Args().Tail()...)
+	stop.Stdout, stop.Stderr = c.App.Writer, c.App.ErrWriter
+	if err := stop.Run(); err != nil {
+		return fmt.Errorf("%s: %w; nothing was taken over", strings.Join(c.Args().Slice(), " "), err)
+	}
+	ctx, cancel := context.WithTimeout(c.Context, c.Duration("within"))
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if now, err := to.Snapshot(ctx); err == nil {
+			s = now
+		}
+		if isAnswering(s) {
+			_, err = fmt.Fprintf(c.App.Writer, "%s answers for %s\n", s.ID, strings.Join(had, ", "))
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not answer %v after the command: %s; `appliance status` says what goes on, and "+
+				"starting the program again undoes this", s.ID, c.Duration("within"),
+				cmp.Or(strings.Join(s.NotReadyTexts(), "; "), cmp.Or(s.Holder, "nobody")+" holds"))
+		case <-tick.C:
+		}
+	}
+}
+
+// isAnswering reports whether the node answers for a virtual address.
+func isAnswering(s status.Snapshot) bool {
+	return slices.ContainsFunc(s.VIPs, func(v status.VIPView) bool { return v.Answering })
+}
+
+// addressesElsewhere are the virtual addresses that are on interfaces of this host other than lo.
+func addressesElsewhere(s status.Snapshot) (found []string, err error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range interfaces {
+		addrs, err := i.Addrs()
+		if err != nil || i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		for _, v := range s.VIPs {
+			if slices.ContainsFunc(addrs, func(a net.Addr) bool {
+				n, is := a.(*net.IPNet)
+				return is && n.IP.Equal(v.Address.AsSlice())
+			}) {
+				found = append(found, v.Address.String())
+			}
+		}
+	}
+	return found, nil
 }

@@ -33,6 +33,8 @@ type Config struct {
 	SingleNode bool
 	// StartAsLeader founds the group alone if it does not exist.
 	StartAsLeader bool
+	// Takeover leaves a VIP that another program has on this host to it, until that gives it up.
+	Takeover bool
 	// Join are members of the group that this node joins.
 	Join []netip.AddrPort
 	// Priority is how much this node is preferred as holder, 0 to 255.

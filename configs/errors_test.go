@@ -316,7 +316,8 @@ func TestErrors(t *testing.T) {
 			"1: log.level: loud is not known; write debug, info, warn or error",
 			"2: vip: 0.0.0.0 means no address at all; write the address of one machine",
 			"3: colour: is not a known key; remove it; known here: vip, vips, interface, peers, localPeer, remotePeers, " +
-				"role, singleNode, startAsLeader, join, priority, addPeersAsBackends, group, dataPlane, loadBalancers, " +
+				"role, singleNode, startAsLeader, takeover, join, priority, addPeersAsBackends, group, dataPlane, " +
+				"loadBalancers, " +
 				"resolver, announce, tracks, hooks, dataDir, linger, socket, admin, log",
 			"4: peers[1].address: host is a name, not an address; write the address: " +
 				"only the names of servers are looked up, because the DNS may be what is down when this is needed",

@@ -198,6 +198,7 @@ func (b *builder) build() {
 	c.Interface = b.interfaceName("interface")
 	c.SingleNode = b.bool(keySingle)
 	c.StartAsLeader = b.bool("startAsLeader")
+	c.Takeover = b.bool("takeover")
 	c.Group = b.group()
 	before := len(b.problems)
 	c.Join = b.join()

@@ -173,6 +173,12 @@ func (n *node) neverAnswered() bool {
 	return false
 }
 
+// beside reports whether a VIP that another program has on this host is left to it. A group that has answered may
+// already answer again elsewhere.
+func (n *node) beside() bool {
+	return n.cfg.Takeover && (n.group == nil || n.group.Settings()[answeredSetting] != "yes")
+}
+
 // askFirst asks the link for another owner of the VIPs before a new group announces them for the first time, and waits
 // until there is none (RFC 5227, section 2.1): whoever moves from another program to this one would have two owners
 // otherwise. An established group has been asked about its VIPs by taking them, and nothing holds up its failover.
@@ -214,6 +220,11 @@ func (n *node) askFirst(ctx context.Context) error {
 				continue
 			}
 			told = append(told, who)
+			if c.Here {
+				n.log.Info("another program has the virtual address on this host, and this new group takes over when it gives "+
+					"the address up", "vip", c.VIP, "interface", c.Interface)
+				continue
+			}
 			n.observer.Claimed(c)
 			n.log.Error("another machine answers for the virtual address, and this new group leaves it alone: "+
 				"stop what has it there (keepalived, kube-vip, an address set by hand), or choose another address",

@@ -145,7 +145,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	if len(site.vips) > 0 {
 		n.wire, err = arp.Open(arp.Config{
 			VIPs: site.vips, Unanswered: cfg.RoutedVIPs(), Silencer: n.planes.Silencer, Linger: n.linger,
-			OnForeign: n.observer.Claimed, Log: log,
+			Beside: n.beside, OnForeign: n.observer.Claimed, Log: log,
 		})
 		if err != nil {
 			return n, err

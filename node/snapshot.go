@@ -78,7 +78,11 @@ func (n *node) snapshot() status.Snapshot {
 	}
 	if taken := n.taken.Load(); taken != nil {
 		for _, c := range *taken {
-			notReady(status.VIPTaken, c.VIP.String(), c.MAC)
+			if c.Here {
+				notReady(status.VIPTakenHere, c.VIP.String(), c.Interface)
+			} else {
+				notReady(status.VIPTaken, c.VIP.String(), c.MAC)
+			}
 		}
 	}
 	if n.announcer != nil {

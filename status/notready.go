@@ -10,6 +10,8 @@ const (
 	NoCarrier     NotReadyKind = "carrier" // the interface; no reason
 	// VIPTaken: the VIP; the MAC of another machine that answers for it, while the group is new.
 	VIPTaken NotReadyKind = "taken"
+	// VIPTakenHere: the VIP; the interface of this host on which another program has it, while the group is new.
+	VIPTakenHere NotReadyKind = "takenHere"
 	// InterfaceFault: the interface; what goes on after its name.
 	InterfaceFault NotReadyKind = "interface"
 	TrackFailed    NotReadyKind = "track"     // the track; its result
@@ -42,6 +44,9 @@ func (n NotReady) String() string {
 		return n.Subject + " has no carrier"
 	case VIPTaken:
 		return "another machine, " + n.Reason + ", answers for " + n.Subject + ", and this new group leaves it alone"
+	case VIPTakenHere:
+		return "another program has " + n.Subject + " on " + n.Reason + " of this host, and this new group takes over when " +
+			"it gives the address up"
 	case InterfaceFault:
 		return n.Subject + " " + n.Reason
 	case TrackFailed:

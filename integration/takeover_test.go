@@ -1,0 +1,182 @@
+package integration
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"appliance/lab"
+)
+
+// TestTakeover changes keepalived and haproxy over, by the commands of the guide, while clients ask and have
+// connections open, and back.
+func TestTakeover(t *testing.T) {
+	for _, program := range []string{"keepalived", "haproxy"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("%v: integration/setup.sh test installs it", err)
+		}
+	}
+	guide := readGuide(t, "migration.md")
+	for _, family := range []string{"IPv4", "IPv6"} {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			s := newStreet(t, family, 3)
+			for i, b := range s.boxes {
+				b.write(t, "etc/keepalived/keepalived.conf", s.keepalived(i), 0o644)
+				b.write(t, "etc/haproxy/haproxy.cfg", s.haproxy(), 0o644)
+			}
+			runAll(t, "systemctl enable --now haproxy keepalived", s.boxes...)
+			vip := s.targets()[0]
+			for i, b := range s.boxes { // whoever starts first has the address until the master takes it
+				eventually(t, func() error {
+					said, err := b.try("ip address show dev eth0")
+					if has := strings.Contains(said, vip.Addr().String()+"/"); err == nil && has != (i == 0) {
+						err = fmt.Errorf("keepalived gives the address to another than the first: %s: %s", b.Name, said)
+					}
+					return err
+				})
+			}
+			if err := s.client.WaitPort(patient(t), vip); err != nil {
+				t.Fatal(err)
+			}
+			resolver, err := s.watcher.Resolve(t.Context(), lab.Resolve{VIP: vip.Addr(), Every: 50 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resolver.Stop()
+			clients := s.ask(t)
+			open, err := s.client.OpenConns(t.Context(), lab.LongConns{Target: vip, N: longConns, Every: 50 * time.Millisecond,
+				Patience: patience})
+			if err != nil {
+				t.Fatal(err)
+			}
+			closed := false
+			defer func() {
+				if !closed {
+					open.Close()
+				}
+			}()
+			goOn := func(happened string) {
+				t.Helper()
+				if n := open.Await(patient(t), time.Second); n.OK != longConns {
+					t.Errorf("after %s: %+v", happened, n)
+				}
+			}
+
+			first, rest := s.boxes[0], s.boxes[1:]
+			first.run(t, guide["takeover, the first box"])
+			first.patient(t, "home/config.yaml")
+			first.run(t, guide["takeover, the first box starts"])
+			first.hand(t, "home/config.yaml", "config.yaml", rest...)
+			first.hand(t, "etc/appliance/group.key", "group.key", rest...)
+			runAll(t, guide["takeover, the other boxes"], rest...)
+			waiting := func(b *box, why string) {
+				t.Helper()
+				eventually(t, func() error {
+					st, err := b.status(t.Context())
+					if err != nil {
+						return err
+					}
+					for _, p := range st.Group.Peers {
+						if !p.Connected && !p.Self {
+							return fmt.Errorf("%s does not reach %s", b.Name, p.ID)
+						}
+					}
+					if said := strings.Join(st.NotReadyTexts(), "; "); st.Holder == st.ID && !strings.Contains(said, why) {
+						return fmt.Errorf("%s waits for %q, not for %q", b.Name, said, why)
+					}
+					if st.Holder == "" {
+						return fmt.Errorf("%s knows of no leader", b.Name)
+					}
+					return nil
+				})
+			}
+			waiting(first, "another program has "+vip.Addr().String()+" on eth0")
+			for _, b := range rest {
+				waiting(b, "another machine")
+			}
+			goOn("the start beside keepalived")
+			runAll(t, guide["takeover, boxes without the address"], rest...)
+			said := first.run(t, guide["takeover, the box with the address"])
+			if !strings.Contains(said, "answers for "+vip.Addr().String()) {
+				t.Errorf("takeover says: %s", said)
+			}
+			ready(t, s.boxes...)
+			goOn("the takeover")
+			for _, mac := range resolver.Replies().MACs() {
+				if mac != first.MAC().String() {
+					t.Errorf("%s answered for the address during the takeover, and not %s alone", mac, first.Name)
+				}
+			}
+			open.Close()
+			closed = true
+			runAll(t, guide["takeover, haproxy"], s.boxes...)
+			time.Sleep(time.Second)
+			clients.noticed(t, "the takeover")
+
+			runAll(t, guide["takeover, back"], s.boxes...)
+			if err := s.client.WaitPort(patient(t), vip); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := first.status(t.Context()); err == nil {
+				t.Error("the appliance still runs")
+			}
+		})
+	}
+}
+
+// keepalived is what a box had before: the first of them is the master.
+func (s *street) keepalived(i int) string {
+	var peers []string
+	for j := range s.boxes {
+		if j != i {
+			peers = append(peers, s.addrs(2 + j)[0].Addr().String())
+		}
+	}
+	version := ""
+	if s.addrs(10)[0].Addr().Is6() {
+		version = "global_defs {\n    vrrp_version 3\n}\n"
+	}
+	return version + fmt.Sprintf(`vrrp_instance VI_1 {
+    state %s
+    interface eth0
+    virtual_router_id 51
+    priority %d
+    advert_int 1
+    unicast_src_ip %s
+    unicast_peer {
+        %s
+    }
+    virtual_ipaddress {
+        %s
+    }
+}
+`, map[bool]string{true: "MASTER", false: "BACKUP"}[i == 0], 101-i, s.addrs(2 + i)[0].Addr(),
+		strings.Join(peers, "\n        "), s.addrs(10)[0].Addr())
+}
+
+func (s *street) haproxy() string {
+	var b strings.Builder
+	any, timeouts := netip.IPv6Unspecified(), "    timeout client 10m\n    timeout server 10m\n"
+	if s.family == "IPv4" {
+		any, timeouts = netip.IPv4Unspecified(), "" // so that another data plane than user space serves
+	}
+	fmt.Fprintf(&b, `global
+    maxconn 4000
+defaults
+    mode tcp
+    timeout connect 5s
+%sfrontend apiserver
+    bind %s
+    default_backend apiserver
+backend apiserver
+    balance roundrobin
+`, timeouts, netip.AddrPortFrom(any, 6443))
+	for i := range s.machines {
+		fmt.Fprintf(&b, "    server s%d %s check\n", i+1, netip.AddrPortFrom(s.addrs(11 + i)[0].Addr(), 6443))
+	}
+	return b.String()
+}

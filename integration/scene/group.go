@@ -78,7 +78,14 @@ func (a *Appliance) StartWith(i int, more ...string) error {
 	return a.launch(i, append([]string{"--config", a.config()}, more...))
 }
 
-func (a *Appliance) launch(i int, args []string) error {
+// StartAs is Start with another program, such as that of another version.
+func (a *Appliance) StartAs(i int, binary string) error {
+	return a.launchAs(i, binary, []string{"--config", a.config()})
+}
+
+func (a *Appliance) launch(i int, args []string) error { return a.launchAs(i, a.binary, args) }
+
+func (a *Appliance) launchAs(i int, binary string, args []string) error {
 	for len(a.processes) <= i {
 		a.processes = append(a.processes, nil)
 	}
@@ -87,7 +94,7 @@ func (a *Appliance) launch(i int, args []string) error {
 		return err
 	}
 	defer log.Close() // the process has its own
-	cmd := exec.Command(a.binary, append([]string{"start", "--data-dir", a.data(i), "--socket", a.socket(i)}, args...)...)
+	cmd := exec.Command(binary, append([]string{"start", "--data-dir", a.data(i), "--socket", a.socket(i)}, args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	fmt.Fprintf(log, "--- start at %s\n", time.Now().Format(time.RFC3339Nano))
 	a.processes[i], err = a.scene.Nodes[i].Start(cmd)

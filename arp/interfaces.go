@@ -38,7 +38,14 @@ func FindInterface(vip netip.Addr, pattern string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return chooseInterface(vip, pattern, names, subnets)
+	iface, err := chooseInterface(vip, pattern, names, subnets)
+	if err != nil && vip.Is6() {
+		if all, e := addresses(); e == nil && !slices.ContainsFunc(all, func(a address) bool { return a.addr.Is6() }) {
+			err = fmt.Errorf("%w; this host has no IPv6 address at all: switch IPv6 on "+
+				"(sysctl -w net.ipv6.conf.all.disable_ipv6=0), or leave this VIP out", err)
+		}
+	}
+	return iface, err
 }
 
 // A subnet is a network to which an interface is directly connected.

@@ -243,6 +243,54 @@ func TestDocKeys(t *testing.T) {
 	}
 }
 
+// notRun are how many blocks of commands of each page no test runs: they need a cluster, another distribution, or a
+// terminal, or stand for what other tests do without the page. Where one is added, run it instead, by a label before it.
+var notRun = map[string]int{
+	"README.md": 5, "docs/configuration.md": 1, "docs/doctor.md": 3, "docs/install.md": 6, "docs/kubeadm.md": 8,
+	"docs/load-balancers.md": 1, "docs/migration.md": 3, "docs/release.md": 1, "docs/status.md": 1, "docs/workers.md": 1,
+}
+
+// TestDocBlocks lists the blocks of commands that no test runs, and holds every label of the others against the tests.
+func TestDocBlocks(t *testing.T) {
+	tests := ""
+	for _, dir := range []string{"integration", "release"} {
+		files, err := filepath.Glob(dir + "/*_test.go")
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no tests in %s: %v", dir, err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tests += string(text)
+		}
+	}
+	block := regexp.MustCompile("(?s)(?:<!-- run: ([^>]+) -->\n)?```sh\n(.*?)```")
+	for _, p := range docPages(t) {
+		text, err := os.ReadFile(p.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		unrun := 0
+		for _, m := range block.FindAllStringSubmatch(string(text), -1) {
+			first, _, _ := strings.Cut(m[2], "\n")
+			switch {
+			case m[1] == "":
+				unrun++
+				t.Logf("%s: no test runs the block that begins with %s", p.path, first)
+			// release runs all of its page's, in order.
+			case p.path != "docs/install.md" && !strings.Contains(tests, `"`+m[1]+`"`):
+				t.Errorf("%s: no test runs the block with the label %q", p.path, m[1])
+			}
+		}
+		if unrun != notRun[p.path] {
+			t.Errorf("%s: no test runs %d blocks of commands, and %d are known: label and run the new one, "+
+				"or correct notRun", p.path, unrun, notRun[p.path])
+		}
+	}
+}
+
 // TestReadme keeps the README short, and its two commands first.
 func TestReadme(t *testing.T) {
 	text, err := os.ReadFile("README.md")

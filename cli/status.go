@@ -27,6 +27,7 @@ func statusCommand() *cli.Command {
 		Usage: "show holder, peers, virtual addresses, load balancers and backends",
 		Flags: socketFlags(
 			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+			&cli.BoolFlag{Name: "why", Usage: "say why each load balancer has its data plane, and not a faster one"},
 			&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "show it live, until Ctrl-C"},
 		),
 		OnUsageError: usageError,
@@ -45,7 +46,7 @@ func statusCommand() *cli.Command {
 					enc.SetIndent("", "  ")
 					return enc.Encode(snapshot)
 				}
-				return terminal.Text(w, snapshot, colour)
+				return terminal.Text(w, snapshot, colour, c.Bool("why"))
 			}
 			if c.Bool("watch") {
 				return repeat(c.Context, c.App.Writer, time.Second, show)

@@ -12,9 +12,10 @@ import (
 	"appliance/status/figures"
 )
 
-// Text writes a snapshot, in colours if colour is set.
-func Text(w io.Writer, s status.Snapshot, colour bool) error {
-	t := &text{paint: painter(colour)}
+// Text writes a snapshot, in colours if colour is set. With why it also says why each load balancer that is served has
+// the data plane that it has; of the others it always does.
+func Text(w io.Writer, s status.Snapshot, colour, why bool) error {
+	t := &text{paint: painter(colour), why: why}
 	t.node(s)
 	if inGroup(s) {
 		t.peers(s)
@@ -37,6 +38,7 @@ func inGroup(s status.Snapshot) bool { return s.Group.State != "" }
 type text struct {
 	strings.Builder
 	paint painter
+	why   bool
 }
 
 func (t *text) line(format string, args ...any) { fmt.Fprintf(t, format+"\n", args...) }
@@ -193,11 +195,13 @@ func (t *text) loadBalancer(lb balancer.LoadBalancerStatus, now time.Time) {
 	}
 	plane := cmp.Or(string(lb.Plane), t.paint.bad("not served"))
 	t.line("\nload balancer %s on %s: %s, scheduler %s", lb.Name, strings.Join(frontends, ", "), plane, lb.Scheduler)
-	if lb.Reason != "" {
-		t.line("  %s", lb.Reason)
-	}
-	for _, r := range lb.Refused {
-		t.line("  not %s: %s", r.Plane, r.Reason)
+	if t.why || lb.Plane == "" || lb.Error != "" {
+		if lb.Reason != "" {
+			t.line("  %s", lb.Reason)
+		}
+		for _, r := range lb.Refused {
+			t.line("  not %s: %s", r.Plane, r.Reason)
+		}
 	}
 	if lb.Error != "" {
 		t.line("  %s", t.paint.bad(lb.Error))

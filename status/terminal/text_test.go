@@ -64,7 +64,7 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 		},
 	} {
 		var b strings.Builder
-		if err := Text(&b, test.of, false); err != nil {
+		if err := Text(&b, test.of, false, false); err != nil {
 			t.Fatal(err)
 		}
 		for _, want := range test.has {
@@ -75,6 +75,28 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 		for _, not := range test.hasNot {
 			if strings.Contains(b.String(), not) {
 				t.Errorf("%s: %q is out of place in:\n%s", name, not, &b)
+			}
+		}
+	}
+}
+
+// Why a data plane was chosen is said when it is asked for, or when nothing serves.
+func TestWhy(t *testing.T) {
+	s := statustest.New(t, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), 1, 2).Snapshots["n2"]
+	lb := &s.LoadBalancers[0]
+	lb.Reason, lb.Refused = "the first that works", []balancer.Refusal{{Plane: balancer.Direct, Reason: "too far"}}
+	for _, test := range []struct {
+		plane     balancer.PlaneName
+		why, says bool
+	}{{balancer.NFTables, false, false}, {balancer.NFTables, true, true}, {"", false, true}} {
+		lb.Plane = test.plane
+		var b strings.Builder
+		if err := Text(&b, s, false, test.why); err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range []string{"  the first that works\n", "  not direct: too far\n"} {
+			if strings.Contains(b.String(), part) != test.says {
+				t.Errorf("plane %q, why %v: %q in\n%s", test.plane, test.why, part, &b)
 			}
 		}
 	}

@@ -17,7 +17,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
-.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration matrix skew mutants sim clean
+.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration matrix skew guides mutants sim clean
 .PHONY: bench-failover bench-idle bench-forward bench-ipvs bench-routers
 
 demo: build
@@ -61,6 +61,10 @@ skew: setup-test
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && mkdir "$$dir/src" && \
 	git archive $(FROM) | tar -x -C "$$dir/src" && (cd "$$dir/src" && CGO_ENABLED=0 go build -o "$$dir/appliance" .) && \
 	APPLIANCE_TEST_OTHER_BINARY="$$dir/appliance" go test -count=1 -v -run TestVersionSkew ./integration
+
+# The guides whose clients must notice nothing, by the commands of their pages, on a machine that does nothing else.
+guides: setup-test
+	APPLIANCE_TEST_GUIDES=1 go test -count=1 -v -run TestTakeover ./integration
 
 # Every data plane, family, binding of the servers, position of the client and firewall: each client is served, or shown as
 # not served with the true reason. ONLY='auto, IPv6' does a part; a number repeats a sample of make test.

@@ -116,8 +116,8 @@ func TestSilencedWhileBound(t *testing.T) {
 	}
 }
 
-// Something else has the VIPs on an interface of this host, and is to be replaced: the kernel answers for them until they
-// are given up, or until somebody answers.
+// Something else has the VIPs on an interface of this host, and is to be replaced: the kernel answers for them until
+// they are given up, or until somebody answers.
 func TestBesideSomethingElse(t *testing.T) {
 	h := newLAN(t).host("192.0.2.11/24")
 	within(t, h.ns, func() error {

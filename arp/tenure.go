@@ -53,8 +53,8 @@ const (
 )
 
 // Ask asks the link whether another machine has a VIP (RFC 5227, section 2.1; RFC 4862, section 5.4), in packets that
-// claim nothing, and returns one claim for each machine that says so. This host is one of them, where Config.Beside leaves
-// a VIP to something else. There can be no tenure meanwhile.
+// claim nothing, and returns one claim for each machine that says so. This host is one of them, where Config.Beside
+// leaves a VIP to something else. There can be no tenure meanwhile.
 func (w *Wire) Ask(ctx context.Context) (found []Claim, err error) {
 	t := w.newTenure(func() bool { return ctx.Err() == nil })
 	t.asks = true

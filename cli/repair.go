@@ -148,7 +148,8 @@ func takeoverCommand() *cli.Command {
 		Usage: "take the virtual addresses over from a program on this host: COMMAND stops it, and this node answers " +
 			"when it has given them up",
 		ArgsUsage: "-- COMMAND [ARGUMENT...]",
-		Description: "For a new group that runs with takeover: true beside keepalived or the like. Run it on the host that has the\n" +
+		Description: "For a new group that runs with takeover: true beside keepalived or the like. Run it on the host that " +
+			"has the\n" +
 			"addresses, when the same program is stopped on all other hosts. Clients and open connections notice nothing,\n" +
 			"as packets come to the same host before and after.",
 		Flags: socketFlags(&cli.DurationFlag{
@@ -177,8 +178,8 @@ func takeover(c *cli.Context) error {
 		return err
 	}
 	if len(had) == 0 {
-		return fmt.Errorf("no program has a virtual address on an interface of this host; run this on the host that has it, " +
-			"which `ip address` shows")
+		return fmt.Errorf("no program has a virtual address on an interface of this host; run this on the host that has " +
+			"it, which `ip address` shows")
 	}
 	// Who leads is the one to answer. On this host clients' packets arrive already.
 	if _, err := to.Do(c.Context, http.MethodPost, "/transfer?to="+url.QueryEscape(s.ID)); err != nil {

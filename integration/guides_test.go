@@ -82,8 +82,8 @@ func newBox(t *testing.T, m *lab.Machine) *box {
 	b.write(t, "bin/appliance", string(program), 0o755)
 	b.write(t, "bin/systemctl", string(systemctl), 0o755)
 	// The process is the first of a space of its own, and whatever it starts ends with it.
-	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", enter, "bash",
-		b.dir)
+	cmd := exec.Command("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", enter,
+		"bash", b.dir)
 	cmd.Env = append(os.Environ(), "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestBadHosts starts the program where something that it would like is missing. It serves, or says in one sentence what
-// is wrong and what to do, and has changed nothing.
+// TestBadHosts starts the program where something that it would like is missing. It serves, or says in one sentence
+// what is wrong and what to do, and has changed nothing.
 func TestBadHosts(t *testing.T) {
 	s := newStreet(t, "IPv4", 0)
 	for i, host := range []struct {
@@ -27,8 +27,8 @@ func TestBadHosts(t *testing.T) {
 			"192.0.2.10", "dataDir"},
 		{"no IPv6", "true", "2001:db8::10", "no IPv6 address at all: switch IPv6 on (sysctl"},
 		{"no /proc/sys", "mount -t tmpfs tmpfs /proc/sys", "192.0.2.10", ""},
-		{"a /proc/sys that is read-only", "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys", "192.0.2.10",
-			""},
+		{"a /proc/sys that is read-only", "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys",
+			"192.0.2.10", ""},
 	} {
 		t.Run(host.name, func(t *testing.T) {
 			node, err := s.lab.Machine(fmt.Sprintf("node%d", i), s.addrs(2+i)...)
@@ -47,8 +47,8 @@ func TestBadHosts(t *testing.T) {
 			}
 			before := w.kernel(t)
 			var out strings.Builder
-			cmd := exec.Command("unshare", "--mount", "bash", "-ec", host.prepare+`; exec "$2" start --config "$3"`, "bash", data,
-				binary, config)
+			cmd := exec.Command("unshare", "--mount", "bash", "-ec", host.prepare+`; exec "$2" start --config "$3"`, "bash",
+				data, binary, config)
 			cmd.Stdout, cmd.Stderr = &out, &out
 			p, err := w.Start(cmd)
 			if err != nil {

@@ -17,8 +17,8 @@ import (
 	"appliance/status/client"
 )
 
-// TestEveryStepIsKilled kills the program at each step of its start and of its stop, which are the lines that it logs at
-// level debug. After every other one cleanup leaves nothing of it in the kernel; after those between, the next start
+// TestEveryStepIsKilled kills the program at each step of its start and of its stop, which are the lines that it logs
+// at level debug. After every other one cleanup leaves nothing of it in the kernel; after those between, the next start
 // serves, and leaves nothing when it has stopped.
 func TestEveryStepIsKilled(t *testing.T) {
 	for first, name := range []string{1: "then cleanup", 2: "then the next start"} {
@@ -37,8 +37,8 @@ func TestEveryStepIsKilled(t *testing.T) {
 			for _, p := range s.addrs(10) {
 				vips = append(vips, fmt.Sprintf("%q", p.Addr()))
 			}
-			config := fmt.Sprintf("vips: [%s]\nsingleNode: true\ndataDir: %s/data\nsocket: %[2]s/socket\nlinger: 0s\nlog: {level: debug}\n"+
-				"loadBalancers:\n- {name: apiserver, port: 6443, check: {type: tcp}, backends: [%q, %q]}\n",
+			config := fmt.Sprintf("vips: [%s]\nsingleNode: true\ndataDir: %s/data\nsocket: %[2]s/socket\nlinger: 0s\n"+
+				"log: {level: debug}\nloadBalancers:\n- {name: apiserver, port: 6443, check: {type: tcp}, backends: [%q, %q]}\n",
 				strings.Join(vips, ", "), w.dir, s.addrs(11)[0].Addr(), s.addrs(11)[1].Addr())
 			if err := os.WriteFile(filepath.Join(w.dir, "config.yaml"), []byte(config), 0o600); err != nil {
 				t.Fatal(err)

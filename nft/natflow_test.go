@@ -338,8 +338,8 @@ func TestNATRepair(t *testing.T) {
 	}
 }
 
-// A connection that a server on the node has, from before the host had any rule that needs conntrack, goes on: a haproxy
-// that is replaced keeps its clients. One that nobody has is reset.
+// A connection that a server on the node has, from before the host had any rule that needs conntrack, goes on: a
+// haproxy that is replaced keeps its clients. One that nobody has is reset.
 func TestNATLeavesConnectionsOfThisHost(t *testing.T) {
 	w := newWorld(t)
 	for _, f := range ruleset.Families() {

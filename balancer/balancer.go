@@ -196,17 +196,34 @@ func (b *Balancer) validate(lbs []LoadBalancer) ([]LoadBalancer, error) {
 			backends[be.Addr] = true
 		}
 		var err error
-		if lb.Check, err = lb.Check.withDefaults(); err != nil {
+		if lb.Check, err = b.validCheck(lb.Check); err != nil {
 			return nil, fmt.Errorf("load balancer %s: %w", lb.Name, err)
 		}
-		if _, err := b.cfg.Checker(lb.Check); err != nil {
-			return nil, fmt.Errorf("load balancer %s: %w", lb.Name, err)
+		lb.Backends = slices.Clone(lb.Backends)
+		for i, be := range lb.Backends {
+			if be.Check == nil {
+				continue
+			}
+			own, err := b.validCheck(*be.Check)
+			if err != nil {
+				return nil, fmt.Errorf("load balancer %s: backend %s: %w", lb.Name, be, err)
+			}
+			lb.Backends[i].Check = &own
 		}
 		lb.ConnectTimeout = cmp.Or(lb.ConnectTimeout, DefaultConnectTimeout)
 		lb.FailTimeout = cmp.Or(lb.FailTimeout, DefaultFailTimeout)
 		out = append(out, lb)
 	}
 	return out, nil
+}
+
+// validCheck is c with its defaults, if it can be made.
+func (b *Balancer) validCheck(c Check) (Check, error) {
+	c, err := c.withDefaults()
+	if err == nil {
+		_, err = b.cfg.Checker(c)
+	}
+	return c, err
 }
 
 // Reconsider asks for a new choice of planes soon. Call it when the network or

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -67,8 +68,12 @@ type Check struct {
 	// Rise successes in a row make a backend healthy, Fall failures in a row
 	// make it unhealthy. Both are at least 1. The very first check decides alone.
 	Rise, Fall int
-	// Port is the port that is checked; zero means the backend's own.
-	Port uint16
+	// Port is the port that is checked, and Address the host; zero means the backend's own.
+	Port    uint16
+	Address netip.Addr
+	// SendProxy begins the connection with a PROXY header of this version, v1 or v2, that names no client. Empty sends
+	// none.
+	SendProxy string
 
 	// The request of http and https. An empty Host means the backend's address.
 	Method, Path, Host string
@@ -170,10 +175,11 @@ func (t TLSOptions) PinHash() ([]byte, error) {
 
 // at is the address at which b is checked.
 func (c Check) at(b Backend) netip.AddrPort {
-	if c.Port != 0 {
-		return netip.AddrPortFrom(b.Addr.Addr(), c.Port)
+	host := b.Addr.Addr()
+	if c.Address.IsValid() {
+		host = c.Address
 	}
-	return b.Addr
+	return netip.AddrPortFrom(host, cmp.Or(c.Port, b.Addr.Port()))
 }
 
 // expects reports whether a status code is one of a healthy server.
@@ -215,7 +221,7 @@ func NewChecker(c Check) (Checker, error) {
 	case CheckNone:
 		return None{}, nil
 	case CheckTCP:
-		return TCP{Port: c.Port}, nil
+		return TCP{Port: c.Port, Address: c.Address}, nil
 	case CheckTLS:
 		return newTLSChecker(c)
 	case CheckHTTP, CheckHTTPS:
@@ -238,8 +244,9 @@ func (None) Check(context.Context, Backend) error { return nil }
 // listens and has room in its queue, but never hands the connection to accept.
 // The reset leaves no TIME_WAIT either.
 type TCP struct {
-	// Port is the port that is checked; zero means the backend's own.
-	Port uint16
+	// Port is the port that is checked, and Address the host; zero means the backend's own.
+	Port    uint16
+	Address netip.Addr
 }
 
 // Check implements Checker.
@@ -256,7 +263,7 @@ func (t TCP) Check(ctx context.Context, b Backend) error {
 			return err
 		},
 	}
-	conn, err := d.DialContext(ctx, "tcp", Check{Port: t.Port}.at(b).String())
+	conn, err := d.DialContext(ctx, "tcp", Check{Port: t.Port, Address: t.Address}.at(b).String())
 	if err != nil {
 		return dialError(err)
 	}
@@ -268,11 +275,27 @@ func (t TCP) Check(ctx context.Context, b Backend) error {
 	return conn.Close()
 }
 
-// dial opens a connection to the server.
-func dial(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
+// dial opens a connection to the server, and sends the PROXY header if there is to be one.
+func (c Check) dial(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1} // the connection is too short for it
 	conn, err := d.DialContext(ctx, "tcp", at.String())
-	return conn, dialError(err)
+	if err != nil {
+		return nil, dialError(err)
+	}
+	if header := proxyHeaders[c.SendProxy]; header != "" {
+		if _, err := io.WriteString(conn, header); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
+// proxyHeaders are those of a sender that speaks for nobody else (sections 2.1 and 2.2 of the PROXY protocol): v1 names
+// no addresses, and v2 has the command LOCAL, version 2, family unspecified and a length of zero.
+var proxyHeaders = map[string]string{
+	"v1": "PROXY UNKNOWN\r\n",
+	"v2": "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00",
 }
 
 // dialError says why a connection failed, without the addresses, which stand beside

@@ -98,6 +98,7 @@ func (lb LoadBalancer) Unsupported(plane PlaneName) []string {
 		{"sendProxy", o.SendProxy != ""},
 		{"backends.maxconn", maxConn && !threshold},
 		{"backends.maxqueue", has(func(b Backend) bool { return b.MaxQueue > 0 })},
+		{"backends.sendProxy", has(func(b Backend) bool { return b.SendProxy != "" && b.SendProxy != ProxyOff })},
 		{"backends.slowstart", has(func(b Backend) bool { return b.SlowStart > 0 })},
 	} {
 		if k.unsupported && plane != UserSpace {

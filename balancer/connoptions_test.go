@@ -42,9 +42,9 @@ func TestNeedsUserSpace(t *testing.T) {
 		t.Errorf("what every plane does, or none needs: %v", err)
 	}
 	lb.ConnOptions.Persistence, lb.ConnOptions.SendProxy = time.Minute, "v2"
-	lb.Backends = []Backend{{MaxConn: 1}, {MaxConn: 1, SlowStart: time.Second}}
+	lb.Backends = []Backend{{MaxConn: 1, SendProxy: ProxyOff}, {MaxConn: 1, SlowStart: time.Second, SendProxy: "v1"}}
 	err := lb.NeedsUserSpace(IPVS)
-	want := "needs user space: timeouts.queue, sendProxy, backends.maxconn, backends.slowstart; set dataPlane"
+	want := "needs user space: timeouts.queue, sendProxy, backends.maxconn, backends.sendProxy, backends.slowstart; set dataPlane"
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error is %v", err)
 	}

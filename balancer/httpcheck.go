@@ -165,7 +165,7 @@ func (h *httpChecker) connect(ctx context.Context, b Backend) (net.Conn, error) 
 	ctx, cancel := withTimeout(ctx, h.check.Inter)
 	defer cancel()
 	at := h.check.at(b)
-	conn, err := dial(ctx, at)
+	conn, err := h.check.dial(ctx, at)
 	if err != nil || h.tls == nil {
 		return conn, err
 	}

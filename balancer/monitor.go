@@ -64,20 +64,26 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 	defer m.mu.Unlock()
 	want := make(map[Target]bool)
 	for _, lb := range lbs {
-		checker, err := m.checker(lb.Check)
+		usual, err := m.checker(lb.Check)
 		if err != nil {
 			return err
 		}
 		for _, b := range lb.Backends {
 			t := Target{lb.Name, b.Addr}
 			want[t] = true
-			p := m.probes[t]
-			if p != nil && reflect.DeepEqual(p.check, lb.Check) {
+			p, check := m.probes[t], lb.check(b)
+			if p != nil && reflect.DeepEqual(p.check, check) {
 				p.backend, p.maxFails, p.failTimeout = b, lb.MaxFails, lb.FailTimeout
 				continue
 			}
+			checker := usual
+			if b.Check != nil {
+				if checker, err = m.checker(check); err != nil {
+					return err
+				}
+			}
 			next := &probe{
-				target: t, check: lb.Check, checker: checker, backend: b,
+				target: t, check: check, checker: checker, backend: b,
 				wake: make(chan struct{}, 1), bar: make(chan struct{}, 1),
 				maxFails: lb.MaxFails, failTimeout: lb.FailTimeout,
 				record: record{Health: Health{State: Unknown, Reason: "not checked yet", Since: time.Now()}},

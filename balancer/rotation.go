@@ -12,15 +12,28 @@ import (
 const (
 	Drain   = "drain"   // no new connections; the open ones go on
 	Disable = "disable" // no connections at all
+	// Enable lets in a backend that the configuration disables.
+	Enable = "enable"
 )
 
 // An Override is what the operator orders of one backend for a while, beyond
 // what the configuration says.
 type Override struct {
-	// Out is Drain, Disable, or empty.
+	// Out is Drain, Disable, Enable, or empty.
 	Out string `json:"out,omitempty"`
 	// Weight replaces the configured weight, unless it is nil.
 	Weight *int `json:"weight,omitempty"`
+}
+
+// out is whether be is kept out: Drain, Disable, or empty.
+func (o Override) out(be Backend) string {
+	switch {
+	case o.Out == Enable:
+		return ""
+	case o.Out == "" && be.Disabled:
+		return Disable
+	}
+	return o.Out
 }
 
 func (o Override) weight(configured int) int {
@@ -114,9 +127,9 @@ func (b *Balancer) rotation(lb LoadBalancer) (up, draining []Backend, known bool
 		case r.State == Draining:
 			class = classDraining
 		}
-		switch {
-		case override.Out == Disable:
-		case override.Out == Drain, be.Weight == 0:
+		switch out := override.out(be); {
+		case out == Disable:
+		case out == Drain, be.Weight == 0:
 			if class != classDown || r.suspect || lb.ConnOptions.KeepDown {
 				draining = append(draining, be)
 			}
@@ -175,7 +188,7 @@ func (b *Balancer) keepRemoved(wanted []LoadBalancer) {
 			t := Target{lb.Name, be.Addr}
 			r, _ := b.monitor.record(t)
 			alive := r.State == Up || r.State == Draining || r.suspect
-			if stays || !alive || b.overrides[t].Out == Disable {
+			if stays || !alive || b.overrides[t].out(be) == Disable {
 				continue
 			}
 			if e.removed == nil {

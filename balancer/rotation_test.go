@@ -1,7 +1,15 @@
 package balancer
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +44,9 @@ func TestRotation(t *testing.T) {
 			want: "[1|2,3,4,5]"},
 		{name: "drained", states: "uuuuu", orders: map[int]Override{2: {Out: Drain}}, want: "[1,3,4,5|2]"},
 		{name: "disabled", states: "uuuuu", orders: map[int]Override{2: {Out: Disable}}, want: "[1,3,4,5|]"},
+		{name: "disabled in the configuration", states: "uuuuu", change: func(lb *LoadBalancer) {
+			lb.Backends[1].Disabled, lb.Backends[2].Disabled = true, true
+		}, orders: map[int]Override{3: {Out: Enable}, 4: {Weight: &weight}}, want: "[1,3,5|4]"},
 		{name: "weight 0", states: "uuuuu", orders: map[int]Override{2: {Weight: &weight}}, want: "[1,3,4,5|2]"},
 		{name: "drained are not a last resort", states: "uuddd", orders: map[int]Override{1: {Out: Drain}, 2: {Out: Drain}},
 			want: "[|1,2]"},
@@ -208,4 +219,78 @@ func TestMismatchIsLogged(t *testing.T) {
 			t.Errorf("logged %d times\n%s", n, b.out.String())
 		}
 	})
+}
+
+// TestDisabledIsShown: status says who keeps a backend out, and an order goes before the configuration.
+func TestDisabledIsShown(t *testing.T) {
+	lb := lbOf("api", 3)
+	lb.Backends[0].Disabled, lb.Backends[1].Disabled = true, true
+	run(t, []LoadBalancer{lb}, func(b *bench) {
+		b.b.SetOverrides(map[Target]Override{{"api", addr(2)}: {Out: Enable}, {"api", addr(3)}: {Out: Disable}})
+	}, func(b *bench) {
+		var got []string
+		for _, be := range b.b.Health()[0].Backends {
+			got = append(got, fmt.Sprint(be.State, " ", be.Disabled, " ", be.Reason, " ", be.Override))
+		}
+		want := []string{"down true disabled in the configuration ", "up false the check succeeds enable",
+			"down true disabled by the operator disable"}
+		if !slices.Equal(got, want) {
+			t.Errorf("shown as %q, want %q", got, want)
+		}
+	})
+}
+
+// TestOwnCheck: a backend with a check of its own is checked in that way, the others as the load balancer says.
+func TestOwnCheck(t *testing.T) {
+	open, closed := raw(t, func(net.Conn) {}), closedPort(t)
+	at := open.Addr
+	lb := LoadBalancer{Name: "api", Check: Check{Type: CheckTCP, Port: closed.Addr.Port()}, Backends: []Backend{
+		{Addr: at, Weight: 1, Check: &Check{Type: CheckTCP}},
+		{Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), at.Port()), Weight: 1,
+			Check: &Check{Type: CheckTCP, Port: at.Port(), Address: at.Addr()}},
+		{Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.3"), at.Port()), Weight: 1},
+	}}
+	b, err := New(Config{LoadBalancers: []LoadBalancer{lb}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- b.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	want := []BackendState{Up, Up, Down}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		var got []BackendState
+		for _, be := range b.Health()[0].Backends {
+			got = append(got, be.State)
+		}
+		if slices.Equal(got, want) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("states %v, want %v", got, want)
+		}
+	}
+	lb.Backends[1].Check = &Check{Type: "ping"}
+	if err := b.Set([]LoadBalancer{lb}); err == nil || !strings.Contains(err.Error(), `backend 127.0.0.2`) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestCheckSendsProxy: a check begins with the header that the server waits for.
+func TestCheckSendsProxy(t *testing.T) {
+	for version, want := range map[string]string{
+		"v1": "PROXY UNKNOWN\r\nGET ", "v2": "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00GET ", "": "GET /readyz HTTP",
+	} {
+		server := raw(t, func(c net.Conn) {
+			got := make([]byte, len(want))
+			if _, err := io.ReadFull(c, got); err == nil && string(got) == want {
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			}
+			c.Close()
+		})
+		if err := probeOnce(t, Check{Type: CheckHTTP, SendProxy: version}, server); err != nil {
+			t.Errorf("%q: %v", version, err)
+		}
+	}
 }

@@ -26,6 +26,24 @@ type Backend struct {
 	SlowStart time.Duration `json:"slowstart,omitempty"`
 	// Backup backends get connections only while no other backend can take any.
 	Backup bool `json:"backup,omitempty"`
+	// Disabled backends get no connections until an operator orders Enable.
+	Disabled bool `json:"disabled,omitempty"`
+	// SendProxy is the version of the PROXY header that this backend gets, v1 or v2, or ProxyOff for none. Empty means
+	// what the ConnOptions say.
+	SendProxy string `json:"sendProxy,omitempty"`
+	// Check is how this backend is checked; nil means as the load balancer says.
+	Check *Check `json:"-"`
+}
+
+// ProxyOff is the SendProxy of a backend that gets no PROXY header whatever the load balancer says.
+const ProxyOff = "off"
+
+// check is how b, a backend of lb, is checked.
+func (lb LoadBalancer) check(b Backend) Check {
+	if b.Check != nil {
+		return *b.Check
+	}
+	return lb.Check
 }
 
 // String is the name, or the address where there is no name.

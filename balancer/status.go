@@ -127,6 +127,8 @@ type BackendStatus struct {
 	Since   time.Time      `json:"since"`
 	Reason  string         `json:"reason,omitempty"`
 	Backup  bool           `json:"backup,omitempty"`
+	// Disabled means that the configuration, or an order, keeps it out.
+	Disabled bool `json:"disabled,omitempty"`
 	// Override is what the operator ordered, beyond the configuration.
 	Override string `json:"order,omitempty"`
 	// LastCheck is null until a check has ended.
@@ -241,10 +243,12 @@ func (b *Balancer) status(
 		h := r.effective(time.Now())
 		override := b.overrides[t]
 		be.Weight = override.weight(be.Weight)
-		switch {
+		switch out := override.out(be); {
 		case override.Out == Disable:
 			h.State, h.Reason = Down, "disabled by the operator"
-		case override.Out == Drain:
+		case out == Disable:
+			h.State, h.Reason = Down, "disabled in the configuration"
+		case out == Drain:
 			h.State, h.Reason = Draining, "drained by the operator"
 		case h.State == Up && be.Weight == 0:
 			h.State, h.Reason = Draining, "its weight is 0"
@@ -252,7 +256,7 @@ func (b *Balancer) status(
 		bs := BackendStatus{
 			Name: be.String(), Address: be.Addr, Weight: be.Weight,
 			State: BackendState(cmp.Or(string(h.State), string(Unknown))), Since: h.Since, Reason: h.Reason,
-			Backup: be.Backup, Override: override.String(),
+			Backup: be.Backup, Override: override.String(), Disabled: override.out(be) == Disable,
 			LastCheck: timeOrNil(r.Checked), LatencyMS: float64(r.Latency.Microseconds()) / 1000,
 		}
 		if h.State == Up {

@@ -38,7 +38,7 @@ func newTLSChecker(c Check) (*tlsChecker, error) {
 // Check implements Checker.
 func (t *tlsChecker) Check(ctx context.Context, b Backend) error {
 	at := t.check.at(b)
-	conn, err := dial(ctx, at)
+	conn, err := t.check.dial(ctx, at)
 	if err != nil {
 		return err
 	}

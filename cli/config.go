@@ -146,13 +146,14 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	var asking sync.WaitGroup
 	var mu sync.Mutex
 	for _, lb := range cfg.LoadBalancers {
-		checker, err := balancer.NewChecker(lb.Check)
-		if err != nil {
-			return err
-		}
 		for _, b := range lb.Backends {
+			check := lb.CheckOf(b)
+			checker, err := balancer.NewChecker(check)
+			if err != nil {
+				return err
+			}
 			asking.Go(func() {
-				ctx, cancel := context.WithTimeout(ctx, lb.Check.Timeout)
+				ctx, cancel := context.WithTimeout(ctx, check.Timeout)
 				defer cancel()
 				r := liveResult{lb.Name, cmp.Or(b.Name, b.Where()), b.Addr, errors.New(b.Unresolved)}
 				if b.Resolved() {

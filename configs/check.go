@@ -1,7 +1,9 @@
 package configs
 
 import (
+	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -74,6 +76,9 @@ func requestSettings(prefix, flag string) []Setting {
 // checkSettings are all keys of a load balancer's check.
 func checkSettings(prefix string) []Setting {
 	return append(requestSettings(prefix, "check"), []Setting{
+		{Key: prefix + "sendProxy", Type: String, Choices: []string{"v1", "v2"},
+			Usage: "begin the check with a PROXY header of this version that names no client (tls, http, https)",
+			Why:   "none: only a server that waits for it answers then"},
 		{Key: prefix + "inter", Type: Duration, Default: formatDuration(balancer.DefaultInter),
 			Usage: "time between two checks of one backend",
 			Why:   "with fall 2 a vanished server is out within about a second"},
@@ -100,6 +105,7 @@ func checkSettings(prefix string) []Setting {
 func (b *builder) check(prefix string) balancer.Check {
 	const shortest = 10 * time.Millisecond
 	c := b.checkRequest(prefix)
+	c.SendProxy = b.text(prefix + "sendProxy")
 	c.Inter = b.duration(prefix+"inter", shortest, day)
 	c.FastInter = b.optionalDuration(prefix+"fastinter", shortest, day)
 	c.DownInter = b.optionalDuration(prefix+"downinter", shortest, day)
@@ -128,6 +134,63 @@ func (b *builder) check(prefix string) balancer.Check {
 			c.Rise, formatDuration(slowest))
 	}
 	return c
+}
+
+// ownCheckSettings are the keys of a backend's own check: those of checkSettings, and address.
+func ownCheckSettings(prefix string) []Setting {
+	list := append(checkSettings(prefix), Setting{Key: prefix + "address", Type: String,
+		Usage: "the address that is checked in place of the backend's",
+		Why:   "the backend's own"})
+	for i := range list {
+		list[i].Flag = ""
+	}
+	return list
+}
+
+// ownChecks are the settings of a backend's own check, without what is before their names.
+var ownChecks = ownCheckSettings("")
+
+// inheritedByAll are the keys that a backend's own check takes from its load balancer's whatever its type is.
+var inheritedByAll = []string{"inter", "fastinter", "downinter", "rise", "fall"}
+
+// ownCheck reads a backend's own check, or nil if it has none. What it leaves unsaid is what usual says, the prefix of
+// the load balancer's check; if it has a type of its own, only how often.
+func (b *builder) ownCheck(prefix, usual string) *balancer.Check {
+	if _, ok := b.origins[strings.TrimSuffix(prefix, ".")]; !ok || b.checkUnsure {
+		return nil
+	}
+	own, ok := b.values[prefix+"type"]
+	b.inherit(prefix, usual, !ok || own.value == b.get(usual+"type").value)
+	c := b.check(prefix)
+	if value := b.get(prefix + "address").value; value != "" {
+		if a, ok := b.addr(prefix+"address", value); ok {
+			c.Address = a
+			b.show(prefix+"address", a.String(), b.origin(prefix+"address"))
+		}
+	}
+	return &c
+}
+
+// inherit gives the check at prefix what it leaves unsaid: what the one at usual says.
+func (b *builder) inherit(prefix, usual string, sameType bool) {
+	for _, s := range ownChecks {
+		name, isList := strings.CutSuffix(s.Key, "[]")
+		if !sameType && !slices.Contains(inheritedByAll, name) {
+			continue
+		}
+		if v, ok := b.values[usual+name]; ok && !isList {
+			if _, own := b.values[prefix+name]; !own {
+				b.values[prefix+name] = v
+			}
+		}
+		if n := b.lists[usual+name]; n > 0 && b.lists[prefix+name] == 0 {
+			b.lists[prefix+name] = n
+			for i := range n {
+				at := fmt.Sprintf("%s[%d]", name, i)
+				b.values[prefix+at] = b.values[usual+at]
+			}
+		}
+	}
 }
 
 // checkRequest reads what a check asks: the keys of requestSettings.
@@ -175,10 +238,10 @@ func invalidIn(s, reserved string) bool {
 // rejectIrrelevant refuses keys that a check of this type ignores.
 func (b *builder) rejectIrrelevant(prefix, checkType string) {
 	request := []string{"method", "path", "host", "headers", "bearerTokenFile", "expect"}
-	timing := []string{"port", "inter", "fastinter", "downinter", "timeout", "rise", "fall"}
+	timing := []string{"port", "address", "inter", "fastinter", "downinter", "timeout", "rise", "fall"}
 	reject := func(names []string, remedy string) {
 		for _, name := range names {
-			if b.isSet(prefix + name) {
+			if b.isWritten(prefix + name) {
 				b.bad(prefix+name, "means nothing to a check of type %s; remove it, or write type: %s", checkType, remedy)
 			}
 		}
@@ -186,7 +249,7 @@ func (b *builder) rejectIrrelevant(prefix, checkType string) {
 	switch checkType {
 	case balancer.CheckTCP:
 		reject(request, balancer.CheckHTTPS)
-		reject([]string{"tls"}, balancer.CheckTLS)
+		reject([]string{"tls", "sendProxy"}, balancer.CheckTLS)
 	case balancer.CheckTLS:
 		reject(request, balancer.CheckHTTPS)
 	case balancer.CheckHTTP:
@@ -194,7 +257,7 @@ func (b *builder) rejectIrrelevant(prefix, checkType string) {
 	case balancer.CheckNone:
 		reject(timing, balancer.CheckHTTPS)
 		reject(request, balancer.CheckHTTPS)
-		reject([]string{"tls"}, balancer.CheckHTTPS)
+		reject([]string{"tls", "sendProxy"}, balancer.CheckHTTPS)
 	}
 }
 

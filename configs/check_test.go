@@ -1,11 +1,13 @@
 package configs
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"appliance/balancer"
 )
@@ -15,6 +17,74 @@ func withCheck(lines string) string {
 	return "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\nloadBalancers:\n- port: 6443\n  check: " +
 		lines +
 		"\n  backends: [192.0.2.21, 192.0.2.22]\n"
+}
+
+var sameAddr = cmpopts.EquateComparable(netip.Addr{})
+
+// TestOwnCheck: a backend's own check says what differs, and has the rest of the load balancer's.
+func TestOwnCheck(t *testing.T) {
+	head := "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\nloadBalancers:\n- port: 443\n" +
+		"  check: {type: https, path: /up, inter: 4s, fall: 7, timeout: 9s, port: 81, host: a, headers: {X-A: b},\n" +
+		"    expect: {status: [204, 205]}, tls: {caFile: /ca, serverName: one}}\n  backends:\n  - 192.0.2.20\n"
+	parse := func(own string) (*Config, error) {
+		return Parse("f", []byte(head+"  - {address: 192.0.2.21, check: "+own+"}\n"),
+			Source{FileExists: func(string) bool { return true }})
+	}
+	cfg, err := parse("{}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	usual := cfg.LoadBalancers[0].Check
+	with := func(f func(*balancer.Check)) balancer.Check {
+		c := usual
+		f(&c)
+		return c
+	}
+	for own, want := range map[string]balancer.Check{
+		"{}":         usual,
+		"{port: 82}": with(func(c *balancer.Check) { c.Port = 82 }),
+		"{address: 192.0.2.99, expect: {status: [200]}, tls: {serverName: two}, sendProxy: v2}": with(func(c *balancer.Check) {
+			c.Address, c.TLS.ServerName, c.SendProxy = addr("192.0.2.99"), "two", "v2"
+			c.Expect.Status = []balancer.StatusRange{{First: 200, Last: 200}}
+		}),
+		"{headers: {X-C: d}, type: https, inter: 10s}": with(func(c *balancer.Check) {
+			c.Headers, c.Inter = []balancer.Header{{Name: "X-C", Value: "d"}}, 10*time.Second
+		}),
+		"{type: tcp}": {Type: "tcp", Inter: 4 * time.Second, Timeout: 4 * time.Second, Rise: 2, Fall: 7},
+	} {
+		cfg, err := parse(own)
+		if err != nil {
+			t.Errorf("%s: %v", own, err)
+			continue
+		}
+		lb := cfg.LoadBalancers[0]
+		if diff := cmp.Diff(want, lb.CheckOf(lb.Backends[1]), sameAddr); diff != "" {
+			t.Errorf("%s: %s", own, diff)
+		}
+		if lb.Backends[0].Check != nil || !cmp.Equal(usual, lb.CheckOf(lb.Backends[0]), sameAddr) {
+			t.Errorf("%s: the other backend has %+v", own, lb.Backends[0].Check)
+		}
+		if got := cfg.ForBalancer()[0].Backends[1].Check; !cmp.Equal(&want, got, sameAddr) {
+			t.Errorf("%s: the balancer gets %+v", own, got)
+		}
+	}
+	for own, want := range map[string]string{
+		"{type: tcp, path: /}": "f:9: loadBalancers[0].backends[1].check.path: means nothing to a check of type tcp; " +
+			"remove it, or write type: https",
+		"{type: tcp, sendProxy: v1}": "check.sendProxy: means nothing to a check of type tcp; remove it, or write type: tls",
+		"{address: web}":             "backends[1].check.address: web is a name, not an address; write the address",
+		"{fall: 0}":                  "backends[1].check.fall: 0 is not a number from 1 to 1000; write one",
+		"{pause: 1s}":                "backends[1].check.pause: is not a known key",
+	} {
+		if _, err := parse(own); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", own, err, want)
+		}
+	}
+	// What is wrong with the load balancer's check is said once.
+	bad := strings.Replace(head, "fall: 7", "fall: 0", 1) + "  - {address: 192.0.2.21, check: {}}\n"
+	if _, err := parseHere(bad); err == nil || strings.Count(err.Error(), "fall") != 1 {
+		t.Errorf("error %v", err)
+	}
 }
 
 func TestCheck(t *testing.T) {
@@ -62,7 +132,7 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s: %v", tt.yaml, err)
 			continue
 		}
-		if diff := cmp.Diff(tt.want, cfg.LoadBalancers[0].Check); diff != "" {
+		if diff := cmp.Diff(tt.want, cfg.LoadBalancers[0].Check, sameAddr); diff != "" {
 			t.Errorf("%s: %s", tt.yaml, diff)
 		}
 	}

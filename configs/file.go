@@ -49,7 +49,7 @@ func (r *rawConfig) remove(key string) {
 
 // isSet reports whether key or anything below it was set.
 func (r *rawConfig) isSet(key string) bool {
-	if r.lists[key] > 0 {
+	if _, ok := r.values[key]; ok || r.lists[key] > 0 {
 		return true
 	}
 	for k := range r.values {
@@ -58,6 +58,12 @@ func (r *rawConfig) isSet(key string) bool {
 		}
 	}
 	return false
+}
+
+// isWritten is isSet for keys of the file alone; it looks at a few values where key is not there.
+func (r *rawConfig) isWritten(key string) bool {
+	_, ok := r.origins[key]
+	return ok && r.isSet(key)
 }
 
 // originOf is where key stands: its own line, or that of the nearest thing around

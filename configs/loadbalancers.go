@@ -67,6 +67,14 @@ func (be BackendEntry) Where() string {
 	return net.JoinHostPort(be.Host, strconv.Itoa(int(be.Addr.Port())))
 }
 
+// CheckOf is how be, one of lb's backends, is checked.
+func (lb LoadBalancerEntry) CheckOf(be BackendEntry) balancer.Check {
+	if be.Check != nil {
+		return *be.Check
+	}
+	return lb.Check
+}
+
 // Hosts are the names of all backends that are given by name.
 func (c *Config) Hosts() (names []string) {
 	for _, lb := range c.LoadBalancers {
@@ -182,7 +190,9 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 	lb.TryDown = b.text(key("whenAllDown")) == "try"
 	lb.ConnOptions.KeepDown = b.text(key("onMarkedDown")) == "keep"
 	lb.ConnOptions.EndBackup = b.text(key("onMarkedUp")) == "shutdown-backup-sessions"
+	before := len(b.problems)
 	lb.Check = b.check(key("check."))
+	b.checkUnsure = len(b.problems) > before
 	lb.Backends = b.backends(i, backendPort)
 	if addPeers {
 		lb.AddPeersAt = backendPort
@@ -327,7 +337,7 @@ func (b *builder) lbType(key string) {
 func (b *builder) backends(lb int, port uint16) []BackendEntry {
 	var list []BackendEntry
 	for key := range b.elements(b.lbKey(lb, "backends")) {
-		be, ok := b.backend(key, port)
+		be, ok := b.backend(key, b.lbKey(lb, "check."), port)
 		if !ok {
 			continue
 		}
@@ -346,8 +356,9 @@ func (b *builder) backends(lb int, port uint16) []BackendEntry {
 	return list
 }
 
-// backend reads one backend; defaultPort is the port of one that names none.
-func (b *builder) backend(key string, defaultPort uint16) (BackendEntry, bool) {
+// backend reads one backend; defaultPort is the port of one that names none, and usualCheck the prefix of its load
+// balancer's check.
+func (b *builder) backend(key, usualCheck string, defaultPort uint16) (BackendEntry, bool) {
 	be := BackendEntry{Origin: b.origin(key)}
 	where, link := b.get(key+".address"), b.get(key+".url")
 	var (
@@ -390,6 +401,9 @@ func (b *builder) backend(key string, defaultPort uint16) (BackendEntry, bool) {
 	be.Backup = b.bool(key + ".backup")
 	be.MaxConn, be.MaxQueue = b.int(key+".maxconn", 0, 1_000_000), b.int(key+".maxqueue", 0, 1_000_000)
 	be.SlowStart = b.duration(key+".slowstart", 0, time.Hour)
+	be.Disabled = b.bool(key + ".disabled")
+	be.SendProxy = b.text(key + ".sendProxy")
+	be.Check = b.ownCheck(key+".check.", usualCheck)
 	return be, true
 }
 

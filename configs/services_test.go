@@ -42,11 +42,13 @@ loadBalancers:
   onMarkedUp: shutdown-backup-sessions
   backends:
   - {address: 192.0.2.21, name: a, weight: 2, maxconn: 3, maxqueue: 4, slowstart: 5s}
-  - {address: 192.0.2.22, backup: true}
+  - {address: 192.0.2.22, backup: true, disabled: true, sendProxy: "off", check: {port: 1}}
 `), source(nil, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
+	own := defaultCheck
+	own.Port = 1
 	net := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	want := []balancer.LoadBalancer{{
 		Name: "all", Scheduler: balancer.WeightedLeastConn, Plane: balancer.UserSpace,
@@ -61,11 +63,12 @@ loadBalancers:
 		Backends: []balancer.Backend{
 			{Name: "a", Addr: netip.MustParseAddrPort("192.0.2.21:6443"), Weight: 2, MaxConn: 3, MaxQueue: 4,
 				SlowStart: 5 * time.Second},
-			{Addr: netip.MustParseAddrPort("192.0.2.22:6443"), Weight: 1, Backup: true},
+			{Addr: netip.MustParseAddrPort("192.0.2.22:6443"), Weight: 1, Backup: true, Disabled: true, SendProxy: "off",
+				Check: &own},
 		},
 	}}
 	got := c.ForBalancer()
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{})); diff != "" {
 		t.Error(diff)
 	}
 	// A field that somebody adds must not be forgotten here.
@@ -161,7 +164,7 @@ func TestByFamily(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if d := cmp.Diff(test.want, byFamily(test.in), cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
+			if d := cmp.Diff(test.want, byFamily(test.in), cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); d != "" {
 				t.Error(d)
 			}
 		})

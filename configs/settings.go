@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"regexp"
 	"slices"
 	"strings"
 
@@ -60,11 +59,13 @@ func (s Setting) Env() string {
 const DefaultKeyFile = "/etc/appliance/group.key"
 
 const (
-	keyVIPs   = "vips"
-	keyPeers  = "peers"
-	keyLBs    = "loadBalancers"
-	keySelf   = "localPeer.id"
-	keySingle = "singleNode"
+	keyVIPs  = "vips"
+	keyPeers = "peers"
+	keyLBs   = "loadBalancers"
+	// ownCheckPrefix begins the keys of a backend's own check, each of which is explained as one of check.
+	ownCheckPrefix = "loadBalancers[].backends[].check."
+	keySelf        = "localPeer.id"
+	keySingle      = "singleNode"
 )
 
 // Values that settings choose from.
@@ -291,6 +292,13 @@ var settings = slices.Concat([]Setting{
 	{Key: "loadBalancers[].backends[].slowstart", Type: Duration, Default: "0s",
 		Usage: "time in which its share grows to its weight after it came up (user space)",
 		Why:   "off: a healthy server can take its share"},
+	{Key: "loadBalancers[].backends[].disabled", Type: Bool, Default: "false",
+		Usage: "gets no connections until `appliance backends enable` lets it in",
+		Why:   "every server listed is there to serve"},
+	{Key: "loadBalancers[].backends[].sendProxy", Type: String, Choices: []string{"off", "v1", "v2"},
+		Usage: "begin its connections with a PROXY header of this version, or with none (user space)",
+		Why:   "sendProxy above"},
+}, ownCheckSettings(ownCheckPrefix), []Setting{
 	{Key: "resolver.nameservers[]", Type: List,
 		Usage: "the DNS servers that are asked for names, each as address or address:port",
 		Why:   "those of /etc/resolv.conf, as for every program on the host"},
@@ -354,20 +362,37 @@ var settings = slices.Concat([]Setting{
 		Why:   "what haproxy's files use"},
 })
 
-var element = regexp.MustCompile(`\[\d+\]`)
+// settingAt is the place in settings of each key: a file may have 50,000 values.
+var settingAt = func() map[string]int {
+	at := make(map[string]int, len(settings))
+	for i, s := range settings {
+		at[s.Key] = i
+	}
+	return at
+}()
 
 // pattern turns the place of a value into the Key of its Setting.
-func pattern(key string) string { return element.ReplaceAllString(key, "[]") }
+func pattern(key string) string {
+	isDigit := func(c rune) bool { return c >= '0' && c <= '9' }
+	var b strings.Builder
+	for {
+		before, rest, ok := strings.Cut(key, "[")
+		b.WriteString(before)
+		if !ok {
+			return b.String()
+		}
+		b.WriteByte('[')
+		key = strings.TrimLeftFunc(rest, isDigit)
+	}
+}
 
 // setting finds the Setting of a value by its place.
 func setting(key string) (Setting, bool) {
-	p := pattern(key)
-	for _, s := range settings {
-		if s.Key == p {
-			return s, true
-		}
+	i, ok := settingAt[pattern(key)]
+	if !ok || settings[i].Key == "" {
+		return Setting{}, false
 	}
-	return Setting{}, false
+	return settings[i], true
 }
 
 // children are the names that may follow prefix in the file, in the order of settings.
@@ -390,7 +415,7 @@ func children(prefix string) []string {
 // keyEndingIn is the one key of the file that ends in name, if there is only one.
 func keyEndingIn(name string) (key string, ok bool) {
 	for _, s := range settings {
-		if !strings.HasSuffix(s.Key, "."+name) {
+		if !strings.HasSuffix(s.Key, "."+name) || strings.HasPrefix(s.Key, ownCheckPrefix) {
 			continue
 		}
 		if ok {

@@ -46,10 +46,7 @@ hooks:
 			Address: netip.MustParseAddrPort("[::1]:6443"), Inter: 2 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2},
 	}
 	origins := cmpopts.IgnoreTypes(Origin{})
-	if diff := cmp.Diff(want, cfg.Tracks, origins, cmp.Comparer(func(a,
-		b netip.AddrPort) bool {
-		return a == b
-	})); diff != "" {
+	if diff := cmp.Diff(want, cfg.Tracks, origins, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]HookEntry{

@@ -33,6 +33,8 @@ type builder struct {
 	// unknownKeys is set when the file has keys that were not understood: what
 	// seems to be missing may be among them. peersUnsure says that of the peers.
 	unknownKeys, peersUnsure bool
+	// checkUnsure says that the check of the load balancer that is read has problems.
+	checkUnsure bool
 	// names allows a host's name where endpoint reads an address; host is the one that was read last.
 	names bool
 	host  string

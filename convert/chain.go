@@ -62,13 +62,15 @@ func (p *plan) leadsTo(first, next *draft.LB) bool {
 // joinChain gives next the addresses of first. What first refuses or limits has to hold as well; if it cannot be said
 // in one load balancer, neither is carried over.
 func (p *plan) joinChain(first, next *draft.LB) {
+	otherwise := func(srv draft.ServerEntry) bool { return srv.SendProxy != "" }
 	clean := func(lb *draft.LB) bool { return len(lb.Allow)+len(lb.Deny) == 0 && !lb.AcceptProxy }
 	switch {
 	case next.Refused != "":
 		first.Refused = "its servers are " + next.Place.String() + " on these machines, which was not carried over: " +
 			next.Refused
 		return
-	case !first.LVS && !clean(next) && !(first.SendProxy != "" && next.AcceptProxy && len(next.Allow)+len(next.Deny) == 0):
+	case !first.LVS && !clean(next) && !(first.SendProxy != "" && !slices.ContainsFunc(first.Servers, otherwise) &&
+		next.AcceptProxy && len(next.Allow)+len(next.Deny) == 0):
 		first.Refused = "its servers are " + next.Place.String() + " on these machines, " +
 			"which looks at the address of the one before it; write one load balancer of the two"
 		return

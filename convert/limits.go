@@ -17,9 +17,17 @@ var headerName = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 // notGraphic reports whether a character is not one of ASCII's that print and take space.
 func notGraphic(r rune) bool { return r <= ' ' || r > '~' }
 
-// limitCheck keeps of a check what its type looks at, within the bounds of our loader.
-func (p *plan) limitCheck(lb *draft.LB) {
-	c := &lb.Check
+// limitChecks keeps of the checks of lb and its servers what their types look at, within the bounds of our loader.
+func (p *plan) limitChecks(lb *draft.LB) {
+	p.limitCheck(lb, &lb.Check)
+	for _, srv := range lb.Servers {
+		if srv.Check != nil {
+			p.limitCheck(lb, srv.Check)
+		}
+	}
+}
+
+func (p *plan) limitCheck(lb *draft.LB, c *draft.HealthCheck) {
 	switch c.Type {
 	case "none":
 		*c = draft.HealthCheck{Type: "none"}

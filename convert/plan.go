@@ -142,7 +142,7 @@ func (p *plan) refused() (n int) {
 
 // planLoadBalancer adds a balancer for each port of lb, or says why there is none.
 func (p *plan) planLoadBalancer(lb *draft.LB) (refused string) {
-	p.limitCheck(lb)
+	p.limitChecks(lb)
 	if why := limitAccess(lb); why != "" {
 		return why
 	}

@@ -41,7 +41,7 @@ func (p *plan) planServers(b *balancer) (refused string) {
 			return fmt.Sprintf("it has more than %d servers", draft.MaxList)
 		}
 	}
-	isOut := func(srv draft.ServerEntry) bool { return srv.Weight.Set && srv.Weight.Value == 0 }
+	isOut := func(srv draft.ServerEntry) bool { return srv.Weight.Set && srv.Weight.Value == 0 && !srv.Disabled }
 	switch {
 	case len(b.servers) == 0:
 		return "none of its servers has an address that can be used"

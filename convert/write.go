@@ -289,7 +289,7 @@ func (w *writer) writeBalancer(b *balancer) {
 		w.line("  backendPort: %d", b.BackendPort)
 	}
 	w.lines("  ", b.settings())
-	w.writeCheck(b)
+	usual := w.writeCheck(b)
 	first := true
 	for _, srv := range b.servers {
 		if srv.Peer && w.peersAsBackends {
@@ -299,7 +299,7 @@ func (w *writer) writeBalancer(b *balancer) {
 			w.line("  backends:")
 			first = false
 		}
-		w.line("  - %s", serverFlow(srv, b.port))
+		w.line("  - %s", serverFlow(srv, b.port, usual))
 	}
 }
 
@@ -344,7 +344,7 @@ func (b *balancer) settings() draft.Flow {
 	return f
 }
 
-func serverFlow(srv draft.ServerEntry, port uint16) draft.Flow {
+func serverFlow(srv draft.ServerEntry, port uint16, usual draft.HealthCheck) draft.Flow {
 	var f draft.Flow
 	f.Word("name", srv.Name)
 	f.Word("address", srv.Where())
@@ -361,54 +361,29 @@ func serverFlow(srv draft.ServerEntry, port uint16) draft.Flow {
 	f.Number("maxconn", srv.MaxConn)
 	f.Number("maxqueue", srv.MaxQueued)
 	f.Span("slowstart", srv.SlowStart)
+	if srv.Disabled {
+		f.Add("disabled", "true")
+	}
+	f.Word("sendProxy", srv.SendProxy)
+	if srv.Check != nil {
+		if own := checkDifference(usual, *srv.Check); len(own) > 0 {
+			f.Add("check", own.String())
+		}
+	}
 	return f
 }
 
-func (w *writer) writeCheck(b *balancer) {
+// writeCheck writes the check of a load balancer, and returns it.
+func (w *writer) writeCheck(b *balancer) draft.HealthCheck {
 	c := b.Check
 	if !slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return srv.Port != c.Port }) {
 		c.Port = 0 // it is the servers' own
 	}
-	var f, headers, expect, tls draft.Flow
-	f.Word("type", c.Type)
-	f.Span("inter", c.Inter)
-	f.Span("fastinter", c.FastInter)
-	f.Span("downinter", c.DownInter)
-	f.Span("timeout", c.Timeout)
-	f.Number("rise", c.Rise)
-	f.Number("fall", c.Fall)
-	f.Port("port", c.Port)
-	f.Word("method", c.Method)
-	f.Word("path", c.Path)
-	f.Word("host", c.Host)
-	for _, h := range c.Headers {
-		headers.Add(draft.Scalar(h[0]), draft.Scalar(h[1]))
-	}
-	if len(headers) > 0 {
-		f.Add("headers", headers.String())
-	}
-	if len(c.Status) > 0 {
-		expect.Add("status", list(c.Status, draft.Scalar))
-	}
-	expect.Word("contains", c.Contains)
-	expect.Word("matches", c.Matches)
-	if len(expect) > 0 {
-		f.Add("expect", expect.String())
-	}
-	if c.Verify != "" {
-		tls.Add("verify", c.Verify)
-	}
-	tls.Word("caFile", c.CAFile)
-	tls.Word("serverName", c.ServerName)
-	tls.Word("certFile", c.CertFile)
-	tls.Word("keyFile", c.KeyFile)
-	if len(tls) > 0 {
-		f.Add("tls", tls.String())
-	}
-	if len(f) > 0 {
+	if f := flowOf(checkWords(c)); len(f) > 0 {
 		w.line("  check:")
 		w.lines("    ", f)
 	}
+	return c
 }
 
 // list is a YAML sequence in one line.

@@ -32,6 +32,12 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 	for i, lb := range cfg.LoadBalancers {
 		_, err := balancer.NewChecker(lb.Check)
 		note(lb.Origin, fmt.Sprintf("loadBalancers[%d].check", i), err)
+		for _, b := range lb.Backends {
+			if b.Check != nil {
+				_, err := balancer.NewChecker(*b.Check)
+				note(b.Origin, fmt.Sprintf("loadBalancers[%d].backends.check", i), err)
+			}
+		}
 	}
 	for i, c := range cfg.Tracks {
 		t := track.Condition{

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -304,7 +305,12 @@ func (s *service) update(w balancer.Service) error {
 		if now != nil && !served[t] {
 			t.since.Store(at)
 		}
-		next.slots = append(next.slots, slot{t, b.Name, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart)})
+		proxy := cmp.Or(b.SendProxy, h.SendProxy)
+		if proxy == balancer.ProxyOff {
+			proxy = ""
+		}
+		next.sendsProxy = next.sendsProxy || proxy != ""
+		next.slots = append(next.slots, slot{t, b.Name, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart), proxy})
 	}
 	// A target that stays must be usable before the table names it. One that leaves
 	// must be out of the table before its connections are reset.

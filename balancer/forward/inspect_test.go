@@ -214,6 +214,27 @@ func TestSendProxy(t *testing.T) {
 	}
 }
 
+// TestSendProxyOfABackend: what a backend says goes before what its load balancer says.
+func TestSendProxyOfABackend(t *testing.T) {
+	server := proxiedBackend(t)
+	for _, tt := range []struct {
+		all, own string
+		wants    bool
+	}{{"", "v1", true}, {"v1", "v2", true}, {"v2", balancer.ProxyOff, false}, {"v2", "", true}, {"", "", false}} {
+		at := frontend()
+		s := to(at, server)
+		s.ConnOptions.SendProxy, s.Backends[0].SendProxy = tt.all, tt.own
+		start(t, Config{}, s)
+		c := dial(t, at)
+		io.WriteString(c, "hi\n")
+		got, _ := bufio.NewReader(c).ReadString('\n')
+		has := got == c.LocalAddr().String()+" to "+at.String()+" says hi\n"
+		if has != tt.wants {
+			t.Errorf("%q for all, %q for it: %q", tt.all, tt.own, got)
+		}
+	}
+}
+
 func header(t testing.TB, version byte, from, to string) []byte {
 	t.Helper()
 	addr := func(s string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s)) }

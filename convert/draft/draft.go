@@ -138,8 +138,12 @@ type ServerEntry struct {
 	Port                       uint16 // 0 means the port that the client connected to
 	Weight, MaxConn, MaxQueued Number
 	SlowStart                  Span
-	Backup                     bool
+	Backup, Disabled           bool
 	Peer                       bool // added by addPeersAsBackends
+	// SendProxy is the version of its PROXY header if that is another than the load balancer's, or off.
+	SendProxy string
+	// Check is how it is checked; nil is as the load balancer says.
+	Check *HealthCheck
 }
 
 // A HealthCheck is how the servers of a load balancer are checked.
@@ -148,6 +152,8 @@ type HealthCheck struct {
 	Inter, FastInter, DownInter, Timeout Span
 	Rise, Fall                           Number
 	Port                                 uint16
+	Addr                                 netip.Addr // of a server's own check: what is checked in its place
+	SendProxy                            string
 	Method, Path, Host                   string
 	Headers                              [][2]string
 	Status                               []string

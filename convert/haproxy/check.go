@@ -3,6 +3,7 @@ package haproxy
 import (
 	"cmp"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -10,13 +11,15 @@ import (
 	"appliance/convert/syntax"
 )
 
-// A serverCheck is what a server line says about the server's check. It is comparable, because one load balancer checks
-// all its backends in one way.
+// A serverCheck is what a server line says about the server's check. It is comparable: servers with the same are checked
+// in the same way.
 type serverCheck struct {
 	on, ssl                              bool
 	inter, fastInter, downInter          draft.Span
 	rise, fall                           draft.Number
 	port                                 uint16
+	addr                                 netip.Addr
+	proxy                                string // the version of the PROXY header
 	verify, caFile, serverName, certFile string
 }
 
@@ -206,26 +209,37 @@ func (p *proxy) joinRules() {
 	}
 }
 
-// joinChecks joins what the section and its servers say about checks.
+// joinChecks joins what the section and its servers say about checks. The load balancer's is that of the first server
+// that has one; servers with another have their own.
 func (p *proxy) joinChecks(d *draft.Draft) {
-	c := &p.Check
 	if len(p.checks) == 0 {
 		return
 	}
 	p.joinRules()
-	first := p.checks[0]
-	for i, other := range p.checks {
-		if other.on && !first.on {
-			first = p.checks[i]
-		}
-	}
-	if !first.on {
-		if c.Type != "" {
+	at := slices.IndexFunc(p.checks, func(c serverCheck) bool { return c.on })
+	if at < 0 {
+		if p.Check.Type != "" {
 			d.Advise(p.LB, p.checkBy, "no server has the word check, so haproxy never checks; became check: {type: none}")
 		}
-		*c = draft.HealthCheck{Type: "none"}
+		p.Check = draft.HealthCheck{Type: "none"}
 		return
 	}
+	section, first := p.Check, p.checks[at]
+	p.Check = p.checkOf(d, section, first)
+	p.Check.Addr = netip.Addr{} // that is of one server
+	for i, own := range p.checks {
+		if own.on && (own != first || own.addr.IsValid()) {
+			c := p.checkOf(d, section, own)
+			p.Servers[i].Check = &c
+		} else if !own.on {
+			p.Servers[i].Check = &draft.HealthCheck{Type: "none"}
+		}
+	}
+}
+
+// checkOf is the check of a server that says first of it, in a section whose lines say c.
+func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverCheck) draft.HealthCheck {
+	c := &section
 	c.Type = cmp.Or(c.Type, "tcp")
 	if overTLS := map[string]string{"http": "https", "tcp": "tls"}[c.Type]; first.ssl && overTLS != "" {
 		c.Type = overTLS
@@ -246,10 +260,13 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 	}
 	c.Inter, c.FastInter, c.DownInter = first.inter, first.fastInter, first.downInter
 	c.Rise, c.Fall = first.rise, first.fall
-	c.Port = cmp.Or(first.port, c.Port)
-	p.limitTimeout(d)
+	c.Port, c.Addr = cmp.Or(first.port, c.Port), first.addr
+	p.limitTimeout(d, c)
+	if c.Type != "tcp" {
+		c.SendProxy = first.proxy
+	}
 	if c.Type != "tls" && c.Type != "https" {
-		return
+		return *c
 	}
 	c.Verify = "false" // what ssl-hello-chk and verify none do
 	if first.verify == "required" || first.verify == "" && first.caFile != "" {
@@ -260,11 +277,11 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 	if crt := p.file(d, first.certFile); crt != "" {
 		c.CertFile, c.KeyFile = crt, crt // haproxy keeps both in one file
 	}
+	return *c
 }
 
 // limitTimeout holds timeout check against inter, which only http and https may exceed.
-func (p *proxy) limitTimeout(d *draft.Draft) {
-	c := &p.Check
+func (p *proxy) limitTimeout(d *draft.Draft, c *draft.HealthCheck) {
 	isHTTP := c.Type == "http" || c.Type == "https"
 	if !p.checkTimeout.Set {
 		if isHTTP { // ours would be longer

@@ -16,7 +16,7 @@ type proxy struct {
 	section section
 	// usual are the words of default-server.
 	usual []string
-	// checks are what each server says about its check; the first one's is for all.
+	// checks are what each server says about its check.
 	checks     []serverCheck
 	checkWords string           // which option that is
 	checkBy    syntax.Statement // the line that says how servers are checked

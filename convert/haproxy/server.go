@@ -1,6 +1,7 @@
 package haproxy
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 
@@ -11,9 +12,9 @@ import (
 type server struct {
 	*draft.ServerEntry
 	check serverCheck
-	// out means that the server gets no connections until somebody lets it in; sendProxy, onDown and onUp are
-	// settings that a load balancer has as a whole here.
-	out, tls                bool
+	// sendProxy is for the first server what its load balancer says; onDown and onUp are settings that a load balancer
+	// has as a whole here. checkProxy says that checks have the PROXY header even at another place.
+	tls, checkProxy         bool
 	sendProxy, onDown, onUp string
 }
 
@@ -75,23 +76,17 @@ func (p *proxy) add(l draft.Line, srv draft.ServerEntry, tail string, words []st
 	// What is wrong with the words of default-server is noted where they stand.
 	set.read(draft.Line{Draft: draft.New(), Statement: l.Statement}, p.usual, p)
 	set.read(l, words, p)
-	if len(p.checks) > 0 && set.check != p.checks[0] {
-		l.Advise("is checked in another way than the first server; " +
-			"one load balancer checks all its backends as it does the first")
+	if set.checkProxy || set.sendProxy != "" && set.check.port == 0 && !set.check.addr.IsValid() {
+		set.check.proxy = cmp.Or(set.sendProxy, "v1")
 	}
 	if set.tls {
 		p.refuse("%s begins TLS towards the servers, while "+draft.IsTLS+": let the clients speak TLS", l.Place)
-	}
-	if set.out {
-		srv.Weight = draft.Number{Value: 0, Set: true}
-		l.Advise("disabled became weight 0; remove that to let connections in again")
 	}
 	if len(p.checks) == 0 {
 		p.SendProxy, p.OnMarkedDown, p.OnMarkedUp = set.sendProxy, set.onDown, set.onUp
 	}
 	if set.sendProxy != p.SendProxy {
-		p.refuse("%s begins connections in another way than the server before it, with the PROXY header or without, "+
-			"and all servers of a load balancer get the same", l.Place)
+		srv.SendProxy = cmp.Or(set.sendProxy, "off")
 	}
 	if set.onDown != p.OnMarkedDown || set.onUp != p.OnMarkedUp {
 		l.Advise("does something else than the first server when a server goes down or comes back; " +
@@ -141,7 +136,7 @@ func (s *server) read(l draft.Line, words []string, p *proxy) {
 // droppedWithValue are the parameters that are not carried over and have a value.
 const droppedWithValue = " resolve-prefer resolve-net resolve-opts minconn pool-max-conn " +
 	"pool-purge-delay pool-low-conn max-reuse tcp-ut id sni cookie check-alpn alpn ciphers ciphersuites ssl-min-ver " +
-	"ssl-max-ver crl-file curves addr agent-addr agent-inter agent-port agent-send check-proto namespace proto redir " +
+	"ssl-max-ver crl-file curves agent-addr agent-inter agent-port agent-send check-proto namespace proto redir " +
 	"source track usesrc interface proxy-v2-options socks4 ws log-proto guid set-proxy-v2-tlv-fmt "
 
 // parameters are the words of a server with something to read.
@@ -152,8 +147,8 @@ var parameters = map[string]func(s *server, r *reading){
 	"no-check-ssl": func(s *server, _ *reading) { s.check.ssl = false },
 	"backup":       func(s *server, _ *reading) { s.Backup = true },
 	"no-backup":    func(s *server, _ *reading) { s.Backup = false },
-	"enabled":      func(s *server, _ *reading) { s.out = false },
-	"disabled":     func(s *server, _ *reading) { s.out = true },
+	"enabled":      func(s *server, _ *reading) { s.Disabled = false },
+	"disabled":     func(s *server, _ *reading) { s.Disabled = true },
 	"inter":        func(s *server, r *reading) { r.inter(&s.check.inter) },
 	"fastinter":    func(s *server, r *reading) { r.inter(&s.check.fastInter) },
 	"downinter":    func(s *server, r *reading) { r.inter(&s.check.downInter) },
@@ -172,6 +167,14 @@ var parameters = map[string]func(s *server, r *reading){
 			r.unknown = append(r.unknown, "port")
 		}
 	},
+	"addr": func(s *server, r *reading) {
+		word := r.word()
+		if a, ok := draft.ReadAddr(word); ok {
+			s.check.addr = a
+		} else {
+			r.unknown = append(r.unknown, strings.TrimSpace("addr "+word))
+		}
+	},
 	"verify":               func(s *server, r *reading) { s.check.verify = r.word() },
 	"ca-file":              func(s *server, r *reading) { s.check.caFile = r.word() },
 	"crt":                  func(s *server, r *reading) { s.check.certFile = r.word() },
@@ -181,7 +184,7 @@ var parameters = map[string]func(s *server, r *reading){
 	"send-proxy-v2":        func(s *server, _ *reading) { s.sendProxy = "v2" },
 	"send-proxy-v2-ssl":    func(s *server, _ *reading) { s.sendProxy = "v2" },
 	"send-proxy-v2-ssl-cn": func(s *server, _ *reading) { s.sendProxy = "v2" },
-	"check-send-proxy":     func(*server, *reading) {},
+	"check-send-proxy":     func(s *server, _ *reading) { s.checkProxy = true },
 	"no-send-proxy":        func(s *server, _ *reading) { s.sendProxy = "" },
 	"no-send-proxy-v2":     func(s *server, _ *reading) { s.sendProxy = "" },
 	"on-marked-down": func(s *server, r *reading) {

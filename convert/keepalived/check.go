@@ -118,6 +118,13 @@ var checkLines = map[string]reader{
 		}
 		l.Note(noSuchPort)
 	},
+	"connect_ip": func(v *virtualServer, l draft.Line) {
+		if a, ok := draft.ReadAddr(l.Arg(1)); ok {
+			v.Check.Addr = a
+			return
+		}
+		l.Note("%s", draft.WrongAddr(l.Arg(1)))
+	},
 	"connect_timeout": func(v *virtualServer, l draft.Line) {
 		l.Span(units, l.Arg(1), draft.MinConnect, draft.MaxInter, &v.Check.Timeout)
 	},
@@ -132,7 +139,7 @@ var checkLines = map[string]reader{
 var checkRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "warmup", Moot: true, Text: "checks begin at different moments anyway"},
 	draft.Remark{Keywords: "enable_sni", Text: "write check: {tls: {serverName: ...}}"},
-	draft.Remark{Keywords: "connect_ip bindto bind_if bind_port fwmark http_protocol tls_compliant fast_recovery",
+	draft.Remark{Keywords: "bindto bind_if bind_port fwmark http_protocol tls_compliant fast_recovery",
 		Text: isMissing},
 )
 

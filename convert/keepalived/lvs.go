@@ -1,6 +1,7 @@
 package keepalived
 
 import (
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -31,8 +32,7 @@ var schedulers = []string{
 // A virtualServer is a virtual_server block as it is read.
 type virtualServer struct {
 	*draft.LB
-	checked bool   // a server has had a check, which is that of all
-	user    string // of scripts that name none
+	user string // of scripts that name none
 	// usual is what the block says of all checks, other the first check that cannot be made here.
 	usual draft.HealthCheck
 	other draft.Line
@@ -75,7 +75,7 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 		v.Scheduler = defaultScheduler
 	}
 	switch {
-	case v.checked:
+	case v.joinChecks():
 	case v.other.Line != 0:
 		v.Check = v.usualCheck("tcp")
 		limitTimeout(&v.Check)
@@ -135,7 +135,7 @@ var lines = map[string]reader{
 	"real_server": (*virtualServer).realServer,
 	"sorry_server": func(v *virtualServer, l draft.Line) {
 		if srv, ok := v.serverAddress(l); ok {
-			srv.Backup = true
+			srv.Backup, srv.Check = true, &draft.HealthCheck{Type: "none"}
 			v.Servers = append(v.Servers, srv)
 		}
 	},
@@ -215,7 +215,24 @@ func (v *virtualServer) serverAddress(l draft.Line) (draft.ServerEntry, bool) {
 	return srv, ok
 }
 
-// realServer reads a server with its check. The first server's check is that of all.
+// joinChecks makes the check of the first server that has one that of all; servers with another keep their own. It
+// reports whether there is one.
+func (v *virtualServer) joinChecks() bool {
+	isChecked := func(srv draft.ServerEntry) bool { return srv.Check != nil && srv.Check.Type != "none" }
+	at := slices.IndexFunc(v.Servers, isChecked)
+	if at >= 0 {
+		v.Check = *v.Servers[at].Check
+		v.Check.Addr = netip.Addr{} // that is of one server
+	}
+	for i := range v.Servers {
+		if own := v.Servers[i].Check; own != nil && (at < 0 || reflect.DeepEqual(*own, v.Check)) {
+			v.Servers[i].Check = nil
+		}
+	}
+	return at >= 0
+}
+
+// realServer reads a server with its check.
 func (v *virtualServer) realServer(l draft.Line) {
 	srv, ok := v.serverAddress(l)
 	if !ok {
@@ -223,8 +240,8 @@ func (v *virtualServer) realServer(l draft.Line) {
 		return
 	}
 	before, usual := v.Check, v.usual
-	defer func() { v.usual = usual }()
-	checks := 0
+	defer func() { v.Check, v.usual = before, usual }()
+	srv.Check = &draft.HealthCheck{Type: "none"}
 	for _, line := range l.Lines(v.LB, l.Body) {
 		if w := line.Words[0]; w == "retry" || w == "delay_before_retry" || w == "connect_timeout" || w == "delay_loop" {
 			v.Check = v.usual
@@ -232,7 +249,7 @@ func (v *virtualServer) realServer(l draft.Line) {
 			v.usual = v.Check
 		}
 	}
-	v.Check = before
+	checks := 0
 	for _, line := range l.Lines(v.LB, l.Body) {
 		switch w := line.Words[0]; w {
 		case "weight":
@@ -247,6 +264,8 @@ func (v *virtualServer) realServer(l draft.Line) {
 				continue
 			}
 			v.readCheck(line)
+			check := v.Check
+			srv.Check = &check
 		case "notify_up":
 			v.notify(line, "backend-up")
 		case "notify_down":
@@ -257,21 +276,18 @@ func (v *virtualServer) realServer(l draft.Line) {
 				v.Refused = line.Place.String() + " is for some machines only, and one file of ours fits all peers"
 				continue
 			}
-			if strings.HasSuffix(w, "_CHECK") && v.other.Line == 0 {
-				v.other = line
+			if strings.HasSuffix(w, "_CHECK") {
+				if v.other.Line == 0 {
+					v.other = line
+				}
+				if checks == 0 {
+					srv.Check = nil // that of the others
+				}
 			}
 			if !line.Remark(serverRemarks, w) {
 				line.NoteAll(false, isMissing)
 			}
 		}
-	}
-	if checks > 0 {
-		if v.checked && !reflect.DeepEqual(before, v.Check) {
-			l.Advise("is checked in another way than the first server; " +
-				"one load balancer checks all its backends as it does the first")
-			v.Check = before
-		}
-		v.checked = true
 	}
 	v.Servers = append(v.Servers, srv)
 }

@@ -182,8 +182,7 @@ func readBackend(lb *draft.LB, l draft.Line) {
 			srv.Backup = true
 		case "resolve": // names are always followed
 		case "down":
-			srv.Weight = draft.Number{Value: 0, Set: true}
-			l.Advise("down became weight 0; remove that to let connections in again")
+			srv.Disabled = true
 		default:
 			unknown = append(unknown, w)
 		}

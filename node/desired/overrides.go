@@ -47,6 +47,7 @@ func ReadOverrides(settings map[string]string) map[BackendRef]balancer.Override 
 type namedBackend struct {
 	BackendRef
 	name, host string
+	disabled   bool // by the configuration
 }
 
 func (b namedBackend) String() string {
@@ -64,7 +65,7 @@ func find(cfg *configs.Config, overrides map[BackendRef]balancer.Override, name 
 	for _, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
 			if b.Resolved() {
-				known = append(known, namedBackend{BackendRef{lb.Name, b.Addr}, b.Name, b.Host})
+				known = append(known, namedBackend{BackendRef{lb.Name, b.Addr}, b.Name, b.Host, b.Disabled})
 			}
 		}
 	}
@@ -91,10 +92,13 @@ func find(cfg *configs.Config, overrides map[BackendRef]balancer.Override, name 
 	return found, nil
 }
 
-// revise returns the override that o becomes.
-func revise(o balancer.Override, do, weight string) (balancer.Override, error) {
+// revise returns the override that o becomes; disabled is what the configuration says of the backend.
+func revise(o balancer.Override, disabled bool, do, weight string) (balancer.Override, error) {
 	switch do {
-	case "enable":
+	case balancer.Enable:
+		if disabled {
+			return balancer.Override{Out: balancer.Enable}, nil
+		}
 		return balancer.Override{}, nil
 	case balancer.Drain, balancer.Disable:
 		o.Out = do
@@ -128,7 +132,7 @@ func Override(cfg *configs.Config, settings map[string]string, do, name, weight 
 	}
 	change := SettingsChange{Set: make(map[string]string)}
 	for _, b := range found {
-		next, err := revise(overrides[b.BackendRef], do, weight)
+		next, err := revise(overrides[b.BackendRef], b.disabled, do, weight)
 		if err != nil {
 			return SettingsChange{}, err
 		}

@@ -76,6 +76,7 @@ func TestReviseOrder(t *testing.T) {
 		do, weight string
 		want       string
 	}{
+		{balancer.Override{Out: "enable"}, "disable", "", "disable"},
 		{balancer.Override{}, "drain", "", "drain"},
 		{balancer.Override{Out: "drain"}, "disable", "", "disable"},
 		{balancer.Override{Out: "drain"}, "weight", "5", "drain, weight 5"},
@@ -85,7 +86,7 @@ func TestReviseOrder(t *testing.T) {
 		{balancer.Override{}, "weight", "", `weight "" is not a number from 0 to 256; write one`},
 		{balancer.Override{}, "remove", "", `"remove" is no order; write drain, enable, disable or weight`},
 	} {
-		o, err := revise(tt.from, tt.do, tt.weight)
+		o, err := revise(tt.from, false, tt.do, tt.weight)
 		got := o.String()
 		if err != nil {
 			got = fmt.Sprint(err)
@@ -93,5 +94,9 @@ func TestReviseOrder(t *testing.T) {
 		if got != tt.want {
 			t.Errorf("%v, %s %s: %s, want %s", tt.from, tt.do, tt.weight, got, tt.want)
 		}
+	} // The configuration disables it: then enable is an order of its own.
+	o, err := revise(balancer.Override{Out: "disable"}, true, "enable", "")
+	if err != nil || o.String() != "enable" {
+		t.Errorf("%v, %v", o, err)
 	}
 }

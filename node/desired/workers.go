@@ -55,8 +55,12 @@ func listOf(
 			if !b.Resolved() {
 				continue // workers are told addresses
 			}
+			order := overrides[BackendRef{c.Name, b.Addr}]
+			if b.Disabled && order.Out == "" {
+				order.Out = balancer.Disable
+			}
 			lb.Backends = append(lb.Backends, listedServer{
-				Name: b.Name, Address: b.Addr, Weight: b.Weight, Order: overrides[BackendRef{c.Name, b.Addr}],
+				Name: b.Name, Address: b.Addr, Weight: b.Weight, Order: order,
 			})
 		}
 		l.LoadBalancers = append(l.LoadBalancers, lb)

@@ -47,8 +47,10 @@ func TestWorkersList(t *testing.T) {
 	peer := &configs.Config{
 		LoadBalancers: []configs.LoadBalancerEntry{{Name: "api", Port: 6443, Backends: []configs.BackendEntry{
 			entry("a", "192.0.2.1:6443", 1), entry("b", "192.0.2.2:6443", 2), entry("", "192.0.2.3:6443", 1),
+			entry("out", "192.0.2.4:6443", 1),
 		}}},
 	}
+	peer.LoadBalancers[0].Backends[3].Disabled = true
 	overrides := map[BackendRef]balancer.Override{{"api", at("192.0.2.1:6443")}: {Out: balancer.Disable}}
 	drained := raft.Status{
 		Leader: "c",
@@ -70,6 +72,7 @@ func TestWorkersList(t *testing.T) {
 		{Name: "its own", Port: 443, Backends: []configs.BackendEntry{entry("", "192.0.2.51:443", 1)}},
 	}}
 	got, orders := withList(worker, l)
+	peer.LoadBalancers[0].Backends[3].Disabled = false // workers are told by an order
 	if diff := cmp.Diff(peer.LoadBalancers[0].Backends, got.LoadBalancers[0].Backends, sameAddrs); diff != "" {
 		t.Error(diff)
 	}
@@ -80,6 +83,7 @@ func TestWorkersList(t *testing.T) {
 	want := map[BackendRef]balancer.Override{
 		{name, at("192.0.2.1:6443")}: {Out: balancer.Disable},
 		{name, at("192.0.2.2:6443")}: {Out: balancer.Drain}, // c holds: it has to give that up first
+		{name, at("192.0.2.4:6443")}: {Out: balancer.Disable},
 	}
 	if len(orders) != len(want) {
 		t.Errorf("orders %v, want %v", orders, want)

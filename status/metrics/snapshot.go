@@ -261,6 +261,7 @@ func (s *snapshotMetrics) loadBalancers(n status.Snapshot) {
 	repairs := s.counter("loadbalancer_repairs_total",
 		"What the data plane found missing while it served the load balancer, and put back.")
 	up := s.gauge("backend_up", "Whether the backend is healthy, by this node's checks.")
+	disabled := s.gauge("backend_disabled", "Whether the configuration, or an order, keeps the backend out.")
 	weight := s.gauge("backend_weight", "The backend's share of new connections.")
 	since := s.gauge("backend_last_change_timestamp_seconds", "When the backend's state changed last.")
 	latency := s.gauge("backend_check_seconds", "Time that the last check took.")
@@ -321,6 +322,7 @@ func (s *snapshotMetrics) loadBalancers(n status.Snapshot) {
 			seen[be.Name] = true
 			labels := label("backend", be.Name, "loadbalancer", lb.Name)
 			up.add(truth(be.State == balancer.Up), labels)
+			disabled.add(truth(be.Disabled), labels)
 			weight.add(float64(be.Weight), labels)
 			passed.add(truth(be.PassedOver != ""), labels)
 			since.add(seconds(be.Since), labels)

@@ -22,6 +22,7 @@ type backend struct {
 	Reason   string
 	Backup   bool
 	Override string // by the operator
+	Disabled bool   // by the configuration or an order
 	Checked  time.Time
 	Latency  float64
 	// Counted reports whether any node's data plane counts, Partly that it counts new connections only.
@@ -67,7 +68,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []report.PeerRepor
 	target := balancer.Target{LoadBalancer: lb, Backend: be.Address}
 	m := backend{
 		Name: be.Name, Address: be.Address, Weight: be.Weight, State: be.State, Since: be.Since, Reason: be.Reason,
-		Backup: be.Backup, Override: be.Override,
+		Backup: be.Backup, Override: be.Override, Disabled: be.Disabled,
 		Latency: be.LatencyMS, NameIsAddress: !be.Address.IsValid() || be.Name == be.Address.String(),
 	}
 	if be.LastCheck != nil {
@@ -108,6 +109,9 @@ func newBackend(lb string, be balancer.BackendStatus, reports []report.PeerRepor
 		m.Level = good
 	case balancer.Down:
 		m.Level = bad
+		if be.Disabled { // somebody wants that
+			m.Level = warn
+		}
 	default:
 		m.Level = warn
 	}
@@ -118,7 +122,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []report.PeerRepor
 }
 
 func (b *backend) problems(lb string) (all []problem) {
-	if b.State == balancer.Down {
+	if b.State == balancer.Down && !b.Disabled {
 		all = append(all, problem{
 			Text:         fmt.Sprintf("%s / %s is down: %s", lb, b.Name, b.Reason),
 			loadBalancer: lb, together: "are down: " + b.Reason,

@@ -65,6 +65,8 @@ func (p painter) state(be balancer.BackendStatus) string {
 		return p.bad("passed over")
 	case be.State == balancer.Up:
 		return p.good(word)
+	case be.Disabled: // somebody wants that
+		return word
 	case be.State == balancer.Down:
 		return p.bad(word)
 	default:

@@ -1,0 +1,115 @@
+package convert
+
+import (
+	"slices"
+	"strings"
+
+	"appliance/convert/draft"
+)
+
+// A checkWord is one key of a check, such as tls.verify, and its value in YAML.
+type checkWord struct{ key, value string }
+
+// checkWords are the keys of a check with something to say.
+func checkWords(c draft.HealthCheck) (words []checkWord) {
+	add := func(key string, value string) { words = append(words, checkWord{key, value}) }
+	var f draft.Flow
+	f.Word("type", c.Type)
+	f.Span("inter", c.Inter)
+	f.Span("fastinter", c.FastInter)
+	f.Span("downinter", c.DownInter)
+	f.Span("timeout", c.Timeout)
+	f.Number("rise", c.Rise)
+	f.Number("fall", c.Fall)
+	f.Port("port", c.Port)
+	if c.Addr.IsValid() {
+		f.Word("address", c.Addr.String())
+	}
+	f.Word("sendProxy", c.SendProxy)
+	f.Word("method", c.Method)
+	f.Word("path", c.Path)
+	f.Word("host", c.Host)
+	var headers draft.Flow
+	for _, h := range c.Headers {
+		headers.Add(draft.Scalar(h[0]), draft.Scalar(h[1]))
+	}
+	if len(headers) > 0 {
+		f.Add("headers", headers.String())
+	}
+	if len(c.Status) > 0 {
+		f.Add("expect.status", list(c.Status, draft.Scalar))
+	}
+	f.Word("expect.contains", c.Contains)
+	f.Word("expect.matches", c.Matches)
+	if c.Verify != "" {
+		f.Add("tls.verify", c.Verify)
+	}
+	f.Word("tls.caFile", c.CAFile)
+	f.Word("tls.serverName", c.ServerName)
+	f.Word("tls.certFile", c.CertFile)
+	f.Word("tls.keyFile", c.KeyFile)
+	for _, pair := range f {
+		key, value, _ := strings.Cut(pair, ": ")
+		add(key, value)
+	}
+	return words
+}
+
+// flowOf writes words as a mapping, with tls.verify as tls: {verify: ...}.
+func flowOf(words []checkWord) (f draft.Flow) {
+	for i, w := range words {
+		group, name, isDeep := strings.Cut(w.key, ".")
+		if !isDeep {
+			f.Add(w.key, w.value)
+			continue
+		}
+		var inner draft.Flow
+		for j, other := range words {
+			g, n, _ := strings.Cut(other.key, ".")
+			if g == group && j < i {
+				inner = nil
+				break
+			}
+			if g == group {
+				inner.Add(n, other.value)
+			}
+		}
+		if len(inner) > 0 && strings.HasPrefix(inner[0], name+": ") {
+			f.Add(group, inner.String())
+		}
+	}
+	return f
+}
+
+// inherited are the keys that a server's own check takes from its load balancer's whatever its type is.
+var inherited = []string{"inter", "fastinter", "downinter", "rise", "fall"}
+
+// checkDifference is what a server's own check has to say beside usual, its load balancer's, to become own.
+func checkDifference(usual, own draft.HealthCheck) draft.Flow {
+	have := checkWords(usual)
+	if own.Type == "none" && usual.Type != "none" {
+		return flowOf([]checkWord{{"type", "none"}})
+	}
+	if own.Type != usual.Type {
+		have = slices.DeleteFunc(have, func(w checkWord) bool { return !slices.Contains(inherited, w.key) })
+	}
+	want := checkWords(own)
+	says := func(words []checkWord, key string) bool {
+		return slices.ContainsFunc(words, func(w checkWord) bool { return w.key == key })
+	}
+	differs := slices.DeleteFunc(slices.Clone(want), func(w checkWord) bool { return slices.Contains(have, w) })
+	for _, w := range have {
+		if says(want, w.key) {
+			continue
+		}
+		none := `""` // our loader's way to say: as without the key
+		switch w.key {
+		case "port":
+			none = "0"
+		case "tls.verify":
+			none = "false"
+		}
+		differs = append(differs, checkWord{w.key, none})
+	}
+	return flowOf(differs)
+}

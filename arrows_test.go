@@ -15,10 +15,12 @@ var arrows = map[string]struct {
 	may []string
 	why string
 }{
-	"appliance/balancer":         {nil, "it imports none of our packages and declares the small interfaces it needs"},
-	"appliance/connlog":          {nil, "lines are written without knowing what they say"},
-	"appliance/dns":              {nil, "a name is looked up without knowing what is at its addresses"},
-	"appliance/balancer/forward": {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
+	"appliance/balancer": {[]string{"appliance/balancer/exchange"},
+		"it declares the small interfaces it needs, and what a server has to say is asked without knowing why"},
+	"appliance/balancer/exchange": {nil, "a conversation does not know what follows from it"},
+	"appliance/connlog":           {nil, "lines are written without knowing what they say"},
+	"appliance/dns":               {nil, "a name is looked up without knowing what is at its addresses"},
+	"appliance/balancer/forward":  {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
 	"appliance/raft": {[]string{
 		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",
 		"appliance/raft/fence", "appliance/raft/founding", "appliance/raft/giveway", "appliance/raft/lease",

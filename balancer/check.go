@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"appliance/balancer/exchange"
 )
 
 // The types of checks.
@@ -26,6 +28,14 @@ const (
 	CheckHTTP  = "http"  // a request in clear is answered as expected
 	CheckHTTPS = "https" // the same over TLS
 	CheckNone  = "none"  // always healthy
+
+	// These talk over a connection: Steps, or the beginning of a well-known protocol.
+	CheckExchange = "exchange"
+	CheckRedis    = "redis"
+	CheckSMTP     = "smtp"
+	CheckMySQL    = "mysql"
+	CheckPgSQL    = "pgsql"
+	CheckLDAP     = "ldap"
 )
 
 // The defaults of a Check, which are in force where a field is zero. The
@@ -43,6 +53,8 @@ const (
 	DefaultFall  = 2
 	// DefaultRise: a server that is just starting may answer once and fall over.
 	DefaultRise = 2
+	// DefaultHello is haproxy's: every server of SMTP knows it (RFC 5321, section 4.1.1.1).
+	DefaultHello = "HELO localhost"
 	// DefaultStatus stands alone: 401 and 403 are also what a server answers
 	// that is not ready yet.
 	DefaultStatus = 200
@@ -82,7 +94,15 @@ type Check struct {
 	BearerTokenFile string
 	Expect          Expect
 	TLS             TLSOptions
+
+	// Steps are the conversation of exchange; User is who logs in to mysql and pgsql, without a password, and Hello how
+	// the check introduces itself to smtp.
+	Steps       []CheckStep
+	User, Hello string
 }
+
+// A CheckStep is one step of a conversation.
+type CheckStep = exchange.TalkStep
 
 // A Header is one header line of a request.
 type Header struct{ Name, Value string }
@@ -101,6 +121,8 @@ type StatusRange struct{ First, Last int }
 
 // TLSOptions say whom a check trusts, and with which certificate it comes.
 type TLSOptions struct {
+	// On has the types that talk do so over TLS.
+	On bool
 	// Verify holds the server's certificate against CAFile, or against the
 	// host's own CAs where CAFile is empty.
 	Verify bool
@@ -118,11 +140,20 @@ type TLSOptions struct {
 // Requests reports whether the check sends a request and reads the answer.
 func (c Check) Requests() bool { return c.Type == CheckHTTP || c.Type == CheckHTTPS }
 
+// Talks reports whether the check holds a conversation other than HTTP.
+func (c Check) Talks() bool {
+	switch c.Type {
+	case CheckExchange, CheckRedis, CheckSMTP, CheckMySQL, CheckPgSQL, CheckLDAP:
+		return true
+	}
+	return false
+}
+
 // DefaultTimeout is the Timeout of a check that has none: Inter, and four times
-// as long for one that sends a request, because a slow etcd can hold an
+// as long for one that waits for an answer, because a slow etcd can hold an
 // apiserver's answer for a second.
 func (c Check) DefaultTimeout() time.Duration {
-	if c.Requests() {
+	if c.Requests() || c.Talks() {
 		return min(4*c.Inter, maxTimeout)
 	}
 	return c.Inter
@@ -227,7 +258,75 @@ func NewChecker(c Check) (Checker, error) {
 	case CheckHTTP, CheckHTTPS:
 		return newHTTPChecker(c)
 	}
-	return nil, fmt.Errorf("check type %q is unknown: use tcp, tls, http, https or none", c.Type)
+	if c.Talks() {
+		return newTalkChecker(c)
+	}
+	return nil, fmt.Errorf("check type %q is unknown: use tcp, tls, http, https, exchange, redis, smtp, mysql, pgsql, "+
+		"ldap or none", c.Type)
+}
+
+// talkChecker checks that a server says what it has to.
+type talkChecker struct {
+	check  Check
+	tls    *tlsDialer // nil: in clear
+	script *exchange.Script
+}
+
+func newTalkChecker(c Check) (t *talkChecker, err error) {
+	t = &talkChecker{check: c}
+	switch c.Type {
+	case CheckRedis:
+		t.script = exchange.Redis()
+	case CheckSMTP:
+		t.script = exchange.SMTP(cmp.Or(c.Hello, DefaultHello))
+	case CheckMySQL:
+		t.script = exchange.MySQL(c.User)
+	case CheckPgSQL:
+		t.script = exchange.PostgreSQL(c.User)
+	case CheckLDAP:
+		t.script = exchange.LDAP()
+	default:
+		if t.script, err = exchange.New(c.Steps); err != nil {
+			return nil, fmt.Errorf("check steps: %w", err)
+		}
+	}
+	if c.TLS.On {
+		t.tls, err = newTLSDialer(c.TLS)
+	}
+	return t, err
+}
+
+// Check implements Checker.
+func (t *talkChecker) Check(ctx context.Context, b Backend) error {
+	conn, err := t.check.connect(ctx, b, t.tls)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = t.script.Run(conn)
+	if foreign := (*exchange.OtherProtocol)(nil); errors.As(err, &foreign) {
+		return &Mismatch{foreign.Saw, "check: {type: tcp}"}
+	}
+	return err
+}
+
+// connect opens the connection to b, with its TLS handshake if there is one. Both have Inter at most.
+func (c Check) connect(ctx context.Context, b Backend, over *tlsDialer) (net.Conn, error) {
+	ctx, cancel := withTimeout(ctx, c.Inter)
+	defer cancel()
+	at := c.at(b)
+	conn, err := c.dial(ctx, at)
+	if err != nil || over == nil {
+		return conn, err
+	}
+	client, err := over.handshake(ctx, conn, at)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return client, nil
 }
 
 // None considers every backend healthy.

@@ -133,7 +133,7 @@ func firstLine(body []byte) string {
 
 // ask sends one request and reads the answer.
 func (h *httpChecker) ask(ctx context.Context, b Backend, path string) (answer, error) {
-	conn, err := h.connect(ctx, b)
+	conn, err := h.check.connect(ctx, b, h.tls)
 	if err != nil {
 		return answer{}, err
 	}
@@ -158,23 +158,6 @@ func (h *httpChecker) ask(ctx context.Context, b Backend, path string) (answer, 
 		return answer{}, h.readError(ctx, nil, fmt.Errorf("breaks off in the middle of its answer: %w", err))
 	}
 	return a, nil
-}
-
-// connect opens the connection, with its TLS handshake if there is one.
-func (h *httpChecker) connect(ctx context.Context, b Backend) (net.Conn, error) {
-	ctx, cancel := withTimeout(ctx, h.check.Inter)
-	defer cancel()
-	at := h.check.at(b)
-	conn, err := h.check.dial(ctx, at)
-	if err != nil || h.tls == nil {
-		return conn, err
-	}
-	client, err := h.tls.handshake(ctx, conn, at)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return client, nil
 }
 
 func (h *httpChecker) request(ctx context.Context, host, path string) (*http.Request, error) {

@@ -149,6 +149,20 @@ func TestChecks(t *testing.T) {
 		{"http, body beyond the bound", Check{Type: "http", Expect: Expect{Contains: "ok"}},
 			web(t, nil, says(200, strings.Repeat("x", maxBody)+"ok")), "does not contain", ""},
 		{"http, long body", Check{Type: "http"}, web(t, nil, says(200, strings.Repeat("x", 3*maxBody))), "", ""},
+		{"redis", Check{Type: "redis"}, raw(t, script("+PONG\r\n")), "", ""},
+		{"redis, loads", Check{Type: "redis"}, raw(t, script("-LOADING\r\n")), `answers "-LOADING"`, ""},
+		{"redis, other protocol", Check{Type: "redis"}, raw(t, script("HTTP/1.1 400 Bad Request\r\n\r\n")),
+			"does not speak the protocol of Redis", "type: tcp"},
+		{"redis, refuses", Check{Type: "redis"}, closedPort(t), "refuses", ""},
+		{"redis, hangs after accept", Check{Type: "redis", Timeout: short}, raw(t, hang), "does not send +PONG in time", ""},
+		{"redis, half-open", Check{Type: "redis"}, raw(t, halfOpen), "closes the connection without +PONG", ""},
+		{"ldap over TLS, plain", Check{Type: "ldap", TLS: TLSOptions{On: true}}, raw(t, script("\x30\x00")), "TLS", "type: tcp"},
+		{"exchange over TLS", Check{Type: "exchange", TLS: TLSOptions{On: true, Verify: true, CAFile: ca.file},
+			Steps: []CheckStep{{Send: "GET / HTTP/1.0\r\n\r\n"}, {Expect: " 200 OK"}, {Matches: "ok$"}}},
+			web(t, good, says(200, "ok")), "", ""},
+		{"exchange over TLS, another CA", Check{Type: "exchange", TLS: TLSOptions{On: true, Verify: true, CAFile: ca.file},
+			Steps: []CheckStep{{Expect: "x"}}}, web(t, stranger, says(200, "ok")), "not trusted", "caFile"},
+		{"exchange", Check{Type: "exchange", Steps: []CheckStep{{Send: "a"}, {Expect: "b"}}}, raw(t, script("abc")), "", ""},
 		{"none", Check{Type: "none"}, closedPort(t), "", ""},
 	}
 	for _, tt := range tests {
@@ -282,7 +296,7 @@ func TestNewCheckerRefuses(t *testing.T) {
 		check Check
 		want  string
 	}{
-		{Check{Type: "ping"}, "use tcp, tls, http, https or none"},
+		{Check{Type: "ping"}, "use tcp, tls, http, https, exchange"},
 		{Check{Type: "http", Path: "healthz"}, "begin it with /"},
 		{Check{Type: "http", Expect: Expect{Matches: "("}}, "regular expression"},
 		{Check{TLS: TLSOptions{Pin: "short"}}, "base64"},

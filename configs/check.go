@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"encoding/hex"
 	"fmt"
 	"regexp"
 	"slices"
@@ -14,6 +15,12 @@ import (
 
 var checkTypes = []string{
 	balancer.CheckTCP, balancer.CheckTLS, balancer.CheckHTTP, balancer.CheckHTTPS, balancer.CheckNone,
+}
+
+// talkingTypes are those that only load balancers' checks have.
+var talkingTypes = []string{
+	balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckMySQL, balancer.CheckPgSQL,
+	balancer.CheckLDAP,
 }
 
 // requestSettings are the keys below prefix that say what a check asks.
@@ -73,9 +80,44 @@ func requestSettings(prefix, flag string) []Setting {
 	}
 }
 
+// talkSettings are the keys below prefix of the types that talk.
+func talkSettings(prefix string) []Setting {
+	return []Setting{
+		{Key: prefix + "steps[].send", Type: String,
+			Usage: "a text that is sent (exchange)",
+			Why:   "none: a step sends or waits"},
+		{Key: prefix + "steps[].sendHex", Type: String,
+			Usage: "bytes that are sent, in hexadecimal (exchange)",
+			Why:   "none, as send"},
+		{Key: prefix + "steps[].expect", Type: String,
+			Usage: "a text that must be in what has come since the last send (exchange)",
+			Why:   "none, as send"},
+		{Key: prefix + "steps[].expectHex", Type: String,
+			Usage: "the same as bytes, in hexadecimal (exchange)",
+			Why:   "none, as send"},
+		{Key: prefix + "steps[].matches", Type: String,
+			Usage: "a regular expression (RE2) that it must match (exchange)",
+			Why:   "none, as send"},
+		{Key: prefix + "user", Type: String,
+			Usage: "who logs in, without a password (mysql, pgsql)",
+			Why:   "none: mysql's greeting is enough, and pgsql needs a name"},
+		{Key: prefix + "helo", Type: String, Default: balancer.DefaultHello,
+			Usage: "how the check introduces itself: HELO name or EHLO name (smtp)",
+			Why:   "haproxy's; every server knows it"},
+		{Key: prefix + "tls.on", Type: Bool, Default: "false",
+			Usage: "talk over TLS (exchange, redis, smtp, ldap)",
+			Why:   "the well-known ports of these protocols are in clear"},
+	}
+}
+
 // checkSettings are all keys of a load balancer's check.
 func checkSettings(prefix string) []Setting {
-	return append(requestSettings(prefix, "check"), []Setting{
+	all := requestSettings(prefix, "check")
+	all[0].Choices = slices.Concat(checkTypes, talkingTypes)
+	all[0].Usage += "; exchange: what is sent is answered as expected; " +
+		"redis, smtp, mysql, pgsql, ldap: a server of that protocol answers"
+	all = append(all, talkSettings(prefix)...)
+	return append(all, []Setting{
 		{Key: prefix + "sendProxy", Type: String, Choices: []string{"v1", "v2"},
 			Usage: "begin the check with a PROXY header of this version that names no client (tls, http, https)",
 			Why:   "none: only a server that waits for it answers then"},
@@ -106,6 +148,9 @@ func (b *builder) check(prefix string) balancer.Check {
 	const shortest = 10 * time.Millisecond
 	c := b.checkRequest(prefix)
 	c.SendProxy = b.text(prefix + "sendProxy")
+	if c.Talks() {
+		b.talk(&c, prefix)
+	}
 	c.Inter = b.duration(prefix+"inter", shortest, day)
 	c.FastInter = b.optionalDuration(prefix+"fastinter", shortest, day)
 	c.DownInter = b.optionalDuration(prefix+"downinter", shortest, day)
@@ -117,8 +162,8 @@ func (b *builder) check(prefix string) balancer.Check {
 		b.show(prefix+"timeout", formatDuration(c.Timeout), Origin{})
 	}
 	inter := formatDuration(c.Inter)
-	if c.Timeout > c.Inter && !c.Requests() {
-		b.bad(prefix+"timeout", "%s is longer than inter, %s, which only http and https may be that wait for an answer; "+
+	if c.Timeout > c.Inter && !c.Requests() && !c.Talks() {
+		b.bad(prefix+"timeout", "%s is longer than inter, %s, which only checks may be that wait for an answer; "+
 			"write at most %s", formatDuration(c.Timeout), inter, inter)
 	}
 	if c.FastInter > c.Inter {
@@ -173,7 +218,18 @@ func (b *builder) ownCheck(prefix, usual string) *balancer.Check {
 
 // inherit gives the check at prefix what it leaves unsaid: what the one at usual says.
 func (b *builder) inherit(prefix, usual string, sameType bool) {
+	own := b.lists[prefix+"steps"] > 0
 	for _, s := range ownChecks {
+		if _, field, ok := strings.Cut(s.Key, "steps[]."); ok && sameType && !own {
+			b.lists[prefix+"steps"] = b.lists[usual+"steps"]
+			for i := range b.lists[usual+"steps"] {
+				at := fmt.Sprintf("steps[%d].%s", i, field)
+				if v, ok := b.values[usual+at]; ok {
+					b.values[prefix+at] = v
+				}
+			}
+			continue
+		}
 		name, isList := strings.CutSuffix(s.Key, "[]")
 		if !sameType && !slices.Contains(inheritedByAll, name) {
 			continue
@@ -191,6 +247,88 @@ func (b *builder) inherit(prefix, usual string, sameType bool) {
 			}
 		}
 	}
+}
+
+// maxSteps and maxStep bound a conversation: steps, and the bytes of one.
+const (
+	maxSteps = 50
+	maxStep  = 4096
+)
+
+// talk reads the keys of talkSettings.
+func (b *builder) talk(c *balancer.Check, prefix string) {
+	if b.bool(prefix + "tls.on") {
+		c.TLS = b.checkTLS(prefix)
+		c.TLS.On = true
+	} else {
+		for _, name := range []string{"verify", "caFile", "serverName", "pin", "certFile", "keyFile"} {
+			if b.isWritten(prefix + "tls." + name) {
+				b.bad(prefix+"tls."+name, "has no effect in clear; write tls: {on: true} beside it, or remove it")
+			}
+		}
+	}
+	switch c.Type {
+	case balancer.CheckExchange:
+		c.Steps = b.steps(prefix + "steps")
+	case balancer.CheckMySQL, balancer.CheckPgSQL:
+		if c.User = b.text(prefix + "user"); len(c.User) > 64 || printable(c.User) != c.User && c.User != "" {
+			b.bad(prefix+"user", "%s is not a user's name; write one of at most 64 printable characters", printable(c.User))
+		}
+		if c.User == "" && c.Type == balancer.CheckPgSQL {
+			b.bad(prefix+"user", "is missing, and PostgreSQL begins with a name; write one, which need not exist")
+		}
+	case balancer.CheckSMTP:
+		c.Hello = b.text(prefix + "helo")
+		verb, name, _ := strings.Cut(c.Hello, " ")
+		if verb != "HELO" && verb != "EHLO" || name == "" || invalidIn(name, "") || len(name) > 255 {
+			b.bad(prefix+"helo", "%s is no greeting; write HELO name or EHLO name", printable(c.Hello))
+		}
+	}
+}
+
+// steps reads a conversation.
+func (b *builder) steps(key string) (steps []balancer.CheckStep) {
+	if n := b.lists[key]; n == 0 || n > maxSteps {
+		b.bad(key, "has %d steps; write from 1 to %d, such as steps: [{send: \"PING\\r\\n\"}, {expect: PONG}]", n, maxSteps)
+		return nil
+	}
+	for at := range b.elements(key) {
+		var one balancer.CheckStep
+		said := 0
+		read := func(name string, into *string) {
+			c := b.get(at + "." + name)
+			if c.value == "" {
+				return
+			}
+			said++
+			b.show(at+"."+name, c.value, c.origin)
+			*into = c.value
+			if strings.HasSuffix(name, "Hex") {
+				bytes, err := hex.DecodeString(strings.ReplaceAll(c.value, " ", ""))
+				if err != nil {
+					b.bad(at+"."+name, "%s is not hexadecimal; write two digits for each byte", printable(c.value))
+				}
+				*into = string(bytes)
+			}
+			if len(*into) > maxStep {
+				b.bad(at+"."+name, "has %d bytes; write %d at most", len(*into), maxStep)
+			}
+		}
+		read("send", &one.Send)
+		read("sendHex", &one.Send)
+		read("expect", &one.Expect)
+		read("expectHex", &one.Expect)
+		read("matches", &one.Matches)
+		if said != 1 {
+			b.bad(at, "says %d things; write one of send, sendHex, expect, expectHex and matches in each step", said)
+		}
+		if _, err := regexp.Compile(one.Matches); err != nil {
+			b.bad(at+".matches", "%s is not a regular expression of RE2 (%s); correct it, or write expect",
+				printable(one.Matches), printable(err.Error()))
+		}
+		steps = append(steps, one)
+	}
+	return steps
 }
 
 // checkRequest reads what a check asks: the keys of requestSettings.
@@ -246,7 +384,25 @@ func (b *builder) rejectIrrelevant(prefix, checkType string) {
 			}
 		}
 	}
+	for _, of := range []struct {
+		name  string
+		types []string
+	}{
+		{"steps", []string{balancer.CheckExchange}}, {"helo", []string{balancer.CheckSMTP}},
+		{"user", []string{balancer.CheckMySQL, balancer.CheckPgSQL}},
+		{"tls.on", []string{balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckLDAP,
+			balancer.CheckTCP, balancer.CheckHTTP, balancer.CheckNone}}, // the last three take no tls at all
+	} {
+		if !slices.Contains(of.types, checkType) {
+			reject([]string{of.name}, of.types[0])
+		}
+	}
 	switch checkType {
+	case balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckLDAP:
+		reject(request, balancer.CheckHTTPS)
+	case balancer.CheckMySQL, balancer.CheckPgSQL:
+		reject(request, balancer.CheckHTTPS)
+		reject([]string{"tls"}, balancer.CheckTLS)
 	case balancer.CheckTCP:
 		reject(request, balancer.CheckHTTPS)
 		reject([]string{"tls", "sendProxy"}, balancer.CheckTLS)

@@ -143,7 +143,7 @@ func TestCheckRefused(t *testing.T) {
 	for _, tt := range []struct{ yaml, want string }{
 		{"{rise: 0}", "f:5: loadBalancers[0].check.rise: 0 is not a number from 1 to 1000; write one"},
 		{"{interval: 1s}", "f:5: loadBalancers[0].check.interval: is not a known key; did you mean inter?"},
-		{"{type: icmp}", "write tcp, tls, http, https or none"},
+		{"{type: icmp}", "write tcp, tls, http, https, none, exchange, redis, smtp, mysql, pgsql or ldap"},
 		{"{type: tcp, path: /x}", "check.path: means nothing to a check of type tcp; remove it, or write type: https"},
 		{"{type: http, tls: {verify: true}}", "check.tls: means nothing to a check of type http; " +
 			"remove it, or write type: https"},
@@ -196,5 +196,69 @@ func TestCheckRefused(t *testing.T) {
 	if _, err := Parse("f", []byte(all), Source{FileExists: func(string) bool { return true }}); err == nil ||
 		!strings.Contains(err.Error(), "are all backups") {
 		t.Error(err)
+	}
+}
+
+func TestTalkingChecks(t *testing.T) {
+	for yaml, want := range map[string]balancer.Check{
+		"{type: redis}": {Type: "redis"},
+		"{type: redis, tls: {on: true, serverName: r}}": {Type: "redis", TLS: balancer.TLSOptions{On: true, ServerName: "r"}},
+		"{type: ldap, tls: true}":                       {Type: "ldap", TLS: balancer.TLSOptions{On: true}},
+		"{type: smtp}":                                  {Type: "smtp", Hello: "HELO localhost"},
+		"{type: smtp, helo: EHLO mx.example.org}":       {Type: "smtp", Hello: "EHLO mx.example.org"},
+		"{type: mysql}":                                 {Type: "mysql"},
+		"{type: mysql, user: check}":                    {Type: "mysql", User: "check"},
+		"{type: pgsql, user: check}":                    {Type: "pgsql", User: "check"},
+		`{type: exchange, steps: [{expect: "220 "}, {sendHex: "00 ff"}, {expectHex: "fe"}, {send: "a\r\n"}, ` +
+			`{matches: "^b"}]}`: {Type: "exchange", Steps: []balancer.CheckStep{
+			{Expect: "220 "}, {Send: "\x00\xff"}, {Expect: "\xfe"}, {Send: "a\r\n"}, {Matches: "^b"}}},
+	} {
+		want.Inter, want.Timeout, want.Rise, want.Fall = 500*time.Millisecond, 2*time.Second, 2, 2
+		cfg, err := parseHere(withCheck(yaml))
+		if err != nil {
+			t.Errorf("%s: %v", yaml, err)
+			continue
+		}
+		if diff := cmp.Diff(want, cfg.LoadBalancers[0].Check, sameAddr); diff != "" {
+			t.Errorf("%s: %s", yaml, diff)
+		}
+		if _, err := balancer.NewChecker(cfg.LoadBalancers[0].Check); err != nil {
+			t.Errorf("%s: %v", yaml, err)
+		}
+	}
+	for yaml, want := range map[string]string{
+		"{type: pgsql}":                                                        "check.user: is missing, and PostgreSQL begins with a name",
+		"{type: redis, user: a}":                                               "check.user: means nothing to a check of type redis; remove it, or write type: mysql",
+		"{type: http, steps: [{send: a}]}":                                     "check.steps: means nothing to a check of type http; remove it, or write type: exchange",
+		"{type: redis, path: /}":                                               "check.path: means nothing to a check of type redis",
+		"{type: mysql, tls: {on: true}}":                                       "check.tls: means nothing to a check of type mysql",
+		"{type: https, tls: {on: true}}":                                       "check.tls.on: means nothing to a check of type https",
+		"{type: ldap, tls: {caFile: /a}}":                                      "check.tls.caFile: has no effect in clear; write tls: {on: true} beside it",
+		"{type: smtp, helo: mx}":                                               "check.helo: mx is no greeting; write HELO name or EHLO name",
+		"{type: smtp, helo: 'HELO a b'}":                                       "check.helo: HELO a b is no greeting",
+		"{type: exchange}":                                                     "check.steps: has 0 steps; write from 1 to 50",
+		"{type: exchange, steps: [{}]}":                                        "check.steps[0]: says 0 things; write one of send, sendHex",
+		"{type: exchange, steps: [{send: a, expect: b}]}":                      "check.steps[0]: says 2 things",
+		"{type: exchange, steps: [{sendHex: 0g}]}":                             "check.steps[0].sendHex: 0g is not hexadecimal",
+		"{type: exchange, steps: [{matches: '('}]}":                            "check.steps[0].matches: ( is not a regular expression",
+		"{type: exchange, steps: [{send: " + strings.Repeat("a", 4097) + "}]}": "has 4097 bytes; write 4096 at most",
+		"{type: exchange, steps: [" + strings.Repeat("{send: a},", 51) + "]}":  "has 51 steps; write from 1 to 50",
+	} {
+		if _, err := parseHere(withCheck(yaml)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want %q", yaml, err, want)
+		}
+	}
+	// A server's own check has the steps of its load balancer's, or its own.
+	cfg, err := parseHere("vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\nloadBalancers:\n- port: 6379\n" +
+		"  check: {type: exchange, steps: [{send: a}, {expect: b}]}\n" +
+		"  backends: [{address: 192.0.2.21, check: {port: 1}}, {address: 192.0.2.22, check: {steps: [{expect: c}]}}]\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lb := cfg.LoadBalancers[0]
+	for i, want := range [][]balancer.CheckStep{{{Send: "a"}, {Expect: "b"}}, {{Expect: "c"}}} {
+		if got := lb.CheckOf(lb.Backends[i]).Steps; !cmp.Equal(got, want) {
+			t.Errorf("steps %v, want %v", got, want)
+		}
 	}
 }

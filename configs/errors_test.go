@@ -249,7 +249,7 @@ func TestErrors(t *testing.T) {
 				"write bindToVip: true, or another port"}},
 		{"timeout and inter", withLB + "  check: {type: tcp, inter: 1s, timeout: 2s}\n" + servers,
 			[]string{"5: loadBalancers[0].check.timeout: 2s is longer than inter, 1s, " +
-				"which only http and https may be that wait for an answer; write at most 1s"}},
+				"which only checks may be that wait for an answer; write at most 1s"}},
 		{"fall longer than a day", withLB + "  check: {inter: 1h, fall: 25}\n" + servers,
 			[]string{"5: loadBalancers[0].check.fall: 25 failures 4h apart take longer than a day to be believed; write less"}},
 		{"families, forced", "vips: [192.0.2.10, '2001:db8::10']\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\n" +

@@ -280,7 +280,7 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 	return *c
 }
 
-// limitTimeout holds timeout check against inter, which only http and https may exceed.
+// limitTimeout holds timeout check against inter, which only checks that wait for an answer may exceed.
 func (p *proxy) limitTimeout(d *draft.Draft, c *draft.HealthCheck) {
 	isHTTP := c.Type == "http" || c.Type == "https"
 	if !p.checkTimeout.Set {

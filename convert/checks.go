@@ -1,8 +1,11 @@
 package convert
 
 import (
+	"encoding/hex"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"appliance/convert/draft"
 )
@@ -26,6 +29,11 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 		f.Word("address", c.Addr.String())
 	}
 	f.Word("sendProxy", c.SendProxy)
+	if len(c.Steps) > 0 {
+		f.Add("steps", list(c.Steps, stepFlow))
+	}
+	f.Word("user", c.User)
+	f.Word("helo", c.Helo)
 	f.Word("method", c.Method)
 	f.Word("path", c.Path)
 	f.Word("host", c.Host)
@@ -41,6 +49,9 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 	}
 	f.Word("expect.contains", c.Contains)
 	f.Word("expect.matches", c.Matches)
+	if c.OverTLS {
+		f.Add("tls.on", "true")
+	}
 	if c.Verify != "" {
 		f.Add("tls.verify", c.Verify)
 	}
@@ -53,6 +64,18 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 		add(key, value)
 	}
 	return words
+}
+
+// stepFlow is one step of a conversation, in hexadecimal if it is no text.
+func stepFlow(one draft.SpokenStep) string {
+	var f draft.Flow
+	isOdd := func(r rune) bool { return !strconv.IsPrint(r) && !strings.ContainsRune("\r\n\t", r) }
+	if one.Key != "matches" && (!utf8.ValidString(one.Bytes) || strings.ContainsFunc(one.Bytes, isOdd)) {
+		f.Add(one.Key+"Hex", draft.Scalar(hex.EncodeToString([]byte(one.Bytes))))
+	} else {
+		f.Word(one.Key, one.Bytes)
+	}
+	return f.String()
 }
 
 // flowOf writes words as a mapping, with tls.verify as tls: {verify: ...}.
@@ -106,7 +129,7 @@ func checkDifference(usual, own draft.HealthCheck) draft.Flow {
 		switch w.key {
 		case "port":
 			none = "0"
-		case "tls.verify":
+		case "tls.verify", "tls.on":
 			none = "false"
 		}
 		differs = append(differs, checkWord{w.key, none})

@@ -35,7 +35,10 @@ func (p *plan) limitCheck(lb *draft.LB, c *draft.HealthCheck) {
 	case "tcp", "tls":
 		c.Method, c.Path, c.Host, c.Headers, c.Status, c.Contains, c.Matches = "", "", "", nil, nil, "", ""
 	}
-	if c.Type != "tls" && c.Type != "https" {
+	if c.Talks() {
+		c.Method, c.Path, c.Host, c.Headers, c.Status, c.Contains, c.Matches = "", "", "", nil, nil, "", ""
+	}
+	if c.Type != "tls" && c.Type != "https" && !c.OverTLS {
 		c.Verify, c.CAFile, c.ServerName, c.CertFile, c.KeyFile = "", "", "", "", ""
 	}
 	advise := func(words, why string) { p.Advise(lb, headOf(lb.Place, words), "%s", why) }

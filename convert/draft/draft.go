@@ -161,7 +161,22 @@ type HealthCheck struct {
 	Verify                               string // "", "true", "false"
 	CAFile, ServerName                   string
 	CertFile, KeyFile                    string
+	// Steps, User and Helo are for the types that talk, OverTLS that they do so over TLS.
+	Steps      []SpokenStep
+	User, Helo string
+	OverTLS    bool
 }
+
+// Talks reports whether a check holds a conversation other than HTTP.
+func (c HealthCheck) Talks() bool {
+	return slices.Contains([]string{"exchange", "redis", "smtp", "mysql", "pgsql", "ldap"}, c.Type)
+}
+
+// Waits reports whether a check waits for an answer.
+func (c HealthCheck) Waits() bool { return c.Type == "http" || c.Type == "https" || c.Talks() }
+
+// A SpokenStep is one step of a conversation: Key is send, expect or matches, and Bytes what.
+type SpokenStep struct{ Key, Bytes string }
 
 // An AdminEntry is where the state is shown.
 type AdminEntry struct {

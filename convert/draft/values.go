@@ -182,6 +182,14 @@ func ReadRegexp(s string) bool {
 	return err == nil
 }
 
+// TailRegexp is s as RE2 has it, where $ at the end also stands before a last newline, as PCRE and POSIX have it.
+func TailRegexp(s string) string {
+	if before, ok := strings.CutSuffix(s, "$"); ok && !strings.HasSuffix(before, `\\`) {
+		return before + `\n?$`
+	}
+	return s
+}
+
 // ValidName reports whether our loader takes s as the name or id of something: at most most bytes, printable, without
 // spaces around it.
 func ValidName(s string, most int) bool {

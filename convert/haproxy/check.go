@@ -194,8 +194,8 @@ func (p *proxy) joinRules() {
 	c := &p.Check
 	switch c.Type {
 	case "tcp":
-		if p.tcpTLS && p.checkWords == "tcp-check" {
-			c.Type = "tls"
+		if p.checkWords == "tcp-check" {
+			p.joinTalk(c)
 		}
 	case "http":
 		if p.askTLS {
@@ -241,11 +241,23 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverCheck) draft.HealthCheck {
 	c := &section
 	c.Type = cmp.Or(c.Type, "tcp")
-	if overTLS := map[string]string{"http": "https", "tcp": "tls"}[c.Type]; first.ssl && overTLS != "" {
+	overTLS := map[string]string{"http": "https", "tcp": "tls"}[c.Type]
+	switch {
+	case !first.ssl || p.talk.connected && c.Type == "exchange":
+	case overTLS != "":
 		c.Type = overTLS
+	case c.Type == "mysql" || c.Type == "pgsql":
+		d.Advise(p.LB, p.checkBy, "is asked over TLS, and checks of that protocol are in clear here; became check: {type: tls}")
+		c.Type = "tls"
+	case c.Talks():
+		c.OverTLS = true
 	}
 	if c.Type != "http" && c.Type != "https" {
-		*c = draft.HealthCheck{Type: c.Type, Port: c.Port, ServerName: c.ServerName}
+		*c = draft.HealthCheck{Type: c.Type, Port: c.Port, ServerName: c.ServerName, SendProxy: c.SendProxy,
+			Steps: c.Steps, User: c.User, Helo: c.Helo, OverTLS: c.OverTLS}
+		if !c.Talks() {
+			c.User, c.Helo = "", ""
+		}
 	} else if !p.expects {
 		c.Status = []string{"200-399"} // healthy for haproxy
 	}
@@ -260,12 +272,13 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 	}
 	c.Inter, c.FastInter, c.DownInter = first.inter, first.fastInter, first.downInter
 	c.Rise, c.Fall = first.rise, first.fall
-	c.Port, c.Addr = cmp.Or(first.port, c.Port), first.addr
+	c.Port, c.Addr = cmp.Or(c.Port, first.port), first.addr // connect goes before the server's line
 	p.limitTimeout(d, c)
-	if c.Type != "tcp" {
-		c.SendProxy = first.proxy
+	c.SendProxy = cmp.Or(c.SendProxy, first.proxy)
+	if c.Type == "tcp" {
+		c.SendProxy = ""
 	}
-	if c.Type != "tls" && c.Type != "https" {
+	if c.Type != "tls" && c.Type != "https" && !c.OverTLS {
 		return *c
 	}
 	c.Verify = "false" // what ssl-hello-chk and verify none do
@@ -282,15 +295,14 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 
 // limitTimeout holds timeout check against inter, which only checks that wait for an answer may exceed.
 func (p *proxy) limitTimeout(d *draft.Draft, c *draft.HealthCheck) {
-	isHTTP := c.Type == "http" || c.Type == "https"
 	if !p.checkTimeout.Set {
-		if isHTTP { // ours would be longer
+		if c.Waits() { // ours would be longer
 			c.Timeout = c.Inter
 		}
 		return
 	}
 	c.Timeout = p.checkTimeout
-	if isHTTP {
+	if c.Waits() {
 		return
 	}
 	if c.Timeout.Value > c.Inter.Value {

@@ -22,6 +22,7 @@ type proxy struct {
 	checkBy    syntax.Statement // the line that says how servers are checked
 	// askTLS and ask are what http-check connect and send say, tcpTLS what tcp-check connect says.
 	askTLS, tcpTLS, asks bool
+	talk                 conversation
 	ask                  draft.HealthCheck
 	expects, allBackups  bool
 	// logs means that a log is named; tcplog is the option.
@@ -403,7 +404,9 @@ func (p *proxy) option(l draft.Line) {
 	case "httpchk":
 		p.kind(l, "http")
 		p.httpchk(l)
-	case "smtpchk", "ldap-check", "mysql-check", "pgsql-check", "redis-check", "spop-check":
+	case "smtpchk", "ldap-check", "mysql-check", "pgsql-check", "redis-check":
+		p.protocol(l)
+	case "spop-check":
 		p.kind(l, "tcp")
 		l.Advise("that protocol is not spoken; a connection is opened")
 	case "allbackups":
@@ -455,16 +458,6 @@ func (p *proxy) no(l draft.Line) {
 		return
 	}
 	l.Moot("switches off what is not there")
-}
-
-func (p *proxy) tcpCheck(l draft.Line) {
-	switch {
-	case l.Arg(1) != "connect":
-		l.Note("checks say nothing and expect nothing over plain TCP; " +
-			"write check: {type: http or https} if the server speaks it")
-	case slices.Contains(l.Words, "ssl"):
-		p.tcpTLS = true
-	}
 }
 
 func (p *proxy) useBackend(l draft.Line) { p.uses = append(p.uses, l) }

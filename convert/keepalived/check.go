@@ -7,7 +7,7 @@ import (
 	"appliance/convert/draft"
 )
 
-// readCheck reads TCP_CHECK, HTTP_GET or SSL_GET.
+// readCheck reads TCP_CHECK, HTTP_GET, SSL_GET or SMTP_CHECK.
 func (v *virtualServer) readCheck(l draft.Line) {
 	c := &v.Check
 	switch l.Words[0] {
@@ -16,11 +16,28 @@ func (v *virtualServer) readCheck(l draft.Line) {
 	case "SSL_GET":
 		*c = v.usualCheck("https")
 		c.Verify = "false"
+	case "SMTP_CHECK":
+		*c = v.usualCheck("smtp")
+		c.Helo = "HELO " + usualHelo
 	default:
 		*c = v.usualCheck("tcp")
 	}
-	urls := 0
+	urls, hosts := 0, 0
 	for _, line := range l.Lines(v.LB, l.Body) {
+		switch line.Words[0] {
+		case "helo_name":
+			v.helo(line)
+			continue
+		case "host": // connection options as in the check itself
+			if hosts++; hosts > 1 {
+				line.NoteAll(false, "a second host is not asked")
+				continue
+			}
+			for _, inner := range line.Lines(v.LB, line.Body) {
+				v.checkLine(inner)
+			}
+			continue
+		}
 		if line.Words[0] != "url" {
 			v.checkLine(line)
 			continue
@@ -37,12 +54,26 @@ func (v *virtualServer) readCheck(l draft.Line) {
 	}
 }
 
+// usualHelo is the name that keepalived gives where helo_name says none (its check_smtp.c).
+const usualHelo = "smtpchecker.keepalived.org"
+
+// helo reads the name that an SMTP_CHECK gives.
+func (v *virtualServer) helo(l draft.Line) {
+	name := l.Arg(1)
+	isBad := func(r rune) bool { return r <= ' ' || r > '~' }
+	if v.Check.Type != "smtp" || name == "" || len(name) > 255 || strings.ContainsFunc(name, isBad) {
+		l.Note("is no name that a check of SMTP gives")
+		return
+	}
+	v.Check.Helo = "HELO " + name
+}
+
 // usualCheck is a check of that kind as keepalived makes it where a server says nothing about it.
 func (v *virtualServer) usualCheck(kind string) draft.HealthCheck {
 	c := v.usual
 	c.Type = kind
 	again := defaultTCPAgain
-	if kind != "tcp" {
+	if kind == "http" || kind == "https" {
 		again = defaultHTTPAgain
 		c.Method, c.Path, c.Status = "GET", "/", []string{"200-299"}
 	}

@@ -147,9 +147,10 @@ func Keywords() []draft.Keyword {
 			scriptRemarks),
 		draft.Keywords("virtual_server", draft.Words(lines), lineRemarks),
 		draft.Keywords("real_server", []string{"weight", "uthreshold", "inhibit_on_failure", "TCP_CHECK", "HTTP_GET",
-			"SSL_GET", "notify_up", "notify_down", "retry", "delay_before_retry", "connect_timeout", "delay_loop"},
+			"SSL_GET", "SMTP_CHECK", "notify_up", "notify_down", "retry", "delay_before_retry", "connect_timeout", "delay_loop"},
 			serverRemarks),
-		draft.Keywords("TCP_CHECK, HTTP_GET, SSL_GET", draft.Words(checkLines, "url"), checkRemarks),
+		draft.Keywords("TCP_CHECK, HTTP_GET, SSL_GET, SMTP_CHECK", draft.Words(checkLines, "url", "host", "helo_name"),
+			checkRemarks),
 	)
 }
 

@@ -258,7 +258,7 @@ func (v *virtualServer) realServer(l draft.Line) {
 			line.Number(line.Arg(1), 0, draft.MaxConns, &srv.MaxConn)
 		case "inhibit_on_failure":
 			v.keepDown(line)
-		case "TCP_CHECK", "HTTP_GET", "SSL_GET":
+		case "TCP_CHECK", "HTTP_GET", "SSL_GET", "SMTP_CHECK":
 			if checks++; checks > 1 {
 				line.NoteAll(false, "a second check of one server is not made")
 				continue
@@ -294,7 +294,7 @@ func (v *virtualServer) realServer(l draft.Line) {
 
 // serverRemarks are the keywords of a real_server that are noted and nothing else.
 var serverRemarks = draft.NewRemarks(
-	draft.Remark{Keywords: "MISC_CHECK SMTP_CHECK DNS_CHECK BFD_CHECK UDP_CHECK PING_CHECK FILE_CHECK",
+	draft.Remark{Keywords: "MISC_CHECK DNS_CHECK BFD_CHECK UDP_CHECK PING_CHECK FILE_CHECK",
 		Text: "is not made here; what stands in check below is made instead, which may say less: " +
 			"write check: {type: tcp, tls, http or https}"},
 )

@@ -119,7 +119,7 @@ var arrows = map[string]struct {
 			"appliance/status", "appliance/status/figures", "appliance/status/history", "appliance/status/journal",
 			"appliance/status/overview", "appliance/status/report", "appliance/keyfile",
 		},
-		"the page shows and changes nothing",
+		"the page shows, and hands in orders without knowing what they do",
 	},
 	"appliance/status/statustest": {
 		[]string{

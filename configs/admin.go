@@ -21,6 +21,8 @@ type Admin struct {
 	CertFile    string
 	CertKeyFile string
 	HideVersion bool
+	// Operate lets Users give orders on the page.
+	Operate bool
 }
 
 // IsDefault reports whether Listen is the default. Then a port that is taken is no
@@ -45,10 +47,13 @@ const (
 	keyListen = "admin.listen"
 	keyUsers  = "admin.users"
 	adminOff  = "off"
+
+	keyOperate = "admin.operate"
 )
 
 func (b *builder) admin() Admin {
-	a := Admin{Path: b.adminPath(), Hosts: b.adminHosts(), HideVersion: b.bool("admin.hideVersion")}
+	a := Admin{Path: b.adminPath(), Hosts: b.adminHosts(), HideVersion: b.bool("admin.hideVersion"),
+		Operate: b.bool(keyOperate)}
 	if b.lists[keyListen] == 0 {
 		a.Listen = []string{b.defaultOf(keyListen + "[0]")}
 		b.show(keyListen+"[0]", a.Listen[0], Origin{})
@@ -179,6 +184,10 @@ func (b *builder) validateAdmin() {
 	if (a.CertFile == "") != (a.CertKeyFile == "") {
 		b.bad(keyListen, "certFile and certKeyFile are needed together; add the one that is missing")
 	}
+	if a.Operate && len(a.Users) == 0 && b.lists[keyUsers] == 0 {
+		b.bad(keyOperate, "is true, but nobody is named who may give orders; write users below admin, "+
+			"with what `appliance passwd` prints, or remove it")
+	}
 	seen := map[string]bool{}
 	for _, at := range a.Listen {
 		if seen[at] {
@@ -195,6 +204,9 @@ func (b *builder) validateAdmin() {
 		}
 		guarded := len(a.Users) > 0 || a.TokenFile != "" || b.lists[keyUsers] > 0
 		switch {
+		case a.CertFile == "" && a.Operate:
+			b.bad(keyOperate, "is true, and passwords for %s would cross the network in clear; "+
+				"write certFile and certKeyFile below admin, or listen on 127.0.0.1 only", at)
 		case a.CertFile == "" && !guarded:
 			b.bad(keyListen, "%s can be reached by other machines, and nothing keeps anybody out; "+
 				"write certFile and certKeyFile, users or tokenFile below admin, or listen on 127.0.0.1", at)

@@ -343,6 +343,10 @@ var settings = slices.Concat([]Setting{
 	{Key: "admin.certKeyFile", Type: Path,
 		Usage: "the key of that certificate",
 		Why:   "none, as admin.certFile"},
+	{Key: "admin.operate", Type: Bool, Default: "false",
+		Usage: "let users give orders on the page: drain, disable, enable and weigh backends, drain, pin and choose nodes; " +
+			"needs users, and TLS where it is not on loopback",
+		Why: "false: what shows the state changes nothing unless somebody wants that"},
 	{Key: "admin.hideVersion", Type: Bool, Default: "false",
 		Usage: "leave the version out of what the admin listener shows",
 		Why:   "people look for it during an upgrade"},

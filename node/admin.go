@@ -13,6 +13,7 @@ import (
 	"appliance/host"
 	"appliance/node/desired"
 	"appliance/raft"
+	"appliance/status"
 	"appliance/status/web"
 )
 
@@ -180,6 +181,15 @@ func (n *node) changePeers(r *http.Request) (said string, err error) {
 		return id + " gets a vote as soon as it has caught up", g.PromotePeer(ctx, id, force)
 	case "demote":
 		return id + " has no vote any more", g.DemotePeer(ctx, id, force)
+	default:
+		return n.orderPeer(ctx, do, id)
+	}
+}
+
+// orderPeer changes who may hold. An empty id is this node, and with pin off nobody.
+func (n *node) orderPeer(ctx context.Context, do, id string) (said string, err error) {
+	g := n.group
+	switch do {
 	case "drain", "undrain":
 		if id == "" {
 			id = n.site.self.ID
@@ -196,6 +206,63 @@ func (n *node) changePeers(r *http.Request) (said string, err error) {
 	default:
 		return "", fmt.Errorf("%q is not an order about peers", do)
 	}
+}
+
+// pageOrders are the orders that users may give on the page.
+func (n *node) pageOrders() *web.PageOrders {
+	return &web.PageOrders{
+		Backends: func() (names []string) {
+			for _, lb := range n.state.Load().Config.LoadBalancers {
+				for _, b := range lb.Backends {
+					if b.Resolved() {
+						names = append(names, lb.Name+"/"+b.Addr.String())
+					}
+				}
+			}
+			return names
+		},
+		Nodes: func() (ids []string) {
+			if n.group == nil {
+				return nil
+			}
+			for _, p := range n.group.Status().Peers {
+				ids = append(ids, p.ID)
+			}
+			return ids
+		},
+		Give: n.givePageOrder,
+	}
+}
+
+// givePageOrder does what user orders on the page, and notes who it was.
+func (n *node) givePageOrder(ctx context.Context, user string, o web.PageOrder) (said string, err error) {
+	if n.group == nil {
+		return "", n.noGroup()
+	}
+	kind := status.OfPeer
+	switch o.Do {
+	case "drain-node", "undrain-node":
+		said, err = n.orderPeer(ctx, strings.TrimSuffix(o.Do, "-node"), o.To)
+	case "pin":
+		said, err = n.orderPeer(ctx, "pin", o.To)
+	case "unpin":
+		said, err = n.orderPeer(ctx, "pin", "off")
+	case "transfer":
+		said, err = "handed over to "+o.To, n.group.Transfer(ctx, o.To)
+	default:
+		kind = status.OfBackend
+		var lines []string
+		lines, err = n.override(ctx, o.Do, o.To, o.Weight)
+		said = strings.Join(lines, "; ")
+	}
+	e := status.Event{Kind: kind, Subject: o.To, What: "ordered on the page: " + strings.TrimSpace(o.Do+" "+o.Weight),
+		Reason: "by " + user}
+	if err != nil {
+		e.What, e.Reason = "refused on the page: "+strings.TrimSpace(o.Do+" "+o.Weight), "by "+user+": "+err.Error()
+	}
+	n.observer.Note(e)
+	n.log.Info("a user gave an order on the page", "user", user, "order", o.Do, "to", o.To, "weight", o.Weight, "error", err)
+	return said, err
 }
 
 // parsePeer reads ID=ADDRESS[:PORT][+ADDRESS...], or an address that is the id too.

@@ -105,7 +105,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	n.tracker.Set(p.tracks)
 	n.observer = observe.Open(observe.Config{
 		Admin: cfg.Admin, DataDir: cfg.DataDir, VIPs: cfg.VIPs, ID: site.self.ID, Version: version,
-		Snapshot: n.snapshot, Ask: n.askPeer(), Log: log,
+		Snapshot: n.snapshot, Ask: n.askPeer(), Orders: n.pageOrders(), Log: log,
 	})
 	if site.follows(cfg) {
 		n.recallList()

@@ -19,7 +19,7 @@ var pagePath = regexp.MustCompile(`^(/[A-Za-z0-9_-]+)+$`)
 func readStats(d *draft.Draft, s section) {
 	p := &proxy{LB: &draft.LB{Statement: s.Statement}}
 	silent := draft.New()
-	path, user, hide := "", "", false
+	path, user, hide, operates := "", "", false, false
 	for _, st := range s.all() {
 		switch {
 		case st.Words[0] == "bind":
@@ -28,6 +28,8 @@ func readStats(d *draft.Draft, s section) {
 			path = strings.TrimRight(st.Arg(2), "/")
 		case st.Words[0] == "stats" && st.Arg(1) == "hide-version":
 			hide = true
+		case st.Words[0] == "stats" && st.Arg(1) == "admin":
+			operates = true
 		case st.Words[0] == "stats" && st.Arg(1) == "auth":
 			user, _, _ = strings.Cut(st.Arg(2), ":")
 		}
@@ -36,8 +38,8 @@ func readStats(d *draft.Draft, s section) {
 		path = ""
 	}
 	beyond := slices.ContainsFunc(p.Binds, func(b draft.Bind) bool { return !b.Addr.IsLoopback() })
-	if beyond || len(p.Binds) == 0 || len(silent.Notes) > 0 || p.Refused != "" || user != "" {
-		noteStats(d, s, p.Binds, path, user)
+	if beyond || len(p.Binds) == 0 || len(silent.Notes) > 0 || p.Refused != "" || user != "" || operates {
+		noteStats(d, s, p.Binds, path, user, operates)
 		return
 	}
 	for _, b := range p.Binds {
@@ -61,7 +63,7 @@ func readStats(d *draft.Draft, s section) {
 }
 
 // noteStats says what to write for a page that others may see.
-func noteStats(d *draft.Draft, s section, binds []draft.Bind, path, user string) {
+func noteStats(d *draft.Draft, s section, binds []draft.Bind, path, user string, operates bool) {
 	var f draft.Flow
 	if len(binds) > 0 {
 		at := binds[0]
@@ -76,6 +78,11 @@ func noteStats(d *draft.Draft, s section, binds []draft.Bind, path, user string)
 		user = "admin"
 	}
 	f.Add("users", "[{name: "+draft.Scalar(user)+", passwordHash: ...}]")
+	if operates {
+		f.Add("operate", "true")
+		d.Note(nil, s.Statement, "lets people change things (stats admin); operate: true lets users do so on our page, "+
+			"beyond loopback with certFile and certKeyFile; without it, only `appliance backends` on a node does")
+	}
 	d.Note(nil, s.Statement, "shows haproxy's own state; for ours write admin: %s with what `appliance passwd` prints; "+
 		"without it, the page is at 127.0.0.1:10001 alone", f)
 	d.NoteWithin(nil, s.lines, s.Place, false)

@@ -196,3 +196,42 @@ func TestPagePassword(t *testing.T) {
 	b.await(t, "all nodes", `return document.querySelectorAll("#nodes .badge.good").length === 3`)
 	quiet(t, b, g.sites[0])
 }
+
+// TestPageOrders drains a backend and a node from the page, and finds who did it in the events.
+func TestPageOrders(t *testing.T) {
+	b := openBrowser(t)
+	// The hash is of "correct horse".
+	g := serve(t, "admin:\n  operate: true\n  users: [{name: op, passwordHash: "+
+		"'$2a$10$XJiKEHY8h5DS82iO4QbPTeVp98SLqthTPZX9Vnq3Qu0IP/zggfxua'}]\n")
+	b.open(t, strings.Replace(g.sites[0], "http://", "http://op:correct%20horse@", 1)+"/")
+	b.await(t, "a link to the orders", `const a = document.querySelector("nav a[href=operate]"); a?.click(); return !!a`)
+	order := func(form int, do, to, confirm string) {
+		t.Helper()
+		b.await(t, "the form", `
+			const f = document.querySelectorAll("main form")[arguments[0]];
+			if (!f?.elements.do.options) return false;
+			const to = [...f.elements.to.options].find(o => o.text.includes(arguments[2]));
+			if (!to) return false;
+			f.elements.do.value = arguments[1];
+			to.selected = true;
+			f.querySelector("button").click();
+			return true`, form, do, to)
+		b.await(t, "the question", `
+			const yes = document.querySelector("button[name=confirmed]");
+			if (!yes || !document.querySelector("main").innerText.includes(arguments[0])) return false;
+			yes.click();
+			return true`, confirm)
+		b.await(t, "what was done", `return !!document.querySelector("p[role=status]")`)
+	}
+	server, node := g.Backends[0][0].String(), g.Nodes[2].Name
+	order(0, "drain", server, "open ones continue")
+	order(1, "drain-node", node, "only if nobody else can")
+	b.open(t, g.sites[0]+"/")
+	b.await(t, "the order in force", `
+		return [...document.querySelectorAll("tr")].some(r => r.innerText.includes(arguments[0]) && r.innerText.includes("drain"))`,
+		server)
+	for _, what := range []string{"ordered on the page: drain", "ordered on the page: drain-node", "by op"} {
+		b.await(t, what, `return document.getElementById("events").innerText.includes(arguments[0])`, what)
+	}
+	quiet(t, b, g.sites[0])
+}

@@ -40,10 +40,13 @@ type Config struct {
 	Snapshot func() status.Snapshot
 	// Ask returns what another peer reports; nil where there are no others.
 	Ask func(ctx context.Context, id string) ([]byte, error)
-	Log *slog.Logger
+	// Orders are what users may order where the configuration lets them.
+	Orders *web.PageOrders
+	Log    *slog.Logger
 }
 
-// An Observer shows the node to people and to machines. It changes nothing of the node.
+// An Observer shows the node to people and to machines. It changes nothing of the node itself; orders of the page are
+// handed to who does.
 type Observer struct {
 	Journal *journal.Journal
 	Metrics *metrics.Metrics
@@ -89,6 +92,10 @@ func (o *Observer) Listen() error {
 	for _, u := range a.Users {
 		users[u.Name] = u.PasswordHash
 	}
+	var orders *web.PageOrders
+	if a.Operate {
+		orders = o.cfg.Orders
+	}
 	for _, at := range a.Listen {
 		l, err := web.Listen(at, o.cfg.VIPs)
 		if err != nil && a.IsDefault() {
@@ -108,7 +115,7 @@ func (o *Observer) Listen() error {
 		}
 		o.listeners = append(o.listeners, adminListener{l, web.Admin(web.AdminConfig{
 			Snapshot: o.cfg.Snapshot, Page: o.page, Journal: o.Journal, Metrics: o.Metrics.Handler(),
-			Path: a.Path, Hosts: a.Hosts, Users: users, Token: token, HideVersion: a.HideVersion, Unix: unix,
+			Path: a.Path, Hosts: a.Hosts, Users: users, Token: token, HideVersion: a.HideVersion, Unix: unix, Orders: orders,
 		})})
 	}
 	return nil

@@ -28,13 +28,15 @@ type AdminConfig struct {
 	Users       map[string]string
 	Token       string
 	HideVersion bool
+	// Orders, if not nil, is what users may order; without Users nobody may.
+	Orders *PageOrders
 	// Unix is for a unix socket: whoever may open it may look, by any host name.
 	Unix bool
 }
 
 // Admin serves:
 //
-//	/ or Path     the page; below it page.css, page.js, live (server-sent)
+//	/ or Path     the page; below it page.css, page.js, live (server-sent), and with Orders operate
 //	/status.json  this node's snapshot
 //	/events       the journal as server-sent events; /events.json lists it
 //	/metrics      for Prometheus
@@ -49,7 +51,8 @@ func Admin(cfg AdminConfig) http.Handler {
 		a.anyHost = true
 	}
 	epoch := strconv.FormatInt(time.Now().UnixNano(), 36)
-	s := &streams{page: cfg.Page, journal: cfg.Journal, epoch: epoch}
+	operates := cfg.Orders != nil && len(cfg.Users) > 0 && !cfg.Unix
+	s := &streams{page: cfg.Page, journal: cfg.Journal, epoch: epoch, operates: operates}
 	base := path.Clean("/" + cfg.Path)
 	if base != "/" {
 		base += "/"
@@ -79,6 +82,12 @@ func Admin(cfg AdminConfig) http.Handler {
 	guard("/metrics", cfg.Metrics.ServeHTTP)
 	guard(base+"{$}", func(w http.ResponseWriter, r *http.Request) { s.servePage(w, r, base) })
 	guard(base+"live", s.live)
+	if operates {
+		o := newOperator(cfg.Orders, cfg.Page)
+		a.posts = base + "operate"
+		guard(a.posts, o.get)
+		mux.Handle("POST "+a.posts, a.required(http.HandlerFunc(o.post)))
+	}
 	for name, kind := range map[string]string{
 		"page.css": "text/css; charset=utf-8",
 		"page.js":  "text/javascript; charset=utf-8",

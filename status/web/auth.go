@@ -22,6 +22,8 @@ type auth struct {
 	hosts []string
 	// anyHost is for a unix socket, which no browser reaches by a host name.
 	anyHost bool
+	// posts is the one path that takes forms; empty: none does.
+	posts string
 
 	guesses *guesses
 	salt    []byte
@@ -55,18 +57,19 @@ func (a *auth) checked(next http.Handler) http.Handler {
 		h.Set("Referrer-Policy", "no-referrer")
 		h.Set("Cross-Origin-Opener-Policy", "same-origin")
 		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		isForm := r.Method == http.MethodPost && a.posts != "" && r.URL.Path == a.posts
 		switch {
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		case !isForm && r.Method != http.MethodGet && r.Method != http.MethodHead:
 			h.Set("Allow", "GET, HEAD")
 			http.Error(w, "nothing can be changed here; use the appliance command on the node",
 				http.StatusMethodNotAllowed)
-		case r.ContentLength != 0:
+		case !isForm && r.ContentLength != 0:
 			h.Set("Connection", "close")
 			http.Error(w, "send the request without a body", http.StatusRequestEntityTooLarge)
 		case !a.anyHost && !a.knowsHost(r.Host):
 			http.Error(w, "this host does not know that name as its own; add it to admin.hosts",
 				http.StatusMisdirectedRequest)
-		case r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-Mode") != "navigate":
+		case r.Header.Get("Sec-Fetch-Site") == "cross-site" && (isForm || r.Header.Get("Sec-Fetch-Mode") != "navigate"):
 			http.Error(w, "not for other sites", http.StatusForbidden)
 		default:
 			next.ServeHTTP(w, r)

@@ -1,2 +1,2 @@
-// Package web serves what an appliance is doing over HTTP, and nothing that changes anything.
+// Package web serves what an appliance is doing over HTTP, and hands in the orders of users where they may give any.
 package web

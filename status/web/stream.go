@@ -29,6 +29,8 @@ type streams struct {
 	journal *journal.Journal
 	epoch   string // tells the revisions of this run from those of earlier runs
 	open    atomic.Int64
+	// operates means that the page leads to its orders.
+	operates bool
 }
 
 // An sse writes server-sent events to one reader. It has no queue: a slow reader gets what is newest when it is ready.
@@ -74,10 +76,12 @@ func (s *streams) servePage(w http.ResponseWriter, r *http.Request, base string)
 		Now                            time.Time
 		Root                           string // the relative path to /
 		Parts                          []pagePart
+		Operates                       bool
 	}{
 		Title: "appliance on " + now.node, Node: now.node, Version: now.version, Now: now.at, Parts: now.parts,
 		Revision: s.epoch + "." + strconv.FormatUint(now.revision, 10),
 		Root:     strings.Repeat("../", strings.Count(base, "/")-1),
+		Operates: s.operates,
 	})
 	if err != nil {
 		http.Error(w, "the page cannot be rendered; the log says why", http.StatusInternalServerError)

@@ -44,7 +44,8 @@ func TestNeedsUserSpace(t *testing.T) {
 	lb.ConnOptions.Persistence, lb.ConnOptions.SendProxy = time.Minute, "v2"
 	lb.Backends = []Backend{{MaxConn: 1, SendProxy: ProxyOff}, {MaxConn: 1, SlowStart: time.Second, SendProxy: "v1"}}
 	err := lb.NeedsUserSpace(IPVS)
-	want := "needs user space: timeouts.queue, sendProxy, backends.maxconn, backends.sendProxy, backends.slowstart; set dataPlane"
+	want := "needs user space: timeouts.queue, sendProxy, backends.maxconn, backends.sendProxy, " +
+		"backends.slowstart; set dataPlane"
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error is %v", err)
 	}

@@ -43,7 +43,8 @@ func TestOwnCheck(t *testing.T) {
 	for own, want := range map[string]balancer.Check{
 		"{}":         usual,
 		"{port: 82}": with(func(c *balancer.Check) { c.Port = 82 }),
-		"{address: 192.0.2.99, expect: {status: [200]}, tls: {serverName: two}, sendProxy: v2}": with(func(c *balancer.Check) {
+		"{address: 192.0.2.99, expect: {status: [200]}, tls: {serverName: two}, " +
+			"sendProxy: v2}": with(func(c *balancer.Check) {
 			c.Address, c.TLS.ServerName, c.SendProxy = addr("192.0.2.99"), "two", "v2"
 			c.Expect.Status = []balancer.StatusRange{{First: 200, Last: 200}}
 		}),
@@ -226,30 +227,33 @@ func TestTalkingChecks(t *testing.T) {
 			t.Errorf("%s: %v", yaml, err)
 		}
 	}
-	for yaml, want := range map[string]string{
-		"{type: pgsql}":                                                        "check.user: is missing, and PostgreSQL begins with a name",
-		"{type: redis, user: a}":                                               "check.user: means nothing to a check of type redis; remove it, or write type: mysql",
-		"{type: http, steps: [{send: a}]}":                                     "check.steps: means nothing to a check of type http; remove it, or write type: exchange",
-		"{type: redis, path: /}":                                               "check.path: means nothing to a check of type redis",
-		"{type: mysql, tls: {on: true}}":                                       "check.tls: means nothing to a check of type mysql",
-		"{type: https, tls: {on: true}}":                                       "check.tls.on: means nothing to a check of type https",
-		"{type: ldap, tls: {caFile: /a}}":                                      "check.tls.caFile: has no effect in clear; write tls: {on: true} beside it",
-		"{type: smtp, helo: mx}":                                               "check.helo: mx is no greeting; write HELO name or EHLO name",
-		"{type: smtp, helo: 'HELO a b'}":                                       "check.helo: HELO a b is no greeting",
-		"{type: exchange}":                                                     "check.steps: has 0 steps; write from 1 to 50",
-		"{type: exchange, steps: [{}]}":                                        "check.steps[0]: says 0 things; write one of send, sendHex",
-		"{type: exchange, steps: [{send: a, expect: b}]}":                      "check.steps[0]: says 2 things",
-		"{type: exchange, steps: [{sendHex: 0g}]}":                             "check.steps[0].sendHex: 0g is not hexadecimal",
-		"{type: exchange, steps: [{matches: '('}]}":                            "check.steps[0].matches: ( is not a regular expression",
-		"{type: exchange, steps: [{send: " + strings.Repeat("a", 4097) + "}]}": "has 4097 bytes; write 4096 at most",
-		"{type: exchange, steps: [" + strings.Repeat("{send: a},", 51) + "]}":  "has 51 steps; write from 1 to 50",
+	for _, tt := range [][2]string{
+		{"{type: pgsql}", "check.user: is missing, and PostgreSQL begins with a name"},
+		{"{type: redis, user: a}", "check.user: means nothing to a check of type redis; remove it, or write type: mysql"},
+		{"{type: http, steps: [{send: a}]}",
+			"check.steps: means nothing to a check of type http; remove it, or write type: exchange"},
+		{"{type: redis, path: /}", "check.path: means nothing to a check of type redis"},
+		{"{type: mysql, tls: {on: true}}", "check.tls: means nothing to a check of type mysql"},
+		{"{type: https, tls: {on: true}}", "check.tls.on: means nothing to a check of type https"},
+		{"{type: ldap, tls: {caFile: /a}}", "check.tls.caFile: has no effect in clear; write tls: {on: true} beside it"},
+		{"{type: smtp, helo: mx}", "check.helo: mx is no greeting; write HELO name or EHLO name"},
+		{"{type: smtp, helo: 'HELO a b'}", "check.helo: HELO a b is no greeting"},
+		{"{type: exchange}", "check.steps: has 0 steps; write from 1 to 50"},
+		{"{type: exchange, steps: [{}]}", "check.steps[0]: says 0 things; write one of send, sendHex"},
+		{"{type: exchange, steps: [{send: a, expect: b}]}", "check.steps[0]: says 2 things"},
+		{"{type: exchange, steps: [{sendHex: 0g}]}", "check.steps[0].sendHex: 0g is not hexadecimal"},
+		{"{type: exchange, steps: [{matches: '('}]}", "check.steps[0].matches: ( is not a regular expression"},
+		{"{type: exchange, steps: [{send: " + strings.Repeat("a", 4097) + "}]}", "has 4097 bytes; write 4096 at most"},
+		{"{type: exchange, steps: [" + strings.Repeat("{send: a},", 51) + "]}", "has 51 steps; write from 1 to 50"},
 	} {
+		yaml, want := tt[0], tt[1]
 		if _, err := parseHere(withCheck(yaml)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", yaml, err, want)
 		}
 	}
 	// A server's own check has the steps of its load balancer's, or its own.
-	cfg, err := parseHere("vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\nloadBalancers:\n- port: 6379\n" +
+	cfg, err := parseHere("vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\n" +
+		"loadBalancers:\n- port: 6379\n" +
 		"  check: {type: exchange, steps: [{send: a}, {expect: b}]}\n" +
 		"  backends: [{address: 192.0.2.21, check: {port: 1}}, {address: 192.0.2.22, check: {steps: [{expect: c}]}}]\n")
 	if err != nil {

@@ -54,12 +54,14 @@ func TestCarriedKeywordsAreKnown(t *testing.T) {
 		"vrrp_instance": "vrrp_instance a {\n%s x\n}\n", "vrrp_script": "vrrp_script a {\n%s x\n}\n",
 		"virtual_server": "virtual_server 192.0.2.10 80 {\n%s x\n}\n",
 		"real_server":    "virtual_server 192.0.2.10 80 {\nreal_server 192.0.2.1 80 {\n%s x\n}\n}\n",
-		"TCP_CHECK, HTTP_GET, SSL_GET, SMTP_CHECK": "virtual_server 192.0.2.10 80 {\nreal_server 192.0.2.1 80 {\nHTTP_GET {\n%s x\n}\n" +
+		"TCP_CHECK, HTTP_GET, SSL_GET, SMTP_CHECK": "virtual_server 192.0.2.10 80 {\n" +
+			"real_server 192.0.2.1 80 {\nHTTP_GET {\n%s x\n}\n" +
 			"}\n}\n",
 		"stream, server": "stream { server { %s x; } }", "upstream": "stream { upstream a { %s x; } }",
 	}
 	more := map[string]string{
-		"http-check": "send", "tcp-check": "connect", "option": "tcpka", "tcp-request": "inspect-delay 1s", "timeout": "connect 1s",
+		"http-check": "send", "tcp-check": "connect", "option": "tcpka", "tcp-request": "inspect-delay 1s",
+		"timeout": "connect 1s",
 	}
 	checked := 0
 	for _, program := range []struct {

@@ -261,7 +261,8 @@ func (n *node) givePageOrder(ctx context.Context, user string, o web.PageOrder) 
 		e.What, e.Reason = "refused on the page: "+strings.TrimSpace(o.Do+" "+o.Weight), "by "+user+": "+err.Error()
 	}
 	n.observer.Note(e)
-	n.log.Info("a user gave an order on the page", "user", user, "order", o.Do, "to", o.To, "weight", o.Weight, "error", err)
+	n.log.Info("a user gave an order on the page", "user", user, "order", o.Do, "to", o.To, "weight", o.Weight,
+		"error", err)
 	return said, err
 }
 

@@ -26,8 +26,8 @@ type TalkStep struct {
 // A Script is a conversation that may be held many times, also concurrently.
 type Script struct{ steps []step }
 
-// step is a TalkStep that is ready. judge, if not nil, looks at what has arrived since the last send: more bytes are needed
-// while it is not done.
+// step is a TalkStep that is ready. judge, if not nil, looks at what has arrived since the last send: more bytes are
+// needed while it is not done.
 type step struct {
 	send  []byte
 	judge func(got []byte) (done bool, err error)

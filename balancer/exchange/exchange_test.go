@@ -113,7 +113,8 @@ func TestProtocols(t *testing.T) {
 		{"redis", Redis(), []turn{{ping, "+PONG\r\n"}}, "", "", false},
 		{"redis with a password", Redis(), []turn{{ping, "-NOAUTH Authentication required.\r\n"}}, "",
 			`answers "-NOAUTH Authentication required." to PING`, false},
-		{"redis that loads", Redis(), []turn{{ping, "-LOADING Redis is loading the dataset in memory\r\n"}}, "", "LOADING", false},
+		{"redis that loads", Redis(), []turn{{ping, "-LOADING Redis is loading the dataset in memory\r\n"}}, "",
+			"LOADING", false},
 		{"not redis", Redis(), []turn{{ping, "HTTP/1.1 400 Bad Request\r\n\r\n"}}, "", "protocol of Redis", true},
 		{"redis that closes", Redis(), []turn{{ping, ""}}, "", "closes the connection without +PONG", false},
 		{"redis that closes early", Redis(), []turn{{ping, "+PO"}}, "", `answers "+PO" and closes the connection`, false},
@@ -191,7 +192,8 @@ func TestSteps(t *testing.T) {
 			[]turn{{"", "one"}, {"a", "two"}}, `answers "two" and closes the connection, without "one"`},
 		{"something else", []TalkStep{{Send: "role\n"}, {Matches: "^role:master"}}, []turn{{"role\n", "role:slave\n"}},
 			`answers "role:slave\n" and closes the connection, without what matches "^role:master"`},
-		{"without an end", []TalkStep{{Expect: "x"}}, []turn{{"", strings.Repeat("y", MaxReceived+1)}}, "and 16384 bytes without"},
+		{"without an end", []TalkStep{{Expect: "x"}}, []turn{{"", strings.Repeat("y", MaxReceived+1)}},
+			"and 16384 bytes without"},
 		{"bytes", []TalkStep{{Send: "\x00\xff"}, {Expect: "\xfe\x00"}}, []turn{{"\x00\xff", "\x01\xfe\x00"}}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -210,7 +212,9 @@ func TestSteps(t *testing.T) {
 			}
 		})
 	}
-	for _, steps := range [][]TalkStep{{{}}, {{Send: "a", Expect: "b"}}, {{Matches: "("}}, {{Send: "a"}, {Expect: "a", Matches: "b"}}} {
+	for _, steps := range [][]TalkStep{
+		{{}}, {{Send: "a", Expect: "b"}}, {{Matches: "("}}, {{Send: "a"}, {Expect: "a", Matches: "b"}},
+	} {
 		if _, err := New(steps); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("step %d", len(steps))) {
 			t.Errorf("%v: error %v", steps, err)
 		}
@@ -235,7 +239,9 @@ func TestSilence(t *testing.T) {
 
 // FuzzAnswers: nothing that a server says makes a check panic, or read on for ever.
 func FuzzAnswers(f *testing.F) {
-	for _, s := range []string{"+PONG\r\n", packet(0, handshake), mysqlFull, pgMD5, pgStarting, ldapOK, ldapLong, "220-a\r\n"} {
+	for _, s := range []string{
+		"+PONG\r\n", packet(0, handshake), mysqlFull, pgMD5, pgStarting, ldapOK, ldapLong, "220-a\r\n",
+	} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, answer []byte) {
@@ -260,7 +266,8 @@ func TestAsHAProxy(t *testing.T) {
 		turns  []turn
 	}{
 		{"redis-check", Redis(), []turn{{ping, "+PONG\r\n"}}},
-		{"smtpchk", SMTP("HELO localhost"), []turn{{"", "220 a\r\n"}, {"HELO localhost\r\n", "250 a\r\n"}, {"QUIT\r\n", "221 a\r\n"}}},
+		{"smtpchk", SMTP("HELO localhost"),
+			[]turn{{"", "220 a\r\n"}, {"HELO localhost\r\n", "250 a\r\n"}, {"QUIT\r\n", "221 a\r\n"}}},
 		{"smtpchk EHLO a.example.org", SMTP("EHLO a.example.org"),
 			[]turn{{"", "220 a\r\n"}, {"EHLO a.example.org\r\n", "250-a\r\n250 b\r\n"}, {"QUIT\r\n", "221 a\r\n"}}},
 		{"mysql-check user haproxy", MySQL("haproxy"), []turn{{"", packet(0, handshake)}, {mysqlUser + mysqlQuit, mysqlOK}}},
@@ -276,7 +283,8 @@ func TestAsHAProxy(t *testing.T) {
 			defer l.Close()
 			dir := t.TempDir()
 			config := filepath.Join(dir, "haproxy.cfg")
-			text := fmt.Sprintf("defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n timeout check 20s\n"+
+			text := fmt.Sprintf("defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n"+
+				" timeout check 20s\n"+
 				"listen a\n bind unix@%s/a\n option %s\n server s %s check inter 100ms\n", dir, tt.option, l.Addr())
 			if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 				t.Fatal(err)

@@ -11,8 +11,8 @@ import (
 	"appliance/convert/syntax"
 )
 
-// A serverCheck is what a server line says about the server's check. It is comparable: servers with the same are checked
-// in the same way.
+// A serverCheck is what a server line says about the server's check. It is comparable: servers with the same are
+// checked in the same way.
 type serverCheck struct {
 	on, ssl                              bool
 	inter, fastInter, downInter          draft.Span
@@ -247,7 +247,8 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 	case overTLS != "":
 		c.Type = overTLS
 	case c.Type == "mysql" || c.Type == "pgsql":
-		d.Advise(p.LB, p.checkBy, "is asked over TLS, and checks of that protocol are in clear here; became check: {type: tls}")
+		d.Advise(p.LB, p.checkBy, "is asked over TLS, and checks of that protocol are in clear here; "+
+			"became check: {type: tls}")
 		c.Type = "tls"
 	case c.Talks():
 		c.OverTLS = true

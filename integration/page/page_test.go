@@ -228,7 +228,8 @@ func TestPageOrders(t *testing.T) {
 	order(1, "drain-node", node, "only if nobody else can")
 	b.open(t, g.sites[0]+"/")
 	b.await(t, "the order in force", `
-		return [...document.querySelectorAll("tr")].some(r => r.innerText.includes(arguments[0]) && r.innerText.includes("drain"))`,
+		return [...document.querySelectorAll("tr")]
+			.some(r => r.innerText.includes(arguments[0]) && r.innerText.includes("drain"))`,
 		server)
 	for _, what := range []string{"ordered on the page: drain", "ordered on the page: drain-node", "by op"} {
 		b.await(t, what, `return document.getElementById("events").innerText.includes(arguments[0])`, what)

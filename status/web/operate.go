@@ -22,7 +22,7 @@ type PageOrders struct {
 	Give func(ctx context.Context, user string, o PageOrder) (said string, err error)
 }
 
-// A PageOrder is one order. Do is a key of orders below, To what it is about, and Weight the number of the order weight.
+// A PageOrder is one order. Do is that of an orderKind, To what it is about, and Weight the number of the order weight.
 type PageOrder struct{ Do, To, Weight string }
 
 // An orderKind is a kind of order: what it is called, and what it does.
@@ -79,7 +79,8 @@ func (o *operator) sign(user, at string, order PageOrder) string {
 func (o *operator) signed(token, user string, order PageOrder) bool {
 	at, _, _ := strings.Cut(token, ".")
 	made, err := strconv.ParseInt(at, 10, 64)
-	return err == nil && time.Since(time.Unix(made, 0)) < formLife && hmac.Equal([]byte(token), []byte(o.sign(user, at, order)))
+	return err == nil && time.Since(time.Unix(made, 0)) < formLife &&
+		hmac.Equal([]byte(token), []byte(o.sign(user, at, order)))
 }
 
 // A form is what the page of orders shows.
@@ -148,7 +149,8 @@ func (o *operator) post(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case !o.signed(r.PostForm.Get("token"), user, signed):
-		o.show(w, http.StatusForbidden, form{User: user, Problem: "That form is too old, or not of this page. Nothing was done."})
+		o.show(w, http.StatusForbidden,
+			form{User: user, Problem: "That form is too old, or not of this page. Nothing was done."})
 	case problem != "":
 		o.show(w, http.StatusBadRequest, form{User: user, Problem: problem + " Nothing was done."})
 	case !confirmed:

@@ -96,7 +96,8 @@ func TestOperate(t *testing.T) {
 		{"unpin", "n1", "", "unpin?", "op unpin  "},
 	} {
 		first := ask{path: "/operate", header: as("op")}.of(h)
-		if first.Code != http.StatusOK || !strings.Contains(first.Header().Get("Content-Security-Policy"), "form-action 'self'") {
+		if first.Code != http.StatusOK ||
+			!strings.Contains(first.Header().Get("Content-Security-Policy"), "form-action 'self'") {
 			t.Fatalf("%d %v", first.Code, first.Header())
 		}
 		before := len(g.orders)
@@ -166,11 +167,13 @@ func TestOperateRefuses(t *testing.T) {
 			t.Errorf("%s: %d", name, w.Code)
 		}
 	}
-	long := ask{method: http.MethodPost, path: "/operate", header: as("op"), body: body + "&x=" + strings.Repeat("x", maxForm)}.of(h)
+	much := body + "&x=" + strings.Repeat("x", maxForm)
+	long := ask{method: http.MethodPost, path: "/operate", header: as("op"), body: much}.of(h)
 	if long.Code != http.StatusBadRequest {
 		t.Errorf("a long form: %d", long.Code)
 	}
-	if w := (ask{method: http.MethodPost, path: "/", header: as("op"), body: body}).of(h); w.Code != http.StatusMethodNotAllowed {
+	elsewhere := ask{method: http.MethodPost, path: "/", header: as("op"), body: body}
+	if w := elsewhere.of(h); w.Code != http.StatusMethodNotAllowed {
 		t.Errorf("a form for another path: %d", w.Code)
 	}
 	// In a link nothing is ordered.

@@ -47,6 +47,7 @@ type sim struct {
 	key   auth.Key
 	root  string
 	tweak func(*Config)
+	hush  atomic.Bool   // no new settings for a while
 	slow  time.Duration // how much longer an election may take, for disks
 	// founding says that there may be several groups for a while.
 	founding bool
@@ -64,6 +65,7 @@ type sim struct {
 	longest time.Duration // without a holder although a majority could talk; the judge's own
 	calm    time.Time     // since when packets are neither slow nor lost; guarded by net.mu
 	tenures int
+	disks   int       // lost
 	whole   time.Time // since when all peers that found groups reach each other; zero: they do not
 }
 
@@ -79,7 +81,7 @@ func TestSim(t *testing.T) {
 	limit := time.Duration(*simHours * float64(time.Hour))
 	var mu sync.Mutex
 	var worlds atomic.Uint64
-	began, tenures, acked, longest := time.Now(), 0, 0, time.Duration(0)
+	began, tenures, acked, disks, longest := time.Now(), 0, 0, 0, time.Duration(0)
 	var enough atomic.Bool // told from outside: inside of a bubble there is no real time
 	if limit == 0 {
 		defer time.AfterFunc(budget, func() { enough.Store(true) }).Stop()
@@ -99,6 +101,7 @@ func TestSim(t *testing.T) {
 					s := simulate(t, seed, 3+2*int(seed%2), func(s *sim) { s.live(time.Minute, &enough) })
 					mu.Lock()
 					virtual, tenures, acked = virtual+s.age, tenures+s.tenures, acked+len(s.acked)
+					disks += s.disks
 					longest = max(longest, s.longest)
 					more = virtual < limit || limit == 0 && !enough.Load()
 					mu.Unlock()
@@ -106,9 +109,9 @@ func TestSim(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d worlds, %v of groups in %v: %d tenures, %d settings acknowledged; no holder for %v at most while a "+
-		"majority could talk", worlds.Load(), virtual.Round(time.Second), time.Since(began).Round(time.Second), tenures,
-		acked, longest.Round(ms))
+	t.Logf("%d worlds, %v of groups in %v: %d tenures, %d settings acknowledged, %d disks lost; no holder for %v at most "+
+		"while a majority could talk", worlds.Load(), virtual.Round(time.Second), time.Since(began).Round(time.Second),
+		tenures, acked, disks, longest.Round(ms))
 }
 
 // simulate plays a world in a bubble of its own. It returns what was seen.
@@ -136,9 +139,6 @@ func simulate(t *testing.T, seed uint64, n int, play func(s *sim)) (s *sim) {
 		}
 		s.age = time.Since(s.begun)
 		s.procs.Wait()
-		if s.failed {
-			t.Logf("the last that happened:\n%s", strings.Join(s.lines, "\n"))
-		}
 	})
 	return s
 }
@@ -175,11 +175,12 @@ func (s *sim) say(format string, args ...any) {
 func (s *sim) wrong(format string, args ...any) {
 	s.say("WRONG: "+format, args...)
 	s.mu.Lock()
-	first := !s.failed
+	first, lines := !s.failed, slices.Clone(s.lines)
 	s.failed = true
 	s.mu.Unlock()
 	if first {
-		s.t.Errorf("seed %d, after %v: %s", s.seed, time.Since(s.begun), fmt.Sprintf(format, args...))
+		s.t.Errorf("seed %d, after %v: %s; the last that happened:\n%s", s.seed, time.Since(s.begun),
+			fmt.Sprintf(format, args...), strings.Join(lines, "\n"))
 	}
 }
 

@@ -111,8 +111,12 @@ func (u *unrest) loseDisk(h, _ *simHost) {
 		u.t.Fatal(err)
 	}
 	time.Sleep(time.Duration(3+u.rnd.IntN(5)) * time.Second)
-	if !u.complete() {
-		return
+	u.hush.Store(true)
+	defer u.hush.Store(false)
+	for began := time.Now(); !u.known(h); time.Sleep(5 * ms) {
+		if u.broken() || time.Since(began) > 3*time.Second {
+			return
+		}
 	}
 	what := "an older copy"
 	if u.rnd.IntN(3) == 0 {
@@ -121,7 +125,25 @@ func (u *unrest) loseDisk(h, _ *simHost) {
 	}
 	u.crash(h, u.rnd.IntN(2) == 0)
 	u.say("%s: the disk is %s", h.id, what)
+	u.mu.Lock()
+	u.disks++
+	u.mu.Unlock()
 	u.down[h.id] = old
+}
+
+// known says that all others know how far the disk of h has come.
+func (s *sim) known(h *simHost) bool {
+	if !s.complete() {
+		return false
+	}
+	g := h.proc.group.Load()
+	for _, o := range s.hosts {
+		r := o.proc.group.Load().fence.ReachedBy(h.id)
+		if o != h && (r.Process != g.disk.Process || r.Term < g.raft.CurrentTerm() || r.Commit < g.raft.LastIndex()) {
+			return false
+		}
+	}
+	return true
 }
 
 // ask has h do what an operator asks it to.
@@ -197,21 +219,22 @@ func (s *sim) mend(down map[string]string) {
 	s.mu.Lock()
 	acked := maps.Clone(s.acked)
 	s.mu.Unlock()
-	var missing string
-	if !s.await("the acknowledged settings everywhere", 10*time.Second, func() bool {
+	told := make(map[string]bool)
+	s.await("the acknowledged settings everywhere", 10*time.Second, func() bool {
 		for id, p := range s.running() {
 			all := p.group.Load().Settings()
 			for _, key := range slices.Sorted(maps.Keys(acked)) {
 				if all[key] != acked[key] {
-					missing = fmt.Sprintf("%s has %s=%q, acknowledged was %q", id, key, all[key], acked[key])
+					if !told[id+key] {
+						told[id+key] = true
+						s.say("%s has %s=%q, acknowledged was %q", id, key, all[key], acked[key])
+					}
 					return false
 				}
 			}
 		}
 		return true
-	}) {
-		s.say("%s", missing)
-	}
+	})
 }
 
 // takeBack undoes what changes of the members have left, as an operator would.
@@ -243,7 +266,7 @@ func (s *sim) client(done <-chan struct{}) {
 		case <-time.After(time.Duration(rnd.IntN(600)) * ms):
 		}
 		p := s.running()[s.hosts[rnd.IntN(len(s.hosts))].id]
-		if p == nil || p.group.Load() == nil {
+		if p == nil || p.group.Load() == nil || s.hush.Load() {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)

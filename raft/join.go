@@ -250,10 +250,14 @@ func (g *Group) yield(o hello) error {
 // checkSplit ends this peer's group if o shows that another one goes on instead: package founding.
 func (g *Group) checkSplit(o hello) {
 	self := g.hello()
-	if g.running() == nil || self.Cluster == "" || o.Cluster == "" || self.Cluster == o.Cluster {
+	if g.running() == nil || o.Cluster == "" || self.Cluster == o.Cluster {
 		return
 	}
 	switch {
+	case self.Cluster == "":
+		if self.HasState && leftBehind(self, o) {
+			g.fail(g.yield(o))
+		}
 	case o.Fence == nil: // a version that does not say enough of its group, and yields by itself
 		if g.cfg.StartAsLeader && len(self.Members) == 1 && len(o.Members) > 1 {
 			g.fail(fmt.Errorf("group: this peer began a group of its own although peer %s is in one; stop it, empty "+
@@ -265,6 +269,14 @@ func (g *Group) checkSplit(o hello) {
 	case o.Leader != "": // as long as only one can lead, an operator can still decide
 		g.fail(fmt.Errorf("group: %s; the data directory here is %s", conflict(o, self), g.cfg.DataDir))
 	}
+}
+
+// leftBehind says that self was in the group when it began, and removed before it heard the name: nobody knows then
+// that its disk is of this group. The leader o, whose log is on a majority, has it neither as a member nor as removed,
+// so it is taken in as a new one.
+func leftBehind(self, o hello) bool {
+	return o.Fence != nil && o.Leader == o.ID && o.Fence.Commit >= o.LastIndex && o.Removed == "" &&
+		!slices.Contains(o.Members, self.ID) && slices.Contains(self.Members, o.ID)
 }
 
 // ask says hello to every listed peer at once and returns who answered.

@@ -74,7 +74,7 @@ const simBound = 10 * time.Second
 
 // TestSim has groups of three and of five live through everything, in virtual time.
 func TestSim(t *testing.T) {
-	budget, virtual := 25*time.Second, time.Duration(0)
+	budget, virtual := 15*time.Second, time.Duration(0)
 	if testing.Short() {
 		budget = 5 * time.Second
 	}

@@ -262,15 +262,15 @@ func capabilities(cfg *configs.Config) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("this process lacks %s; "+
-			"run it as root, or give the capabilities as the manifest and the systemd unit do", strings.Join(missing, " and "))
+		return configs.Problem{Text: fmt.Sprintf("this process lacks %s; run it as root, or give the capabilities as the "+
+			"manifest and the systemd unit do", strings.Join(missing, " and "))} // a restart gives it no more
 	}
 	return nil
 }
 
-// effectiveCapabilities returns the CapEff mask of this process, see proc(5).
+// effectiveCapabilities returns the CapEff mask of this thread, which has those of the process, see proc(5).
 func effectiveCapabilities() (uint64, error) {
-	f, err := os.Open("/proc/self/status")
+	f, err := os.Open("/proc/thread-self/status")
 	if err != nil {
 		return 0, fmt.Errorf("find out the capabilities of this process: %w", err)
 	}
@@ -280,7 +280,7 @@ func effectiveCapabilities() (uint64, error) {
 			return strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
 		}
 	}
-	return 0, errors.New("find out the capabilities of this process: /proc/self/status has no CapEff line")
+	return 0, errors.New("find out the capabilities of this process: /proc/thread-self/status has no CapEff line")
 }
 
 // preflight finds, before anything is touched, what would keep the load balancers from being served.

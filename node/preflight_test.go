@@ -2,8 +2,10 @@ package node
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -92,5 +94,28 @@ func TestDataDirIsAFile(t *testing.T) {
 			!strings.Contains(p.Text, file+" is not a directory") {
 			t.Errorf("%s: %v", dir, err)
 		}
+	}
+}
+
+// No retry mends a process without its capabilities.
+func TestMissingCapabilities(t *testing.T) {
+	runtime.LockOSThread() // for good: the thread ends with the test, and what it lacks is for no other
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	cfg := &configs.Config{VIPs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
+	if err := capabilities(cfg); err != nil {
+		t.Fatalf("with all of root's: %v", err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_RAW
+	if err := unix.Capset(&head, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	var p configs.Problem
+	if err := capabilities(cfg); !errors.As(err, &p) || !strings.Contains(p.Text, "CAP_NET_RAW") ||
+		strings.Contains(p.Text, "CAP_NET_ADMIN") {
+		t.Errorf("without CAP_NET_RAW: %v", err)
 	}
 }

@@ -98,8 +98,6 @@ func (e *elections) Refresh(leader string, term uint64) (kept, writes bool) {
 	return writes, writes
 }
 
-func (e *elections) Patience() time.Duration { return e.Group.Patience() }
-
 func (e *elections) Refreshed(peer string, term uint64, writes bool) {
 	e.trans.Kept(peer, term, writes)
 }

@@ -241,7 +241,7 @@ func (g *Group) Run(ctx context.Context) error {
 			peerport.PreambleRaft:  func(c net.Conn, _ auth.Identity) { g.stream.Handle(c) },
 			peerport.PreambleWatch: func(c net.Conn, _ auth.Identity) { g.watched.Handle(c) },
 			peerport.PreambleControl: func(c net.Conn, who auth.Identity) {
-				peerport.AnswerLines(inner, c, func(ctx context.Context, r request) reply {
+				peerport.AnswerLines(inner, c, who, func(ctx context.Context, r request) reply {
 					return g.answer(ctx, who, r)
 				})
 			},

@@ -8,26 +8,35 @@ import (
 	"io"
 	"net"
 	"time"
+
+	"appliance/raft/auth"
 )
 
 // The control protocol: one JSON question per line, one JSON answer per line, in turn. Unknown fields are
 // ignored on both sides so that versions may differ.
 
-// maxLine bounds a question or answer: settings of a large group are some 10 KiB.
-const maxLine = 1 << 20
+// What a question or answer may have in bytes: settings of a large group are some 10 KiB. A worker asks for
+// what has changed since, and no more.
+const (
+	maxLine         = 1 << 20
+	maxLineOfWorker = 16 << 10
+)
 
 // controlIdle ends a control connection without questions; a peer asks every second.
 const controlIdle = 30 * time.Second
 
-// AnswerLines answers the questions on conn until it ends.
-func AnswerLines[Q, A any](ctx context.Context, conn net.Conn, answer func(context.Context, Q) A) {
+// AnswerLines answers the questions of who on conn until it ends.
+func AnswerLines[Q, A any](ctx context.Context, conn net.Conn, who auth.Identity, answer func(context.Context, Q) A) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	lines := bufio.NewReader(conn)
+	lines, most := bufio.NewReader(conn), maxLine
+	if who.Role != auth.Peer {
+		most = maxLineOfWorker
+	}
 	for {
 		conn.SetReadDeadline(time.Now().Add(controlIdle))
 		var q Q
-		if err := ReadLine(lines, &q); err != nil {
+		if err := readLine(lines, most, &q); err != nil {
 			return
 		}
 		conn.SetWriteDeadline(time.Now().Add(controlIdle))
@@ -38,11 +47,13 @@ func AnswerLines[Q, A any](ctx context.Context, conn net.Conn, answer func(conte
 }
 
 // ReadLine reads one line of JSON.
-func ReadLine(r *bufio.Reader, into any) error {
+func ReadLine(r *bufio.Reader, into any) error { return readLine(r, maxLine, into) }
+
+func readLine(r *bufio.Reader, most int, into any) error {
 	var line []byte
 	for {
 		part, err := r.ReadSlice('\n')
-		if len(line)+len(part) > maxLine {
+		if len(line)+len(part) > most {
 			return errors.New("control message too long")
 		}
 		line = append(line, part...)

@@ -38,6 +38,10 @@ const (
 	// anybody) cannot use up the process's files. It is enough for a thousand workers on the last peer that
 	// is left.
 	maxConns = 2048
+	// maxWorkerConns bounds those of workers, so that whoever has a worker's key keeps no peer out, and
+	// maxConnsOfWorker those of one worker, which needs two.
+	maxWorkerConns   = maxConns * 3 / 4
+	maxConnsOfWorker = 16
 	// strangerQuiet is the time in which one source is logged only once.
 	strangerQuiet = 10 * time.Minute
 	// maxSources bounds the memory of what was logged.
@@ -84,7 +88,7 @@ type Port struct {
 	low filler
 
 	mu     sync.Mutex
-	conns  map[net.Conn]struct{}
+	conns  map[net.Conn]string // the id of a worker, "" for others
 	closed bool
 }
 
@@ -96,7 +100,7 @@ func Listen(bind netip.AddrPort, cred *auth.Credentials, over Network, log *slog
 	if over.Listen == nil {
 		over.Listen = listenTCP
 	}
-	p := &Port{dial: over.Dial, log: log, conns: make(map[net.Conn]struct{})}
+	p := &Port{dial: over.Dial, log: log, conns: make(map[net.Conn]string)}
 	p.cred.Store(cred)
 	p.Expect(nil)
 	if !bind.IsValid() {
@@ -182,6 +186,9 @@ func (p *Port) Serve(handlers map[byte]func(net.Conn, auth.Identity)) error {
 			defer p.untrack(conn)
 			c, kind, who, err := p.greet(conn)
 			<-slots
+			if err == nil {
+				err = p.seat(conn, who)
+			}
 			if err != nil {
 				p.stranger(conn, err)
 				return
@@ -290,8 +297,32 @@ func (p *Port) track(c net.Conn) bool {
 	if p.closed || len(p.conns) >= maxConns {
 		return false
 	}
-	p.conns[c] = struct{}{}
+	p.conns[c] = ""
 	return true
+}
+
+// seat refuses a worker that has too many connections, or that is one of too many.
+func (p *Port) seat(c net.Conn, who auth.Identity) error {
+	if who.Role == auth.Peer {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all, own := 0, 0
+	for _, id := range p.conns {
+		if id != "" {
+			all++
+		}
+		if id == who.ID {
+			own++
+		}
+	}
+	if all >= maxWorkerConns || own >= maxConnsOfWorker {
+		return fmt.Errorf("worker %s has %d connections of %d, all workers %d of %d", who.ID, own, maxConnsOfWorker, all,
+			maxWorkerConns)
+	}
+	p.conns[c] = who.ID
+	return nil
 }
 
 func (p *Port) untrack(c net.Conn) {

@@ -1,0 +1,64 @@
+package peerport
+
+import (
+	"bufio"
+	"net"
+	"strings"
+	"testing"
+
+	"appliance/raft/auth"
+)
+
+// TestWorkersKeepNobodyOut: one worker does not use up the connections of all, nor all of them those of peers.
+func TestWorkersKeepNobodyOut(t *testing.T) {
+	p := &Port{conns: make(map[net.Conn]string)}
+	connect := func(who auth.Identity) error {
+		c, other := net.Pipe()
+		t.Cleanup(func() { c.Close(); other.Close() })
+		if !p.track(c) {
+			t.Fatal("no room for anybody")
+		}
+		err := p.seat(c, who)
+		if err != nil {
+			p.untrack(c)
+		}
+		return err
+	}
+	worker := func(n int) auth.Identity {
+		return auth.Identity{Role: auth.Worker, ID: "w" + strings.Repeat("x", n)}
+	}
+	for i := range maxConnsOfWorker + 1 {
+		if err := connect(worker(0)); (err != nil) != (i == maxConnsOfWorker) {
+			t.Fatalf("connection %d of one worker: %v", i, err)
+		}
+	}
+	n := maxConnsOfWorker
+	for i := 1; n < maxWorkerConns; i++ {
+		for range maxConnsOfWorker {
+			if err := connect(worker(i)); err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+	}
+	if err := connect(worker(maxWorkerConns)); err == nil {
+		t.Error("workers have as many connections as they want")
+	}
+	if err := connect(auth.Identity{Role: auth.Peer, ID: "a"}); err != nil {
+		t.Errorf("workers keep a peer out: %v", err)
+	}
+}
+
+func TestLongLines(t *testing.T) {
+	for _, tt := range []struct {
+		length, most int
+		ok           bool
+	}{{100, maxLineOfWorker, true}, {maxLineOfWorker, maxLineOfWorker, false}, {maxLineOfWorker, maxLine, true},
+		{maxLine, maxLine, false}} {
+		var into string
+		line := `"` + strings.Repeat("x", tt.length) + "\"\n"
+		if err := readLine(bufio.NewReader(strings.NewReader(line)), tt.most, &into); (err == nil) != tt.ok {
+			t.Errorf("%d of %d: %v", tt.length, tt.most, err)
+		}
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os/exec"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -117,10 +116,7 @@ func (w *world) moved(t *testing.T, from int) {
 }
 
 func (w *world) transfer(t *testing.T, holder int) string {
-	cmd := exec.Command(binary, "transfer", "--socket", w.apps[holder].path+".sock")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	command(t, w.apps[holder].path+".sock", "transfer")
 	w.moved(t, holder)
 	return ""
 }

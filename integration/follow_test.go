@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -162,10 +161,7 @@ func TestInterfaceIsFollowed(t *testing.T) {
 			w.ready(t, i)
 			// It holds as well as any.
 			at := w.apps[w.holder(t)]
-			cmd := exec.CommandContext(patient(t), binary, "transfer", "--socket", at.path+".sock", w.nodes[i].Name)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("transfer: %v: %s", err, out)
-			}
+			command(t, at.path+".sock", "transfer", w.nodes[i].Name)
 			eventually(t, func() error {
 				if now := w.holder(t); now != i {
 					return fmt.Errorf("%s holds", w.nodes[now].Name)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,17 +18,25 @@ import (
 // verb runs a command of the appliance against node i.
 func (tr *trial) verb(t *testing.T, i int, args ...string) string {
 	t.Helper()
-	args = append(args[:len(args):len(args)], "")
-	// Flags stand before arguments.
-	at := 1
+	return command(t, tr.socket(i), args...)
+}
+
+// command gives the appliance behind a socket an order, again while an election keeps it from being taken, and returns
+// what it said.
+func command(t *testing.T, socket string, args ...string) string {
+	t.Helper()
+	at := 1 // flags stand before arguments
 	if args[0] == "backends" {
 		at = 2
 	}
-	line := append(append(append([]string{}, args[:at]...), "--socket", tr.socket(i)), args[at:len(args)-1]...)
-	out, err := exec.Command(binary, line...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("appliance %s: %v: %s", strings.Join(line, " "), err, out)
-	}
+	line := slices.Insert(slices.Clone(args), at, "--socket", socket)
+	var out []byte
+	eventually(t, func() (err error) {
+		if out, err = exec.Command(binary, line...).CombinedOutput(); err != nil {
+			return fmt.Errorf("appliance %s: %w: %s", strings.Join(line, " "), err, out)
+		}
+		return nil
+	})
 	return string(out)
 }
 

@@ -519,9 +519,9 @@ func TestRoutersSpreadClients(t *testing.T) {
 		}
 
 		// A node that is drained is left out, and comes back.
-		command(t, r.apps[1], "drain")
+		command(t, r.apps[1].path+".sock", "drain")
 		r.awaitPaths(t, 0, 2)
-		command(t, r.apps[1], "undrain")
+		command(t, r.apps[1].path+".sock", "undrain")
 		r.awaitPaths(t, 0, 1, 2)
 
 		// A node that stops is left out, and nobody is without an answer meanwhile.
@@ -628,14 +628,3 @@ func TestBFDNoticesLostHost(t *testing.T) {
 	})
 }
 
-// command gives a node an order, again while an election keeps it from being taken.
-func command(t *testing.T, p *program, args ...string) {
-	t.Helper()
-	eventually(t, func() error {
-		out, err := exec.Command(binary, append(args, "--socket", p.path+".sock")...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%v: %w: %s", args, err, out)
-		}
-		return nil
-	})
-}

@@ -172,10 +172,10 @@ func routersFollowHolder(t *testing.T, standby bool) {
 		})
 	}
 	follow(first)
-	command(t, r.apps[first], "drain")
+	command(t, r.apps[first].path+".sock", "drain")
 	second := r.holder(t, first)
 	follow(second)
-	command(t, r.apps[first], "undrain")
+	command(t, r.apps[first].path+".sock", "undrain")
 	if standby { // the node has heard of it
 		eventually(t, func() error {
 			for _, a := range announced(t, r.apps[first]).Addresses {
@@ -243,11 +243,11 @@ func TestKernelRoutesAreAnnounced(t *testing.T) {
 	r.start(t, "  by: routes\n")
 	r.awaitPaths(t, 0, 1, 2)
 	r.served(t, "n1", "n2", "n3")
-	command(t, r.apps[1], "drain")
+	command(t, r.apps[1].path+".sock", "drain")
 	r.awaitPaths(t, 0, 2)
 	r.apps[2].stop(t)
 	r.awaitPaths(t, 0)
-	command(t, r.apps[1], "undrain")
+	command(t, r.apps[1].path+".sock", "undrain")
 	r.awaitPaths(t, 0, 1)
 	r.served(t)
 }

@@ -627,4 +627,3 @@ func TestBFDNoticesLostHost(t *testing.T) {
 		watched()
 	})
 }
-

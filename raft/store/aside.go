@@ -19,7 +19,7 @@ type Position struct {
 
 // Position reads where the disk stands.
 func (s *Store) Position() (p Position, err error) {
-	if p.Term, err = s.GetUint64([]byte("CurrentTerm")); err != nil && err.Error() != "not found" {
+	if p.Term, err = s.GetUint64([]byte(termKey)); err != nil && err.Error() != "not found" {
 		return p, err
 	}
 	var members hraft.Configuration

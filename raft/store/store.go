@@ -138,9 +138,18 @@ func (s *Store) CheckFormat(known int) error {
 	return nil
 }
 
-// HasState tells a peer that has been in a group from a new one.
+// HasState tells a peer that has been in a group from a new one. A peer that was killed while it began a group has
+// nothing of it but the term 1, in which nobody votes; it forgets that, or it would be the member of no group for ever.
 func (s *Store) HasState() (bool, error) {
-	return hraft.HasExistingState(s, s, s.Snaps)
+	known, err := hraft.HasExistingState(s, s, s.Snaps)
+	if err != nil || !known {
+		return false, err
+	}
+	p, err := s.Position()
+	if err != nil || p.Last > 0 || p.Term != 1 {
+		return true, err
+	}
+	return false, s.Disk.Set([]byte(termKey), number(0))
 }
 
 // persist stores terms and votes. hashicorp/raft panics if a term cannot be stored, but a full disk must

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	hraft "github.com/hashicorp/raft"
 )
 
 // TestRoom: what tries the room leaves nothing behind, and tells a full disk.
@@ -91,4 +92,37 @@ func TestTermIsNeverForgotten(t *testing.T) {
 			t.Error("a term that is not on the disk was reported as stored")
 		}
 	})
+}
+
+// TestKilledWhileItBeganAGroup: term 1 without a log is of a group that never began. In a later term a peer may have
+// voted.
+func TestKilledWhileItBeganAGroup(t *testing.T) {
+	for name, tt := range map[string]struct {
+		term  uint64
+		log   bool
+		known bool
+	}{
+		"new": {}, "killed": {term: 1}, "bootstrapped": {1, true, true}, "voted": {term: 2, known: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := Open(t.TempDir(), nil, hclog.NewNullLogger())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			if tt.term > 0 {
+				err = s.SetUint64([]byte(termKey), tt.term)
+			}
+			if tt.log {
+				err = errors.Join(err, s.StoreLog(&hraft.Log{Index: 1, Term: 1, Type: hraft.LogNoop}))
+			}
+			known, err2 := s.HasState()
+			if err != nil || err2 != nil || known != tt.known {
+				t.Errorf("it has state: %v, %v, %v", known, err, err2)
+			}
+			if again, err := hraft.HasExistingState(s, s, s.Snaps); err != nil || again != tt.known {
+				t.Errorf("raft finds state: %v, %v", again, err)
+			}
+		})
+	}
 }

@@ -13,6 +13,7 @@ const (
 	voteKey       = "Vote"         // term (8 bytes), candidate
 	voteTermKey   = "LastVoteTerm" // hashicorp/raft's names, raft.go
 	voteCandidKey = "LastVoteCand"
+	termKey       = "CurrentTerm"
 )
 
 // vote is the vote on disk, ok is false if there is none in this form.

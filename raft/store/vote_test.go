@@ -46,11 +46,11 @@ func TestVoteIsOneValueOnDisk(t *testing.T) {
 
 	must(s.SetUint64([]byte(voteTermKey), 4), s.Set([]byte(voteCandidKey), []byte("b")))
 	check(s, "one value", 4, "b")
-	must(s.SetUint64([]byte("CurrentTerm"), 5), s.SetUint64([]byte(voteTermKey), 5), s.Close())
+	must(s.SetUint64([]byte(termKey), 5), s.SetUint64([]byte(voteTermKey), 5), s.Close())
 
 	s = open() // a crash before the candidate was stored
 	check(s, "half a vote", 4, "b")
-	if term, err := s.GetUint64([]byte("CurrentTerm")); err != nil || term != 5 {
+	if term, err := s.GetUint64([]byte(termKey)); err != nil || term != 5 {
 		t.Errorf("term %d (%v), want 5", term, err)
 	}
 	must(s.SetUint64([]byte(voteTermKey), 6), s.Set([]byte(voteCandidKey), []byte("c")), s.Close())

@@ -172,7 +172,8 @@ func judge(got map[string]int, n int, lb balance, from string, plane balancer.Pl
 	}
 	for i, name := range lb.nodes {
 		p := float64(lb.weight(i)) / float64(sum)
-		mean, slack := p*float64(n), 0.0
+		// A node that tries the load balancer as a client takes a turn of the scheduler, too.
+		mean, slack := p*float64(n), 1.0
 		if plane == balancer.Direct {
 			// Ports are hashed: five standard deviations of a binomial
 			// distribution, which is missed once in a million, and what a

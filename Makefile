@@ -17,7 +17,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
-.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration matrix skew guides mutants sim clean
+.PHONY: demo test build setup-build setup-test setup-bench check lint unit integration clean
+.PHONY: matrix skew guides mutants sim
 .PHONY: bench-failover bench-idle bench-forward bench-ipvs bench-routers
 
 demo: build
@@ -66,8 +67,8 @@ skew: setup-test
 guides: setup-test
 	APPLIANCE_TEST_GUIDES=1 go test -count=1 -v -run TestTakeover ./integration
 
-# Every data plane, family, binding of the servers, position of the client and firewall: each client is served, or shown as
-# not served with the true reason. ONLY='auto, IPv6' does a part; a number repeats a sample of make test.
+# Every data plane, family, binding of the servers, position of the client and firewall: each client is served, or
+# shown as not served with the true reason. ONLY='auto, IPv6' does a part; a number repeats a sample of make test.
 matrix: export APPLIANCE_TEST_MATRIX = $(or $(ONLY),all)
 matrix: setup-test
 	go test -count=1 -timeout 2h -parallel 4 -v -run TestMatrix ./integration

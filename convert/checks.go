@@ -15,7 +15,6 @@ type checkWord struct{ key, value string }
 
 // checkWords are the keys of a check with something to say.
 func checkWords(c draft.HealthCheck) (words []checkWord) {
-	add := func(key string, value string) { words = append(words, checkWord{key, value}) }
 	var f draft.Flow
 	f.Word("type", c.Type)
 	f.Span("inter", c.Inter)
@@ -61,7 +60,7 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 	f.Word("tls.keyFile", c.KeyFile)
 	for _, pair := range f {
 		key, value, _ := strings.Cut(pair, ": ")
-		add(key, value)
+		words = append(words, checkWord{key, value})
 	}
 	return words
 }
@@ -80,25 +79,21 @@ func stepFlow(one draft.SpokenStep) string {
 
 // flowOf writes words as a mapping, with tls.verify as tls: {verify: ...}.
 func flowOf(words []checkWord) (f draft.Flow) {
-	for i, w := range words {
-		group, name, isDeep := strings.Cut(w.key, ".")
+	groups := make(map[string]draft.Flow)
+	for _, w := range words {
+		if group, name, isDeep := strings.Cut(w.key, "."); isDeep {
+			inner := groups[group]
+			inner.Add(name, w.value)
+			groups[group] = inner
+		}
+	}
+	for _, w := range words {
+		group, _, isDeep := strings.Cut(w.key, ".")
 		if !isDeep {
 			f.Add(w.key, w.value)
-			continue
-		}
-		var inner draft.Flow
-		for j, other := range words {
-			g, n, _ := strings.Cut(other.key, ".")
-			if g == group && j < i {
-				inner = nil
-				break
-			}
-			if g == group {
-				inner.Add(n, other.value)
-			}
-		}
-		if len(inner) > 0 && strings.HasPrefix(inner[0], name+": ") {
+		} else if inner := groups[group]; len(inner) > 0 { // where its first key stands
 			f.Add(group, inner.String())
+			delete(groups, group)
 		}
 	}
 	return f

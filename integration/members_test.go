@@ -37,19 +37,10 @@ func (tr *trial) until(t *testing.T, what string, ok func(ctx context.Context) b
 	}
 }
 
-// say runs a command until it succeeds: a group refuses some while it changes.
+// say gives node i an order.
 func (tr *trial) say(t *testing.T, i int, args ...string) string {
 	t.Helper()
-	var out string
-	var err error
-	tr.until(t, strings.Join(args, " "), func(ctx context.Context) bool {
-		if out, err = tr.app.Say(ctx, i, args...); err != nil {
-			t.Log(err)
-			time.Sleep(200 * time.Millisecond)
-		}
-		return err == nil
-	})
-	return out
+	return command(t, tr.socket(i), args...)
 }
 
 // members waits until the given nodes count exactly the nodes of the same

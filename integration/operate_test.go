@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,25 +14,16 @@ import (
 	"appliance/integration/scene"
 )
 
-// verb runs a command of the appliance against node i.
-func (tr *trial) verb(t *testing.T, i int, args ...string) string {
-	t.Helper()
-	return command(t, tr.socket(i), args...)
-}
-
 // command gives the appliance behind a socket an order, again while an election keeps it from being taken, and returns
 // what it said.
 func command(t *testing.T, socket string, args ...string) string {
 	t.Helper()
-	at := 1 // flags stand before arguments
-	if args[0] == "backends" {
-		at = 2
-	}
-	line := slices.Insert(slices.Clone(args), at, "--socket", socket)
 	var out []byte
 	eventually(t, func() (err error) {
-		if out, err = exec.Command(binary, line...).CombinedOutput(); err != nil {
-			return fmt.Errorf("appliance %s: %w: %s", strings.Join(line, " "), err, out)
+		cmd := exec.Command(binary, args...)
+		cmd.Env = append(os.Environ(), "APPLIANCE_SOCKET="+socket)
+		if out, err = cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("appliance %s: %w: %s", strings.Join(args, " "), err, out)
 		}
 		return nil
 	})
@@ -110,14 +100,14 @@ func TestOrders(t *testing.T) {
 		})
 	}
 	name := tr.Backends[0][0].Addr().String()
-	said := tr.verb(t, 1, "backends", "drain", name)
+	said := tr.say(t, 1, "backends", "drain", name)
 	if !strings.Contains(said, "test/"+tr.Backends[0][0].String()+": drain") {
 		t.Error(said)
 	}
 	all(0, balancer.Draining, "drain")
-	tr.verb(t, 2, "backends", "weight", "test/"+tr.Backends[1][0].String(), "7")
+	tr.say(t, 2, "backends", "weight", "test/"+tr.Backends[1][0].String(), "7")
 	all(1, balancer.Up, "weight 7")
-	if out := tr.verb(t, 0, "backends", "list"); !strings.Contains(out, "draining") || !strings.Contains(out, "weight 7") {
+	if out := tr.say(t, 0, "backends", "list"); !strings.Contains(out, "draining") || !strings.Contains(out, "weight 7") {
 		t.Error(out)
 	}
 	for i := range 3 {
@@ -129,9 +119,9 @@ func TestOrders(t *testing.T) {
 	tr.ready(t, 0, 1, 2)
 	all(0, balancer.Draining, "drain")
 	all(1, balancer.Up, "weight 7")
-	tr.verb(t, 0, "backends", "disable", name)
+	tr.say(t, 0, "backends", "disable", name)
 	all(0, balancer.Down, "disable")
-	tr.verb(t, 0, "backends", "enable", name)
+	tr.say(t, 0, "backends", "enable", name)
 	all(0, balancer.Up, "")
 	out, err := exec.Command(binary, "backends", "drain", "--socket", tr.socket(0), "nobody").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "known here: test/") {

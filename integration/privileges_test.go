@@ -45,7 +45,7 @@ func TestPrivileges(t *testing.T) {
 				t.Errorf("%s: %s has no_new_privs %s, seccomp %s", n.Name, path, fields["NoNewPrivs"], fields["Seccomp"])
 			}
 		}
-		if text := tr.verb(t, i, "status"); !strings.Contains(text, "NET_ADMIN") ||
+		if text := tr.say(t, i, "status"); !strings.Contains(text, "NET_ADMIN") ||
 			!strings.Contains(text, "no_new_privs, seccomp, not dumpable") {
 			t.Errorf("%s: status does not say what the process may:\n%s", n.Name, text)
 		}

@@ -35,7 +35,7 @@ func TestVersionSkew(t *testing.T) {
 				}
 			}
 			tr.ready(t, 0, 1, 2)
-			tr.verb(t, 0, "backends", "weight", "test/"+tr.Backends[0][0].String(), "7")
+			tr.say(t, 0, "backends", "weight", "test/"+tr.Backends[0][0].String(), "7")
 			var open *lab.Conns
 			if stacked {
 				open = tr.open(t)
@@ -55,12 +55,12 @@ func TestVersionSkew(t *testing.T) {
 				tr.ready(t, 0, 1, 2)
 				// Each version holds, beside the other, and hears what another node was told.
 				for to := range 3 {
-					tr.verb(t, i, "transfer", tr.Nodes[to].Name)
+					tr.say(t, i, "transfer", tr.Nodes[to].Name)
 					tr.holder(t, to)
 				}
-				tr.verb(t, i, "backends", "drain", tr.Backends[1][0].String())
+				tr.say(t, i, "backends", "drain", tr.Backends[1][0].String())
 				tr.all(t, 1, "drain")
-				tr.verb(t, (i+1)%3, "backends", "enable", tr.Backends[1][0].String())
+				tr.say(t, (i+1)%3, "backends", "enable", tr.Backends[1][0].String())
 				tr.all(t, 1, "")
 				tr.all(t, 0, "weight 7")
 				if open != nil {

@@ -319,14 +319,19 @@ func (g *Group) rememberHeartbeat() error {
 	return nil
 }
 
+// electionTimeout is raft's while disks are fast.
+func (g *Group) electionTimeout() time.Duration {
+	if g.cfg.self().Witness {
+		// A witness can only hand leadership on; let the others stand first.
+		return 2 * g.cfg.Heartbeat
+	}
+	return g.cfg.Heartbeat
+}
+
 func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 	c := hraft.DefaultConfig()
 	c.LocalID = hraft.ServerID(g.cfg.ID)
-	c.HeartbeatTimeout = g.cfg.Heartbeat
-	if g.cfg.self().Witness {
-		// A witness can only hand leadership on; let the others stand first.
-		c.HeartbeatTimeout *= 2
-	}
+	c.HeartbeatTimeout = g.electionTimeout()
 	c.ElectionTimeout = c.HeartbeatTimeout
 	// The leader steps down soon after its lease has run out; until then it can renew it in the same term.
 	c.LeaderLeaseTimeout = g.cfg.Heartbeat
@@ -343,8 +348,8 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 
 func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	g.trans = transport.New(g.stream, g.cfg.Heartbeat, transport.Rules{
-		Heard: g.heard, Granted: g.lease.Grant, Patience: g.Patience, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.refusalOf,
-		Withheld: g.withholds, Follow: g.grants.Follow, Admits: g.fence.Admits, Grown: &g.grown,
+		Heard: g.heard, Granted: g.lease.Grant, Now: g.cfg.now, Removed: g.isRemoved, Refusal: g.refusalOf,
+		Withheld: g.withholds, Follow: g.grants.Follow, Admits: g.fence.Admits, Grown: &g.grown, Patience: g.Patience,
 		Stamp: func(peer string) (string, bool) {
 			t, told := g.fence.Told(peer)
 			return g.cluster(), !told || t.Fenced

@@ -205,7 +205,7 @@ func (c *conn) established(a attempt, events uint32) {
 	if tb.persistence != nil {
 		tb.persistence.put(c.source.Addr(), t.id.Backend, l.now)
 	}
-	if v := tb.proxyFor(t); v != "" {
+	if v := tb.proxies[t]; v != "" {
 		header, err := proxyHeader(v, c.source, to, c.client.fd, c.service.frontend)
 		if err != nil || !c.up.prepend(l.f.pools, header) {
 			c.abort(endShort)

@@ -255,7 +255,7 @@ func (f *Forwarder) onLoops(fn func(*loop)) {
 // update replaces the table and resets the connections of backends that are gone.
 func (s *service) update(w balancer.Service) error {
 	h := w.ConnOptions
-	next := &table{
+	next := &table{proxies: make(map[*target]string),
 		loadBalancer: w.LoadBalancer, name: w.Scheduler, options: h, filters: len(h.Allow)+len(h.Deny) > 0,
 		dialTimeout: int64(w.ConnectTimeout), tries: 1 + h.Retries,
 	}
@@ -305,12 +305,10 @@ func (s *service) update(w balancer.Service) error {
 		if now != nil && !served[t] {
 			t.since.Store(at)
 		}
-		proxy := cmp.Or(b.SendProxy, h.SendProxy)
-		if proxy == balancer.ProxyOff {
-			proxy = ""
+		if proxy := cmp.Or(b.SendProxy, h.SendProxy); proxy != "" && proxy != balancer.ProxyOff {
+			next.proxies[t] = proxy
 		}
-		next.sendsProxy = next.sendsProxy || proxy != ""
-		next.slots = append(next.slots, slot{t, b.Name, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart), proxy})
+		next.slots = append(next.slots, slot{t, b.Name, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart)})
 	}
 	// A target that stays must be usable before the table names it. One that leaves
 	// must be out of the table before its connections are reset.

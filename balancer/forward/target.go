@@ -80,8 +80,9 @@ type table struct {
 	tries        int   // dials for one client
 	persistence  *persistence
 	slots        []slot
-	sendsProxy   bool      // to any of slots
-	lists        sync.Pool // of *lists, so that picking allocates nothing
+	// proxies are the versions of the PROXY headers of those that get one.
+	proxies map[*target]string
+	lists   sync.Pool // of *lists, so that picking allocates nothing
 }
 
 // lists are the working memory of one pick.
@@ -97,7 +98,6 @@ type slot struct {
 	weight            int
 	maxConn, maxQueue int
 	slowStart         int64
-	sendProxy         string // the version of its PROXY header; empty: none
 }
 
 // fullShare is the share of a backend after its slow start.
@@ -130,19 +130,6 @@ func (tb *table) claim(t *target) bool {
 		}
 	}
 	return false
-}
-
-// proxyFor is the version of the PROXY header that t gets, or empty.
-func (tb *table) proxyFor(t *target) string {
-	if !tb.sendsProxy {
-		return ""
-	}
-	for i := range tb.slots {
-		if tb.slots[i].target == t {
-			return tb.slots[i].sendProxy
-		}
-	}
-	return ""
 }
 
 // queueLimit is how many connections may wait for any backend; negative means no limit.

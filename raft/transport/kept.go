@@ -69,6 +69,11 @@ func (k *kept) of(id hraft.ServerID) *keeping {
 	return k.by[id]
 }
 
+// isKept says that the latest reply of p is new enough at now to rest on.
+func (k *kept) isKept(p *keeping, now time.Duration) bool {
+	return now-p.at <= time.Duration(keptFor*float64(k.heartbeat))
+}
+
 // Kept says that id has just told that its raft takes probes of term for heartbeats, and whether it waits for its disk.
 func (t *Transport) Kept(id string, term uint64, writes bool) {
 	t.kept.mu.Lock()
@@ -93,7 +98,7 @@ func (t *Transport) answered(id hraft.ServerID, args *hraft.AppendEntriesRequest
 	defer k.mu.Unlock()
 	p := k.of(id)
 	switch {
-	case !ok && p.writes && at-p.at <= time.Duration(keptFor*float64(k.heartbeat)):
+	case !ok && p.writes && k.isKept(p, at):
 		return // it could not answer, and would have
 	case !ok:
 		p.beats, p.log = said{}, said{}
@@ -115,7 +120,7 @@ func (t *Transport) spares(id hraft.ServerID, args *hraft.AppendEntriesRequest) 
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	p := k.of(id)
-	if p.term != args.Term || now-p.at > time.Duration(keptFor*float64(k.heartbeat)) || len(args.Entries) > 0 {
+	if p.term != args.Term || !k.isKept(p, now) || len(args.Entries) > 0 {
 		return false
 	}
 	if isHeartbeat(args) {

@@ -1,7 +1,6 @@
 package web
 
 import (
-	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -97,17 +96,9 @@ func (o *operator) show(w http.ResponseWriter, status int, f form) {
 	f.Backends, f.Nodes = o.orders.Backends(), o.orders.Nodes()
 	f.BackendOrders, f.NodeOrders = backendOrders, nodeOrders
 	f.Token = o.sign(f.User, strconv.FormatInt(time.Now().Unix(), 10), f.Order)
-	var b bytes.Buffer
-	if err := o.page.templates.ExecuteTemplate(&b, "operate.html", f); err != nil {
-		http.Error(w, "the page cannot be rendered; the log says why", http.StatusInternalServerError)
-		return
-	}
-	h := w.Header()
-	h.Set("Content-Security-Policy", strings.Replace(contentSecurityPolicy, "form-action 'none'", "form-action 'self'", 1))
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	w.Write(b.Bytes())
+	w.Header().Set("Content-Security-Policy",
+		strings.Replace(contentSecurityPolicy, "form-action 'none'", "form-action 'self'", 1))
+	o.page.write(w, status, "operate.html", f)
 }
 
 // user is who asks. A token is for scrapers, and gives no orders.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html/template"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -84,6 +85,20 @@ func NewPage(cfg PageConfig) *Page {
 	p.templates = template.Must(template.New("").Funcs(templateFuncs()).ParseFS(pageFiles, "page/*.html"))
 	p.peers = report.NewCollector(cfg.Ask, p.wakeUp)
 	return p
+}
+
+// write answers with a whole document.
+func (p *Page) write(w http.ResponseWriter, status int, name string, data any) {
+	var b bytes.Buffer
+	if err := p.templates.ExecuteTemplate(&b, name, data); err != nil {
+		p.cfg.Log.Error("the page cannot be rendered", "template", name, "error", err)
+		http.Error(w, "the page cannot be rendered; the log says why", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	w.Write(b.Bytes())
 }
 
 // wakeUp has the page rendered again soon, if somebody looks.

@@ -1,7 +1,6 @@
 package web
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -70,8 +69,7 @@ func (s *streams) servePage(w http.ResponseWriter, r *http.Request, base string)
 	if err != nil {
 		return // the reader went away
 	}
-	var b bytes.Buffer
-	err = s.page.templates.ExecuteTemplate(&b, "layout.html", struct {
+	s.page.write(w, http.StatusOK, "layout.html", struct {
 		Title, Node, Revision, Version string
 		Now                            time.Time
 		Root                           string // the relative path to /
@@ -83,13 +81,6 @@ func (s *streams) servePage(w http.ResponseWriter, r *http.Request, base string)
 		Root:     strings.Repeat("../", strings.Count(base, "/")-1),
 		Operates: s.operates,
 	})
-	if err != nil {
-		http.Error(w, "the page cannot be rendered; the log says why", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Write(b.Bytes())
 }
 
 // live streams the parts of the page that change.

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Servers are backends that run in this process and listen inside machines.
@@ -34,6 +36,7 @@ type Server struct {
 
 	all      *Servers
 	ln       net.Listener
+	raw      syscall.RawConn // of the listener
 	requests atomic.Int64
 }
 
@@ -47,10 +50,15 @@ func (ss *Servers) Serve(n *Machine, name string, addr netip.AddrPort, config *t
 	if err != nil {
 		return nil, fmt.Errorf("lab: server %s: %w", name, err)
 	}
+	raw, err := ln.(syscall.Conn).SyscallConn()
+	if err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("lab: server %s: %w", name, err)
+	}
 	if config != nil {
 		ln = tls.NewListener(ln, config)
 	}
-	s := &Server{Name: name, Addr: addr, all: ss, ln: ln}
+	s := &Server{Name: name, Addr: addr, all: ss, ln: ln, raw: raw}
 	if !ss.add(ln) {
 		ln.Close()
 		return nil, errClosed
@@ -115,9 +123,11 @@ func (s *Server) serveHTTP(c net.Conn, in *bufio.Reader) {
 // Close ends the server's listener; open connections stay, as when a program
 // stops accepting. Servers.Close ends those too.
 func (s *Server) Close() {
-	// A program that is being started has a copy of the socket until it runs, and the address would stay in use.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	// A program that is being started has a copy of the socket for a moment after ForkLock is free again (exec wakes
+	// the parent before it closes files), and as long as the copy listens, the address is in use.
+	if err := s.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RD) }); err != nil {
+		return // closed already
+	}
 	s.all.remove(s.ln)
 }
 

@@ -173,6 +173,29 @@ func TestBusyPort(t *testing.T) {
 	}
 }
 
+// A program that is being started has a copy of each socket until it runs.
+func TestCopyOfListenerTakesNobody(t *testing.T) {
+	at := frontend()
+	server := backend(t, echo)
+	f := start(t, Config{}, to(at, server))
+	f.mu.Lock()
+	listener := f.services[at].listener
+	f.mu.Unlock()
+	held, err := unix.Dup(listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(held)
+	apply(t, f)
+	if _, err := dialErr(at); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("connection to the service that left: %v, want it refused", err)
+	}
+	apply(t, f, to(at, server))
+	if err := ask(dial(t, at), "again"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestIPv6(t *testing.T) {
 	l, err := net.Listen("tcp6", "[::1]:0")
 	if err != nil {

@@ -279,5 +279,8 @@ func (s *service) stop() {
 			}
 		}
 	})
+	// A program that is being started has a copy of the socket until it runs: as long as the copy listens, the address
+	// is in use, and the kernel takes clients there that nobody accepts.
+	unix.Shutdown(s.listener, unix.SHUT_RD)
 	unix.Close(s.listener)
 }

@@ -42,9 +42,12 @@ func (n *node) hold(ctx context.Context, may func() bool) error {
 	return g.Wait()
 }
 
-// setHolds has routers told, where they are told of the holder alone.
+// setHolds has routers told, where they are told of the holder alone, and this node tried as a new holder.
 func (n *node) setHolds(is bool) {
 	n.holds.Store(is)
+	if is {
+		n.trials.Activated()
+	}
 	n.reannounce()
 }
 

@@ -231,6 +231,7 @@ func (n *node) proving() proving.Config {
 		ServedBy:      func(lb string) balancer.PlaneName { return n.balancer.ServedBy(lb) },
 		Settled:       func(lb string, since time.Time) bool { return n.balancer.Settled(lb, since) },
 		Reconsider:    func() { n.balancer.Reconsider() },
+		Active:        func() bool { return n.holds.Load() || n.cfg.Routed() && !n.cfg.Announce.HolderOnly },
 		Serves:        n.serves,
 		Note:          n.observer.Note, Log: n.log,
 	}

@@ -18,9 +18,11 @@ import (
 )
 
 const (
-	// proveEvery is the time between two trials of a load balancer that is proved: a handshake, its question and its
-	// answer are some ten packets, and a group of three stays below five packets a second.
-	proveEvery = 6 * time.Second
+	// proveEvery is the time between two trials of a load balancer that is proved, on a node that clients come to, and
+	// proveStandby on one that they would come to next: a handshake, its question and its answer are up to ten packets,
+	// and a group of three stays at or below five packets a second.
+	proveEvery   = 3 * time.Second
+	proveStandby = 12 * time.Second
 	// proveSoon is the time to the next trial while one has failed, or none has ended.
 	proveSoon = 400 * time.Millisecond
 	// proveDisturbed is the least time between two trials while rules of others change: kube-proxy writes some often.
@@ -47,6 +49,8 @@ type Config struct {
 	ServedBy   func(loadBalancer string) balancer.PlaneName
 	Settled    func(loadBalancer string, since time.Time) bool
 	Reconsider func()
+	// Active says whether clients from elsewhere come to this node now.
+	Active func() bool
 	// Path says what is known of a path of data plane direct; nil without that.
 	Path func(frontend netip.AddrPort, node string) pathprobe.Path
 	// Peers are the group's, and Ask asks one of them. Without a group, there is nobody to ask.
@@ -190,6 +194,9 @@ func (t *Trials) nobodyThere(lb balancer.LoadBalancer) string {
 		"or use another data plane"
 }
 
+// Activated notes that clients come to this node from now on.
+func (t *Trials) Activated() { t.soon() }
+
 func (t *Trials) soon() { nudge(t.kick) }
 
 // Disturbed notes that others have changed this host's rules, which may be in clients' way.
@@ -218,7 +225,7 @@ func (t *Trials) Of(lb balancer.LoadBalancerStatus) *balancer.ProofStatus {
 	t.mu.Lock()
 	why := t.untried[lb.Name]
 	t.mu.Unlock()
-	stale := why != "" && out.State == balancer.Proved && time.Since(*out.Last) > 10*proveEvery
+	stale := why != "" && out.State == balancer.Proved && time.Since(*out.Last) > 5*proveStandby
 	if out.State == balancer.NotTried || stale {
 		out.State, out.Reason = balancer.NotTried, cmp.Or(why, "not tried yet")
 	}

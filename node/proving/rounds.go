@@ -40,7 +40,10 @@ func (t *Trials) Run(ctx context.Context) error {
 			case <-time.After(proveSoon / 4):
 			}
 		}
-		pause := proveEvery
+		pause := proveStandby
+		if t.cfg.Active() {
+			pause = proveEvery
+		}
 		last = time.Now()
 		if t.round(ctx) {
 			pause = proveSoon

@@ -188,6 +188,17 @@ func (b *Balancer) Health() []LoadBalancerStatus {
 	return b.loadBalancers(nil, nil)
 }
 
+// HealthOf is what Health says of one load balancer; false if there is none of that name.
+func (b *Balancer) HealthOf(loadBalancer string) (LoadBalancerStatus, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.entries[loadBalancer]
+	if e == nil {
+		return LoadBalancerStatus{}, false
+	}
+	return b.status(e, nil, nil), true
+}
+
 // ServedBy is the plane that serves a load balancer, or "".
 func (b *Balancer) ServedBy(loadBalancer string) PlaneName {
 	b.mu.Lock()

@@ -228,6 +228,7 @@ func (n *node) proving() proving.Config {
 		LoadBalancers: func() []balancer.LoadBalancer { return n.state.Load().LoadBalancers },
 		Nodes:         func() []pathprobe.Node { return n.state.Load().Nodes },
 		Health:        func() []balancer.LoadBalancerStatus { return n.balancer.Health() },
+		HealthOf:      func(lb string) (balancer.LoadBalancerStatus, bool) { return n.balancer.HealthOf(lb) },
 		ServedBy:      func(lb string) balancer.PlaneName { return n.balancer.ServedBy(lb) },
 		Settled:       func(lb string, since time.Time) bool { return n.balancer.Settled(lb, since) },
 		Reconsider:    func() { n.balancer.Reconsider() },

@@ -31,6 +31,7 @@ type pathState struct {
 	nonces  [2]nonce // of the last round, by kindControl and kindPath
 	heard   [2]bool  // which of them came back
 	sent    bool     // the round is not closed
+	doubt   bool     // it is asked about soon, although it is proved
 	knowsUs bool     // by the node's last word, its rules know this node
 	lost    int      // rounds in a row with an answer to the control probe only
 	silent  int      // rounds in a row without any answer
@@ -41,7 +42,7 @@ func (s *pathState) begin() [2]nonce {
 	for i := range s.nonces {
 		rand.Read(s.nonces[i][:])
 	}
-	s.heard, s.sent = [2]bool{}, true
+	s.heard, s.sent, s.doubt = [2]bool{}, true, false
 	return s.nonces
 }
 
@@ -70,16 +71,16 @@ func (s *pathState) leave() {
 	s.knowsUs = false
 }
 
-// end closes the round.
-func (s *pathState) end() {
-	if !s.sent {
-		return
-	}
+// end closes the round. A node that has answered none of its probes is silent, also
+// about paths that were not asked about.
+func (s *pathState) end(silent bool) {
+	sent := s.sent
 	s.sent = false
 	switch {
-	case s.heard[kindPath]:
+	case !sent && !silent:
+	case sent && s.heard[kindPath]:
 		s.lost, s.silent = 0, 0
-	case s.heard[kindControl]:
+	case sent && s.heard[kindControl]:
 		s.silent = 0
 		if s.lost++; s.lost >= maxLost || s.path == PathNoAnswer && s.lost > 1 {
 			s.path = PathFiltered
@@ -94,11 +95,47 @@ func (s *pathState) end() {
 	}
 }
 
+// A way is what all paths to a node by one link have in common.
+type way struct {
+	node, link string
+	is4        bool
+}
+
 // A pathTable holds all paths. It is not safe for concurrent use.
 type pathTable struct {
 	states map[pathID]*pathState
 	logged map[string]Path // what the log says of each node
 	log    *slog.Logger
+	// way is that of a path, turns are where the turns of proved paths go on, and doubted
+	// are the ways all of whose paths were doubted in this round.
+	way     func(pathID) way
+	turns   map[way]int
+	doubted map[way]bool
+}
+
+// perRound is how many proved paths to a node are asked about in a round, in turn: most
+// of what may happen to one happens to all. What has happened to one, as far as it is
+// seen, has all asked about at once.
+const perRound = 8
+
+// rested are those of the proved paths of a way whose turn it is.
+func (t *pathTable) rested(w way, all []target) (turn []target) {
+	for range min(perRound, len(all)) {
+		t.turns[w] = (t.turns[w] + 1) % len(all)
+		turn = append(turn, all[t.turns[w]])
+	}
+	return turn
+}
+
+// doubt has all paths of a way asked about, once in a round.
+func (t *pathTable) doubt(w way) {
+	if t.doubted[w] {
+		return
+	}
+	t.doubted[w] = true
+	for id, s := range t.states {
+		s.doubt = s.doubt || t.way(id) == w
+	}
 }
 
 // of is the state of a path; a path that was never probed has the first one.
@@ -124,8 +161,23 @@ func (t *pathTable) change(id pathID, s *pathState, f func()) bool {
 
 // end closes the round of all paths, and says whether any has changed.
 func (t *pathTable) end() (changed bool) {
+	asked, answers, lost := make(map[way]bool), make(map[way]bool), make(map[way]bool)
 	for id, s := range t.states {
-		changed = t.change(id, s, s.end) || changed
+		if w := t.way(id); s.sent {
+			asked[w] = true
+			answers[w] = answers[w] || s.heard[kindControl] || s.heard[kindPath]
+			lost[w] = lost[w] || !s.heard[kindPath]
+		}
+	}
+	for id, s := range t.states {
+		w := t.way(id)
+		changed = t.change(id, s, func() { s.end(asked[w] && !answers[w]) }) || changed
+	}
+	clear(t.doubted)
+	for w := range lost {
+		if lost[w] {
+			t.doubt(w)
+		}
 	}
 	return changed
 }

@@ -1,15 +1,20 @@
 package pathprobe
 
-import "testing"
+import (
+	"log/slog"
+	"maps"
+	"net/netip"
+	"testing"
+)
 
 // The table at pathState: each path is brought into a state, and one event, or a
 // number of rounds, changes it or does not.
 func TestPathStates(t *testing.T) {
-	control := func(s *pathState) { s.begin(); s.answer(kindControl, kindReady, s.nonces[kindControl]); s.end() }
-	nothing := func(s *pathState) { s.begin(); s.end() }
+	control := func(s *pathState) { s.begin(); s.answer(kindControl, kindReady, s.nonces[kindControl]); s.end(false) }
+	nothing := func(s *pathState) { s.begin(); s.end(true) }
 	leave := (*pathState).leave
 	path := func(word probeKind) func(*pathState) {
-		return func(s *pathState) { s.begin(); s.answer(kindPath, word, s.nonces[kindPath]); s.end() }
+		return func(s *pathState) { s.begin(); s.answer(kindPath, word, s.nonces[kindPath]); s.end(false) }
 	}
 	times := func(n int, f func(*pathState)) func(*pathState) {
 		return func(s *pathState) {
@@ -45,7 +50,10 @@ func TestPathStates(t *testing.T) {
 			map[Path]Path{PathNoAnswer: PathProved, PathUnready: PathProved, PathFiltered: PathProved}},
 		{"leave notice", leave, map[Path]Path{PathProved: PathNoAnswer, PathUnready: PathNoAnswer}},
 		{"answer of an earlier round", func(s *pathState) { s.begin(); s.answer(kindPath, kindReady, nonce{1}) }, nil},
-		{"end without a round", (*pathState).end, nil},
+		{"end without a round", func(s *pathState) { s.end(false) }, nil},
+		{"others are not answered either, twice", times(2, func(s *pathState) { s.end(true) }), nil},
+		{"others are not answered either, three times", times(3, func(s *pathState) { s.end(true) }),
+			map[Path]Path{PathProved: PathNoAnswer, PathUnready: PathNoAnswer}},
 	} {
 		for from, to := range begin {
 			var s pathState
@@ -62,5 +70,76 @@ func TestPathStates(t *testing.T) {
 				t.Errorf("%s: from %v to %v, want %v", tt.event, from, s.path, want)
 			}
 		}
+	}
+}
+
+// Of many proved paths some are asked about in each round, in turn. What befalls one has all asked about, once, and a
+// node that answers nothing is silent about all, as soon as it would be about one.
+func TestProvedPathsTakeTurns(t *testing.T) {
+	const many = 100
+	w := way{node: "n2", link: "eth0", is4: true}
+	table := pathTable{
+		states: make(map[pathID]*pathState), logged: make(map[string]Path), log: slog.New(slog.DiscardHandler),
+		way: func(pathID) way { return w }, turns: make(map[way]int), doubted: make(map[way]bool),
+	}
+	var all []target
+	for port := range uint16(many) {
+		id := pathID{netip.AddrPortFrom(netip.MustParseAddr("10.77.0.10"), 6443+port), "n2"}
+		all = append(all, target{pathID: id})
+		table.of(id).path = PathProved
+	}
+	// round asks about paths whose turn it is, or that are in doubt; those that answer do.
+	round := func(answers func(pathID) bool) (asked map[pathID]bool) {
+		asked = make(map[pathID]bool)
+		for _, target := range append(table.rested(w, all), all...) {
+			s := table.of(target.pathID)
+			if len(asked) >= perRound && !s.doubt {
+				continue
+			}
+			asked[target.pathID] = true
+			nonces := s.begin()
+			if answers(target.pathID) {
+				s.answer(kindPath, kindReady, nonces[kindPath])
+			}
+		}
+		table.end()
+		return asked
+	}
+	proved := func() (n int) {
+		for _, s := range table.states {
+			if s.path == PathProved {
+				n++
+			}
+		}
+		return n
+	}
+	everybody, nobody := func(pathID) bool { return true }, func(pathID) bool { return false }
+	asked := make(map[pathID]bool)
+	for range many/perRound + 1 {
+		now := round(everybody)
+		if len(now) != perRound {
+			t.Fatalf("%d paths are asked about at a time, want %d", len(now), perRound)
+		}
+		maps.Copy(asked, now)
+	}
+	if len(asked) != many {
+		t.Errorf("%d paths had their turn, want %d", len(asked), many)
+	}
+	lost := all[table.turns[w]+1].pathID
+	round(func(id pathID) bool { return id != lost })
+	if n := len(round(everybody)); n != many {
+		t.Errorf("after one lost probe, %d paths are asked about, want all", n)
+	}
+	if n := len(round(everybody)); n != perRound {
+		t.Errorf("when all is well again, %d paths are asked about, want %d", n, perRound)
+	}
+	for i := range maxLost {
+		if n := proved(); n != many {
+			t.Errorf("%d paths are proved after %d silent rounds, want all", n, i)
+		}
+		round(nobody)
+	}
+	if n := proved(); n != 0 {
+		t.Errorf("%d paths are proved to a silent node", n)
 	}
 }

@@ -105,10 +105,13 @@ func New(cfg Config) *EthernetProber {
 		moved:   make(chan sender, 16),
 		nodes:   cfg.Nodes,
 		wanted:  make(map[netip.AddrPort]bool),
-		paths:   pathTable{states: make(map[pathID]*pathState), logged: make(map[string]Path), log: cfg.Log},
 		workers: discovery{proofs: make(map[netip.Addr]Proof), calls: make(map[string]*call)},
 		self:    readiness{announced: true},
 		senders: make(map[senderID]*sighting),
+	}
+	p.paths = pathTable{
+		states: make(map[pathID]*pathState), logged: make(map[string]Path), log: cfg.Log,
+		way: p.way, turns: make(map[way]int), doubted: make(map[way]bool),
 	}
 	rand.Read(p.process[:])
 	for _, a := range cfg.ProvedWorkers {
@@ -277,6 +280,11 @@ func (p *EthernetProber) Run(ctx context.Context, changed func()) error {
 	}
 }
 
+// way is the way of a path.
+func (p *EthernetProber) way(id pathID) way {
+	return way{id.node, p.cfg.Interfaces[id.frontend.Addr()], id.frontend.Addr().Is4()}
+}
+
 func (p *EthernetProber) endRound() (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -299,8 +307,9 @@ type outgoing struct {
 	nonce nonce
 }
 
-// probes are those to send now: of a new round, to all; else to the nodes to which
-// no path is proved.
+// probes are those to send now: by all paths that are not proved or are in doubt, and
+// in a new round by some of the others, in turn. A node that is about to meet the others
+// asks by all.
 func (p *EthernetProber) probes(sockets map[string]probeSocket, newRound bool) (out []outgoing) {
 	macs := knownMACs(sockets)
 	p.mu.Lock()
@@ -323,16 +332,26 @@ func (p *EthernetProber) probes(sockets map[string]probeSocket, newRound bool) (
 			break
 		}
 	}
+	ask := func(t target) {
+		for kind, n := range p.paths.of(t.pathID).begin() {
+			out = append(out, outgoing{t, probeKind(kind), n})
+		}
+	}
+	proved := make(map[way][]target)
+	meets := p.self.known != nil && !p.self.met
 	for _, t := range p.targets(sockets, macs) {
 		if !announced {
 			out = append(out, outgoing{t, kindAskAgain, nonce{}})
 		}
-		s := p.paths.of(t.pathID)
-		if !newRound && s.path == PathProved {
-			continue
+		if s := p.paths.of(t.pathID); s.path != PathProved || s.doubt || newRound && meets {
+			ask(t)
+		} else if newRound {
+			proved[p.way(t.pathID)] = append(proved[p.way(t.pathID)], t)
 		}
-		for kind, n := range s.begin() {
-			out = append(out, outgoing{t, probeKind(kind), n})
+	}
+	for w, all := range proved {
+		for _, t := range p.paths.rested(w, all) {
+			ask(t)
 		}
 	}
 	return out
@@ -423,6 +442,13 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 		return p.paths.change(id, s, s.leave)
 	}
 	knewUs := s.knowsUs
+	wasProved := s.path == PathProved
+	defer func() {
+		if wasProved && s.path != PathProved {
+			p.paths.doubt(p.way(id)) // a node that begins anew, most often
+			p.Hurry()
+		}
+	}()
 	return p.paths.change(id, s, func() {
 		if !s.answer(kind, word, m.nonce) {
 			return
@@ -434,6 +460,17 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 			p.workers.proofs[m.from] = ProofPath
 		}
 	})
+}
+
+// askAgain takes a node's word that its answer for a frontend may have changed.
+func (p *EthernetProber) askAgain(m probe) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	node, _ := NodeAt(p.nodes, m.from)
+	if s, ok := p.paths.states[pathID{m.frontend, node.ID}]; ok {
+		s.doubt = true
+	}
+	p.Hurry()
 }
 
 // answerTo is the kind of the answer to a probe.

@@ -144,7 +144,7 @@ func (p *EthernetProber) receive(s probeSocket, changed func()) {
 				src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
 			}, mac, isWorker(m.from))
 		case kindAskAgain:
-			p.Hurry()
+			p.askAgain(m)
 		default:
 			if p.hear(m) {
 				changed()

@@ -49,7 +49,7 @@ func listeners(port uint16, is4 bool) ([]netip.Addr, error) {
 // dumpListeners asks the kernel: sock_diag(7).
 func dumpListeners(family byte, port uint16) (at []netip.Addr, err error) {
 	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-	req.AddData(listenQuery(family))
+	req.AddData(listenQuery{family, port})
 	msgs, err := req.Execute(unix.NETLINK_INET_DIAG, 0)
 	if err != nil {
 		return nil, fmt.Errorf("which sockets listen: %w", err)
@@ -68,8 +68,11 @@ func dumpListeners(family byte, port uint16) (at []netip.Addr, err error) {
 	return at, nil
 }
 
-// A listenQuery is struct inet_diag_req_v2, for TCP sockets that listen, of one family.
-type listenQuery byte
+// A listenQuery is struct inet_diag_req_v2, for TCP sockets of one family that listen on one port.
+type listenQuery struct {
+	family byte
+	port   uint16
+}
 
 // Len implements nl.NetlinkRequestData.
 func (listenQuery) Len() int { return 56 }
@@ -77,8 +80,9 @@ func (listenQuery) Len() int { return 56 }
 // Serialize implements nl.NetlinkRequestData.
 func (q listenQuery) Serialize() []byte {
 	b := make([]byte, q.Len())
-	b[0], b[1] = byte(q), unix.IPPROTO_TCP
+	b[0], b[1] = q.family, unix.IPPROTO_TCP
 	const listen = 10 // TCP_LISTEN
 	binary.NativeEndian.PutUint32(b[4:], 1<<listen)
+	binary.BigEndian.PutUint16(b[8:], q.port) // a kernel that does not look at it sends all
 	return b
 }

@@ -57,7 +57,7 @@ func hasLocalRules() (bool, error) {
 // it, if there is one in rotation.
 func (s service) localBackend() (hop, bool) {
 	self, ok := s.self()
-	return self, ok && slices.ContainsFunc(s.slots, func(slot slot) bool { return slot.owner == self.addr })
+	return self, ok && slices.ContainsFunc(s.slots.kinds, func(slot slot) bool { return slot.owner == self.addr })
 }
 
 // localOut is a chain that only a table that translates has.
@@ -100,7 +100,7 @@ func addLocalClients(t *ruleset.Table, f ruleset.IPFamily, services []service) {
 			local.Add("and gets it", accept())
 		default:
 			local.Add("to another node's backend", []expr.Any{
-				&expr.Numgen{Register: reg1, Modulus: uint32(len(s.slots)), Type: unix.NFT_NG_RANDOM},
+				&expr.Numgen{Register: reg1, Modulus: uint32(s.slots.len()), Type: unix.NFT_NG_RANDOM},
 				ruleset.InMap("local_"+n, ruleset.RegVerdict),
 			})
 		}

@@ -46,11 +46,10 @@ func slotCount(members int) int {
 // members that stay (its section 5.3 counts them).
 type preference struct {
 	members []member
-	slots   [][]uint16
-	// kinds is the number of different orders, and kind says which of them a slot
-	// has. Slots of one kind have the same owner whoever is in rotation.
-	kinds int
-	kind  []int
+	// orders are the different ones, and kind says which of them a slot has. Slots of
+	// one kind have the same owner whoever is in rotation.
+	orders [][]uint16
+	kind   []uint16
 	// jumps are maps from slot to the chain of its kind, by name. They stay the same
 	// as long as the members do.
 	jumps map[string]ruleset.Set
@@ -60,34 +59,33 @@ type preference struct {
 func prefer(members []member) preference {
 	members = slices.Clone(members)
 	slices.SortFunc(members, func(a, b member) int { return a.addr.Compare(b.addr) })
-	p := preference{
-		members: members,
-		slots:   make([][]uint16, slotCount(len(members))),
-		jumps:   make(map[string]ruleset.Set),
-	}
+	p := preference{members: members, jumps: make(map[string]ruleset.Set)}
+	slots := make([][]uint16, slotCount(len(members)))
 	candidates := make([]candidate, 0, len(members))
 	for i, m := range members {
 		if m.weight > 0 {
 			candidates = append(candidates, newCandidate(uint16(i), m))
 		}
 	}
-	all := make([]int, len(p.slots))
+	all := make([]int, len(slots))
 	for i := range all {
 		all[i] = i
-		p.slots[i] = make([]uint16, 0, len(members))
+		slots[i] = make([]uint16, 0, len(members))
 	}
-	p.fill(all, candidates, 0, depth(len(candidates)))
-	p.kind = make([]int, len(p.slots))
-	known := make(map[string]int)
-	for slot := range p.slots {
-		p.complete(slot)
-		order := fmt.Sprint(p.slots[slot])
-		if _, ok := known[order]; !ok {
-			known[order] = len(known)
+	fill(slots, all, candidates, 0, depth(len(candidates)))
+	p.kind = make([]uint16, len(slots))
+	known := make(map[string]uint16)
+	for slot, order := range slots {
+		order = p.complete(order, slot)
+		name := fmt.Sprint(order)
+		kind, ok := known[name]
+		if !ok {
+			kind = uint16(len(p.orders))
+			known[name] = kind
+			p.orders = append(p.orders, order)
 		}
-		p.kind[slot] = known[order]
+		p.kind[slot] = kind
 	}
-	p.kinds = len(known)
 	return p
 }
 
@@ -104,10 +102,10 @@ func depth(members int) int {
 	return 2
 }
 
-// fill gives each of slots to one of the candidates by Maglev's algorithm, and
+// fill gives each of some slots to one of the candidates by Maglev's algorithm, and
 // the next place of each candidate's slots to the other candidates in the same
 // way. path tells one such filling from another.
-func (p *preference) fill(slots []int, candidates []candidate, path uint64, deep int) {
+func fill(orders [][]uint16, slots []int, candidates []candidate, path uint64, deep int) {
 	if len(slots) == 0 || len(candidates) == 0 || deep == 0 {
 		return
 	}
@@ -116,19 +114,18 @@ func (p *preference) fill(slots []int, candidates []candidate, path uint64, deep
 		mine := make([]int, len(places))
 		for i, place := range places {
 			mine[i] = slots[place]
-			p.slots[mine[i]] = append(p.slots[mine[i]], candidates[c].index)
+			orders[mine[i]] = append(orders[mine[i]], candidates[c].index)
 		}
 		others := slices.Delete(slices.Clone(candidates), c, c+1)
-		p.fill(mine, others, mix(path^candidates[c].offset), deep-1)
+		fill(orders, mine, others, mix(path^candidates[c].offset), deep-1)
 	}
 }
 
 // complete appends the members that a slot's order lacks: those beyond the depth,
 // starting with another one for every slot, and those of weight 0, which own nothing
 // but may have open connections.
-func (p *preference) complete(slot int) {
+func (p *preference) complete(order []uint16, slot int) []uint16 {
 	n := len(p.members)
-	order := p.slots[slot]
 	for i := range n {
 		m := uint16((slot + i) % n)
 		if p.members[m].weight > 0 && !slices.Contains(order, m) {
@@ -141,7 +138,7 @@ func (p *preference) complete(slot int) {
 			order = append(order, m)
 		}
 	}
-	p.slots[slot] = order
+	return order
 }
 
 // A candidate is a member with the two hashes that its permutation of slots is
@@ -220,7 +217,17 @@ func populate(n int, candidates []candidate, path uint64) [][]int {
 	return owned
 }
 
-// A slot is one slot of a table in force.
+// A table is a table in force: the slots of each kind, and the kind of each slot.
+type table struct {
+	kinds []slot
+	kind  []uint16
+}
+
+// at is the slot with that number, and len how many there are.
+func (t table) at(slot int) slot { return t.kinds[t.kind[slot]] }
+func (t table) len() int         { return len(t.kind) }
+
+// A slot is what one slot of a table in force leads to.
 type slot struct {
 	// owner gets all new connections; it is zero if nobody may.
 	owner netip.AddrPort
@@ -228,30 +235,28 @@ type slot struct {
 	// depend on the slot's owner: nodes that know the same members agree on the ring
 	// even if they disagree about owners.
 	ring []netip.AddrPort
-	// kind is the kind of the slot, of preference.
-	kind int
 }
 
 // table is the table in which inRotation says who may own slots, and present who else
 // may have open connections. A ring has no more members than a packet can ask. That
 // is enough in practice: the owner was always the first of the slot's order that was
 // in rotation.
-func (p preference) table(inRotation, present func(netip.AddrPort) bool) []slot {
+func (p preference) table(inRotation, present func(netip.AddrPort) bool) table {
 	may := make([]bool, len(p.members))
 	has := make([]bool, len(p.members))
 	for i, m := range p.members {
 		may[i] = m.weight > 0 && inRotation(m.addr)
 		has[i] = may[i] || present(m.addr)
 	}
-	t := make([]slot, len(p.slots))
-	for i, order := range p.slots {
-		t[i].kind = p.kind[i]
+	t := table{make([]slot, len(p.orders)), p.kind}
+	for i, order := range p.orders {
+		s := &t.kinds[i]
 		if first := slices.IndexFunc(order, func(m uint16) bool { return may[m] }); first >= 0 {
-			t[i].owner = p.members[order[first]].addr
+			s.owner = p.members[order[first]].addr
 		}
 		for _, m := range order {
-			if has[m] && len(t[i].ring) < maxHandOns {
-				t[i].ring = append(t[i].ring, p.members[m].addr)
+			if has[m] && len(s.ring) < maxHandOns {
+				s.ring = append(s.ring, p.members[m].addr)
 			}
 		}
 	}

@@ -24,9 +24,17 @@ func except(gone ...netip.AddrPort) func(netip.AddrPort) bool {
 	return func(a netip.AddrPort) bool { return !slices.Contains(gone, a) }
 }
 
-func shares(table []slot) map[netip.AddrPort]int {
+// slotsOf are all slots of a table, by number.
+func slotsOf(t table) (all []slot) {
+	for i := range t.len() {
+		all = append(all, t.at(i))
+	}
+	return all
+}
+
+func shares(t table) map[netip.AddrPort]int {
 	n := make(map[netip.AddrPort]int)
-	for _, s := range table {
+	for _, s := range slotsOf(t) {
 		if s.owner.IsValid() {
 			n[s.owner]++
 		}
@@ -41,10 +49,10 @@ func TestMaglevBalance(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 5, 10, 11, 40, 41, 100} {
 		p := prefer(testMembers(n))
 		got := shares(p.table(everyone, everyone))
-		fair := len(p.slots) / n
+		fair := len(p.kind) / n
 		for _, m := range p.members {
 			if s := got[m.addr]; s < fair || s > fair+1 {
-				t.Errorf("%d members: %v owns %d of %d slots, want %d or one more", n, m.addr, s, len(p.slots), fair)
+				t.Errorf("%d members: %v owns %d of %d slots, want %d or one more", n, m.addr, s, len(p.kind), fair)
 			}
 		}
 	}
@@ -53,9 +61,9 @@ func TestMaglevBalance(t *testing.T) {
 func TestMaglevOrderDoesNotMatter(t *testing.T) {
 	ms := testMembers(7)
 	ms[2].weight = 3
-	want := prefer(ms).table(everyone, everyone)
+	want := slotsOf(prefer(ms).table(everyone, everyone))
 	rand.Shuffle(len(ms), func(i, j int) { ms[i], ms[j] = ms[j], ms[i] })
-	got := prefer(ms).table(everyone, everyone)
+	got := slotsOf(prefer(ms).table(everyone, everyone))
 	if !slices.EqualFunc(got, want, func(a, b slot) bool { return a.owner == b.owner && slices.Equal(a.ring, b.ring) }) {
 		t.Error("another order of the same members made another table")
 	}
@@ -64,7 +72,7 @@ func TestMaglevOrderDoesNotMatter(t *testing.T) {
 // If another release computed another table, open connections would break while the
 // nodes are upgraded one by one.
 func TestMaglevStaysTheSame(t *testing.T) {
-	table := prefer(testMembers(3)).table(everyone, everyone)
+	table := slotsOf(prefer(testMembers(3)).table(everyone, everyone))
 	got := ""
 	for _, c := range table[:12] {
 		for _, a := range c.ring {
@@ -85,12 +93,12 @@ func TestMaglevWeights(t *testing.T) {
 	p := prefer(ms)
 	got := shares(p.table(everyone, everyone))
 	for i, m := range ms {
-		want := len(p.slots) * m.weight / 7
+		want := len(p.kind) * m.weight / 7
 		if d := got[m.addr] - want; d < -2 || d > 2 {
 			t.Errorf("member %d of weight %d owns %d slots, want about %d", i, m.weight, got[m.addr], want)
 		}
 	}
-	for slot, c := range p.table(everyone, everyone) {
+	for slot, c := range slotsOf(p.table(everyone, everyone)) {
 		if !slices.Contains(c.ring, ms[3].addr) {
 			t.Fatalf("slot %d: the member of weight 0 keeps no open connections: %v", slot, c.ring)
 		}
@@ -111,10 +119,10 @@ func TestMaglevDisruption(t *testing.T) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			p := prefer(testMembers(n))
 			var gone []netip.AddrPort
-			before := p.table(everyone, everyone)
+			before := slotsOf(p.table(everyone, everyone))
 			for _, leaver := range rand.Perm(n)[:n-1] {
 				gone = append(gone, p.members[leaver].addr)
-				after := p.table(except(gone...), nobody)
+				after := slotsOf(p.table(except(gone...), nobody))
 				for slot := range before {
 					was, is := before[slot].owner, after[slot].owner
 					if was != is && was != p.members[leaver].addr {
@@ -139,7 +147,7 @@ func TestMaglevBalanceAfterLeaving(t *testing.T) {
 			gone = append(gone, p.members[i*c.members/c.gone].addr)
 		}
 		got := shares(p.table(except(gone...), nobody))
-		fair := float64(len(p.slots)) / float64(c.members-c.gone)
+		fair := float64(len(p.kind)) / float64(c.members-c.gone)
 		for a, s := range got {
 			if off := 100 * (float64(s)/fair - 1); off > float64(c.percent) || off < -float64(c.percent) {
 				t.Errorf("%d of %d gone: %v owns %d slots, %.1f %% off the fair %.1f, want %d %%",
@@ -154,8 +162,8 @@ func TestMaglevBalanceAfterLeaving(t *testing.T) {
 func TestMaglevReturn(t *testing.T) {
 	p := prefer(testMembers(5))
 	back := p.members[2].addr
-	away := p.table(except(back), except(back))
-	for i, s := range p.table(everyone, everyone) {
+	away := slotsOf(p.table(except(back), except(back)))
+	for i, s := range slotsOf(p.table(everyone, everyone)) {
 		if s.owner != back {
 			continue
 		}
@@ -168,7 +176,7 @@ func TestMaglevReturn(t *testing.T) {
 // Whichever node gets a packet first, each node is asked once.
 func TestMaglevRing(t *testing.T) {
 	p := prefer(testMembers(5))
-	for i, s := range p.table(except(p.members[0].addr), everyone) {
+	for i, s := range slotsOf(p.table(except(p.members[0].addr), everyone)) {
 		for _, m := range p.members {
 			asked := []netip.AddrPort{m.addr}
 			for len(asked) < 5 {
@@ -192,7 +200,7 @@ func TestMaglevRing(t *testing.T) {
 func TestMaglevDrainingKeepsItsConnections(t *testing.T) {
 	p := prefer(testMembers(3))
 	draining := p.members[0].addr
-	for i, s := range p.table(except(draining), everyone) {
+	for i, s := range slotsOf(p.table(except(draining), everyone)) {
 		if s.owner == draining {
 			t.Fatalf("slot %d: a draining member gets new connections", i)
 		}
@@ -203,7 +211,7 @@ func TestMaglevDrainingKeepsItsConnections(t *testing.T) {
 }
 
 func TestMaglevNobody(t *testing.T) {
-	for i, s := range prefer(testMembers(3)).table(nobody, everyone) {
+	for i, s := range slotsOf(prefer(testMembers(3)).table(nobody, everyone)) {
 		if s.owner.IsValid() {
 			t.Fatalf("slot %d is owned by %v, and nobody is in rotation", i, s.owner)
 		}
@@ -211,7 +219,7 @@ func TestMaglevNobody(t *testing.T) {
 			t.Fatalf("slot %d: only %v are asked for the connections that they keep", i, s.ring)
 		}
 	}
-	if p := prefer(nil); len(p.table(everyone, everyone)) != slotsFew {
+	if p := prefer(nil); p.table(everyone, everyone).len() != slotsFew {
 		t.Error("an empty set has no slots")
 	}
 }

@@ -76,7 +76,7 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 			func(a netip.AddrPort) bool { return rotation[a] },
 			func(a netip.AddrPort) bool { _, ok := ds.hops[a]; return ok },
 		)
-		ds.reject = !slices.ContainsFunc(ds.slots, func(s slot) bool { return s.owner.IsValid() })
+		ds.reject = !slices.ContainsFunc(ds.slots.kinds, func(s slot) bool { return s.owner.IsValid() })
 		p.services = append(p.services, ds)
 	}
 	d.preferences = used

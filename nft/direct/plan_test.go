@@ -1,15 +1,14 @@
 package direct
 
 import (
-	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
 	"appliance/balancer"
@@ -118,11 +117,12 @@ func TestDirectPlanWeightZero(t *testing.T) {
 	before := d.plan([]balancer.Service{s}, testSurroundings).services[0]
 	s.Backends[1].Weight = 0
 	after := d.plan([]balancer.Service{s}, testSurroundings).services[0]
-	for i := range after.slots {
-		if after.slots[i].owner != s.Backends[0].Addr || len(after.slots[i].ring) != 2 {
-			t.Fatalf("slot %d: %+v", i, after.slots[i])
+	was := slotsOf(before.slots)
+	for i, slot := range slotsOf(after.slots) {
+		if slot.owner != s.Backends[0].Addr || len(slot.ring) != 2 {
+			t.Fatalf("slot %d: %+v", i, slot)
 		}
-		if before.slots[i].ring[0] != after.slots[i].ring[0] {
+		if was[i].ring[0] != slot.ring[0] {
 			t.Fatalf("slot %d has another order", i)
 		}
 	}
@@ -201,8 +201,8 @@ func TestDirectSlotsLeadToOwners(t *testing.T) {
 			members = append(members, member{netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 77, 0, byte(20 + i)}), 6443), 1})
 		}
 		pref := prefer(members)
-		if few := n <= 5; few != (pref.kinds <= maxKinds) {
-			t.Errorf("%d members: %d kinds of slots", n, pref.kinds)
+		if few := n <= 5; few != (len(pref.orders) <= maxKinds) {
+			t.Errorf("%d members: %d kinds of slots", n, len(pref.orders))
 		}
 		var before ruleset.Table
 		for gone := -1; gone < min(n, 3); gone++ {
@@ -216,16 +216,17 @@ func TestDirectSlotsLeadToOwners(t *testing.T) {
 			in := func(a netip.AddrPort) bool { _, ok := s.hops[a]; return ok }
 			s.slots = pref.table(in, in)
 			ingress := rulePlan{services: []service{s}}.ingress()
-			for i, slot := range s.slots {
-				if len(s.hops) == 0 {
-					continue
-				}
+			if len(s.hops) == 0 {
+				continue
+			}
+			verdicts := leads(t, ingress, "slots_"+ruleset.NameOf(s.frontend))
+			for i, slot := range slotsOf(s.slots) {
 				want := expr.Verdict{Kind: expr.VerdictAccept}
 				if h := s.hops[slot.owner]; !h.self {
 					want = expr.Verdict{Kind: expr.VerdictGoto, Chain: "to_" + ruleset.NameOf(s.frontend) + "_" +
 						ruleset.NameOf(slot.owner)}
 				}
-				if got := leads(t, ingress, "slots_"+ruleset.NameOf(s.frontend), i); got != want {
+				if got := verdicts[i]; got != want {
 					t.Fatalf("%d members, %d gone: slot %d of %v leads to %+v", n, gone, i, slot.owner, got)
 				}
 			}
@@ -239,27 +240,28 @@ func TestDirectSlotsLeadToOwners(t *testing.T) {
 	}
 }
 
-// leads is the verdict at the end of a map of slots.
-func leads(tb testing.TB, t ruleset.Table, slotMap string, slot int) expr.Verdict {
+// leads is the verdict at the end of a map of slots, for each slot.
+func leads(tb testing.TB, t ruleset.Table, slotMap string) (verdicts map[int]expr.Verdict) {
 	tb.Helper()
 	m := slices.IndexFunc(t.Sets, func(s ruleset.Set) bool { return s.Name == slotMap })
 	if m < 0 {
 		tb.Fatalf("no map %s", slotMap)
 	}
-	e := slices.IndexFunc(t.Sets[m].Elements, func(e nftables.SetElement) bool {
-		return bytes.Equal(e.Key,
-			ruleset.Native(uint32(slot)))
-	})
-	if e < 0 {
-		return expr.Verdict{}
+	elements := t.Sets[m].Elements
+	if t.Sets[m].Make != nil {
+		elements = t.Sets[m].Make()
 	}
-	v := *t.Sets[m].Elements[e].VerdictData
-	if v.Kind != expr.VerdictJump {
-		return v
+	verdicts = make(map[int]expr.Verdict)
+	for _, e := range elements {
+		v := *e.VerdictData
+		if v.Kind == expr.VerdictJump {
+			c := slices.IndexFunc(t.Chains, func(c ruleset.Chain) bool { return c.Name == v.Chain })
+			if c < 0 || len(t.Chains[c].Rules) != 1 {
+				tb.Fatalf("chain %s is missing, or says nothing", v.Chain)
+			}
+			v = *t.Chains[c].Rules[0].Exprs[0].(*expr.Verdict)
+		}
+		verdicts[int(binary.NativeEndian.Uint32(e.Key))] = v
 	}
-	c := slices.IndexFunc(t.Chains, func(c ruleset.Chain) bool { return c.Name == v.Chain })
-	if c < 0 || len(t.Chains[c].Rules) != 1 {
-		tb.Fatalf("chain %s is missing, or says nothing", v.Chain)
-	}
-	return *t.Chains[c].Rules[0].Exprs[0].(*expr.Verdict)
+	return verdicts
 }

@@ -49,7 +49,7 @@ func TestDirectBalances(t *testing.T) {
 			members = append(members, member{b.Addr, 1})
 			names[b.Addr] = n.name
 		}
-		table := prefer(members).table(everyone, everyone)
+		table := slotsOf(prefer(members).table(everyone, everyone))
 		got := make(map[string]int)
 		for i := range 150 {
 			l.hold(i % 3)

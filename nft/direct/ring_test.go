@@ -23,7 +23,7 @@ func round(views map[netip.AddrPort]service, slot int, first netip.AddrPort) []n
 	way := []netip.AddrPort{first}
 	for n := 0; ; n++ {
 		v := views[way[n]]
-		h, ok := v.next(v.slots[slot], n)
+		h, ok := v.next(v.slots.at(slot), n)
 		if !ok {
 			return way
 		}
@@ -75,7 +75,7 @@ func TestRingWhileAllAgree(t *testing.T) {
 		for _, m := range members {
 			views[m.addr] = viewOf(m.addr, members, everyone)
 		}
-		for i, s := range views[members[0].addr].slots {
+		for i, s := range slotsOf(views[members[0].addr].slots) {
 			if i%17 > 0 {
 				continue
 			}

@@ -43,7 +43,7 @@ type hop struct {
 type service struct {
 	frontend netip.AddrPort
 	link     neighbours.Link
-	slots    []slot
+	slots    table
 	// preference is what the slots were made from.
 	preference preference
 	// reject says that nobody gets new connections.

@@ -25,10 +25,10 @@ func (s service) addSlots(t *ruleset.Table, name string, choose func(slot) (expr
 	if len(s.hops) == 0 {
 		return false
 	}
-	if s.preference.kinds > maxKinds {
+	if len(s.slots.kinds) > maxKinds {
 		m := slotMap(name)
-		for i, slot := range s.slots {
-			if v, ok := choose(slot); ok {
+		for i := range s.slots.len() {
+			if v, ok := choose(s.slots.at(i)); ok {
 				m.Elements = append(m.Elements, nftables.SetElement{Key: ruleset.Native(uint32(i)), VerdictData: &v})
 			}
 		}
@@ -38,16 +38,11 @@ func (s service) addSlots(t *ruleset.Table, name string, choose func(slot) (expr
 		return len(m.Elements) > 0
 	}
 	t.Sets = append(t.Sets, s.preference.jump(name))
-	seen := make([]bool, s.preference.kinds)
-	for _, slot := range s.slots {
-		if seen[slot.kind] {
-			continue
-		}
-		seen[slot.kind] = true
-		c := ruleset.Chain{Name: kindChain(name, slot.kind)}
+	for kind, slot := range s.slots.kinds {
+		c := ruleset.Chain{Name: kindChain(name, kind)}
 		if v, ok := choose(slot); ok {
 			leads = true
-			c.Rules = []ruleset.Rule{ruleset.NewRule(fmt.Sprint("slots of kind ", slot.kind), []expr.Any{&v})}
+			c.Rules = []ruleset.Rule{ruleset.NewRule(fmt.Sprint("slots of kind ", kind), []expr.Any{&v})}
 		}
 		t.Chains = append(t.Chains, c)
 	}
@@ -59,13 +54,17 @@ func (p preference) jump(name string) ruleset.Set {
 	if m, ok := p.jumps[name]; ok {
 		return m
 	}
-	verdicts := make([]*expr.Verdict, p.kinds)
-	for kind := range verdicts {
-		verdicts[kind] = &expr.Verdict{Kind: expr.VerdictJump, Chain: kindChain(name, kind)}
-	}
 	m := slotMap(name)
-	for i, kind := range p.kind {
-		m.Elements = append(m.Elements, nftables.SetElement{Key: ruleset.Native(uint32(i)), VerdictData: verdicts[kind]})
+	m.Make = func() []nftables.SetElement {
+		verdicts := make([]*expr.Verdict, len(p.orders))
+		for kind := range verdicts {
+			verdicts[kind] = &expr.Verdict{Kind: expr.VerdictJump, Chain: kindChain(name, kind)}
+		}
+		elements := make([]nftables.SetElement, len(p.kind))
+		for i, kind := range p.kind {
+			elements[i] = nftables.SetElement{Key: ruleset.Native(uint32(i)), VerdictData: verdicts[kind]}
+		}
+		return elements
 	}
 	p.jumps[name] = m.Summed()
 	return p.jumps[name]
@@ -85,7 +84,7 @@ func (s service) lookup(slotMap string) []expr.Any {
 			SourceRegister: reg1, DestRegister: reg1,
 			// The address, and the port padded to a word.
 			Length:  s.family().AddrLen + 4,
-			Modulus: uint32(len(s.slots)),
+			Modulus: uint32(s.slots.len()),
 			Seed:    slotSeed,
 			Type:    expr.HashTypeJenkins,
 		},

@@ -79,8 +79,8 @@ func diff(have kernelTable, want Table, d Digest) string {
 		if !ok {
 			return fmt.Sprintf("set %s of %v is missing", s.Name, want)
 		}
-		if !s.Dynamic && n != len(s.Elements) {
-			return fmt.Sprintf("set %s of %v has %d elements and not %d", s.Name, want, n, len(s.Elements))
+		if !s.Dynamic && n != s.len() {
+			return fmt.Sprintf("set %s of %v has %d elements and not %d", s.Name, want, n, s.len())
 		}
 	}
 	return ""

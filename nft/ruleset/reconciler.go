@@ -302,6 +302,7 @@ func add(conn *nftables.Conn, t Table, d Digest, counted map[string]uint64) erro
 		conn.AddChain(kc)
 	}
 	for i, s := range t.Sets {
+		elements := s.elements()
 		ks := &nftables.Set{
 			Table: kt,
 			Name:  s.Name,
@@ -315,7 +316,7 @@ func add(conn *nftables.Conn, t Table, d Digest, counted map[string]uint64) erro
 			HasTimeout: s.Timeout > 0,
 			Timeout:    s.Timeout,
 			// The size lets the kernel take a fixed hash table.
-			Size: max(s.Size, uint32(len(s.Elements))),
+			Size: max(s.Size, uint32(len(elements))),
 		}
 		if s.Key.Name == nftables.TypeInteger.Name {
 			ks.KeyByteOrder = binaryutil.NativeEndian // for nft to show
@@ -326,7 +327,7 @@ func add(conn *nftables.Conn, t Table, d Digest, counted map[string]uint64) erro
 		// A message holds a limited number of elements: the length of a netlink
 		// attribute has 16 bits.
 		const most = 256
-		for rest := s.Elements; len(rest) > 0; rest = rest[min(most, len(rest)):] {
+		for rest := elements; len(rest) > 0; rest = rest[min(most, len(rest)):] {
 			if err := conn.SetAddElements(ks, rest[:min(most, len(rest))]); err != nil {
 				return fmt.Errorf("encoding elements of set %s of %v: %w", s.Name, t, err)
 			}

@@ -81,19 +81,40 @@ type Set struct {
 	Key      nftables.SetDatatype
 	Data     nftables.SetDatatype
 	Elements []nftables.SetElement
+	// Make makes the elements, if they are too many to be kept. Its result never changes.
+	Make func() []nftables.SetElement
 	// Dynamic says that rules fill the set: its elements are not compared.
 	Dynamic bool
 	// Size bounds a dynamic set. Others are as large as their elements.
 	Size uint32
 	// Timeout is how long an element of a dynamic set lives.
 	Timeout time.Duration
-	// sum replaces the elements in digests, for a set that is used often.
-	sum string
+	// sum replaces the elements in digests, for a set that is used often, and count
+	// their number.
+	sum   string
+	count int
+}
+
+// elements are all of the set's.
+func (s Set) elements() []nftables.SetElement {
+	if s.Make != nil {
+		return s.Make()
+	}
+	return s.Elements
+}
+
+// len is how many elements the set has.
+func (s Set) len() int {
+	if s.sum != "" {
+		return s.count
+	}
+	return len(s.elements())
 }
 
 // Summed is s with a sum that is computed once.
 func (s Set) Summed() Set {
-	s.sum = string(s.content())
+	elements := s.elements()
+	s.sum, s.count = string(s.digest(elements)), len(elements)
 	return s
 }
 
@@ -102,10 +123,14 @@ func (s Set) content() []byte {
 	if s.sum != "" {
 		return []byte(s.sum)
 	}
+	return s.digest(s.elements())
+}
+
+func (s Set) digest(elements []nftables.SetElement) []byte {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q %v %d %d\n", s.Name, s.Key.Name, s.Data.Name, s.Dynamic, s.Size, s.Timeout)
 	var b []byte
-	for _, e := range s.Elements {
+	for _, e := range elements {
 		b = append(append(append(b[:0], e.Key...), ' '), e.Val...)
 		if e.VerdictData != nil {
 			b = append(binary.AppendVarint(append(b, ' '), int64(e.VerdictData.Kind)), e.VerdictData.Chain...)

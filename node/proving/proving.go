@@ -44,8 +44,9 @@ type Config struct {
 	// LoadBalancers are those in force, Nodes the machines that data plane direct hands packets to.
 	LoadBalancers func() []balancer.LoadBalancer
 	Nodes         func() []pathprobe.Node
-	// Health, ServedBy and Settled are the balancer's; Reconsider has it choose planes again.
+	// Health, HealthOf, ServedBy and Settled are the balancer's; Reconsider has it choose planes again.
 	Health     func() []balancer.LoadBalancerStatus
+	HealthOf   func(loadBalancer string) (balancer.LoadBalancerStatus, bool)
 	ServedBy   func(loadBalancer string) balancer.PlaneName
 	Settled    func(loadBalancer string, since time.Time) bool
 	Reconsider func()
@@ -78,11 +79,13 @@ type Trials struct {
 
 	next, asker int // where the rotations of load balancers and of nodes go on; Run owns them
 
-	mu      sync.Mutex
-	untried map[string]string    // why a load balancer was not tried
-	fresh   map[string]bool      // load balancers whose plane is new
-	silent  map[string]time.Time // since when no node of direct answers
-	bound   map[string]bool      // load balancers whose server here listens elsewhere
+	mu         sync.Mutex
+	untried    map[string]string    // why a load balancer was not tried
+	fresh      map[string]bool      // load balancers whose plane is new
+	silent     map[string]time.Time // since when no node of direct answers
+	bound      map[string]bool      // load balancers whose server here listens elsewhere
+	localKnown []netip.Addr
+	localAsOf  time.Time
 	// What the peers serve, and what this node served when they said so.
 	serves, compared map[string]map[string]string
 	lack             string    // what this node lacks, by what most nodes have
@@ -116,9 +119,22 @@ func (t *Trials) Unproved(lb balancer.LoadBalancer, plane balancer.PlaneName) st
 	return t.book.Unproved(proof.Subject{LoadBalancer: lb.Name, Plane: string(plane)}, time.Now())
 }
 
+// localAddrs are this host's addresses, which are asked for once for all load balancers that are judged together.
+func (t *Trials) localAddrs() (local []netip.Addr, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.localAsOf) < proveSoon/4 {
+		return t.localKnown, nil
+	}
+	if local, err = arp.LocalAddrs(); err == nil {
+		t.localKnown, t.localAsOf = local, time.Now()
+	}
+	return local, err
+}
+
 // elsewhere says why this node's own server does not take what direct would hand to it.
 func (t *Trials) elsewhere(lb balancer.LoadBalancer) string {
-	local, err := arp.LocalAddrs()
+	local, err := t.localAddrs()
 	if err != nil {
 		return ""
 	}
@@ -155,13 +171,15 @@ func (t *Trials) unbound() bool {
 
 // nobodyThere says why direct has nobody to hand packets to, although servers live: no appliance runs beside them.
 func (t *Trials) nobodyThere(lb balancer.LoadBalancer) string {
-	states := t.cfg.Health()
-	i := slices.IndexFunc(states, func(s balancer.LoadBalancerStatus) bool { return s.Name == lb.Name })
-	if t.cfg.Path == nil || i < 0 {
+	if t.cfg.Path == nil {
+		return ""
+	}
+	state, ok := t.cfg.HealthOf(lb.Name)
+	if !ok {
 		return ""
 	}
 	alive, answers := 0, false
-	for _, be := range states[i].Backends {
+	for _, be := range state.Backends {
 		if be.State != balancer.Up {
 			continue
 		}

@@ -1,6 +1,8 @@
 package ruleset
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -131,7 +133,7 @@ func read(conn *nftables.Conn, want Table, elements bool) (kernelTable, error) {
 	if err != nil {
 		return kernelTable{}, err
 	}
-	dynamic := make(map[string]bool)
+	dynamic, counting := make(map[string]bool), nltest.Dial(newSocket().exchange)
 	for _, s := range want.Sets {
 		dynamic[s.Name] = s.Dynamic
 	}
@@ -140,11 +142,9 @@ func read(conn *nftables.Conn, want Table, elements bool) (kernelTable, error) {
 			f.sets[s.Name] = 0
 			continue
 		}
-		elements, err := conn.GetSetElements(s)
-		if err != nil {
+		if f.sets[s.Name], err = countElements(counting, want, s.Name); err != nil {
 			return kernelTable{}, err
 		}
-		f.sets[s.Name] = len(elements)
 	}
 	return f, nil
 }
@@ -168,20 +168,8 @@ func HasChain(t Table, chain string) (bool, error) {
 // library's own reader asks chain by chain, and fails at the direction of a ct
 // expression, which the kernel sends as one byte.
 func (f kernelTable) readRules(t Table) error {
-	conn := nltest.Dial(newSocket().exchange)
-	attrs := netlink.NewAttributeEncoder()
-	attrs.String(unix.NFTA_RULE_TABLE, t.Name)
-	data, err := attrs.Encode()
-	if err != nil {
-		return err
-	}
-	messages, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{
-			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE,
-			Flags: netlink.Request | netlink.Dump,
-		},
-		Data: append([]byte{byte(t.Family), unix.NFNETLINK_V0, 0, 0}, data...),
-	})
+	messages, err := request(nltest.Dial(newSocket().exchange), unix.NFT_MSG_GETRULE, netlink.Dump, byte(t.Family),
+		func(e *netlink.AttributeEncoder) { e.String(unix.NFTA_RULE_TABLE, t.Name) })
 	if err != nil {
 		return err
 	}
@@ -208,6 +196,75 @@ func (f kernelTable) readRules(t Table) error {
 		f.chains[chain] = fc
 	}
 	return nil
+}
+
+// request sends one message to nf_tables and returns the answers.
+func request(conn *netlink.Conn, kind int, flags netlink.HeaderFlags, family byte,
+	attrs func(*netlink.AttributeEncoder)) ([]netlink.Message, error) {
+	e := netlink.NewAttributeEncoder()
+	attrs(e)
+	data, err := e.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return conn.Execute(netlink.Message{
+		Header: netlink.Header{
+			Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | flags,
+		},
+		Data: append([]byte{family, unix.NFNETLINK_V0, 0, 0}, data...),
+	})
+}
+
+// countElements counts the elements of a set. The library's own reader decodes each, of thousands.
+func countElements(conn *netlink.Conn, t Table, set string) (n int, err error) {
+	messages, err := request(conn, unix.NFT_MSG_GETSETELEM, netlink.Dump, byte(t.Family),
+		func(e *netlink.AttributeEncoder) {
+			e.String(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
+			e.String(unix.NFTA_SET_ELEM_LIST_SET, set)
+		})
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range messages {
+		ad, err := netlink.NewAttributeDecoder(m.Data[NfgenmsgLen:])
+		if err != nil {
+			return 0, err
+		}
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				ad.Nested(func(elements *netlink.AttributeDecoder) error {
+					n += elements.Len()
+					return nil
+				})
+			}
+		}
+		if err := ad.Err(); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
+}
+
+// generation is the number of the last transaction that changed any table of this network namespace.
+func generation() (id uint32, err error) {
+	messages, err := request(nltest.Dial(newSocket().exchange), unix.NFT_MSG_GETGEN, 0, unix.NFPROTO_UNSPEC,
+		func(*netlink.AttributeEncoder) {})
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range messages {
+		ad, err := netlink.NewAttributeDecoder(m.Data[NfgenmsgLen:])
+		if err != nil {
+			return 0, err
+		}
+		ad.ByteOrder = binary.BigEndian
+		for ad.Next() {
+			if ad.Type() == unix.NFTA_GEN_ID {
+				return ad.Uint32(), nil
+			}
+		}
+	}
+	return 0, errors.New("nf_tables does not say which generation of its tables is in force")
 }
 
 // NfgenmsgLen is the length of struct nfgenmsg, which starts every message.

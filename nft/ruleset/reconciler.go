@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -29,7 +30,15 @@ type Reconciler struct {
 	// hooked twice; see stagger.
 	table   Table
 	doubled bool
+	// seen is the generation of the kernel's tables in which it was found to be equal, and
+	// when.
+	seen   uint32
+	seenAt time.Time
 }
+
+// lookAgain is how long a table is taken for equal while no transaction has changed any:
+// the kernel removes chains without one when their interface goes.
+const lookAgain = 30 * time.Second
 
 // Apply makes the kernel's table equal to want, in one transaction, and sends nothing
 // if it is equal already. repaired is 1 if a table that we had written was damaged or
@@ -45,6 +54,14 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	now, err := generation()
+	if err != nil {
+		return 0, explain(err, want)
+	}
+	if k.written.Whole == is.Whole && now == k.seen && time.Since(k.seenAt) < lookAgain {
+		return 0, nil
+	}
+	k.seenAt = time.Time{}
 	conn, err := k.Owner.dial()
 	if err != nil {
 		return 0, explain(err, want)
@@ -75,6 +92,7 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 				break
 			}
 			k.written, k.table, k.doubled = is, want, have.doubled
+			k.seen, k.seenAt = now, time.Now()
 			return 0, nil
 		}
 	}
@@ -138,7 +156,7 @@ func (h *BaseHook) admits(p nftables.ChainPriority) bool {
 func (k *Reconciler) Remove(t Table) (removed bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.written, k.table, k.doubled = Digest{}, Table{}, false
+	k.written, k.table, k.doubled, k.seenAt = Digest{}, Table{}, false, time.Time{}
 	return remove(t, k.Owner)
 }
 

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"github.com/mdlayher/netlink/nltest"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +34,9 @@ type Owner struct {
 	socket *socket
 	once   sync.Once
 	can    bool
+	// commits are the transactions of Reconcilers of this Owner that are counted in the
+	// kernel's generation.
+	commits atomic.Uint32
 }
 
 // NewOwner returns an Owner of tables in the network namespace of the thread that first
@@ -66,6 +71,35 @@ func (o *Owner) owns() bool {
 		o.can = conn.Flush() == nil
 	})
 	return o.can
+}
+
+// committed is how many transactions of its Reconcilers are known; none of a nil Owner are.
+func (o *Owner) committed() uint32 {
+	if o == nil {
+		return 0
+	}
+	return o.commits.Load()
+}
+
+// noteCommit notes a transaction that has just succeeded, if nobody else's is in the
+// generation that it left behind.
+func (o *Owner) noteCommit(before uint32) {
+	if o == nil {
+		return
+	}
+	if now, err := o.generation(); err == nil && now == before+1 {
+		o.commits.Add(1)
+	}
+}
+
+// generation is the number of the last transaction that changed any table of this network
+// namespace.
+func (o *Owner) generation() (uint32, error) {
+	exchange := newSocket().exchange
+	if o.owns() {
+		exchange = o.exchange
+	}
+	return generation(nltest.Dial(exchange))
 }
 
 // dial is Dial for tables of o.

@@ -80,3 +80,57 @@ func TestOwner(t *testing.T) {
 		}
 	})
 }
+
+// A table is read again when others have changed any, and not because its owner has; and what others damage is repaired
+// at once, between any of the owner's own changes.
+func TestOwnChangesAreNoReasonToRead(t *testing.T) {
+	newNamespace(t).in(func() {
+		owner := NewOwner()
+		owner.once.Do(func() {}) // as on a kernel where tables have no owner, so that others can damage them
+		defer owner.Close()
+		one, two := &Reconciler{Owner: owner}, &Reconciler{Owner: owner}
+		table := func(name string, v expr.VerdictKind) Table {
+			t := ownedTable(v)
+			t.Name = name
+			return t
+		}
+		apply := func(k *Reconciler, name string, v expr.VerdictKind, repairs int) {
+			t.Helper()
+			if n, err := k.Apply(table(name, v)); n != repairs || err != nil {
+				t.Fatalf("%d repaired (%v), want %d", n, err, repairs)
+			}
+		}
+		nft := func(args ...string) {
+			t.Helper()
+			if out, err := exec.Command("nft", args...).CombinedOutput(); err != nil {
+				t.Fatalf("nft %v: %v: %s", args, err, out)
+			}
+		}
+		apply(one, "one", expr.VerdictAccept, 0)
+		apply(two, "two", expr.VerdictAccept, 0)
+		for range 3 {
+			read := one.seenAt
+			apply(two, "two", expr.VerdictDrop, 0)
+			apply(one, "one", expr.VerdictAccept, 0)
+			apply(two, "two", expr.VerdictAccept, 0)
+			apply(one, "one", expr.VerdictDrop, 0)
+			apply(one, "one", expr.VerdictAccept, 0)
+			if one.seenAt != read {
+				t.Error("the table is read although nobody else has changed any")
+			}
+			nft("flush", "chain", "inet", "one", "input")
+			apply(two, "two", expr.VerdictDrop, 0)
+			apply(one, "one", expr.VerdictAccept, 1)
+			nft("delete", "table", "inet", "two")
+			apply(one, "one", expr.VerdictDrop, 0)
+			apply(two, "two", expr.VerdictDrop, 1)
+			nft("add", "table", "inet", "strange")
+			read = one.seenAt
+			apply(one, "one", expr.VerdictDrop, 0)
+			if one.seenAt == read {
+				t.Error("the table is not read although somebody has changed one")
+			}
+			apply(one, "one", expr.VerdictAccept, 0)
+		}
+	})
+}

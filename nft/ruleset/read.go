@@ -17,7 +17,7 @@ type kernelTable struct {
 	exists   bool
 	flags    uint32
 	chains   map[string]kernelChain
-	sets     map[string]int // number of elements
+	sets     map[string]int // number of elements; nil if they were not counted
 	counters map[string]uint64
 	// doubled says that chains are hooked for the second time; see stagger. These are
 	// not in chains.
@@ -73,6 +73,9 @@ func diff(have kernelTable, want Table, d Digest) string {
 			}
 		}
 	}
+	if have.sets == nil {
+		return ""
+	}
 	if len(have.sets) != len(want.Sets) {
 		return fmt.Sprintf("table %v has %d sets and not %d", want, len(have.sets), len(want.Sets))
 	}
@@ -99,7 +102,6 @@ func read(conn *nftables.Conn, want Table, elements bool) (kernelTable, error) {
 		exists:   true,
 		flags:    flags,
 		chains:   make(map[string]kernelChain),
-		sets:     make(map[string]int),
 		counters: make(map[string]uint64),
 	}
 	kt := want.Kernel()
@@ -133,6 +135,7 @@ func read(conn *nftables.Conn, want Table, elements bool) (kernelTable, error) {
 	if err != nil {
 		return kernelTable{}, err
 	}
+	f.sets = make(map[string]int)
 	dynamic, counting := make(map[string]bool), nltest.Dial(newSocket().exchange)
 	for _, s := range want.Sets {
 		dynamic[s.Name] = s.Dynamic
@@ -245,9 +248,8 @@ func countElements(conn *netlink.Conn, t Table, set string) (n int, err error) {
 	return n, nil
 }
 
-// generation is the number of the last transaction that changed any table of this network namespace.
-func generation() (id uint32, err error) {
-	messages, err := request(nltest.Dial(newSocket().exchange), unix.NFT_MSG_GETGEN, 0, unix.NFPROTO_UNSPEC,
+func generation(conn *netlink.Conn) (uint32, error) {
+	messages, err := request(conn, unix.NFT_MSG_GETGEN, 0, unix.NFPROTO_UNSPEC,
 		func(*netlink.AttributeEncoder) {})
 	if err != nil {
 		return 0, err

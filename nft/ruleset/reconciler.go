@@ -30,9 +30,9 @@ type Reconciler struct {
 	// hooked twice; see stagger.
 	table   Table
 	doubled bool
-	// seen is the generation of the kernel's tables in which it was found to be equal, and
-	// when.
-	seen   uint32
+	// others are the transactions of others, as a number that changes with each, when the
+	// table was found to be equal, at seenAt, or was written.
+	others uint32
 	seenAt time.Time
 }
 
@@ -54,14 +54,15 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	now, err := generation()
+	now, err := k.Owner.generation()
 	if err != nil {
 		return 0, explain(err, want)
 	}
-	if k.written.Whole == is.Whole && now == k.seen && time.Since(k.seenAt) < lookAgain {
+	own := k.Owner.committed() // after it, so that what is missed between the two is no match later
+	quiet := k.written.Whole != "" && now-own == k.others
+	if quiet && k.written.Whole == is.Whole && time.Since(k.seenAt) < lookAgain {
 		return 0, nil
 	}
-	k.seenAt = time.Time{}
 	conn, err := k.Owner.dial()
 	if err != nil {
 		return 0, explain(err, want)
@@ -69,6 +70,7 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	changes := k.written.Whole != "" && k.written.Whole != is.Whole
 	if changes && !k.doubled && k.table.DiffersInRulesOnly(want) && rewrite(conn, k.table, k.written, want, is) == nil {
 		k.written, k.table = is, want
+		k.Owner.noteCommit(now)
 		return 0, nil // the next call finds what others have done to the rest
 	}
 	// After a change of what is wanted, the kernel's table is known to differ.
@@ -80,7 +82,7 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	// them and shift what comes next. A real difference is seen twice.
 	var have kernelTable
 	for range looks {
-		if have, err = read(conn, want, !changes); err != nil {
+		if have, err = read(conn, want, !changes && !quiet); err != nil {
 			return 0, explain(err, want)
 		}
 		if !changes && diff(have, want, is) == "" {
@@ -92,7 +94,7 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 				break
 			}
 			k.written, k.table, k.doubled = is, want, have.doubled
-			k.seen, k.seenAt = now, time.Now()
+			k.others, k.seenAt = now-own, time.Now()
 			return 0, nil
 		}
 	}
@@ -103,6 +105,8 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	if err := replace(conn, staggered, is, have); err != nil {
 		return 0, explainOwned(err, want, have.flags)
 	}
+	k.Owner.noteCommit(now)
+	k.others, k.seenAt = now-own, time.Now()
 	k.written, k.table, k.doubled = is, want, len(staggered.Chains) > len(want.Chains)
 	if damaged {
 		repaired = 1

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -107,6 +108,7 @@ type DataPlane struct {
 	tables       [3]ruleset.Reconciler
 	defrag       ruleset.Defragmenter
 	applied      []balancer.Service
+	inForce      rulePlan
 	natNeeded    time.Time // when clients here last needed other nodes; zero: unknown
 	tried        bool      // the kernel takes the rules
 }
@@ -315,12 +317,16 @@ func (d *DataPlane) Apply(_ context.Context, services []balancer.Service) (repai
 	if plan.nat, err = d.needsNAT(plan); err != nil {
 		return 0, err
 	}
-	for i, t := range plan.tables() {
-		n, err := d.tables[i].Apply(t)
-		repaired += n
-		if err != nil {
-			return repaired, err
+	if !reflect.DeepEqual(plan, d.inForce) || !d.undisturbed() {
+		d.inForce = rulePlan{}
+		for i, t := range plan.tables() {
+			n, err := d.tables[i].Apply(t)
+			repaired += n
+			if err != nil {
+				return repaired, err
+			}
 		}
+		d.inForce = plan
 	}
 	if d.cfg.Prober != nil {
 		d.cfg.Prober.InForce(d.knownNodes(now), plan.handsTo)
@@ -331,6 +337,16 @@ func (d *DataPlane) Apply(_ context.Context, services []balancer.Service) (repai
 	return repaired, err
 }
 
+// undisturbed says that the kernel has the plan that is in force, without a look at each of its rules.
+func (d *DataPlane) undisturbed() bool {
+	for i := range d.tables {
+		if !d.tables[i].Undisturbed() {
+			return false
+		}
+	}
+	return true
+}
+
 // Close implements balancer.Plane.
 func (d *DataPlane) Close() error {
 	d.mu.Lock()
@@ -339,7 +355,7 @@ func (d *DataPlane) Close() error {
 }
 
 func (d *DataPlane) remove() error {
-	d.applied = nil
+	d.applied, d.inForce = nil, rulePlan{}
 	d.last.Store(&applyResult{})
 	if d.cfg.Prober != nil {
 		d.cfg.Prober.InForce(nil, nil)

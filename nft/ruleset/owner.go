@@ -73,12 +73,13 @@ func (o *Owner) owns() bool {
 	return o.can
 }
 
-// committed is how many transactions of its Reconcilers are known; none of a nil Owner are.
-func (o *Owner) committed() uint32 {
-	if o == nil {
-		return 0
+// progress is the generation of the kernel's tables, and how many of its transactions are
+// known to be those of Reconcilers of this Owner; of a nil Owner, none are.
+func (o *Owner) progress() (generation, own uint32, err error) {
+	if generation, err = o.generation(); err != nil || o == nil {
+		return generation, 0, err
 	}
-	return o.commits.Load()
+	return generation, o.commits.Load(), nil // after it, so that one between the two is no match later
 }
 
 // noteCommit notes a transaction that has just succeeded, if nobody else's is in the

@@ -54,11 +54,10 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	now, err := k.Owner.generation()
+	now, own, err := k.Owner.progress()
 	if err != nil {
 		return 0, explain(err, want)
 	}
-	own := k.Owner.committed() // after it, so that what is missed between the two is no match later
 	quiet := k.written.Whole != "" && now-own == k.others
 	if quiet && k.written.Whole == is.Whole && time.Since(k.seenAt) < lookAgain {
 		return 0, nil
@@ -112,6 +111,14 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 		repaired = 1
 	}
 	return repaired, nil
+}
+
+// Undisturbed says that the kernel has the table that was applied last: nobody else has changed any table since.
+func (k *Reconciler) Undisturbed() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now, own, err := k.Owner.progress()
+	return err == nil && k.written.Whole != "" && now-own == k.others && time.Since(k.seenAt) < lookAgain
 }
 
 // stagger hooks each chain that may move one step behind the one it replaces.

@@ -3,6 +3,7 @@ package founding
 import (
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -38,8 +39,9 @@ func TestLoses(t *testing.T) {
 		own, other Camp
 		want       bool
 	}{
-		"the same group": {Camp{Cluster: "x"}, Camp{Cluster: "x"}, false},
-		"no name yet":    {Camp{}, Camp{Cluster: "x", Members: three, Listed: three}, false},
+		"the same group":            {Camp{Cluster: "x"}, Camp{Cluster: "x"}, false},
+		"no name yet":               {Camp{}, Camp{Cluster: "x", Members: three, Listed: three}, false},
+		"the other has no name yet": {Camp{Cluster: "x"}, Camp{Members: three, Listed: three, Leads: true}, false},
 		"two founders, the first": {Camp{Cluster: "y", Members: []string{"a"}},
 			Camp{Cluster: "x", Members: []string{"b"}}, false},
 		"two founders, the second": {Camp{Cluster: "x", Members: []string{"b"}},
@@ -48,15 +50,39 @@ func TestLoses(t *testing.T) {
 			Camp{Cluster: "y", Members: three, Listed: three}, true},
 		"one founded alone, others joined the other": {Camp{Cluster: "x", Members: []string{"a"}, Listed: three},
 			Camp{Cluster: "y", Members: []string{"b", "c"}, Listed: three}, true},
+		"both have a majority, and this one a leader": {Camp{Cluster: "y", Members: three, Listed: three, Leads: true},
+			Camp{Cluster: "x", Members: three, Listed: three}, false},
+		"neither has a majority, and the other is larger": {
+			Camp{Cluster: "x", Members: []string{"a"}, Listed: []string{"a", "b", "c", "d", "e"}},
+			Camp{Cluster: "y", Members: []string{"b", "c"}, Listed: []string{"a", "b", "c", "d", "e"}}, true},
 		"recovered, and nobody leads the former group": {Camp{Cluster: "x", Replaces: "y", Members: []string{"a"},
 			Listed: three, Leads: true}, Camp{Cluster: "y", Members: three, Listed: three}, false},
 		"recovered, and the former group lives": {Camp{Cluster: "x", Replaces: "y", Members: []string{"a"},
 			Listed: three, Leads: true}, Camp{Cluster: "y", Members: three, Listed: three, Leads: true}, true},
 		"replaced by a recovered one": {Camp{Cluster: "y", Members: three, Listed: three},
 			Camp{Cluster: "x", Replaces: "y", Members: []string{"a"}, Listed: three, Leads: true}, false},
+		"replaced by a recovered one that is larger": {Camp{Cluster: "y", Members: []string{"b"}, Listed: three},
+			Camp{Cluster: "x", Replaces: "y", Members: []string{"a"}, Listed: three, Leads: true}, false},
 	} {
 		if got := Loses(tt.own, tt.other); got != tt.want {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
+// TestHasMajority: half of the peers that either side lists is none, and who is not listed does not count.
+func TestHasMajority(t *testing.T) {
+	for _, tt := range []struct {
+		members, listed, others string
+		want                    bool
+	}{
+		{"a", "a", "", true}, {"a", "ab", "", false}, {"ab", "abc", "", true}, {"ab", "abcd", "", false},
+		{"ab", "ab", "cd", false}, {"abc", "ab", "cd", true}, {"axy", "abc", "abc", false},
+	} {
+		ids := func(letters string) []string { return strings.Split(letters, "") }
+		c, other := Camp{Members: ids(tt.members), Listed: ids(tt.listed)}, Camp{Listed: ids(tt.others)}
+		if got := HasMajority(c, other); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
 		}
 	}
 }

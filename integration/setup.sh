@@ -55,6 +55,7 @@ test | bench)
 	need chromedriver chromium-driver # the status page is looked at in a browser
 	if [ "$want" = bench ]; then
 		need nginx nginx
+		need wrk wrk
 		[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)
 	fi
 	;;

@@ -26,6 +26,10 @@ type row struct {
 	// per is what CPU time is given for: connections, requests, or bytes.
 	per  string
 	unit float64
+	// wrk is the client then, and not ours.
+	wrk bool
+	// busy says that something else keeps one of the cores busy.
+	busy bool
 }
 
 func rows(length time.Duration) []row {
@@ -33,12 +37,15 @@ func rows(length time.Duration) []row {
 		return load.Job{Kind: kind, Conns: conns, Warm: length / 8, For: length}
 	}
 	return []row{
-		{"conn64", job("conn", 64), "1M connections", 1e6},
-		{"conn1", job("conn", 1), "1M connections", 1e6},
-		{"rps64", job("rps", 64), "1M requests", 1e6},
-		{"rps1", job("rps", 1), "1M requests", 1e6},
-		{"down4", job("down", 4), "GB", 1e9},
-		{"up4", job("up", 4), "GB", 1e9},
+		{name: "conn64", job: job("conn", 64), per: "1M connections", unit: 1e6},
+		{name: "conn64-wrk", job: load.Job{Kind: "conn", Conns: 64, For: length}, per: "1M connections", unit: 1e6, wrk: true},
+		{name: "conn1", job: job("conn", 1), per: "1M connections", unit: 1e6},
+		{name: "rps64", job: job("rps", 64), per: "1M requests", unit: 1e6},
+		{name: "rps64-wrk", job: load.Job{Kind: "rps", Conns: 64, For: length}, per: "1M requests", unit: 1e6, wrk: true},
+		{name: "rps64-busy", job: job("rps", 64), per: "1M requests", unit: 1e6, busy: true},
+		{name: "rps1", job: job("rps", 1), per: "1M requests", unit: 1e6},
+		{name: "down4", job: job("down", 4), per: "GB", unit: 1e9},
+		{name: "up4", job: job("up", 4), per: "GB", unit: 1e9},
 	}
 }
 
@@ -152,8 +159,8 @@ func takeSurvey(ctx context.Context, binary string, rounds int, length time.Dura
 				}
 				key := [2]string{r.name, w.name}
 				s.figures[key] = append(s.figures[key], got)
-				fmt.Fprintf(progress, "%d %-7s %-26s %10.1f/s  p50 %7.0f p99 %7.0f µs  CPU %6.2f s per %s  %d errors\n",
-					round+1, r.name, w.name, got.rate(), got.P50, got.P99, got.CPU, r.per, got.Errors)
+				fmt.Fprintf(progress, "%d %-10s %-27s %10.1f/s  p50 %7.0f p99 %7.0f p99.9 %7.0f µs  CPU %6.2f s per %s  "+
+					"%d errors\n", round+1, r.name, w.name, got.rate(), got.P50, got.P99, got.P999, got.CPU, r.per, got.Errors)
 			}
 		}
 	}
@@ -190,8 +197,19 @@ func takeSurvey(ctx context.Context, binary string, rounds int, length time.Dura
 func (f *field) measure(ctx context.Context, r row, w *forwarder) (figure, error) {
 	j := r.job
 	j.To = w.to
+	if r.busy {
+		p, err := f.client.Start(exec.Command("taskset", "-c", "0", "sh", "-c", "while :; do :; done"))
+		if err != nil {
+			return figure{}, err
+		}
+		defer p.Kill()
+	}
+	run := f.run
+	if r.wrk {
+		run = f.runWrk
+	}
 	before := w.cpu()
-	res, err := f.run(ctx, j)
+	res, err := run(ctx, j)
 	if err != nil {
 		return figure{}, err
 	}
@@ -208,16 +226,24 @@ func (f *field) run(ctx context.Context, j load.Job) (r load.Measurement, err er
 	if err != nil {
 		return r, err
 	}
+	if err := finish(ctx, p); err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(out.Bytes(), &r)
+}
+
+// finish waits for a client.
+func finish(ctx context.Context, p process) error {
 	select {
 	case <-p.Done():
 	case <-ctx.Done():
 		p.Kill()
-		return r, ctx.Err()
+		return ctx.Err()
 	}
 	if err := p.Wait(); err != nil {
-		return r, fmt.Errorf("the client: %w", err)
+		return fmt.Errorf("the client: %w", err)
 	}
-	return r, json.Unmarshal(out.Bytes(), &r)
+	return nil
 }
 
 func (f *field) startClient(j load.Job) (process, *bytes.Buffer, error) {

@@ -126,19 +126,11 @@ func (s *survey) ipvsPage(w io.Writer, r report, rounds int, length time.Duratio
 		if row.per == "GB" {
 			rate = "%.2f" // emulation moves little
 		}
-		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of %s | p50 µs | p99 µs | CPU s per %s | "+
-			"errors |\n|---|---|---|---|---|---|---|---|\n", row.name, unit, ipvsByHand, row.per)
+		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of %s | "+latencyColumns+
+			"CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|---|\n", row.name, unit, ipvsByHand, row.per)
 		for _, name := range s.names {
-			against := func(base string) string {
-				if name == base {
-					return "–"
-				}
-				ratios := s.ratios(row.name, name, base)
-				return fmt.Sprintf("%.2f (%.2f–%.2f)", median(ratios), slices.Min(ratios), slices.Max(ratios))
-			}
-			p50, p99 := s.latencies(row, name)
-			fmt.Fprintf(w, "| %s | "+rate+" | %s | %s | %s | %s | %.2f | %.0f |\n", name, s.of(row.name, name, figure.rate),
-				against("no balancer"), against(ipvsByHand), p50, p99,
+			fmt.Fprintf(w, "| %s | "+rate+" | %s | %s | %s %.2f | %.0f |\n", name, s.of(row.name, name, figure.rate),
+				s.against(row.name, name, "no balancer"), s.against(row.name, name, ipvsByHand), s.latencies(row, name),
 				s.of(row.name, name, func(f figure) float64 { return f.CPU }),
 				s.of(row.name, name, func(f figure) float64 { return float64(f.Errors) }))
 		}

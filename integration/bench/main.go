@@ -25,7 +25,7 @@ func main() {
 	only := flag.String("only", "", "comma-separated faults or rows to measure; empty is all")
 	through := flag.String("through", "",
 		"forwarders or ways to keep the address to measure, separated by semicolons; empty is all")
-	rounds := flag.Int("rounds", 5, "rounds in which all forwarders are measured in turns")
+	rounds := flag.Int("rounds", 6, "rounds in which all forwarders are measured in turns")
 	length := flag.Duration("for", 3*time.Second, "length of one measurement of forwarding; ten times as long of idling")
 	out := flag.String("out", filepath.Join("docs", "benchmarks"), "where the pages are written")
 	serve := flag.String("serve", "", "be a server on this address (for the benchmark itself)")

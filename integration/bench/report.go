@@ -52,13 +52,26 @@ func (r row) words() (unit, format string) {
 	return "per s", "%.0f"
 }
 
+// latencyColumns are the heads of what latencies writes.
+const latencyColumns = "p50 µs | p99 µs | p99.9 µs | "
+
 // latencies are the medians of a row that has some.
-func (s *survey) latencies(r row, name string) (p50, p99 string) {
+func (s *survey) latencies(r row, name string) string {
 	if r.per == "GB" {
-		return "–", "–"
+		return "– | – | – |"
 	}
-	return fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P50 })),
-		fmt.Sprintf("%.0f", s.of(r.name, name, func(f figure) float64 { return f.P99 }))
+	return fmt.Sprintf("%.0f | %.0f | %.0f |", s.of(r.name, name, func(f figure) float64 { return f.P50 }),
+		s.of(r.name, name, func(f figure) float64 { return f.P99 }),
+		s.of(r.name, name, func(f figure) float64 { return f.P999 }))
+}
+
+// against is the ratio to base, with the least and the most that a round had.
+func (s *survey) against(row, name, base string) string {
+	if !s.has(base) || name == base {
+		return "–"
+	}
+	all := s.ratios(row, name, base)
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", median(all), slices.Min(all), slices.Max(all))
 }
 
 func (s *survey) has(name string) bool { return slices.Contains(s.names, name) }
@@ -68,24 +81,20 @@ func (s *survey) markdown(w io.Writer, rounds int, length time.Duration) {
 		"three servers in network namespaces of one machine, "+
 		"so they share its cores, and their wake-ups are part of each figure. %d rounds of %s each, all forwarders in "+
 		"turns, each as it runs by itself: the appliance raises its own priority, and one row is of an appliance that may "+
-		"not; medians, ratios within a round. The load of the machine was %s "+
+		"not; medians, ratios within a round with the least and the most of them. The client is one epoll loop, and wrk "+
+		"with three threads in the rows that are named for it, whose latencies begin when a connection is open; in "+
+		"the busy row another process takes all it can get of one core. The load of the machine was %s "+
 		"when it began.\n\n%s\n", time.Now().UTC().Format("2006-01-02"), rounds, length, s.load, machine())
 	fmt.Fprintf(w, "\n![rates as parts of no balancer](forward.svg)\n")
 	for _, r := range s.rows {
 		unit, rate := r.words()
-		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of haproxy | of nginx | p50 µs | p99 µs | "+
-			"CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|---|\n", r.name, unit, r.per)
+		fmt.Fprintf(w, "\n## %s\n\n| forwarder | %s | of no balancer | of haproxy | of nginx | "+latencyColumns+
+			"CPU s per %s | errors |\n|---|---|---|---|---|---|---|---|---|---|\n", r.name, unit, r.per)
 		for _, name := range s.names {
 			errors := s.of(r.name, name, func(f figure) float64 { return float64(f.Errors) })
-			p50, p99 := s.latencies(r, name)
-			against := func(base string) string {
-				if !s.has(base) || name == base {
-					return "–"
-				}
-				return fmt.Sprintf("%.2f", s.ratio(r.name, name, base))
-			}
-			fmt.Fprintf(w, "| %s | "+rate+" | %s | %s | %s | %s | %s | %.2f | %.0f |\n", name, s.of(r.name, name, figure.rate),
-				against("no balancer"), against("haproxy"), against("nginx stream"), p50, p99,
+			fmt.Fprintf(w, "| %s | "+rate+" | %s | %s | %s | %s %.2f | %.0f |\n", name, s.of(r.name, name, figure.rate),
+				s.against(r.name, name, "no balancer"), s.against(r.name, name, "haproxy"),
+				s.against(r.name, name, "nginx stream"), s.latencies(r, name),
 				s.of(r.name, name, func(f figure) float64 { return f.CPU }), errors)
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,34 +32,14 @@ type Measurement struct {
 	P50, P99, P999 float64
 }
 
-// Run does the job, on two threads if there is work for two.
+// Run does the job, by one epoll loop.
 func (j Job) Run() (Measurement, error) {
-	threads := min(2, j.Conns)
-	workers := make([]*worker, threads)
-	var all sync.WaitGroup
-	errs := make([]error, threads)
-	for i := range workers {
-		w := &worker{job: j, conns: make(map[int]*session), next: i, buf: make([]byte, bulkSize)}
-		workers[i] = w
-		n := j.Conns / threads
-		if i < j.Conns%threads {
-			n++
-		}
-		all.Go(func() { errs[i] = w.run(n) })
-	}
-	all.Wait()
-	r := Measurement{Took: j.For}
-	var h histogram
-	for _, w := range workers {
-		r.Count += w.count
-		r.Errors += w.errors
-		r.Bytes += w.bytes
-		for i, n := range w.took {
-			h[i] += n
-		}
-	}
-	r.P50, r.P99, r.P999 = h.at(0.5), h.at(0.99), h.at(0.999)
-	return r, errors.Join(errs...)
+	w := &worker{job: j, conns: make(map[int]*session), buf: make([]byte, bulkSize)}
+	err := w.run()
+	return Measurement{
+		Count: w.count, Errors: w.errors, Bytes: w.bytes, Took: j.For,
+		P50: w.took.at(0.5), P99: w.took.at(0.99), P999: w.took.at(0.999),
+	}, err
 }
 
 type worker struct {
@@ -81,12 +60,12 @@ type session struct {
 	left  int // of the answer
 }
 
-func (w *worker) run(n int) (err error) {
+func (w *worker) run() (err error) {
 	if w.p, err = newPoller(); err != nil {
 		return err
 	}
 	defer unix.Close(w.p.ep)
-	for range n {
+	for range w.job.Conns {
 		if err := w.open(); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ const (
 	closes = 'C' // the same, and the server ends the connection behind it
 	loads  = 'D' // the server sends without end
 	sends  = 'U' // the client does
+	gets   = 'G' // HTTP, from a client that sends each request as one packet
 )
 
 // Sizes of a request and of its answer: those of a small API call.

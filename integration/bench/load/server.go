@@ -1,6 +1,8 @@
 package load
 
 import (
+	"bytes"
+	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -96,6 +98,10 @@ func (s *server) serve(fd int) {
 	if s.kinds[fd] == sends {
 		return
 	}
+	if s.kinds[fd] == gets {
+		s.get(fd, s.bulk[:n])
+		return
+	}
 	if s.left[fd] -= n; s.left[fd] > 0 {
 		return
 	}
@@ -103,4 +109,31 @@ func (s *server) serve(fd int) {
 	if _, err := unix.Write(fd, s.bulk[:answerSize]); err != nil || s.kinds[fd] == closes {
 		s.end(fd)
 	}
+}
+
+// get answers a request of HTTP.
+func (s *server) get(fd int, request []byte) {
+	if !bytes.HasSuffix(request, []byte("\r\n\r\n")) {
+		return // the rest is still to come
+	}
+	last := bytes.Contains(request, []byte("Connection: close"))
+	answer := keptAnswer
+	if last {
+		answer = lastAnswer
+	}
+	if _, err := unix.Write(fd, answer); err != nil || last {
+		s.end(fd)
+	}
+}
+
+// Answers of HTTP, of answerSize bytes with their heads.
+var (
+	keptAnswer = httpAnswer("keep-alive")
+	lastAnswer = httpAnswer("close")
+)
+
+func httpAnswer(connection string) []byte {
+	const head = "HTTP/1.1 200 OK\r\nConnection: %s\r\nContent-Length: %03d\r\n\r\n"
+	size := answerSize - len(fmt.Sprintf(head, connection, 0))
+	return append(fmt.Appendf(nil, head, connection, size), bytes.Repeat([]byte("x"), size)...)
 }

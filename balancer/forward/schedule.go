@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"appliance/balancer"
@@ -62,27 +63,44 @@ func newScheduler(name balancer.Scheduler) (scheduler, error) {
 type smooth struct {
 	equalWeights bool // all weights count as 1
 
-	mu     sync.Mutex
-	credit map[netip.AddrPort]int
+	mu      sync.Mutex
+	credits []credit // in the order in which backends came; few, and found faster than in a map
+}
+
+type credit struct {
+	addr netip.AddrPort
+	n    int
+}
+
+// of is the place of addr's credit.
+func (s *smooth) of(addr netip.AddrPort, guess int) int {
+	if guess < len(s.credits) && s.credits[guess].addr == addr {
+		return guess
+	}
+	if i := slices.IndexFunc(s.credits, func(c credit) bool { return c.addr == addr }); i >= 0 {
+		return i
+	}
+	s.credits = append(s.credits, credit{addr: addr})
+	return len(s.credits) - 1
 }
 
 func (s *smooth) pick(cs []candidate, _ netip.Addr) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.credit == nil || len(s.credit) > 2*len(cs)+64 { // many have gone
-		s.credit = make(map[netip.AddrPort]int, len(cs))
+	if len(s.credits) > 2*len(cs)+64 { // many have gone
+		s.credits = s.credits[:0]
 	}
-	best, most, sum := 0, math.MinInt, 0
+	best, at, most, sum := 0, 0, math.MinInt, 0
 	for i, c := range cs {
 		w := c.effectiveWeight(s.equalWeights)
 		sum += w
-		n := s.credit[c.addr] + w
-		s.credit[c.addr] = n
-		if n > most {
-			best, most = i, n
+		k := s.of(c.addr, i)
+		s.credits[k].n += w
+		if n := s.credits[k].n; n > most {
+			best, at, most = i, k, n
 		}
 	}
-	s.credit[cs[best].addr] -= sum
+	s.credits[at].n -= sum
 	return best
 }
 
@@ -115,8 +133,9 @@ func (l *least) pick(cs []candidate, client netip.Addr) int {
 	if alone {
 		return best
 	}
-	var equals []candidate
-	var at []int
+	var room [16]candidate // usually enough, and then nothing is allocated
+	var places [16]int
+	equals, at := room[:0], places[:0]
 	for i, c := range cs {
 		if !less(cs[best], c) {
 			equals, at = append(equals, c), append(at, i)

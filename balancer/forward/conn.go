@@ -49,9 +49,12 @@ type conn struct {
 type end struct {
 	fd                 int
 	serial             uint32
+	slot               int32 // of the connection
 	readable, writable bool
-	fin                bool // the peer has sent its FIN; there may be bytes before it
-	broken             bool // reset, or timed out
+	// watched says that epoll reports what happens to it, and watchedRoom that this includes new room for writes.
+	watched, watchedRoom bool
+	fin                  bool // the peer has sent its FIN; there may be bytes before it
+	broken               bool // reset, or timed out
 	// plain sockets have only the options that they inherit from their listener.
 	// wrote says that one write has gone out.
 	plain, wrote bool
@@ -113,8 +116,7 @@ type opening struct {
 
 // attempt is a dial that is under way.
 type attempt struct {
-	fd     int
-	serial uint32
+	end
 	target *target
 	since  int64
 }
@@ -124,13 +126,9 @@ type attempt struct {
 func (l *loop) adopt(s *service, fd int, source netip.AddrPort) {
 	c := l.newConn()
 	c.service, c.source = s, source
-	c.client = end{fd: fd, serial: l.next(), writable: true}
+	c.client = end{fd: fd, serial: l.next(), slot: c.slot, writable: true}
 	c.clientT = l.now
 	c.accepted = l.now
-	if l.watch(fd, c.slot, c.client.serial) != 0 {
-		c.abort(endShort)
-		return
-	}
 	tb := s.table.Load()
 	c.opening.table = tb
 	h := &tb.options
@@ -143,9 +141,22 @@ func (l *loop) adopt(s *service, fd int, source netip.AddrPort) {
 		c.state = inspecting
 		c.opening.deadline = l.now + int64(inspectTime(h))
 		c.arm()
-		return // epoll reports at once what is there already
+		c.watchClient() // epoll reports at once what is there already
+		return
 	}
-	c.connect()
+	// The dial reads what is there already, and epoll does not report it again.
+	id := c.id
+	if c.connect(); c.id == id {
+		c.watchClient()
+	}
+}
+
+// watchClient makes epoll report what happens to the client. It reports new room only once a write has found none:
+// before that there is room all the time, and an event that says so is a turn of the loop for nothing.
+func (c *conn) watchClient() {
+	if c.loop.watch(&c.client, readEvents) != 0 {
+		c.abort(endShort)
+	}
 }
 
 func contains(ps []netip.Prefix, a netip.Addr) bool {

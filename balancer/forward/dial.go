@@ -119,9 +119,9 @@ func (c *conn) dial(t *target) bool {
 		sysOption(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
 	}
 	errno = sysConnect(fd, t.sockaddr)
-	serial := l.next()
+	server := end{fd: fd, serial: l.next(), slot: c.slot, writable: true, plain: true}
 	if errno == 0 || errno == unix.EINPROGRESS {
-		if errno = l.watch(fd, c.slot, serial); errno == unix.ENOSPC {
+		if errno = l.watch(&server, allEvents); errno == unix.ENOSPC {
 			errno = unix.ENOMEM // fs.epoll.max_user_watches, see epoll_ctl(2)
 		}
 	}
@@ -130,7 +130,7 @@ func (c *conn) dial(t *target) bool {
 		c.failed(t, errno)
 		return false
 	}
-	o.live = append(o.live, attempt{fd, serial, t, l.now})
+	o.live = append(o.live, attempt{server, t, l.now})
 	o.slowAt = l.now + max(int64(slowAfter), slowFactor*t.usualDial.Load())
 	c.arm()
 	return true
@@ -187,7 +187,7 @@ func (c *conn) established(a attempt, events uint32) {
 	o.live = o.live[:0]
 	t, tb, to := a.target, o.table, o.to
 	c.target, c.state, c.taken = t, relaying, l.now
-	c.server = end{fd: a.fd, serial: a.serial, writable: true, plain: true}
+	c.server = a.end
 	l.scheduleLateOptions()
 	c.server.noteEvents(events)
 	c.freeOpening()

@@ -93,31 +93,49 @@ func (l *loop) post(fn func()) {
 	}
 }
 
-// yield is how long a busy loop runs before it lets other goroutines run. The scheduler
-// would interrupt it by a signal later.
-const yield = 5 * time.Millisecond
+// A loop lets other goroutines run from time to time: the scheduler interrupts by a signal
+// one that has run for 10 ms. Each time the scheduler wakes another thread, which often
+// takes the loop over, and a connection waits until the kernel runs that thread. So the
+// loop yields after yieldIdle if nothing is waiting for it, and only after yieldBusy even if.
+const (
+	yieldIdle = int64(6 * time.Millisecond)
+	yieldBusy = int64(9 * time.Millisecond)
+)
 
 // run serves until stopped is set.
 func (l *loop) run() {
 	events := make([]unix.EpollEvent, 256)
 	for !l.stopped {
-		n, err := unix.EpollWait(l.ep, events, l.pollTimeout())
-		l.now = nanotime()
-		if l.now-l.yielded > int64(yield) {
-			runtime.Gosched()
-			l.now = nanotime()
-			l.yielded = l.now
-		}
-		if err != nil && err != unix.EINTR {
-			panic("forward: epoll_wait: " + err.Error()) // can only be a bug here
-		}
-		for i := range max(n, 0) {
+		for i := range l.wait(events) {
 			l.handle(&events[i])
 		}
 		l.continueMore()
 		l.expire()
 	}
 	l.close()
+}
+
+// wait returns when there are events, or timers are due, and says how many events.
+func (l *loop) wait(events []unix.EpollEvent) int {
+	n := 0
+	var errno unix.Errno
+	if ran := nanotime() - l.yielded; ran > yieldIdle {
+		if n, errno = sysPoll(l.ep, events); n == 0 || ran > yieldBusy {
+			runtime.Gosched()
+			l.yielded = nanotime()
+		}
+	}
+	if n == 0 && errno == 0 {
+		var err error
+		if n, err = unix.EpollWait(l.ep, events, l.pollTimeout()); err != nil {
+			n, errno = 0, err.(unix.Errno)
+		}
+	}
+	if errno != 0 && errno != unix.EINTR {
+		panic("forward: epoll_wait: " + errno.Error()) // can only be a bug here
+	}
+	l.now = nanotime()
+	return n
 }
 
 func (l *loop) handle(ev *unix.EpollEvent) {
@@ -179,11 +197,28 @@ func (l *loop) next() uint32 {
 	return l.serial
 }
 
-// watch makes epoll report what happens to fd, once per change.
-func (l *loop) watch(fd int, slot int32, serial uint32) unix.Errno {
-	return sysWatch(l.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: slot, Pad: int32(serial),
-	})
+// What epoll reports of a socket, once per change.
+const (
+	readEvents = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET
+	allEvents  = readEvents | unix.EPOLLOUT
+)
+
+// watch makes epoll report events of e.
+func (l *loop) watch(e *end, events uint32) unix.Errno {
+	op := unix.EPOLL_CTL_ADD
+	if e.watched {
+		op = unix.EPOLL_CTL_MOD
+	}
+	e.watched, e.watchedRoom = true, events == allEvents
+	return sysWatch(l.ep, op, e.fd, &unix.EpollEvent{Events: events, Fd: e.slot, Pad: int32(e.serial)})
+}
+
+// full notes that e takes no more bytes, until epoll reports that it does.
+func (l *loop) full(e *end) {
+	e.writable = false
+	if !e.watchedRoom && l.watch(e, allEvents) != 0 {
+		e.broken = true // no memory, which no change of a registration needs today
+	}
 }
 
 // tick is the first moment, from at on, at which timers expire. These moments are some

@@ -143,7 +143,7 @@ func (f *flow) move(l *loop, src, dst *end, last bool) (m moved) {
 			if !dst.writable {
 				return m
 			}
-			if !f.flush(l.f.pools, dst) {
+			if !f.flush(l, dst) {
 				m.failed, dst.broken = true, true
 				return m
 			}
@@ -225,7 +225,7 @@ func (f *flow) copy(l *loop, src, dst *end) (int, unix.Errno) {
 		return n, errno
 	}
 	if sent < n {
-		dst.writable = false
+		l.full(dst)
 		f.hold(l.f.pools, l.buf[sent:n])
 	}
 	return n, 0
@@ -285,11 +285,11 @@ func (f *flow) splice(l *loop, src, dst *end) (int, unix.Errno) {
 
 // flush writes what is held or in the pipe, as far as dst takes it. It reports whether
 // dst is still open.
-func (f *flow) flush(p *pools, dst *end) bool {
+func (f *flow) flush(l *loop, dst *end) bool {
 	for f.piped > 0 {
 		n, errno := sysSplice(f.pipe.r, dst.fd, f.piped)
 		if errno == unix.EAGAIN {
-			dst.writable = false
+			l.full(dst)
 			return true
 		}
 		if errno != 0 || n == 0 {
@@ -302,17 +302,17 @@ func (f *flow) flush(p *pools, dst *end) bool {
 		n, errno := sysSend(dst.fd, h.buf[h.from:h.to], 0)
 		switch {
 		case errno == unix.EAGAIN:
-			dst.writable = false
+			l.full(dst)
 			return true
 		case errno != 0:
 			return false
 		}
 		if h.from += n; h.from < h.to {
-			dst.writable = false
+			l.full(dst)
 			return true
 		}
 		f.held = nil
-		p.putBuffer(h)
+		l.f.pools.putBuffer(h)
 	}
 	return true
 }

@@ -118,6 +118,17 @@ func sysWatch(ep, op, fd int, ev *unix.EpollEvent) unix.Errno {
 	return errno
 }
 
+// sysPoll is epoll_wait without waiting.
+func sysPoll(ep int, events []unix.EpollEvent) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(
+		unix.SYS_EPOLL_PWAIT, uintptr(ep), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0,
+	)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), 0
+}
+
 // sysClose has no retry: the file is closed even if a signal interrupts it.
 func sysClose(fd int) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 

@@ -94,13 +94,31 @@ func (l *loop) post(fn func()) {
 }
 
 // A loop lets other goroutines run from time to time: the scheduler interrupts by a signal
-// one that has run for 10 ms. Each time the scheduler wakes another thread, which often
-// takes the loop over, and a connection waits until the kernel runs that thread. So the
-// loop yields after yieldIdle if nothing is waiting for it, and only after yieldBusy even if.
+// one that has run for 10 ms. It does so after yieldIdle once nothing waits for it, and
+// after yieldBusy in any case.
 const (
 	yieldIdle = int64(6 * time.Millisecond)
 	yieldBusy = int64(9 * time.Millisecond)
 )
+
+// interrupted is how long the start of a goroutine takes at least if the kernel ran
+// another thread meanwhile.
+const interrupted = int64(5 * time.Microsecond)
+
+// yield lets other goroutines run, and the loop stays on its thread. The scheduler wakes
+// an idle thread whenever one can run, unless such a thread is on its way already. If the
+// kernel runs it at once, it takes the loop along to wherever it is, four times in ten on a
+// busy host: often to the core of another loop, and all connections wait. So the thread is
+// woken by a goroutine of no use, and the loop yields while it is on its way.
+func (l *loop) yield(must bool) {
+	began := nanotime()
+	go func() {}()
+	if !must && nanotime()-began > interrupted {
+		return // that thread has been here and is gone
+	}
+	runtime.Gosched()
+	l.yielded = nanotime()
+}
 
 // run serves until stopped is set.
 func (l *loop) run() {
@@ -121,8 +139,7 @@ func (l *loop) wait(events []unix.EpollEvent) int {
 	var errno unix.Errno
 	if ran := nanotime() - l.yielded; ran > yieldIdle {
 		if n, errno = sysPoll(l.ep, events); n == 0 || ran > yieldBusy {
-			runtime.Gosched()
-			l.yielded = nanotime()
+			l.yield(ran > yieldBusy)
 		}
 	}
 	if n == 0 && errno == 0 {

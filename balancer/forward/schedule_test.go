@@ -105,6 +105,9 @@ func TestLeastConnections(t *testing.T) {
 	if len(seen) != 3 {
 		t.Errorf("three idle backends took turns as %v", seen)
 	}
+	if n := testing.AllocsPerRun(100, func() { l.pick(idle, netip.Addr{}) }); n != 0 {
+		t.Errorf("a pick among equals allocates %v times", n)
+	}
 	// One connection at a time: every backend is idle each time.
 	turns, weighs := map[int]int{}, &least{}
 	for range 20 {

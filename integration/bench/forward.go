@@ -36,12 +36,13 @@ func rows(length time.Duration) []row {
 	job := func(kind string, conns int) load.Job {
 		return load.Job{Kind: kind, Conns: conns, Warm: length / 8, For: length}
 	}
+	cold := func(kind string, conns int) load.Job { return load.Job{Kind: kind, Conns: conns, For: length} }
 	return []row{
 		{name: "conn64", job: job("conn", 64), per: "1M connections", unit: 1e6},
-		{name: "conn64-wrk", job: load.Job{Kind: "conn", Conns: 64, For: length}, per: "1M connections", unit: 1e6, wrk: true},
+		{name: "conn64-wrk", job: cold("conn", 64), per: "1M connections", unit: 1e6, wrk: true},
 		{name: "conn1", job: job("conn", 1), per: "1M connections", unit: 1e6},
 		{name: "rps64", job: job("rps", 64), per: "1M requests", unit: 1e6},
-		{name: "rps64-wrk", job: load.Job{Kind: "rps", Conns: 64, For: length}, per: "1M requests", unit: 1e6, wrk: true},
+		{name: "rps64-wrk", job: cold("rps", 64), per: "1M requests", unit: 1e6, wrk: true},
 		{name: "rps64-busy", job: job("rps", 64), per: "1M requests", unit: 1e6, busy: true},
 		{name: "rps1", job: job("rps", 1), per: "1M requests", unit: 1e6},
 		{name: "down4", job: job("down", 4), per: "GB", unit: 1e9},

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"appliance/balancer"
 	"appliance/nft/conntrack"
@@ -39,6 +40,8 @@ type NAT struct {
 	mu sync.Mutex
 	// applied are the services of the last Apply that went well.
 	applied []balancer.Service
+	// since is when each frontend of applied was served first by this process.
+	since map[netip.AddrPort]time.Time
 }
 
 var _ balancer.Plane = (*NAT)(nil)
@@ -136,8 +139,32 @@ func (n *NAT) Apply(_ context.Context, services []balancer.Service) (repaired in
 	if _, err := conntrack.Cut(conntrack.LostBackends(n.applied, services)); err != nil {
 		return repaired, err
 	}
+	n.turn(services)
 	n.applied = cloneServices(services)
 	return repaired, nil
+}
+
+// turnFor is how long connections to a new frontend are looked at. Those from before the frontend was served here have
+// spoken by then, or are as idle as those that rarely end. A look takes some 5 ms on a large table.
+const turnFor = time.Minute
+
+// turn corrects who opened the connections of the frontends that have not been served here for long.
+func (n *NAT) turn(services []balancer.Service) {
+	since := make(map[netip.AddrPort]time.Time)
+	var frontends []netip.AddrPort
+	for _, s := range services {
+		began, known := n.since[s.Frontend]
+		if !known {
+			began = time.Now()
+		}
+		since[s.Frontend] = began
+		if time.Since(began) < turnFor {
+			frontends = append(frontends, s.Frontend)
+		}
+	}
+	n.since = since
+	// Without nf_conntrack_netlink, a client that takes such a port again is refused once.
+	_ = conntrack.Turn(frontends)
 }
 
 // cloneServices copies services, so that the caller may change its own.

@@ -56,7 +56,8 @@ func natTables(services []balancer.Service, sockets bool) ([]ruleset.Table, erro
 // own sockets: the service has no backend, or conntrack no longer knows the
 // packet's connection. A connection that conntrack knows, and does not translate, is
 // one of a socket here, from before the data plane changed. So is one that conntrack does not know, and that a socket
-// has: it was open before the first rule of the host that needs conntrack, as those of a haproxy are that is replaced.
+// has: it was open, or being opened, before the first rule of the host that needs conntrack, as those of a haproxy are
+// that is replaced.
 // Forwarded packets pass the first rule of ours only.
 func natTable(f ruleset.IPFamily, services []balancer.Service, sockets bool) ruleset.Table {
 	t := ruleset.Table{Family: nftables.TableFamily(f.Proto), Name: ruleset.NATTable}
@@ -94,9 +95,10 @@ func natTable(f ruleset.IPFamily, services []balancer.Service, sockets bool) rul
 	}
 	input := []ruleset.Rule{reject(ruleset.SYN()...)}
 	if sockets {
-		input = append(input, ruleset.NewRule("the connection is open here, from before conntrack knew", ruleset.TCP(),
-			f.DstAddrPort(), []expr.Any{ruleset.InSet("frontends")}, ruleset.CtUnknown(), ruleset.OpenHere(),
-			ruleset.Verdict(expr.VerdictAccept)))
+		input = append(input, reject(ruleset.Concat(ruleset.CtUnknown(), ruleset.ListenerHere())...),
+			ruleset.NewRule("the connection is open here, or about to be, from before conntrack knew", ruleset.TCP(),
+				f.DstAddrPort(), []expr.Any{ruleset.InSet("frontends")}, ruleset.CtUnknown(), ruleset.SocketHere(),
+				ruleset.Verdict(expr.VerdictAccept)))
 	}
 	input = append(input, reject(ruleset.CtUnknown()...))
 	t.Chains = append(t.Chains,

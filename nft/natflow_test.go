@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -364,6 +365,106 @@ func TestNATLeavesConnectionsOfThisHost(t *testing.T) {
 				t.Errorf("open connection of %v: %v", s.LocalAddr(), err)
 			}
 		}
+	}
+}
+
+// cut has what is sent from the frontends to clients, or the other way, lost on the way until the returned function is
+// called. Conntrack does not see it.
+func (w *world) cut(hook, match string) (mend func()) {
+	w.node.run("nft", "add table inet cut; add chain inet cut cut { type filter hook "+hook+" priority -310; }; "+
+		"add rule inet cut cut "+match+" drop")
+	return func() { w.node.run("nft", "delete table inet cut") }
+}
+
+// A connection that is being opened to a server on the node while the rules come is opened.
+func TestNATLeavesHandshakesOfThisHost(t *testing.T) {
+	w := newWorld(t)
+	for _, f := range ruleset.Families() {
+		w.node.serve("haproxy", vip(f, 6443).String())
+	}
+	var begun []net.Conn
+	mend := w.cut("prerouting", "tcp dport 6443 tcp flags & (syn | ack) == ack")
+	for _, f := range ruleset.Families() {
+		w.client.in(func() {
+			c, err := net.Dial("tcp", vip(f, 6443).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			begun = append(begun, c)
+		})
+	}
+	w.apply(w.newNAT(), w.service(ruleset.IPv4(), w.backends...), w.service(ruleset.IPv6(), w.backends...))
+	mend()
+	for _, c := range begun {
+		c.SetDeadline(time.Now().Add(patience))
+		var line [7]byte
+		if _, err := io.ReadFull(c, line[:]); err != nil || string(line[:]) != "haproxy" {
+			t.Errorf("connection of %v: %q, %v", c.LocalAddr(), line, err)
+		}
+	}
+}
+
+// Where a server on the node is the first to speak once the rules are there, conntrack takes the frontend for the one
+// that opened the connection. The client may open another from the same port as soon as this one has ended.
+func TestNATServesPortsOfEarlierConnections(t *testing.T) {
+	w := newWorld(t)
+	w.backends[0].serve("b1", ":6443")
+	open := make(map[netip.AddrPort][2]net.Conn) // the client's end, and the server's
+	var services []balancer.Service
+	for _, f := range ruleset.Families() {
+		services = append(services, w.service(f, w.backends[0]))
+		var ends [2]net.Conn
+		var l net.Listener
+		var err error
+		w.node.in(func() { l, err = net.Listen("tcp", vip(f, 6443).String()) })
+		if err == nil {
+			w.client.in(func() { ends[0], err = net.Dial("tcp", vip(f, 6443).String()) })
+		}
+		if err == nil {
+			ends[1], err = l.Accept()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		for _, c := range ends {
+			t.Cleanup(func() { c.Close() })
+			c.SetDeadline(time.Now().Add(patience))
+		}
+		open[vip(f, 6443)] = ends
+	}
+	say := func(from, to net.Conn) {
+		t.Helper()
+		if _, err := from.Write([]byte{'.'}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(to, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := w.newNAT()
+	w.apply(n, services...)
+	for _, ends := range open {
+		say(ends[1], ends[0])
+	}
+	w.apply(n, services...) // as every 2 s
+	for frontend, ends := range open {
+		say(ends[0], ends[1])
+		say(ends[1], ends[0])
+		port := ends[0].LocalAddr()
+		if err := ends[0].(*net.TCPConn).SetLinger(0); err != nil { // it ends with a reset
+			t.Fatal(err)
+		}
+		ends[0].Close()
+		w.client.in(func() {
+			c, err := (&net.Dialer{LocalAddr: port, Timeout: patience}).Dial("tcp", frontend.String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			c.Close()
+		})
 	}
 }
 

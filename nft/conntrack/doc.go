@@ -1,2 +1,2 @@
-// Package conntrack ends connections that the kernel translates to where nobody serves them any more.
+// Package conntrack corrects what the kernel knows of connections whose server is gone, or that were open before.
 package conntrack

@@ -82,10 +82,10 @@ func (s service) addArrival(t *ruleset.Table) {
 		// A listener on this address only hides whether the connection exists. Then
 		// this node keeps what it gets.
 		ruleset.NewRule("the connection is open here", socket(expr.SocketKeyWildcard), equals(0), accept()),
-		ruleset.NewRule("only the listener is here", socket(expr.SocketKeyWildcard), equals(1), ruleset.Goto("lack_"+n)),
+		ruleset.NewRule("only the listener is here", ruleset.ListenerHere(), ruleset.Goto("lack_"+n)),
 		// Neither rule matches a handshake, or a closed connection in TIME-WAIT
 		// (RFC 9293).
-		ruleset.NewRule("the connection begins or ends here", socket(expr.SocketKeyTransparent), accept()),
+		ruleset.NewRule("the connection begins or ends here", ruleset.SocketHere(), accept()),
 		// There is no listener either: the server has ended, or is about to start, and
 		// the checks do not know it yet.
 		ruleset.NewRule("nobody is here", ruleset.Goto("absent_"+n)),

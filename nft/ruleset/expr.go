@@ -284,9 +284,15 @@ func CtStateIsNot(bits uint32) []expr.Any {
 	}
 }
 
-// OpenHere matches packets of connections that a socket of this host has, other than by a listener on every address.
-func OpenHere() []expr.Any {
-	return []expr.Any{&expr.Socket{Key: expr.SocketKeyWildcard, Register: Reg1}, Equal(Reg1, 0)}
+// ListenerHere matches packets for which this host has a listener on every address, and no connection.
+func ListenerHere() []expr.Any {
+	return []expr.Any{&expr.Socket{Key: expr.SocketKeyWildcard, Register: Reg1}, Equal(Reg1, 1)}
+}
+
+// SocketHere matches packets for which this host has any socket: a connection, one that begins or is in TIME-WAIT, of
+// which the kernel does not tell whose it is (nft_socket_eval), or a listener.
+func SocketHere() []expr.Any {
+	return []expr.Any{&expr.Socket{Key: expr.SocketKeyTransparent, Register: Reg1}}
 }
 
 // NotSYN matches what SYN does not.

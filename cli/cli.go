@@ -13,6 +13,7 @@ import (
 const (
 	exitFailed = 1 // the command was understood and failed
 	exitUsage  = 2 // the command line was not understood
+	exitOpen   = 3 // what a command waited for has not come
 	// exitConfig is EX_CONFIG of sysexits.h: the configuration is not valid, and a restart would change nothing. The
 	// systemd units name it. It differs from exitUsage because a Go process that panics exits with 2.
 	exitConfig = 78
@@ -95,6 +96,10 @@ func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writ
 	if errors.As(err, &usage) {
 		return exitUsage
 	}
+	var open errOpen
+	if errors.As(err, &open) {
+		return exitOpen
+	}
 	var config errConfig
 	if errors.As(err, &config) {
 		return exitConfig
@@ -106,6 +111,9 @@ func Run(ctx context.Context, build Build, args []string, stdout, stderr io.Writ
 type errUsage struct{ error }
 
 func (e errUsage) Unwrap() error { return e.error }
+
+// An errOpen says what has not ended in the time that a command waited.
+type errOpen struct{ error }
 
 func usageError(c *cli.Context, err error, _ bool) error {
 	name := "appliance"

@@ -1,11 +1,17 @@
 package cli
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"appliance/status/client"
 )
 
 func peersCommand() *cli.Command {
@@ -66,8 +72,98 @@ func listPeers(c *cli.Context) error {
 }
 
 func drainCommand() *cli.Command {
-	return peerOrder("drain",
+	cmd := peerOrder("drain",
 		"have a peer (this one) give up holding, and give its servers no new connections, until undrain")
+	cmd.Flags = append(cmd.Flags,
+		&cli.BoolFlag{Name: "wait", Usage: "return when the connections of this node have ended, with 3 if some have not"},
+		&cli.DurationFlag{Name: "timeout", Usage: "how long --wait waits", Value: 10 * time.Minute},
+		&cli.BoolFlag{Name: "json", Usage: "print what --wait found as JSON"},
+	)
+	order := cmd.Action
+	cmd.Action = func(c *cli.Context) error {
+		switch {
+		case !c.Bool("wait") && (c.IsSet("timeout") || c.Bool("json")):
+			return usagef("--timeout and --json are about --wait")
+		case !c.Bool("wait"):
+			return order(c)
+		case c.NArg() > 0:
+			return usagef("--wait counts the connections of the node on which it runs; give it there, without a name")
+		case c.Duration("timeout") < quietFor*countEvery:
+			return usagef("--timeout is at least %s", quietFor*countEvery)
+		}
+		return drainAndWait(c)
+	}
+	return cmd
+}
+
+const (
+	countEvery = time.Second
+	// quietFor is how often no connection has to be seen: other nodes learn of the drain while this one counts.
+	quietFor = 3
+)
+
+// drained is what `drain --wait --json` prints.
+type drained struct {
+	Open   int     `json:"open"`
+	Waited float64 `json:"waitedSeconds"`
+}
+
+// drainAndWait drains this node, and tells how its connections end.
+func drainAndWait(c *cli.Context) error {
+	server := client.New(socketPath(c))
+	said, err := server.Do(c.Context, http.MethodPost, "/peers?do=drain")
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(c.App.ErrWriter, string(said))
+	began := time.Now()
+	n, ended, err := awaitEnd(c.Context, c.Duration("timeout"), server.Connections, func(n int) {
+		fmt.Fprintf(c.App.ErrWriter, "open connections: %d\n", n)
+	})
+	if err != nil {
+		return err
+	}
+	waited := time.Since(began)
+	if c.Bool("json") {
+		if err := json.NewEncoder(c.App.Writer).Encode(drained{n, waited.Seconds()}); err != nil {
+			return err
+		}
+	}
+	if !ended {
+		return errOpen{fmt.Errorf("after %s, %d connections are still open: wait again, or stop the node, which cuts them",
+			waited.Round(time.Second), n)}
+	}
+	return nil
+}
+
+// awaitEnd waits until count finds no connections, for as long as timeout says, and tells each number that differs from
+// the one before. It returns the last one.
+func awaitEnd(ctx context.Context, timeout time.Duration, count func(context.Context) (int, error), tell func(int)) (
+	n int, ended bool, err error) {
+	timer, tick := time.NewTimer(timeout), time.NewTicker(countEvery)
+	defer timer.Stop()
+	defer tick.Stop()
+	for last, quiet := -1, 0; ; last = n {
+		if n, err = count(ctx); err != nil {
+			return n, false, err
+		}
+		if quiet++; n > 0 {
+			quiet = 0
+		}
+		if n != last {
+			tell(n)
+		}
+		if quiet == quietFor {
+			return n, true, nil
+		}
+		select {
+		case <-ctx.Done():
+			return n, false, ctx.Err()
+		case <-timer.C:
+			return n, false, nil
+		case <-tick.C:
+		}
+	}
 }
 
 func undrainCommand() *cli.Command {

@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -206,6 +207,7 @@ func TestDrain(t *testing.T) {
 	tr.steady(t, time.Now())
 	h := tr.holder(t, 0, 1, 2)
 	clients := tr.patients(t)
+	open := tr.open(t)
 	drained := time.Now()
 	tr.say(t, h, "drain")
 	rest := others(h)
@@ -227,6 +229,17 @@ func TestDrain(t *testing.T) {
 		}
 		return true
 	})
+	// It still serves some of the open connections, until they end.
+	wait := exec.Command(binary, "drain", "--wait", "--timeout", "3s", "--socket", tr.socket(h))
+	if said, _ := wait.CombinedOutput(); wait.ProcessState.ExitCode() != 3 {
+		t.Errorf("drain --wait with open connections: %v: %s", wait.ProcessState, said)
+	}
+	tr.goOn(t, open, "a drain")
+	open.Close()
+	page := strings.Fields(readGuide(t, "operations.md")["wait for connections"])[1:]
+	if said := tr.say(t, h, append(page, "--json")...); !strings.Contains(said, `{"open":0,`) {
+		t.Errorf("drain --wait says: %s", said)
+	}
 	tr.app.Kill(h)
 	again := time.Now()
 	if err := tr.app.Start(h); err != nil {

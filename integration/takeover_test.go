@@ -57,12 +57,7 @@ func TestTakeover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			closed := false
-			defer func() {
-				if !closed {
-					open.Close()
-				}
-			}()
+			defer open.Close()
 			goOn := func(happened string) {
 				t.Helper()
 				if n := open.Await(patient(t), time.Second); n.OK != longConns {
@@ -116,7 +111,6 @@ func TestTakeover(t *testing.T) {
 				}
 			}
 			open.Close()
-			closed = true
 			runAll(t, guide["takeover, haproxy"], s.boxes...)
 			time.Sleep(time.Second)
 			clients.noticed(t, "the takeover")

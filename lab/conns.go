@@ -203,11 +203,12 @@ func (cs *Conns) since(before []uint64) (n ConnCount) {
 	return n
 }
 
-// Close ends all connections and waits for them.
+// Close ends all connections and waits for them. It may be called again.
 func (cs *Conns) Close() {
 	for _, c := range cs.all {
 		close(c.stop)
 		c.conn.Close()
 	}
+	cs.all = nil
 	cs.wg.Wait()
 }

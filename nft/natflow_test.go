@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/nft/conntrack"
 	"appliance/nft/ruleset"
 )
 
@@ -465,6 +466,57 @@ func TestNATServesPortsOfEarlierConnections(t *testing.T) {
 			}
 			c.Close()
 		})
+	}
+}
+
+// Connections count that sockets here have, and that are translated to backends elsewhere; those of clients here do not.
+func TestOpenConnections(t *testing.T) {
+	w := newWorld(t)
+	w.backends[0].serve("b1", ":6443")
+	w.node.serve("node", ":6444")
+	w.node.serve("haproxy", ":6443")
+	for _, f := range ruleset.Families() {
+		own := netip.AddrPortFrom(w.node.addr(f), 6444)
+		count := func() (n int) {
+			t.Helper()
+			var err error
+			w.node.in(func() {
+				n, err = conntrack.Open([]netip.AddrPort{vip(f, 6443)}, []netip.AddrPort{
+					own, netip.AddrPortFrom(w.backends[0].addr(f), 6443)})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		var open []*session
+		dial := func(m *machine, to netip.AddrPort, want int) {
+			t.Helper()
+			s, err := m.dial(to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			open = append(open, s)
+			if n := count(); n != want {
+				t.Errorf("%v: %d connections count, not %d", to, n, want)
+			}
+		}
+		dial(w.client, vip(f, 6443), 1)                             // of a socket on the VIP
+		dial(w.client, own, 2)                                      // of a backend on this host
+		dial(w.client, netip.AddrPortFrom(w.node.addr(f), 6443), 2) // past the VIP, and of no backend
+		dial(w.node, own, 2)                                        // of this host itself
+		n := w.newNAT()
+		w.apply(n, w.service(f, w.backends[0]))
+		dial(w.client, vip(f, 6443), 3) // translated
+		dial(w.node, vip(f, 6443), 3)
+		for _, s := range open {
+			s.Close()
+		}
+		for end := time.Now().Add(patience); count() > 0; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d connections count that are closed", count())
+			}
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"appliance/host"
+	"appliance/nft/conntrack"
 	"appliance/node/desired"
 	"appliance/raft"
 	"appliance/status"
@@ -73,7 +74,19 @@ func (n *node) override(ctx context.Context, do, name, weight string) (said []st
 	return change.Said, nil
 }
 
-// handlePeers answers GET and POST /peers on the root-only socket.
+// openConnections counts the clients' connections that a stop of this host would cut.
+func (n *node) openConnections() (int, error) {
+	var frontends, backends []netip.AddrPort
+	for _, lb := range n.snapshot().LoadBalancers {
+		frontends = append(frontends, lb.Frontends...)
+		for _, b := range lb.Backends {
+			backends = append(backends, b.Address)
+		}
+	}
+	return conntrack.Open(frontends, backends)
+}
+
+// handlePeers answers GET and POST /peers, and GET /connections, on the root-only socket.
 func (n *node) handlePeers(mux *http.ServeMux) {
 	mux.HandleFunc("GET /peers", func(w http.ResponseWriter, _ *http.Request) {
 		if n.group == nil {
@@ -91,6 +104,14 @@ func (n *node) handlePeers(mux *http.ServeMux) {
 		if s.Trouble != "" {
 			fmt.Fprintln(w, "\n"+s.Trouble)
 		}
+	})
+	mux.HandleFunc("GET /connections", func(w http.ResponseWriter, _ *http.Request) {
+		open, err := n.openConnections()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprintln(w, open)
 	})
 	mux.HandleFunc("POST /peers", func(w http.ResponseWriter, r *http.Request) {
 		said, err := n.changePeers(r)

@@ -56,6 +56,20 @@ func (c *Client) Snapshot(ctx context.Context) (status.Snapshot, error) {
 	return s, nil
 }
 
+// Connections fetches how many connections of clients elsewhere the appliance's host serves.
+func (c *Client) Connections(ctx context.Context) (int, error) {
+	body, err := c.Do(ctx, http.MethodGet, "/connections")
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(body)))
+	if err != nil {
+		return 0, fmt.Errorf("the appliance on %s did not answer with a number of connections: %w; "+
+			"are client and server of one version?", c.socket, err)
+	}
+	return n, nil
+}
+
 // Events fetches the events that the appliance has in memory, the oldest first.
 func (c *Client) Events(ctx context.Context) ([]status.Event, error) {
 	body, err := c.Do(ctx, http.MethodGet, "/events.json")

@@ -82,6 +82,21 @@ func TestWorker(t *testing.T) {
 	}
 	start()
 	serves(3)
+	tr.until(t, "one peer to list the worker", func(ctx context.Context) bool {
+		listed := 0
+		for i := range 3 {
+			s, err := tr.app.Status(ctx, i)
+			if err != nil {
+				return false
+			}
+			for _, one := range s.Group.Workers {
+				if one.ID == tr.Addr(w).String() && one.Address == tr.Addr(w) && one.Version != "" && time.Since(one.Since) < time.Hour {
+					listed++
+				}
+			}
+		}
+		return listed == 1
+	})
 	h := tr.holder(t, 0, 1, 2)
 	tr.say(t, h, "peers", "remove", tr.Nodes[others(h)[0]].Name)
 	serves(2)

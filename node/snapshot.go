@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"appliance/arp"
 	"appliance/balancer"
@@ -192,6 +193,11 @@ func (n *node) groupSnapshot(group raft.Status) status.GroupView {
 	if g.State == "" {
 		g.State = group.Phase
 	}
+	g.WorkersTotal = len(group.Workers)
+	for _, w := range group.Workers[:min(len(group.Workers), status.MaxWorkers)] {
+		g.Workers = append(g.Workers, status.WorkerView{ID: printable(w.ID), Address: w.Addr, Since: w.Since,
+			Version: printable(w.Version)})
+	}
 	holder := n.holder(group)
 	for _, p := range group.Peers {
 		peer := status.PeerView{
@@ -209,6 +215,16 @@ func (n *node) groupSnapshot(group raft.Status) status.GroupView {
 		g.Peers = append(g.Peers, peer)
 	}
 	return g
+}
+
+// printable is what another program says of itself, without what would move a terminal's cursor.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, text)
 }
 
 // cutOff says for each VIP which other peers have no carrier on its link, as they say themselves.

@@ -23,7 +23,7 @@ func listPath(cfg *configs.Config) string { return filepath.Join(cfg.DataDir, "b
 
 // followPeers keeps a worker's backends equal to those of the peers.
 func (n *node) followPeers(ctx context.Context) error {
-	f := feed.Follower{ID: n.site.self.ID, Own: n.site.security, Log: n.log}
+	f := feed.Follower{ID: n.site.self.ID, Version: n.version, Own: n.site.security, Log: n.log}
 	if n.site.worker != nil {
 		f.Key = *n.site.worker
 	}

@@ -50,6 +50,8 @@ type request struct {
 	Cluster string `json:"cluster,omitempty"`
 	Force   bool   `json:"force,omitempty"`
 	After   string `json:"after,omitempty"`
+	// Version, in a question of a worker, is that of its program.
+	Version string `json:"version,omitempty"`
 	// Joins is set by a peer that was told to join, so nobody needs to list it.
 	Joins bool `json:"joins,omitempty"`
 	// Forwarded requests are not forwarded again.
@@ -106,6 +108,9 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 	}
 	switch r.Op {
 	case opFollow:
+		if from.Role != auth.Peer {
+			g.feed.Note(from.ID, r.Version)
+		}
 		rep.Feed, err = g.feed.Serve(ctx, r.After)
 	case opHello:
 		if from.ID != "" {

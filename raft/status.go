@@ -51,7 +51,33 @@ type Status struct {
 	// SlowDisk says whose disk makes elections wait, or "".
 	SlowDisk string       `json:"slowDisk,omitempty"`
 	Peers    []PeerStatus `json:"peers"`
-	Counters Counters     `json:"counters"`
+	// Workers are those that follow this peer, ordered by id.
+	Workers  []WorkerStatus `json:"workers,omitempty"`
+	Counters Counters       `json:"counters"`
+}
+
+// A WorkerStatus is what a peer knows of a worker that follows it.
+type WorkerStatus struct {
+	ID   string     `json:"id"`
+	Addr netip.Addr `json:"address"`
+	// Since is when it connected.
+	Since time.Time `json:"since"`
+	// Version is that of its program, as it says; "" from programs that do not tell.
+	Version string `json:"version,omitempty"`
+}
+
+// workers are those that follow this peer.
+func (g *Group) workers() (all []WorkerStatus) {
+	var ids []string
+	connected := g.port.Workers()
+	for _, w := range connected {
+		ids = append(ids, w.ID)
+	}
+	versions := g.feed.Versions(ids)
+	for _, w := range connected {
+		all = append(all, WorkerStatus{w.ID, w.Addr, w.Since, versions[w.ID]})
+	}
+	return all
 }
 
 // A PeerStatus is what a peer knows of another, or of itself.
@@ -121,6 +147,7 @@ func (g *Group) Status() Status {
 	hellos, left := maps.Clone(g.hellos), maps.Clone(g.left)
 	g.mu.Unlock()
 	s.Counters.Refused = g.port.Refused()
+	s.Workers = g.workers()
 	if tenure.may != nil {
 		s.Holder, s.Since, s.Lease = true, tenure.since, tenure.may()
 	}

@@ -46,7 +46,7 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	lost := make(chan error, 1)
-	f := feed.Follower{ID: "w1", Key: key, Peers: b.listed()[:1], Log: slog.New(slog.DiscardHandler)}
+	f := feed.Follower{ID: "w1", Version: "v7", Key: key, Peers: b.listed()[:1], Log: slog.New(slog.DiscardHandler)}
 	go func() {
 		done <- f.Follow(ctx, func(data []byte) { last.Store(string(data)) }, func(err error) { lost <- err })
 	}()
@@ -58,10 +58,25 @@ func TestWorkerFollowsAndMayDoNothingElse(t *testing.T) {
 	}()
 	b.eventually("the first list", func() bool { return last.Load() == `"one"` })
 	b.eventually("the group", func() bool { return b.nodes["a"].Status().Cluster != "" })
+	listed := func(peers ...string) (all []string) {
+		for _, id := range peers {
+			for _, w := range b.nodes[id].Status().Workers {
+				if w.ID != "w1" || w.Version != "v7" || !w.Addr.IsValid() || time.Since(w.Since) > time.Minute {
+					t.Errorf("%s lists the worker as %+v", id, w)
+				}
+				all = append(all, id)
+			}
+		}
+		return all
+	}
+	if at := listed("a", "b", "c"); !slices.Equal(at, []string{"a"}) {
+		t.Errorf("the worker is listed by %v", at)
+	}
 	// The peer that it began with goes away; it has learned of the others.
 	b.stop("a")
 	publish(`"two"`)
 	b.eventually("the second list", func() bool { return last.Load() == `"two"` })
+	b.eventually("another peer to list the worker", func() bool { return len(listed("b", "c")) == 1 })
 	began := time.Now()
 	publish(`"three"`)
 	b.eventually("the third list", func() bool { return last.Load() == `"three"` })

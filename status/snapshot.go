@@ -116,6 +116,22 @@ type GroupView struct {
 	// TenuresEnded counts the ends of this peer's tenures by cause: deposed, leaving, handover, failed.
 	TenuresEnded map[string]uint64 `json:"tenuresEnded,omitempty"`
 	Peers        []PeerView        `json:"peers"`
+	// Workers are those that follow this peer, the first MaxWorkers by id; WorkersTotal is how many there are.
+	Workers      []WorkerView `json:"workers,omitempty"`
+	WorkersTotal int          `json:"workersTotal,omitempty"`
+}
+
+// MaxWorkers is how many workers a snapshot lists: some 150 bytes each, which peers and pages fetch every second.
+const MaxWorkers = 1000
+
+// WorkerView is a worker that follows this peer.
+type WorkerView struct {
+	ID      string     `json:"id"`
+	Address netip.Addr `json:"address"`
+	// Since is when it connected to this peer.
+	Since time.Time `json:"since"`
+	// Version is that of its program, as it says; empty from programs that do not tell.
+	Version string `json:"version,omitempty"`
 }
 
 // PeerView is one listed peer of the group, as this node sees it.

@@ -25,6 +25,8 @@ const Op = "follow"
 type question struct {
 	Op    string `json:"op"`
 	After string `json:"after,omitempty"`
+	// Version is that of the worker's program.
+	Version string `json:"version,omitempty"`
 }
 
 type answer struct {

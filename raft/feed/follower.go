@@ -42,8 +42,10 @@ func DialWorker(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
 
 // A Follower follows the group from outside.
 type Follower struct {
-	ID  string
-	Key auth.WorkerKey
+	ID string
+	// Version is that of the program, for the peers' lists of workers.
+	Version string
+	Key     auth.WorkerKey
 	// Own, used instead of Key, is a worker's certificate of the operator's own authority.
 	Own auth.Security
 	// Peers are where to begin; an id may be empty.
@@ -148,7 +150,7 @@ func (f Follower) followOne(ctx context.Context, p *peerport.Port, at netip.Addr
 		}
 		once, cancel := context.WithTimeout(ctx, patience)
 		var rep answer
-		err := l.AskOnce(once, question{Op: Op, After: after}, &rep)
+		err := l.AskOnce(once, question{Op: Op, After: after, Version: f.Version}, &rep)
 		cancel()
 		if err == nil && rep.Error != "" {
 			err = errors.New(rep.Error)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"net/netip"
 	"sync"
 	"time"
@@ -23,8 +24,36 @@ type Publisher struct {
 
 	changed notify.Signal
 
-	mu  sync.Mutex
-	now Feed
+	mu       sync.Mutex
+	now      Feed
+	versions map[string]string // of workers' programs, as they say
+}
+
+// maxVersion bounds what a worker says of its version, in bytes.
+const maxVersion = 64
+
+// Note keeps the version that a worker says it has. Versions forgets it.
+func (p *Publisher) Note(worker, version string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.versions == nil {
+		p.versions = make(map[string]string)
+	}
+	p.versions[worker] = version[:min(len(version), maxVersion)]
+}
+
+// Versions returns what was noted of workers, and forgets all others.
+func (p *Publisher) Versions(of []string) map[string]string {
+	known := make(map[string]string)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, id := range of {
+		if v, ok := p.versions[id]; ok {
+			known[id] = v
+		}
+	}
+	p.versions = maps.Clone(known)
+	return known
 }
 
 // leaderRound is the time between two looks for a leader while a worker waits. A peer that finds none twice

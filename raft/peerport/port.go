@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -88,7 +91,7 @@ type Port struct {
 	low filler
 
 	mu     sync.Mutex
-	conns  map[net.Conn]string // the id of a worker, "" for others
+	conns  map[net.Conn]seat
 	closed bool
 }
 
@@ -100,7 +103,7 @@ func Listen(bind netip.AddrPort, cred *auth.Credentials, over Network, log *slog
 	if over.Listen == nil {
 		over.Listen = listenTCP
 	}
-	p := &Port{dial: over.Dial, log: log, conns: make(map[net.Conn]string)}
+	p := &Port{dial: over.Dial, log: log, conns: make(map[net.Conn]seat)}
 	p.cred.Store(cred)
 	p.Expect(nil)
 	if !bind.IsValid() {
@@ -297,7 +300,7 @@ func (p *Port) track(c net.Conn) bool {
 	if p.closed || len(p.conns) >= maxConns {
 		return false
 	}
-	p.conns[c] = ""
+	p.conns[c] = seat{}
 	return true
 }
 
@@ -309,11 +312,11 @@ func (p *Port) seat(c net.Conn, who auth.Identity) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all, own := 0, 0
-	for _, id := range p.conns {
-		if id != "" {
+	for _, s := range p.conns {
+		if s.worker != "" {
 			all++
 		}
-		if id == who.ID {
+		if s.worker == who.ID {
 			own++
 		}
 	}
@@ -321,8 +324,40 @@ func (p *Port) seat(c net.Conn, who auth.Identity) error {
 		return fmt.Errorf("worker %s has %d connections of %d, all workers %d of %d", who.ID, own, maxConnsOfWorker, all,
 			maxWorkerConns)
 	}
-	p.conns[c] = who.ID
+	p.conns[c] = seat{who.ID, time.Now()}
 	return nil
+}
+
+// A seat is what a connection is taken for.
+type seat struct {
+	worker string // its id, "" for others
+	since  time.Time
+}
+
+// A Worker is a worker with connections to this peer.
+type Worker struct {
+	ID string
+	// Addr is where it is, as this peer sees it.
+	Addr netip.Addr
+	// Since is when the oldest of its connections was opened.
+	Since time.Time
+}
+
+// Workers are those that are connected, ordered by id.
+func (p *Port) Workers() []Worker {
+	by := make(map[string]Worker)
+	p.mu.Lock()
+	for c, s := range p.conns {
+		if s.worker == "" {
+			continue
+		}
+		if w, known := by[s.worker]; !known || s.since.Before(w.Since) {
+			at, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+			by[s.worker] = Worker{s.worker, at.Addr().Unmap(), s.since}
+		}
+	}
+	p.mu.Unlock()
+	return slices.SortedFunc(maps.Values(by), func(a, b Worker) int { return strings.Compare(a.ID, b.ID) })
 }
 
 func (p *Port) untrack(c net.Conn) {

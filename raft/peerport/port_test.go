@@ -3,6 +3,7 @@ package peerport
 import (
 	"bufio"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 
@@ -11,7 +12,7 @@ import (
 
 // TestWorkersKeepNobodyOut: one worker does not use up the connections of all, nor all of them those of peers.
 func TestWorkersKeepNobodyOut(t *testing.T) {
-	p := &Port{conns: make(map[net.Conn]string)}
+	p := &Port{conns: make(map[net.Conn]seat)}
 	connect := func(who auth.Identity) error {
 		c, other := net.Pipe()
 		t.Cleanup(func() { c.Close(); other.Close() })
@@ -46,6 +47,10 @@ func TestWorkersKeepNobodyOut(t *testing.T) {
 	}
 	if err := connect(auth.Identity{Role: auth.Peer, ID: "a"}); err != nil {
 		t.Errorf("workers keep a peer out: %v", err)
+	}
+	if all := p.Workers(); len(all) != maxWorkerConns/maxConnsOfWorker || all[0].ID != "w" || all[0].Since.IsZero() ||
+		!slices.IsSortedFunc(all, func(a, b Worker) int { return strings.Compare(a.ID, b.ID) }) {
+		t.Errorf("%d workers are listed: %v", len(all), all)
 	}
 }
 

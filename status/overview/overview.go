@@ -1,6 +1,7 @@
 package overview
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -22,6 +23,8 @@ type Overview struct {
 
 	Addresses     []address
 	Nodes         []node
+	Workers       []status.WorkerView // that follow this node
+	WorkersTotal  int
 	Routers       []routerSession
 	LoadBalancers []loadBalancer
 	Tenures       []tenure
@@ -62,6 +65,7 @@ func New(self report.PeerReport, peers map[string]report.PeerReport, samples *hi
 	for _, lb := range s.LoadBalancers {
 		o.LoadBalancers = append(o.LoadBalancers, newLoadBalancer(s, lb, reports, samples))
 	}
+	o.Workers, o.WorkersTotal = s.Group.Workers, s.Group.WorkersTotal
 	o.Routers = routerSessions(reports)
 	o.Tenures = tenures(self, reports)
 	o.Events = events(reports)
@@ -74,6 +78,10 @@ func (o *Overview) HideVersions() {
 	o.Version = ""
 	for i := range o.Nodes {
 		o.Nodes[i].Version = ""
+	}
+	o.Workers = slices.Clone(o.Workers)
+	for i := range o.Workers {
+		o.Workers[i].Version = ""
 	}
 }
 

@@ -19,6 +19,7 @@ func Text(w io.Writer, s status.Snapshot, colour, why bool) error {
 	t.node(s)
 	if inGroup(s) {
 		t.peers(s)
+		t.workers(s)
 	}
 	if len(s.VIPs) > 0 {
 		t.vips(s)
@@ -106,6 +107,24 @@ func (t *text) peers(s status.Snapshot) {
 		})
 	}
 	table(&t.Builder, rows)
+}
+
+// workersShown is how many workers a screen shows.
+const workersShown = 20
+
+func (t *text) workers(s status.Snapshot) {
+	if s.Group.WorkersTotal == 0 {
+		return
+	}
+	rows := [][]string{{"WORKER", "ADDRESS", "FOLLOWS THIS NODE FOR", "VERSION"}}
+	shown := s.Group.Workers[:min(len(s.Group.Workers), workersShown)]
+	for _, w := range shown {
+		rows = append(rows, []string{w.ID, w.Address.String(), figures.Age(s.Time.Sub(w.Since)), cmp.Or(w.Version, "-")})
+	}
+	table(&t.Builder, rows)
+	if more := s.Group.WorkersTotal - len(shown); more > 0 {
+		t.line("and %d more workers; --json lists up to %d", more, status.MaxWorkers)
+	}
 }
 
 func (t *text) vips(s status.Snapshot) {

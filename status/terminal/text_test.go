@@ -1,6 +1,8 @@
 package terminal
 
 import (
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +28,13 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 	routers := statustest.New(t, at, 1, 2)
 	routers.Route()
 
+	followed := statustest.New(t, at, 1, 2).Snapshots["n2"]
+	followed.Group.WorkersTotal = 1200
+	for i := range status.MaxWorkers {
+		followed.Group.Workers = append(followed.Group.Workers, status.WorkerView{
+			ID: fmt.Sprintf("w%04d", i), Address: netip.MustParseAddr("10.77.1.1"), Since: at.Add(-time.Minute), Version: "v0.1.0"})
+	}
+
 	for name, test := range map[string]struct {
 		of          status.Snapshot
 		has, hasNot []string
@@ -33,7 +42,11 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 		"holder": {
 			holder,
 			[]string{"n2  peer leader, appliance v0.1.0", "holder: n2 (this node)", ", term 4", "\nPEER ", "load balancer "},
-			[]string{"\x1b["},
+			[]string{"\x1b[", "WORKER"},
+		},
+		"workers": {
+			followed,
+			[]string{"\nWORKER ", "w0019   10.77.1.1  1m0s ", "\nand 1180 more workers; --json lists up to 1000\n"}, []string{"w0020"},
 		},
 		"worker": {
 			worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"},

@@ -72,6 +72,9 @@ func Admin(cfg AdminConfig) http.Handler {
 			for i := range v.Group.Peers {
 				v.Group.Peers[i].Version = ""
 			}
+			for i := range v.Group.Workers {
+				v.Group.Workers[i].Version = ""
+			}
 		}
 		w.Header().Set("Cache-Control", "no-store")
 		writeJSON(w, v)

@@ -199,6 +199,9 @@ func (p *Page) render(s status.Snapshot) error {
 	add("verdict", "verdict.html", m)
 	add("addresses", "addresses.html", m)
 	add("nodes", "nodes.html", m)
+	if m.WorkersTotal > 0 { // a part of its own: it is long, and changes rarely
+		add("workers", "workers.html", m)
+	}
 	if len(m.Routers) > 0 {
 		add("routers", "routers.html", m)
 	}

@@ -1,9 +1,12 @@
 package web
 
 import (
+	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
+	"appliance/status"
 	"appliance/status/statustest"
 )
 
@@ -16,5 +19,36 @@ func BenchmarkRender(b *testing.B) {
 		if err := p.render(c.Snapshots["n1"]); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestWorkersOnThePage(t *testing.T) {
+	c := statustest.New(t, time.Now(), 1, 2)
+	p := newPage(t, c)
+	s := c.Snapshots["n1"]
+	workers := func() string {
+		t.Helper()
+		if err := p.render(s); err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range p.shown.parts {
+			if part.ID == "workers" {
+				return string(part.HTML)
+			}
+		}
+		return ""
+	}
+	if html := workers(); html != "" {
+		t.Errorf("no worker follows, and the page has %s", html)
+	}
+	s.Group.WorkersTotal = 1
+	s.Group.Workers = []status.WorkerView{{ID: "<w1>", Address: netip.MustParseAddr("192.0.2.50"), Since: s.Time,
+		Version: "v7"}}
+	if html := workers(); !strings.Contains(html, "<li>&lt;w1&gt;, 192.0.2.50, for <") || !strings.Contains(html, ", v7</li>") {
+		t.Errorf("the page has %s", html)
+	}
+	p.cfg.HideVersion = true
+	if html := workers(); strings.Contains(html, "v7") || !strings.Contains(html, "w1") {
+		t.Errorf("without versions, the page has %s", html)
 	}
 }

@@ -65,6 +65,10 @@ func (v *visit) kernel() (all []Finding) {
 		all = append(all, hint("kernel", "Linux "+release+" does not remember who added an address (from 5.18 on)",
 			"after a crash, cleanup has to be told which addresses are the appliance's", "appliance cleanup --vip ADDRESS"))
 	}
+	if major, minor, ok := kernelVersion(release); ok && (major < 6 || major == 6 && minor < 1) {
+		all = append(all, hint("kernel", "Linux "+release+" is older than any that the appliance was tried on (6.1)",
+			"what it lacks is found by trying, and a data plane without it is chosen", "use a newer kernel"))
+	}
 	switch err := v.TryRules(); {
 	case err != nil:
 		all = append(all, problem("nf_tables", err.Error(),

@@ -47,6 +47,9 @@ func readPage(path, text string) docPage {
 	fence, continued := "", ""
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
+		if in := strings.TrimLeft(line, " "); fence != "" || strings.HasPrefix(in, "```") { // a block may be in a list
+			line = in
+		}
 		switch {
 		case strings.HasPrefix(line, "```"):
 			if fence == "" {
@@ -247,7 +250,7 @@ func TestDocKeys(t *testing.T) {
 // terminal, or stand for what other tests do without the page. Where one is added, run it instead: label it.
 var notRun = map[string]int{
 	"README.md": 5, "docs/configuration.md": 1, "docs/doctor.md": 3, "docs/install.md": 6, "docs/kubeadm.md": 8,
-	"docs/load-balancers.md": 1, "docs/migration.md": 3, "docs/release.md": 1, "docs/status.md": 1, "docs/workers.md": 1,
+	"docs/migration.md": 3, "docs/release.md": 1, "docs/status.md": 1,
 }
 
 // TestDocBlocks lists the blocks of commands that no test runs, and holds every label of the others against the tests.
@@ -266,7 +269,7 @@ func TestDocBlocks(t *testing.T) {
 			tests += string(text)
 		}
 	}
-	block := regexp.MustCompile("(?s)(?:<!-- run: ([^>]+) -->\n)?```sh\n(.*?)```")
+	block := regexp.MustCompile("(?s)(?:<!-- run: ([^>]+) -->\n *)?```sh\n(.*?)```")
 	for _, p := range docPages(t) {
 		text, err := os.ReadFile(p.path)
 		if err != nil {

@@ -28,7 +28,8 @@ func installCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "backends", Usage: "the servers, each as address or address:port; without them, the " +
 				"peers"},
 			&cli.BoolFlag{Name: "new-key", Usage: "make a new group key: on the first peer only"},
-			&cli.StringFlag{Name: "key-from", Usage: "copy the group key from this `FILE`: on every other peer"},
+			&cli.StringFlag{Name: "key-from", Usage: "copy the group key from this `FILE`: on every other peer; on a " +
+				"worker, its worker key"},
 			&cli.BoolFlag{Name: "no-start", Usage: "install, and start nothing"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the steps, and do none"},
 			&cli.StringFlag{Name: "root", Usage: "install below this directory, and start nothing", Value: "/"},
@@ -112,6 +113,9 @@ func installParams(c *cli.Context) (install.Installation, error) {
 		return p, errConfig{fmt.Errorf("%w\n(--new-key makes a group key on the first peer, --key-from FILE copies it on "+
 			"the others)", err)}
 	}
+	if err := checkKey(cfg, c.String("key-from")); err != nil {
+		return p, err
+	}
 	printWarnings(c.App.ErrWriter, cfg)
 	p.KeyFile = cfg.Group.KeyFile
 	if !exists(p.KeyFile) && p.KeyFile != "" && p.Key == nil {
@@ -136,10 +140,19 @@ func installKey(c *cli.Context) ([]byte, error) {
 	if from == "" {
 		return nil, nil
 	}
-	if _, err := auth.LoadKeys(from); err != nil {
-		return nil, err
-	}
 	return os.ReadFile(from)
+}
+
+// checkKey reads the key that is to be copied: a worker has one of its own.
+func checkKey(cfg *configs.Config, from string) (err error) {
+	switch {
+	case from == "":
+	case cfg.Worker():
+		_, err = auth.LoadWorkerKey(from)
+	default:
+		_, err = auth.LoadKeys(from)
+	}
+	return err
 }
 
 // programAndUnit are this program's path and the unit that runs its copy. A program that a package installed stays

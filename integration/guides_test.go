@@ -26,7 +26,7 @@ import (
 type guide map[string]string
 
 // labelled finds the blocks of commands that a test runs, with their labels.
-var labelled = regexp.MustCompile("(?s)<!-- run: ([^>]+) -->\n```sh\n(.*?)```")
+var labelled = regexp.MustCompile("(?s)<!-- run: ([^>]+) -->\n *```sh\n(.*?)```")
 
 // readGuide reads a page of docs.
 func readGuide(t *testing.T, page string) guide {

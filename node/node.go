@@ -271,6 +271,7 @@ func (n *node) parts() []lifecycle.Part {
 	if n.witness() {
 		return append(parts,
 			lifecycle.Part{Name: "group", Run: n.group.Run},
+			lifecycle.Part{Name: "keys", Run: n.followKeys},
 			lifecycle.Part{Name: "failovers", Run: n.noteFailovers},
 			lifecycle.Part{Name: "holder", Run: n.followHolder},
 		)

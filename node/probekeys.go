@@ -19,7 +19,12 @@ const keyRound = 2 * time.Second
 // followKeys puts changed group keys into force without a restart. A file that cannot be read changes nothing.
 func (n *node) followKeys(ctx context.Context) error {
 	now, told := n.site.security.Keys, ""
-	if len(now) == 0 {
+	switch {
+	case len(now) > 0:
+	case n.witness(): // it sends no path probes
+		<-ctx.Done()
+		return nil
+	default:
 		return n.shareProbeKey(ctx)
 	}
 	tick := time.NewTicker(keyRound)
@@ -34,7 +39,9 @@ func (n *node) followKeys(ctx context.Context) error {
 		if err == nil && !slices.Equal(next.Keys, now) {
 			if err = n.group.SetKeys(next.Keys); err == nil {
 				now = next.Keys
-				n.changeSecrets(ctx, probeKeys(now))
+				if !n.witness() {
+					n.changeSecrets(ctx, probeKeys(now))
+				}
 				n.log.Info("the group keys have changed; new connections use them", "keys", len(now))
 			}
 		}

@@ -40,7 +40,8 @@ func TestBadHosts(t *testing.T) {
 			"192.0.2.10", "", ""},
 		{"no nf_tables", "true", "192.0.2.10", "", noNFTables},
 		{"no nf_tables, and a /proc/sys that is read-only", "mount --bind /proc/sys /proc/sys; " +
-			"mount -o remount,ro,bind /proc/sys", "192.0.2.10", `on the host, put the line \"net.ipv4.conf.eth0.arp_ignore = 3\"`,
+			"mount -o remount,ro,bind /proc/sys", "192.0.2.10",
+			`on the host, put the line \"net.ipv4.conf.eth0.arp_ignore = 3\"`,
 			noNFTables},
 	} {
 		t.Run(host.name, func(t *testing.T) {

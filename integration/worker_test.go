@@ -90,7 +90,8 @@ func TestWorker(t *testing.T) {
 				return false
 			}
 			for _, one := range s.Group.Workers {
-				if one.ID == tr.Addr(w).String() && one.Address == tr.Addr(w) && one.Version != "" && time.Since(one.Since) < time.Hour {
+				if one.ID == tr.Addr(w).String() && one.Address == tr.Addr(w) && one.Version != "" &&
+					time.Since(one.Since) < time.Hour {
 					listed++
 				}
 			}

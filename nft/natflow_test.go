@@ -469,7 +469,8 @@ func TestNATServesPortsOfEarlierConnections(t *testing.T) {
 	}
 }
 
-// Connections count that sockets here have, and that are translated to backends elsewhere; those of clients here do not.
+// Connections count that sockets here have, and that are translated to backends elsewhere, but not those of clients
+// here.
 func TestOpenConnections(t *testing.T) {
 	w := newWorld(t)
 	w.backends[0].serve("b1", ":6443")

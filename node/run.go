@@ -109,8 +109,8 @@ func runOnce(
 	}
 	rights.seal(n.witness())
 	if old := host.OlderKernel(); old != "" {
-		log.Warn("this kernel is older than any that the appliance was tried on; what it lacks is found by trying, and a data "+
-			"plane without it is chosen: `appliance doctor` and `appliance status --why` say which", "kernel", old,
+		log.Warn("this kernel is older than any that the appliance was tried on; what it lacks is found by trying, and a "+
+			"data plane without it is chosen: `appliance doctor` and `appliance status --why` say which", "kernel", old,
 			"tried", host.TriedKernel)
 	}
 	log.Info("appliance starts", "version", o.Version, "id", site.self.ID, "role", site.self.Role, "vips", cfg.VIPs)

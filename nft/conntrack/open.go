@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open counts the connections of clients elsewhere that this host serves: those that sockets here have with a frontend or
-// with a backend on this host, and those that the kernel translates to a backend elsewhere. A stop of this host would cut
-// them. A change of the kernel's tables meanwhile may hide some.
+// Open counts the connections of clients elsewhere that this host serves: those that sockets here have with a frontend
+// or with a backend on this host, and those that the kernel translates to a backend elsewhere. A stop of this host
+// would cut them. A change of the kernel's tables meanwhile may hide some.
 func Open(frontends, backends []netip.AddrPort) (int, error) {
 	here := make(map[netip.Addr]bool)
 	addrs, err := net.InterfaceAddrs()

@@ -11,9 +11,9 @@ import (
 )
 
 // Turn has conntrack take the clients of frontends for those who opened their connections. Of a connection from before
-// conntrack was in use, it knows what the first packet that it sees tells: if the server spoke first, the frontend opened
-// it. As long as such an entry stays, also after the end of the connection, a client that takes the same port again is
-// refused: its SYN is taken for an answer.
+// conntrack was in use, it knows what the first packet that it sees tells: if the server spoke first, the frontend
+// opened it. As long as such an entry stays, also after the end of the connection, a client that takes the same port
+// again is refused: its SYN is taken for an answer.
 func Turn(frontends []netip.AddrPort) error {
 	for _, family := range familiesOf(slices.Values(frontends)) {
 		wrong := &openedBy{frontends: frontends}

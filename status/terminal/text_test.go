@@ -32,7 +32,8 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 	followed.Group.WorkersTotal = 1200
 	for i := range status.MaxWorkers {
 		followed.Group.Workers = append(followed.Group.Workers, status.WorkerView{
-			ID: fmt.Sprintf("w%04d", i), Address: netip.MustParseAddr("10.77.1.1"), Since: at.Add(-time.Minute), Version: "v0.1.0"})
+			ID: fmt.Sprintf("w%04d", i), Address: netip.MustParseAddr("10.77.1.1"), Since: at.Add(-time.Minute),
+			Version: "v0.1.0"})
 	}
 
 	for name, test := range map[string]struct {
@@ -46,7 +47,8 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 		},
 		"workers": {
 			followed,
-			[]string{"\nWORKER ", "w0019   10.77.1.1  1m0s ", "\nand 1180 more workers; --json lists up to 1000\n"}, []string{"w0020"},
+			[]string{"\nWORKER ", "w0019   10.77.1.1  1m0s ", "\nand 1180 more workers; --json lists up to 1000\n"},
+			[]string{"w0020"},
 		},
 		"worker": {
 			worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"},

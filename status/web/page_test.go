@@ -44,7 +44,8 @@ func TestWorkersOnThePage(t *testing.T) {
 	s.Group.WorkersTotal = 1
 	s.Group.Workers = []status.WorkerView{{ID: "<w1>", Address: netip.MustParseAddr("192.0.2.50"), Since: s.Time,
 		Version: "v7"}}
-	if html := workers(); !strings.Contains(html, "<li>&lt;w1&gt;, 192.0.2.50, for <") || !strings.Contains(html, ", v7</li>") {
+	if html := workers(); !strings.Contains(html, "<li>&lt;w1&gt;, 192.0.2.50, for <") ||
+		!strings.Contains(html, ", v7</li>") {
 		t.Errorf("the page has %s", html)
 	}
 	p.cfg.HideVersion = true

@@ -42,6 +42,8 @@ type NAT struct {
 	applied []balancer.Service
 	// since is when each frontend of applied was served first by this process.
 	since map[netip.AddrPort]time.Time
+	// turned is when connections were last looked at; see turn.
+	turned time.Time
 }
 
 var _ balancer.Plane = (*NAT)(nil)
@@ -145,13 +147,15 @@ func (n *NAT) Apply(_ context.Context, services []balancer.Service) (repaired in
 }
 
 // turnFor is how long connections to a new frontend are looked at. Those from before the frontend was served here have
-// spoken by then, or are as idle as those that rarely end. A look takes some 5 ms on a large table.
+// spoken by then, or are as idle as those that rarely end. A look reads all of conntrack's table, which takes 0.2 s on a
+// busy host, so the pauses between looks grow: some eight in the minute.
 const turnFor = time.Minute
 
 // turn corrects who opened the connections of the frontends that have not been served here for long.
 func (n *NAT) turn(services []balancer.Service) {
 	since := make(map[netip.AddrPort]time.Time)
 	var frontends []netip.AddrPort
+	age := turnFor // of the newest
 	for _, s := range services {
 		began, known := n.since[s.Frontend]
 		if !known {
@@ -160,9 +164,14 @@ func (n *NAT) turn(services []balancer.Service) {
 		since[s.Frontend] = began
 		if time.Since(began) < turnFor {
 			frontends = append(frontends, s.Frontend)
+			age = min(age, time.Since(began))
 		}
 	}
 	n.since = since
+	if len(frontends) == 0 || time.Since(n.turned) < max(time.Second, age/2) {
+		return
+	}
+	n.turned = time.Now()
 	// Without nf_conntrack_netlink, a client that takes such a port again is refused once.
 	_ = conntrack.Turn(frontends)
 }

@@ -449,7 +449,8 @@ func TestNATServesPortsOfEarlierConnections(t *testing.T) {
 	for _, ends := range open {
 		say(ends[1], ends[0])
 	}
-	w.apply(n, services...) // as every 2 s
+	n.turned = time.Time{} // 2 s later
+	w.apply(n, services...)
 	for frontend, ends := range open {
 		say(ends[0], ends[1])
 		say(ends[1], ends[0])

@@ -130,7 +130,7 @@ func (b *Balancer) rotation(lb LoadBalancer) (up, draining []Backend, known bool
 		switch out := override.out(be); {
 		case out == Disable:
 		case out == Drain, be.Weight == 0:
-			if class != classDown || r.suspect || lb.ConnOptions.KeepDown {
+			if class != classDown || r.suspect || lb.keepsDown(be) {
 				draining = append(draining, be)
 			}
 		case r.suspect:
@@ -157,8 +157,10 @@ func (b *Balancer) rotation(lb LoadBalancer) (up, draining []Backend, known bool
 		}
 		draining = append(draining, list...)
 	}
-	if lb.ConnOptions.KeepDown {
-		draining = append(draining, byClass[classDown]...)
+	for _, be := range byClass[classDown] {
+		if lb.keepsDown(be) {
+			draining = append(draining, be)
+		}
 	}
 	draining = slices.DeleteFunc(draining, func(d Backend) bool {
 		return slices.ContainsFunc(up, func(u Backend) bool { return u.Addr == d.Addr })

@@ -42,6 +42,12 @@ func TestRotation(t *testing.T) {
 		{name: "try is for all only", states: "ddddu", change: func(lb *LoadBalancer) { lb.TryDown = true }, want: "[5|]"},
 		{name: "keep those of the dead", states: "udddd", change: func(lb *LoadBalancer) { lb.ConnOptions.KeepDown = true },
 			want: "[1|2,3,4,5]"},
+		{name: "keep those of one of the dead", states: "udddd", change: func(lb *LoadBalancer) {
+			lb.Backends[2].OnMarkedDown = KeepSessions
+		}, want: "[1|3]"},
+		{name: "end those of one of the dead", states: "uuddd", change: func(lb *LoadBalancer) {
+			lb.ConnOptions.KeepDown, lb.Backends[2].OnMarkedDown = true, EndSessions
+		}, orders: map[int]Override{3: {Out: Drain}, 4: {Out: Drain}}, want: "[1,2|4,5]"},
 		{name: "drained", states: "uuuuu", orders: map[int]Override{2: {Out: Drain}}, want: "[1,3,4,5|2]"},
 		{name: "disabled", states: "uuuuu", orders: map[int]Override{2: {Out: Disable}}, want: "[1,3,4,5|]"},
 		{name: "disabled in the configuration", states: "uuuuu", change: func(lb *LoadBalancer) {

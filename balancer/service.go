@@ -31,12 +31,29 @@ type Backend struct {
 	// SendProxy is the version of the PROXY header that this backend gets, v1 or v2, or ProxyOff for none. Empty means
 	// what the ConnOptions say.
 	SendProxy string `json:"sendProxy,omitempty"`
+	// OnMarkedDown is what happens to the open connections of this backend when it is marked down: KeepSessions or
+	// EndSessions. Empty means what the ConnOptions say.
+	OnMarkedDown string `json:"onMarkedDown,omitempty"`
 	// Check is how this backend is checked; nil means as the load balancer says.
 	Check *Check `json:"-"`
 }
 
 // ProxyOff is the SendProxy of a backend that gets no PROXY header whatever the load balancer says.
 const ProxyOff = "off"
+
+// What may happen to the open connections of a backend that is marked down.
+const (
+	KeepSessions = "keep"
+	EndSessions  = "shutdown-sessions"
+)
+
+// keepsDown reports whether the open connections of b, a backend of lb, are left alone when it is marked down.
+func (lb LoadBalancer) keepsDown(b Backend) bool {
+	if b.OnMarkedDown == "" {
+		return lb.ConnOptions.KeepDown
+	}
+	return b.OnMarkedDown == KeepSessions
+}
 
 // check is how b, a backend of lb, is checked.
 func (lb LoadBalancer) check(b Backend) Check {

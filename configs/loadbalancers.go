@@ -188,7 +188,7 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 	lb.MaxFails = b.int(key("maxFails"), 0, 1000)
 	lb.FailTimeout = b.duration(key("failTimeout"), 100*time.Millisecond, day)
 	lb.TryDown = b.text(key("whenAllDown")) == "try"
-	lb.ConnOptions.KeepDown = b.text(key("onMarkedDown")) == "keep"
+	lb.ConnOptions.KeepDown = b.text(key("onMarkedDown")) == balancer.KeepSessions
 	lb.ConnOptions.EndBackup = b.text(key("onMarkedUp")) == "shutdown-backup-sessions"
 	before := len(b.problems)
 	lb.Check = b.check(key("check."))
@@ -403,6 +403,7 @@ func (b *builder) backend(key, usualCheck string, defaultPort uint16) (BackendEn
 	be.SlowStart = b.duration(key+".slowstart", 0, time.Hour)
 	be.Disabled = b.bool(key + ".disabled")
 	be.SendProxy = b.text(key + ".sendProxy")
+	be.OnMarkedDown = b.text(key + ".onMarkedDown")
 	be.Check = b.ownCheck(key+".check.", usualCheck)
 	return be, true
 }

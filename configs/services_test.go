@@ -41,7 +41,7 @@ loadBalancers:
   onMarkedDown: keep
   onMarkedUp: shutdown-backup-sessions
   backends:
-  - {address: 192.0.2.21, name: a, weight: 2, maxconn: 3, maxqueue: 4, slowstart: 5s}
+  - {address: 192.0.2.21, name: a, weight: 2, maxconn: 3, maxqueue: 4, slowstart: 5s, onMarkedDown: shutdown-sessions}
   - {address: 192.0.2.22, backup: true, disabled: true, sendProxy: "off", check: {port: 1}}
 `), source(nil, nil))
 	if err != nil {
@@ -62,7 +62,7 @@ loadBalancers:
 		},
 		Backends: []balancer.Backend{
 			{Name: "a", Addr: netip.MustParseAddrPort("192.0.2.21:6443"), Weight: 2, MaxConn: 3, MaxQueue: 4,
-				SlowStart: 5 * time.Second},
+				SlowStart: 5 * time.Second, OnMarkedDown: balancer.EndSessions},
 			{Addr: netip.MustParseAddrPort("192.0.2.22:6443"), Weight: 1, Backup: true, Disabled: true, SendProxy: "off",
 				Check: &own},
 		},

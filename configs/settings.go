@@ -73,6 +73,7 @@ var (
 	roles      = []string{string(RolePeer), string(RoleWitness)}
 	ownRoles   = append(slices.Clone(roles), string(RoleWorker))
 	dataPlanes = words(balancer.Auto, balancer.Direct, balancer.IPVS, balancer.NFTables, balancer.UserSpace)
+	markedDown = []string{balancer.EndSessions, balancer.KeepSessions}
 	schedulers = append(words(balancer.RoundRobin, balancer.WeightedRoundRobin, balancer.LeastConn,
 		balancer.WeightedLeastConn, balancer.SourceHash, balancer.Random, balancer.First), kernelSchedulers...)
 	logLevels  = []string{"debug", "info", "warn", "error"}
@@ -252,10 +253,9 @@ var settings = slices.Concat([]Setting{
 	{Key: "loadBalancers[].whenAllDown", Type: String, Default: "refuse", Choices: []string{"refuse", "try"},
 		Usage: "refuse: reset new connections while all backends are down; try: spread them over all backends",
 		Why:   "a client that is refused at once can try elsewhere"},
-	{Key: "loadBalancers[].onMarkedDown", Type: String, Default: "shutdown-sessions",
-		Choices: []string{"shutdown-sessions", "keep"},
-		Usage:   "what happens to the open connections of a backend that is marked down",
-		Why:     "clients of a dead server notice it at once"},
+	{Key: "loadBalancers[].onMarkedDown", Type: String, Default: balancer.EndSessions, Choices: markedDown,
+		Usage: "what happens to the open connections of a backend that is marked down",
+		Why:   "clients of a dead server notice it at once"},
 	{Key: "loadBalancers[].onMarkedUp", Type: String, Default: "keep",
 		Choices: []string{"keep", "shutdown-backup-sessions"},
 		Usage:   "what happens to the open connections of backups when another backend is marked up",
@@ -298,6 +298,9 @@ var settings = slices.Concat([]Setting{
 	{Key: "loadBalancers[].backends[].sendProxy", Type: String, Choices: []string{"off", "v1", "v2"},
 		Usage: "begin its connections with a PROXY header of this version, or with none (user space)",
 		Why:   "sendProxy above"},
+	{Key: "loadBalancers[].backends[].onMarkedDown", Type: String, Choices: markedDown,
+		Usage: "what happens to its open connections when it is marked down",
+		Why:   "onMarkedDown above"},
 }, ownCheckSettings(ownCheckPrefix), []Setting{
 	{Key: "resolver.nameservers[]", Type: List,
 		Usage: "the DNS servers that are asked for names, each as address or address:port",

@@ -57,6 +57,7 @@ backend control-plane
 	// - name: apiserver
 	//   port: 6443
 	//   scheduler: lc
+	//   onMarkedDown: keep
 	//   timeouts: {client: 24h, server: 24h}
 	//   check:
 	//     type: https

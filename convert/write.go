@@ -365,6 +365,7 @@ func serverFlow(srv draft.ServerEntry, port uint16, usual draft.HealthCheck) dra
 		f.Add("disabled", "true")
 	}
 	f.Word("sendProxy", srv.SendProxy)
+	f.Word("onMarkedDown", srv.OnMarkedDown)
 	if srv.Check != nil {
 		if own := checkDifference(usual, *srv.Check); len(own) > 0 {
 			f.Add("check", own.String())

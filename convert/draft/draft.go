@@ -142,6 +142,8 @@ type ServerEntry struct {
 	Peer                       bool // added by addPeersAsBackends
 	// SendProxy is the version of its PROXY header if that is another than the load balancer's, or off.
 	SendProxy string
+	// OnMarkedDown is what happens to its connections when it is marked down, if that is not as the load balancer says.
+	OnMarkedDown string
 	// Check is how it is checked; nil is as the load balancer says.
 	Check *HealthCheck
 }

@@ -12,8 +12,8 @@ import (
 type server struct {
 	*draft.ServerEntry
 	check serverCheck
-	// sendProxy is for the first server what its load balancer says; onDown and onUp are settings that a load balancer
-	// has as a whole here. checkProxy says that checks have the PROXY header even at another place.
+	// sendProxy is for the first server what its load balancer says, and so is onDown for the first with a check; onUp is
+	// a setting that a load balancer has as a whole here. checkProxy says that checks have the PROXY header even at another place.
 	tls, checkProxy         bool
 	sendProxy, onDown, onUp string
 }
@@ -83,14 +83,19 @@ func (p *proxy) add(l draft.Line, srv draft.ServerEntry, tail string, words []st
 		p.refuse("%s begins TLS towards the servers, while "+draft.IsTLS+": let the clients speak TLS", l.Place)
 	}
 	if len(p.checks) == 0 {
-		p.SendProxy, p.OnMarkedDown, p.OnMarkedUp = set.sendProxy, set.onDown, set.onUp
+		p.SendProxy, p.OnMarkedUp = set.sendProxy, set.onUp
 	}
 	if set.sendProxy != p.SendProxy {
 		srv.SendProxy = cmp.Or(set.sendProxy, "off")
 	}
-	if set.onDown != p.OnMarkedDown || set.onUp != p.OnMarkedUp {
-		l.Advise("does something else than the first server when a server goes down or comes back; " +
-			"what the first one does is for all")
+	if set.check.on { // no other is marked down
+		down := cmp.Or(set.onDown, "keep") // haproxy's default is to do nothing
+		if p.OnMarkedDown = cmp.Or(p.OnMarkedDown, down); down != p.OnMarkedDown {
+			srv.OnMarkedDown = down
+		}
+	}
+	if set.onUp != p.OnMarkedUp {
+		l.Advise("does something else than the first server when it comes back; what the first one does is for all")
 	}
 	p.checks = append(p.checks, set.check)
 	p.Servers = append(p.Servers, srv)

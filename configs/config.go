@@ -95,7 +95,9 @@ type ResolverSettings struct {
 type LogSettings struct {
 	Level  string
 	Format string
-	// Connections is where load balancers with a log write, and Facility is theirs in a syslog.
+	// Copy is where the program's own log goes besides stderr; empty: nowhere. Connections is where load balancers with
+	// a log write. Facility is that of both in a syslog.
+	Copy        string
 	Connections string
 	Facility    string
 }

@@ -38,7 +38,7 @@ func TestErrors(t *testing.T) {
 			"which no configuration is; check the path"}},
 		{"mapping for value", good + "interface: {name: eth0}\n", []string{"3: interface: must be one value, not a mapping"}},
 		{"value for mapping", good + "log: debug\n", []string{"3: log: must be a mapping, not \"debug\"; " +
-			"write level: …, format: …, connections: … or " +
+			"write level: …, format: …, copy: …, connections: … or " +
 			"facility: … below it"}},
 		{"value for list", "vips: 192.0.2.10\npeers: [192.0.2.11]\nsingleNode: true\n",
 			[]string{"1: vips: must be a list, not \"192.0.2.10\"; write one line with - for each"}},
@@ -53,7 +53,7 @@ func TestErrors(t *testing.T) {
 		{"unknown key below", withLB + "  chekc: {}\n" + servers, []string{"5: loadBalancers[0].chekc: " +
 			"is not a known key; did you mean check?"}},
 		{"unknown key, none near", good + "log:\n  colour: red\n",
-			[]string{"4: log.colour: is not a known key; remove it; known here: level, format, connections, facility"}},
+			[]string{"4: log.colour: is not a known key; remove it; known here: level, format, copy, connections, facility"}},
 		{"duplicate key", good + "role: peer\nrole: witness\n", []string{"4: role: is already set in line 3; " +
 			"keep one of the two"}},
 		{"duplicate key, other capitals", good + "role: peer\nRole: witness\n",

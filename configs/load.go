@@ -220,8 +220,9 @@ func (b *builder) build() {
 	c.DataDir = b.path("dataDir")
 	c.Linger = b.duration("linger", 0, time.Hour)
 	c.Socket = b.socketPath("socket")
-	c.Log = LogSettings{Level: b.text("log.level"), Format: b.text("log.format"), Connections: b.logTarget(),
-		Facility: b.text("log.facility")}
+	c.Log = LogSettings{Level: b.text("log.level"), Format: b.text("log.format"), Copy: b.logCopy(),
+		Connections: b.logTarget("log.connections", "stderr"),
+		Facility:    b.text("log.facility")}
 	c.Admin = b.admin()
 	b.validate()
 }
@@ -361,13 +362,21 @@ func (b *builder) join() []netip.AddrPort {
 	return list
 }
 
-// logTarget reads where connections are logged.
-func (b *builder) logTarget() string {
-	const key = "log.connections"
+// logCopy reads where the program's own log goes besides stderr.
+func (b *builder) logCopy() string {
+	to := b.logTarget("log.copy", "off")
+	if to == "off" {
+		return ""
+	}
+	return to
+}
+
+// logTarget reads where lines go; other is what may stand there besides syslog, sockets and files.
+func (b *builder) logTarget(key, other string) string {
 	to := b.text(key)
 	scheme, rest, _ := strings.Cut(to, ":")
 	switch {
-	case to == "stderr", to == "syslog":
+	case to == other, to == "syslog":
 	case scheme == "unix" && filepath.IsAbs(rest):
 		b.checkSocket(key, rest)
 	case scheme == "udp", scheme == "tcp":
@@ -375,8 +384,8 @@ func (b *builder) logTarget() string {
 			b.bad(key, "%s is no address and port; write %s://192.0.2.5:514", printable(to), scheme)
 		}
 	case !filepath.IsAbs(to) || strings.ContainsRune(to, 0):
-		b.bad(key, "%s is none of stderr, syslog, unix:/path, udp://address:port, tcp://address:port and the absolute "+
-			"path of a file; write one of them", printable(to))
+		b.bad(key, "%s is none of %s, syslog, unix:/path, udp://address:port, tcp://address:port and the absolute "+
+			"path of a file; write one of them", printable(to), other)
 	}
 	return to
 }

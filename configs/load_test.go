@@ -28,9 +28,9 @@ func source(flags, env map[string]string) Source {
 var noOrigin = cmp.Options{
 	cmpopts.IgnoreTypes(Origin{}),
 	cmpopts.IgnoreUnexported(Config{}),
-	cmpopts.IgnoreTypes(ResolverSettings{}),                        // see TestNames
-	cmpopts.IgnoreFields(LogSettings{}, "Connections", "Facility"), // see TestConnectionLog
-	cmpopts.IgnoreFields(Config{}, "Admin"),                        // see admin_test.go
+	cmpopts.IgnoreTypes(ResolverSettings{}),                                // see TestNames
+	cmpopts.IgnoreFields(LogSettings{}, "Copy", "Connections", "Facility"), // see TestConnectionLog
+	cmpopts.IgnoreFields(Config{}, "Admin"),                                // see admin_test.go
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 }

@@ -126,6 +126,12 @@ func connSettings(prefix string) []Setting {
 		{Key: prefix + "log", Type: String, Default: "off", Choices: []string{"off", "text", "json"},
 			Usage: "log each connection when it ends: off, text (as haproxy's tcplog) or json (user space)",
 			Why:   "off: the kernel's data planes see no end of a connection, and most ask for none"},
+		{Key: prefix + "logEvery", Type: Int, Default: "1",
+			Usage: "with log, of so many connections one is logged",
+			Why:   "1, each: who asks for a log wants to find every client"},
+		{Key: prefix + "logRate", Type: Int, Default: "0",
+			Usage: "with log, lines in a second at most; further ones are counted and not written; 0: no limit",
+			Why:   "a reader that is slow holds up nobody, and what it loses is counted"},
 		{Key: prefix + "allow[]", Type: List,
 			Usage: "client addresses or prefixes that may connect, in every data plane",
 			Why:   "none: everybody whom deny does not name"},
@@ -266,6 +272,18 @@ func (b *builder) connOptions(key func(string) string) balancer.ConnOptions {
 	}
 	if o.Log = b.text(key("log")); o.Log == "off" {
 		o.Log = ""
+	}
+	o.LogRate = b.int(key("logRate"), 0, 1_000_000)
+	if every := b.int(key("logEvery"), 1, 1_000_000); every > 1 {
+		o.LogEvery = every
+	}
+	for _, bound := range []struct {
+		key string
+		n   int
+	}{{"logEvery", o.LogEvery}, {"logRate", o.LogRate}} {
+		if bound.n > 0 && o.Log == "" {
+			b.bad(key(bound.key), "has no effect without a log; write log: text, or remove it")
+		}
 	}
 	if o.Retries == 0 {
 		o.Retries = -1 // none: the balancer's zero is its default

@@ -33,6 +33,8 @@ loadBalancers:
   acceptProxyFrom: [192.0.2.0/24]
   sendProxy: v1
   log: json
+  logEvery: 10
+  logRate: 11
   allow: [192.0.2.0/24]
   deny: [192.0.2.66]
   maxFails: 8
@@ -57,7 +59,7 @@ loadBalancers:
 		ConnOptions: balancer.ConnOptions{
 			MaxConn: 1, Persistence: 6 * time.Second, ClientTimeout: 3 * time.Second, ServerTimeout: 4 * time.Second,
 			QueueTimeout: 5 * time.Second, Retries: 7, RequireTLS: time.Second, AcceptProxyFrom: net, SendProxy: "v1",
-			Log:   "json",
+			Log: "json", LogEvery: 10, LogRate: 11,
 			Allow: net, Deny: []netip.Prefix{netip.MustParsePrefix("192.0.2.66/32")}, KeepDown: true, EndBackup: true,
 		},
 		Backends: []balancer.Backend{
@@ -205,19 +207,22 @@ func TestNames(t *testing.T) {
 func TestConnectionLog(t *testing.T) {
 	c, err := parseHere(peers3 + "loadBalancers:\n- {port: 1, log: text, backends: [192.0.2.21]}\n" +
 		"- {port: 2, backends: [192.0.2.21]}\n" +
-		"log: {connections: 'udp://[2001:db8::5]:514', facility: local7}\n")
+		"log: {connections: 'udp://[2001:db8::5]:514', facility: local7, copy: syslog}\n")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if c.LoadBalancers[0].ConnOptions.Log != "text" || c.LoadBalancers[1].ConnOptions.Log != "" ||
-		c.Log.Connections != "udp://[2001:db8::5]:514" || c.Log.Facility != "local7" {
+		c.Log.Connections != "udp://[2001:db8::5]:514" || c.Log.Facility != "local7" || c.Log.Copy != "syslog" {
 		t.Errorf("%+v, %+v", c.LoadBalancers, c.Log)
 	}
 	for text, want := range map[string]string{
-		"log: {connections: relative}":          "log.connections: relative is none of stderr, syslog, unix:/path",
-		"log: {connections: 'udp://host:514'}":  "udp://host:514 is no address and port; write udp://192.0.2.5:514",
-		"log: {connections: 'tcp:192.0.2.1:1'}": "is no address and port; write tcp://192.0.2.5:514",
-		"log: {facility: local9}":               "log.facility: local9 is not known; did you mean local",
+		"log: {copy: stderr}":                                                        "log.copy: stderr is none of off, syslog, unix:/path",
+		"log: {connections: relative}":                                               "log.connections: relative is none of stderr, syslog, unix:/path",
+		"log: {connections: 'udp://host:514'}":                                       "udp://host:514 is no address and port; write udp://192.0.2.5:514",
+		"log: {connections: 'tcp:192.0.2.1:1'}":                                      "is no address and port; write tcp://192.0.2.5:514",
+		"loadBalancers: [{port: 1, logRate: 9, backends: [192.0.2.21]}]":             "logRate: has no effect without a log; write log: text",
+		"loadBalancers: [{port: 1, log: text, logEvery: 0, backends: [192.0.2.21]}]": "logEvery: 0 is not",
+		"log: {facility: local9}":                                                    "log.facility: local9 is not known; did you mean local",
 		"loadBalancers: [{port: 1, log: text, dataPlane: nftables, backends: [192.0.2.21]}]": "log: is done by user space, " +
 			"but dataPlane is nftables; write dataPlane: auto or userspace, or remove it",
 	} {

@@ -360,12 +360,16 @@ var settings = slices.Concat([]Setting{
 	{Key: "log.format", Flag: "log-format", Type: String, Default: "text", Choices: logFormats,
 		Usage: "text or json",
 		Why:   "people are the first to read it"},
+	{Key: "log.copy", Type: String, Default: "off",
+		Usage: "where the log goes besides stderr: syslog, unix:/path, udp://address:port, tcp://address:port, " +
+			"or the path of a file",
+		Why: "off: systemd and kubelet keep what comes on stderr"},
 	{Key: "log.connections", Type: String, Default: "stderr",
 		Usage: "where load balancers with a log write: stderr, syslog, unix:/path, udp://address:port, " +
 			"tcp://address:port, or the path of a file",
 		Why: "it is there everywhere; a file is opened anew after it was moved away"},
 	{Key: "log.facility", Type: String, Default: "local0", Choices: facilities,
-		Usage: "the facility of connections in a syslog",
+		Usage: "the facility of all lines in a syslog",
 		Why:   "what haproxy's files use"},
 })
 

@@ -34,8 +34,19 @@ var Facilities = []string{
 	"alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
 }
 
-// severity is "informational" (RFC 5424, section 6.2.1).
-const severity = 6
+// The severities of syslog (RFC 5424, section 6.2.1).
+const (
+	severityError         = 3
+	severityWarning       = 4
+	severityInformational = 6
+	severityDebug         = 7
+)
+
+// The message types (RFC 5424, section 6.2.7).
+const (
+	aboutConnection = "connection"
+	aboutProgram    = "log"
+)
 
 // Config says where lines go.
 type Config struct {
@@ -45,49 +56,90 @@ type Config struct {
 	// Facility is the number of a syslog facility.
 	Facility int
 	Stderr   *os.File
-	Log      *slog.Logger
+	// What is what the lines are about, for Log, which gets the begin and the end of a trouble.
+	What string
+	Log  *slog.Logger
+}
+
+// A line is a line as it waits to be written.
+type line struct {
+	severity   int
+	kind, text string
 }
 
 // A Sink writes lines.
 type Sink struct {
 	cfg   Config
-	lines chan string
+	lines chan line
 
-	written, dropped atomic.Uint64
+	written, dropped, skipped atomic.Uint64
 
 	mu  sync.Mutex
 	err string
 }
 
 // New makes a Sink. It opens nothing before there is a line.
-func New(cfg Config) *Sink { return &Sink{cfg: cfg, lines: make(chan string, waiting)} }
+func New(cfg Config) *Sink { return &Sink{cfg: cfg, lines: make(chan line, waiting)} }
 
-// Write has a line written soon, or drops it where too many wait. It never blocks.
-func (s *Sink) Write(line string) {
+// Write has a line about a connection written soon, or drops it where too many wait. It never blocks.
+func (s *Sink) Write(text string) { s.add(line{severityInformational, aboutConnection, text}) }
+
+// Log does so with a line of the program's own log.
+func (s *Sink) Log(level slog.Level, text string) {
+	severity := severityDebug
+	switch {
+	case level >= slog.LevelError:
+		severity = severityError
+	case level >= slog.LevelWarn:
+		severity = severityWarning
+	case level >= slog.LevelInfo:
+		severity = severityInformational
+	}
+	s.add(line{severity, aboutProgram, text})
+}
+
+func (s *Sink) add(l line) {
 	select {
-	case s.lines <- line:
+	case s.lines <- l:
 	default:
 		s.dropped.Add(1)
 	}
 }
 
-// Counts are how many lines were written and dropped, and why none can be written now.
-func (s *Sink) Counts() (written, dropped uint64, trouble string) {
+// Skip counts a line that somebody did not want to be written.
+func (s *Sink) Skip() { s.skipped.Add(1) }
+
+// Counts say what became of lines.
+type Counts struct {
+	// Dropped lines were lost because their reader was slow or gone; Skipped ones were more than were wanted.
+	Written, Dropped, Skipped uint64
+	// Trouble is why none can be written now; empty if they can.
+	Trouble string
+}
+
+// Counts are the counts since the start.
+func (s *Sink) Counts() Counts {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.written.Load(), s.dropped.Load(), s.err
+	return Counts{Written: s.written.Load(), Dropped: s.dropped.Load(), Skipped: s.skipped.Load(), Trouble: s.err}
+}
+
+// A destination is where lines go.
+type destination interface {
+	write(l line) error
+	io.Closer
 }
 
 // Run writes lines until ctx ends, and what waits then within finalWithin.
 func (s *Sink) Run(ctx context.Context) error {
-	var out io.WriteCloser
+	var out destination
 	var tried time.Time
 	defer func() {
 		if out != nil {
 			_ = out.Close() // what was written is written
 		}
 	}()
-	write := func(line string) {
+	write := func(l line) {
 		var err error
 		if out == nil {
 			if time.Since(tried) < openAgain {
@@ -100,7 +152,7 @@ func (s *Sink) Run(ctx context.Context) error {
 			}
 		}
 		if err == nil {
-			_, err = out.Write([]byte(line)) // not WriteString, which an embedded file has
+			err = out.write(l)
 		}
 		if err != nil && out != nil {
 			_ = out.Close() // the error that counts is the write's
@@ -115,22 +167,22 @@ func (s *Sink) Run(ctx context.Context) error {
 	}
 	for {
 		select {
-		case line := <-s.lines:
-			write(line)
+		case l := <-s.lines:
+			write(l)
 			continue
 		default:
 		}
 		select {
-		case line := <-s.lines:
-			write(line)
+		case l := <-s.lines:
+			write(l)
 		case <-ctx.Done():
 			for end := time.Now().Add(finalWithin); len(s.lines) > 0; {
-				line := <-s.lines
+				l := <-s.lines
 				if time.Now().After(end) {
 					s.dropped.Add(1)
 					continue
 				}
-				write(line)
+				write(l)
 			}
 			return nil
 		}
@@ -149,14 +201,15 @@ func (s *Sink) note(err error) {
 	s.mu.Unlock()
 	switch {
 	case was == "" && now != "":
-		s.cfg.Log.Warn("connections cannot be logged, and their lines are dropped and counted", "to", s.cfg.To, "error", err)
+		s.cfg.Log.Warn("lines cannot be written, and are dropped and counted",
+			"about", s.cfg.What, "to", s.cfg.To, "error", err)
 	case was != "" && now == "":
-		s.cfg.Log.Info("connections are logged again", "to", s.cfg.To, "dropped", s.dropped.Load())
+		s.cfg.Log.Info("lines are written again", "about", s.cfg.What, "to", s.cfg.To, "dropped", s.dropped.Load())
 	}
 }
 
 // open opens where lines go.
-func (s *Sink) open() (io.WriteCloser, error) {
+func (s *Sink) open() (destination, error) {
 	to := s.cfg.To
 	if to == "syslog" {
 		to = "unix:/dev/log"
@@ -165,7 +218,7 @@ func (s *Sink) open() (io.WriteCloser, error) {
 	if err != nil || host == "" {
 		host = "-" // RFC 5424, section 6.2.4: unknown
 	}
-	head := header{pri: s.cfg.Facility*8 + severity, host: host, pid: os.Getpid()}
+	head := header{facility: s.cfg.Facility, host: host, pid: os.Getpid()}
 	switch scheme, rest, _ := strings.Cut(to, ":"); scheme {
 	case "stderr":
 		return pipe{s.cfg.Stderr}, nil
@@ -184,47 +237,51 @@ func (s *Sink) open() (io.WriteCloser, error) {
 
 // header begins the messages to syslog.
 type header struct {
-	pri  int
-	host string
-	pid  int
+	facility int
+	host     string
+	pid      int
 }
+
+// priority is RFC 5424, section 6.2.1.
+func (h header) priority(l line) int { return h.facility*8 + l.severity }
 
 const program = "appliance"
 
 // local is what programs write to /dev/log: RFC 3164 without the host.
-func (h header) local(line string) string {
-	return fmt.Sprintf("<%d>%s %s[%d]: %s", h.pri, time.Now().Format(time.Stamp), program, h.pid, line)
+func (h header) local(l line) string {
+	return fmt.Sprintf("<%d>%s %s[%d]: %s", h.priority(l), time.Now().Format(time.Stamp), program, h.pid, l.text)
 }
 
 // message is RFC 5424, section 6.
-func (h header) message(line string) string {
-	return fmt.Sprintf("<%d>1 %s %s %s %d connection - %s",
-		h.pri, time.Now().UTC().Format("2006-01-02T15:04:05.000000Z"), h.host, program, h.pid, line)
+func (h header) message(l line) string {
+	return fmt.Sprintf("<%d>1 %s %s %s %d %s - %s",
+		h.priority(l), time.Now().UTC().Format("2006-01-02T15:04:05.000000Z"), h.host, program, h.pid, l.kind, l.text)
 }
 
 // framed is a message after its length, RFC 6587, section 3.4.1.
-func (h header) framed(line string) string {
-	m := h.message(line)
+func (h header) framed(l line) string {
+	m := h.message(l)
 	return fmt.Sprintf("%d %s", len(m), m)
 }
 
 // socket is a connection to a syslog.
 type socket struct {
 	net.Conn
-	frame func(string) string
+	frame func(line) string
 }
 
-func (s *socket) Write(line []byte) (int, error) {
+func (s *socket) write(l line) error {
 	if err := s.SetWriteDeadline(time.Now().Add(writeWithin)); err != nil {
-		return 0, err
+		return err
 	}
-	return s.Conn.Write([]byte(s.frame(string(line))))
+	_, err := s.Write([]byte(s.frame(l)))
+	return err
 }
 
 // pipe is a file that others write to as well, and that may be a pipe whose reader is slow.
 type pipe struct{ *os.File }
 
-func (p pipe) Write(line []byte) (int, error) {
+func (p pipe) write(l line) error {
 	// A pipe that is writable has room for PIPE_BUF bytes (pipe(7)), which is more than a line.
 	fds := []unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLOUT}}
 	for {
@@ -233,11 +290,12 @@ func (p pipe) Write(line []byte) (int, error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return 0, err
+			return err
 		case n == 0:
-			return 0, errors.New("its reader is too slow")
+			return errors.New("its reader is too slow")
 		}
-		return p.File.Write(append(line, '\n'))
+		_, err = p.WriteString(l.text + "\n")
+		return err
 	}
 }
 
@@ -256,7 +314,7 @@ func openFile(path string) (*logFile, error) {
 	return &logFile{File: f, path: path, looked: time.Now()}, err
 }
 
-func (f *logFile) Write(line []byte) (int, error) {
+func (f *logFile) write(l line) error {
 	if time.Since(f.looked) >= lookAgain {
 		f.looked = time.Now()
 		mine, err := f.Stat()
@@ -264,11 +322,12 @@ func (f *logFile) Write(line []byte) (int, error) {
 		if err != nil || err2 != nil || !os.SameFile(mine, there) {
 			next, err := openFile(f.path)
 			if err != nil {
-				return 0, err
+				return err
 			}
 			_ = f.File.Close() // it was moved away, and has what was written
 			f.File = next.File
 		}
 	}
-	return f.File.Write(append(line, '\n'))
+	_, err := f.WriteString(l.text + "\n")
+	return err
 }

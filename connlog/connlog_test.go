@@ -71,8 +71,8 @@ func TestFile(t *testing.T) {
 	if !strings.HasSuffix(content(path), "last\n") {
 		t.Errorf("the line before the end is lost: %q", content(path))
 	}
-	if written, dropped, trouble := s.Counts(); written < 3 || dropped != 0 || trouble != "" {
-		t.Errorf("%d written, %d dropped, %q", written, dropped, trouble)
+	if n := s.Counts(); n.Written < 3 || n.Dropped != 0 || n.Trouble != "" {
+		t.Errorf("%+v", n)
 	}
 }
 
@@ -158,12 +158,12 @@ func TestSlowReader(t *testing.T) {
 		t.Errorf("%d lines took %s", lines, took)
 	}
 	await(t, "the trouble is known", func() bool {
-		_, dropped, trouble := s.Counts()
-		return dropped > 0 && trouble == "its reader is too slow"
+		n := s.Counts()
+		return n.Dropped > 0 && n.Trouble == "its reader is too slow"
 	})
 	stop()
-	if written, dropped, _ := s.Counts(); written == 0 || written+dropped != lines {
-		t.Errorf("%d written and %d dropped of %d", written, dropped, lines)
+	if n := s.Counts(); n.Written == 0 || n.Written+n.Dropped != lines {
+		t.Errorf("%+v of %d", n, lines)
 	}
 }
 
@@ -173,8 +173,8 @@ func TestGone(t *testing.T) {
 	s, _ := run(t, Config{To: "unix:" + path})
 	s.Write("lost")
 	await(t, "the trouble is known", func() bool {
-		_, dropped, trouble := s.Counts()
-		return dropped == 1 && trouble != ""
+		n := s.Counts()
+		return n.Dropped == 1 && n.Trouble != ""
 	})
 	local, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
@@ -183,7 +183,34 @@ func TestGone(t *testing.T) {
 	defer local.Close()
 	await(t, "a line arrives", func() bool {
 		s.Write("there")
-		written, _, trouble := s.Counts()
-		return written > 0 && trouble == ""
+		n := s.Counts()
+		return n.Written > 0 && n.Trouble == ""
 	})
+}
+
+// TestOwnLog: the program's own lines have the severities of their levels, and a type of their own.
+func TestOwnLog(t *testing.T) {
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	s, _ := run(t, Config{To: "udp://" + udp.LocalAddr().String()})
+	for level, priority := range map[slog.Level]int{
+		slog.LevelDebug: 135, slog.LevelInfo: 134, slog.LevelWarn: 132, slog.LevelError: 131,
+	} {
+		s.Log(level, "said")
+		buf := make([]byte, 2048)
+		_ = udp.SetReadDeadline(time.Now().Add(patience))
+		n, _, err := udp.ReadFrom(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(buf[:n]); !strings.HasPrefix(got, fmt.Sprintf("<%d>1 ", priority)) ||
+			!strings.HasSuffix(got, " log - said") {
+			t.Errorf("%s: %q", level, got)
+		}
+	}
+	s.Skip()
+	await(t, "all are counted", func() bool { return s.Counts() == Counts{Written: 4, Skipped: 1} })
 }

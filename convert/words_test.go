@@ -81,6 +81,20 @@ func TestWords(t *testing.T) {
 			nil,
 		},
 		{
+			"a share of the lines is one of so many connections", convert.HAProxy,
+			"global\n  log /dev/log sample 1-2,4:10 local0\ndefaults\n  log global\n  option tcplog\n" + haproxyListen +
+				haproxyServers,
+			[]string{"  log: text\n  logEvery: 3\n", "sample 1-2,4:10 is a share of 3 in 10, and became one in 3"},
+			nil,
+		},
+		{
+			"what is no share", convert.HAProxy,
+			"global\n  log /dev/log sample 1:x local0\ndefaults\n  log global\n  option tcplog\n" + haproxyListen +
+				haproxyServers,
+			[]string{"  log: text\n", "sample 1:x is no share; write logEvery"},
+			[]string{"logEvery: "},
+		},
+		{
 			"a log without tcplog, and tcplog without a log", convert.HAProxy,
 			"global\n  log /dev/log local0\ndefaults\n  log global\n" + haproxyListen + haproxyServers +
 				"defaults\n  option tcplog\nlisten b\n  bind 192.0.2.10:80\n  server a 192.0.2.11:80\n",

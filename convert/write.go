@@ -324,6 +324,7 @@ func (b *balancer) settings() draft.Flow {
 	}
 	f.Word("sendProxy", b.SendProxy)
 	f.Word("log", b.Log)
+	f.Number("logEvery", b.LogEvery)
 	f.Word("onMarkedDown", b.OnMarkedDown)
 	f.Word("onMarkedUp", b.OnMarkedUp)
 	if len(b.Allow) > 0 {

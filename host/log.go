@@ -24,25 +24,75 @@ type Log struct {
 	configured slog.LevelVar
 }
 
-// NewLog writes lines in the format text or json, of at least the level debug, info, warn or error.
-func NewLog(w io.Writer, format, level string) (*Log, error) {
+// NewLog writes lines in the format text or json, of at least the level debug, info, warn or error. Also, if not nil,
+// gets each of them, too, without the time of a text; it must not block.
+func NewLog(w io.Writer, format, level string, also func(slog.Level, string)) (*Log, error) {
 	b := &Log{}
 	if err := b.configured.UnmarshalText([]byte(level)); err != nil {
 		return nil, fmt.Errorf("log.level: %w", err)
 	}
 	b.level.Set(b.configured.Level())
-	options := &slog.HandlerOptions{Level: &b.level, ReplaceAttr: withoutSecret}
-	var h slog.Handler
-	switch format {
-	case "text":
-		h = slog.NewTextHandler(w, options)
-	case "json":
-		h = slog.NewJSONHandler(w, options)
-	default:
+	if format != "text" && format != "json" {
 		return nil, errors.New("log.format: write text or json")
+	}
+	options := slog.HandlerOptions{Level: &b.level, ReplaceAttr: withoutSecret}
+	handler := func(w io.Writer) slog.Handler {
+		if format == "json" {
+			return slog.NewJSONHandler(w, &options)
+		}
+		return slog.NewTextHandler(w, &options)
+	}
+	h := handler(w)
+	if also != nil {
+		lines := &levelled{give: also}
+		options.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
+			if format == "text" && len(groups) == 0 && a.Key == slog.TimeKey { // a syslog has its own
+				return slog.Attr{}
+			}
+			return withoutSecret(groups, a)
+		}
+		h = slog.NewMultiHandler(h, levelledHandler{handler(lines), lines})
 	}
 	b.Logger = slog.New(newDamper(h))
 	return b, nil
+}
+
+// levelled gives lines on with their levels.
+type levelled struct {
+	give func(slog.Level, string)
+
+	mu    sync.Mutex
+	level slog.Level // of the line that is being written
+}
+
+// Write implements io.Writer. A slog.Handler calls it once for each line, while mu is held.
+func (l *levelled) Write(text []byte) (int, error) {
+	l.give(l.level, strings.TrimSuffix(string(text), "\n"))
+	return len(text), nil
+}
+
+// levelledHandler is a handler that writes to a levelled.
+type levelledHandler struct {
+	slog.Handler
+	to *levelled
+}
+
+// Handle implements slog.Handler.
+func (h levelledHandler) Handle(ctx context.Context, r slog.Record) error {
+	h.to.mu.Lock()
+	defer h.to.mu.Unlock()
+	h.to.level = r.Level
+	return h.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (h levelledHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return levelledHandler{h.Handler.WithAttrs(attrs), h.to}
+}
+
+// WithGroup implements slog.Handler.
+func (h levelledHandler) WithGroup(name string) slog.Handler {
+	return levelledHandler{h.Handler.WithGroup(name), h.to}
 }
 
 // withoutSecret masks what looks like a secret in a line.

@@ -46,7 +46,7 @@ func (p *paper) lines() []string {
 func TestLogDampsRepeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out paper
-		log, err := NewLog(&out, "text", "debug")
+		log, err := NewLog(&out, "text", "debug", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,9 +82,35 @@ func TestLogDampsRepeats(t *testing.T) {
 	})
 }
 
+// TestLogElsewhere: who gets the lines too gets those that pass, with their levels, and a text without its time.
+func TestLogElsewhere(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		var out paper
+		var got []string
+		log, err := NewLog(&out, format, "info", func(l slog.Level, line string) { got = append(got, l.String()+" "+line) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		log.Debug("not said")
+		for range 9 {
+			log.With("peer", "n2").Error("it is broken")
+		}
+		log.Warn("it is late")
+		if lines := out.lines(); len(lines) != repeatBurst+1 || len(got) != len(lines) ||
+			!strings.HasPrefix(got[0], "ERROR ") || !strings.HasPrefix(got[repeatBurst], "WARN ") {
+			t.Fatalf("%q and elsewhere %q", lines, got)
+		}
+		_, text, _ := strings.Cut(got[0], " ")
+		if strings.ContainsRune(text, '\n') || format == "text" && text != `level=ERROR msg="it is broken" peer=n2` ||
+			format == "json" && !strings.HasPrefix(text, `{"time":`) {
+			t.Errorf("%q", text)
+		}
+	}
+}
+
 func TestLogLevel(t *testing.T) {
 	var out paper
-	log, err := NewLog(&out, "json", "warn")
+	log, err := NewLog(&out, "json", "warn", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,14 +139,14 @@ func TestLogLevel(t *testing.T) {
 	if strings.Contains(got, "not said") || !strings.Contains(got, `"msg":"said"`) {
 		t.Errorf("the log has\n%s", got)
 	}
-	if _, err := NewLog(&out, "xml", "info"); err == nil {
+	if _, err := NewLog(&out, "xml", "info", nil); err == nil {
 		t.Error("any format is taken")
 	}
 }
 
 func TestLogSignal(t *testing.T) {
 	var out paper
-	log, err := NewLog(&out, "text", "warn")
+	log, err := NewLog(&out, "text", "warn", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

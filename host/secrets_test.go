@@ -10,7 +10,7 @@ import (
 func TestLogHasNoSecrets(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		var out strings.Builder
-		log, err := NewLog(&out, format, "debug")
+		log, err := NewLog(&out, format, "debug", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

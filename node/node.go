@@ -54,9 +54,9 @@ type node struct {
 	// shortages are what this host was short of, which says nothing about any server.
 	shortages *balancer.Shortages
 	names     *dns.Names // nil on a witness
-	// connections are logged there.
-	connections *connlog.Sink
-	hooks       *hook.Dispatcher
+	// connections are logged there, and copies are the program's own lines; nil if they go to stderr alone.
+	connections, copies *connlog.Sink
+	hooks               *hook.Dispatcher
 
 	// The apply loop owns inputs and stores in state what is in force.
 	inputs   inputs
@@ -119,7 +119,8 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 		return n, nil
 	}
 	n.connections = connlog.New(connlog.Config{
-		To: cfg.Log.Connections, Facility: slices.Index(connlog.Facilities, cfg.Log.Facility), Stderr: os.Stderr, Log: log,
+		To: cfg.Log.Connections, Facility: slices.Index(connlog.Facilities, cfg.Log.Facility), Stderr: os.Stderr,
+		What: "connections", Log: log,
 	})
 	n.openNames()
 	n.awaitNames(context.Background())
@@ -137,7 +138,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 		Interfaces: n.interfaces(), Self: site.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
 		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers, Reached: n.recallWorkers(),
 		Grouped: n.group != nil, Report: func(t balancer.Target, err error) { n.balancer.Report(t, err) }, Log: log,
-		Files: files, Shortages: n.shortages, ConnLog: n.connections.Write,
+		Files: files, Shortages: n.shortages, ConnLog: n.connections.Write, Unlogged: n.connections.Skip,
 	})
 	if err != nil {
 		return n, err

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"appliance/arp"
 	"appliance/configs"
+	"appliance/connlog"
 	"appliance/hook"
 	"appliance/host"
 	"appliance/ipvs"
@@ -39,9 +41,17 @@ type Options struct {
 // the host.
 func Run(ctx context.Context, o Options) error {
 	cfg := o.Config
-	book, err := host.NewLog(o.Log, cfg.Log.Format, cfg.Log.Level)
+	book, copies, err := openLog(o.Log, cfg.Log)
 	if err != nil {
 		return err
+	}
+	if copies != nil {
+		// Outlives ctx, so that the last lines are written.
+		copying, end := context.WithCancel(context.WithoutCancel(ctx))
+		var running sync.WaitGroup
+		running.Go(func() { _ = copies.Run(copying) }) // it has no error
+		defer running.Wait()
+		defer end()
 	}
 	for _, w := range cfg.Warnings {
 		book.Warn(w.String())
@@ -55,7 +65,7 @@ func Run(ctx context.Context, o Options) error {
 	defer signal.Stop(held)
 	var moved time.Time // when the node last had to begin anew
 	for {
-		next, err := runOnce(ctx, o, cfg, book, rights)
+		next, err := runOnce(ctx, o, cfg, book, copies, rights)
 		switch {
 		case next != nil && ctx.Err() == nil:
 			cfg, moved = next, time.Now()
@@ -73,10 +83,24 @@ func Run(ctx context.Context, o Options) error {
 	}
 }
 
+// openLog opens the program's log, and what writes its lines elsewhere too; nil if nothing does.
+func openLog(stderr io.Writer, s configs.LogSettings) (*host.Log, *connlog.Sink, error) {
+	// A line that cannot be written elsewhere says so here only.
+	plain, err := host.NewLog(stderr, s.Format, s.Level, nil)
+	if err != nil || s.Copy == "" {
+		return plain, nil, err
+	}
+	copies := connlog.New(connlog.Config{
+		To: s.Copy, Facility: slices.Index(connlog.Facilities, s.Facility), What: "this program", Log: plain.Logger,
+	})
+	book, err := host.NewLog(stderr, s.Format, s.Level, copies.Log)
+	return book, copies, err
+}
+
 // runOnce runs a node until ctx ends. It returns the configuration with which the node is to begin anew where a VIP
 // belongs on another interface than it began with, or where its group has ended in favour of another one.
 func runOnce(
-	ctx context.Context, o Options, cfg *configs.Config, book *host.Log, rights *rights,
+	ctx context.Context, o Options, cfg *configs.Config, book *host.Log, copies *connlog.Sink, rights *rights,
 ) (again *configs.Config, err error) {
 	log := book.Logger
 	site, err := survey(cfg)
@@ -93,7 +117,7 @@ func runOnce(
 	if n.light() {
 		host.PrioritizeLight(log)
 	}
-	n.gaveUpUsers = rights.gaveUpUsers
+	n.gaveUpUsers, n.copies = rights.gaveUpUsers, copies
 	defer func() {
 		if err := n.close(); err != nil {
 			log.Warn("something stays behind; `appliance cleanup` removes it", "error", err)

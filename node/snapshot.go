@@ -12,6 +12,7 @@ import (
 	"appliance/arp"
 	"appliance/balancer"
 	"appliance/confine"
+	"appliance/connlog"
 	"appliance/mask"
 	"appliance/node/proving"
 	"appliance/raft"
@@ -57,6 +58,7 @@ func (n *node) snapshot() status.Snapshot {
 			notReady(status.GroupNotReady, "", nobodyHolds)
 		}
 	}
+	s.OwnLog = logCounts(n.copies)
 	privileges := status.Privileges(confine.Now())
 	s.Privileges = &privileges
 	if n.witness() {
@@ -102,9 +104,7 @@ func (n *node) snapshot() status.Snapshot {
 		s.Names = append(s.Names, status.NameView{Name: name, Addresses: a.Addrs, Answered: a.At, Error: mask.Text(a.Error)})
 	}
 	slices.SortFunc(s.Names, func(a, b status.NameView) int { return strings.Compare(a.Name, b.Name) })
-	if written, dropped, trouble := n.connections.Counts(); written+dropped > 0 {
-		s.ConnectionLog = &status.LogCounts{Written: written, Dropped: dropped, Error: trouble}
-	}
+	s.ConnectionLog = logCounts(n.connections)
 	served := n.balancer.Status()
 	s.LoadBalancers, s.Planes, s.Shortages = served.LoadBalancers, served.Planes, served.Shortages
 	for i := range s.LoadBalancers {
@@ -316,4 +316,16 @@ func (n *node) serves() map[string]string {
 	slices.Sort(frontends)
 	parts["vips"], parts[proving.FrontendsKey] = strings.Join(vips, " "), strings.Join(frontends, " ")
 	return parts
+}
+
+// logCounts are the counts of a sink, or nil while there was no line for it.
+func logCounts(sink *connlog.Sink) *status.LogCounts {
+	if sink == nil {
+		return nil
+	}
+	c := sink.Counts()
+	if c.Written+c.Dropped+c.Skipped == 0 {
+		return nil
+	}
+	return &status.LogCounts{Written: c.Written, Dropped: c.Dropped, Skipped: c.Skipped, Error: c.Trouble}
 }

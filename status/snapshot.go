@@ -46,6 +46,8 @@ type Snapshot struct {
 	Names []NameView `json:"names,omitempty"`
 	// ConnectionLog is absent while no connection was logged.
 	ConnectionLog *LogCounts `json:"connectionLog,omitempty"`
+	// OwnLog is the same of the program's own lines, where they go elsewhere besides stderr.
+	OwnLog *LogCounts `json:"log,omitempty"`
 	// Hooks is absent while no hook is configured.
 	Hooks *HookCounts `json:"hooks,omitempty"`
 }
@@ -61,11 +63,13 @@ type NameView struct {
 	Error string `json:"error,omitempty"`
 }
 
-// LogCounts counts the lines about connections.
+// LogCounts counts the lines of a log.
 type LogCounts struct {
 	Written uint64 `json:"written"`
 	// Dropped counts the lines that were lost, because their reader was too slow or gone.
 	Dropped uint64 `json:"dropped"`
+	// Skipped counts those that were more in a second than was wanted.
+	Skipped uint64 `json:"skipped"`
 	// Error is why none can be written now; empty if they can.
 	Error string `json:"error,omitempty"`
 }

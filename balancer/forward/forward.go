@@ -33,6 +33,8 @@ type Config struct {
 	Report Reporter
 	// Log, if set, gets a line for each connection that has ended of load balancers with a log. It must not block.
 	Log func(line string)
+	// Unlogged, if set, is called for each line that a load balancer's LogRate leaves no room for. It must not block.
+	Unlogged func()
 	// Shortages takes what this host is short of; nil means that only the log of
 	// slog.Default() does.
 	Shortages *balancer.Shortages
@@ -50,6 +52,7 @@ type Forwarder struct {
 	redirector PortRedirector
 	report     Reporter
 	log        func(line string)
+	unlogged   func()
 	shortages  *balancer.Shortages
 	files      fileBudget
 	count      int // of loops
@@ -64,9 +67,10 @@ type Forwarder struct {
 	draining bool       // guarded by applying: nothing listens any more
 	closed   bool       // guarded by applying
 
-	mu       sync.Mutex // guards the two below; never held for long
+	mu       sync.Mutex // guards what is below; never held for long
 	services map[netip.AddrPort]*service
-	retired  []*service // without listener, but with open connections
+	retired  []*service          // without listener, but with open connections
+	samplers map[string]*sampler // by load balancer: one for all of its frontends
 }
 
 var (
@@ -77,8 +81,11 @@ var (
 // New makes a Forwarder that serves nothing yet.
 func New(cfg Config) *Forwarder {
 	f := &Forwarder{
-		redirector: cfg.Redirector, report: cfg.Report, log: cfg.Log, shortages: cfg.Shortages, count: cfg.Loops,
-		services: make(map[netip.AddrPort]*service),
+		redirector: cfg.Redirector, report: cfg.Report, log: cfg.Log, unlogged: cfg.Unlogged, shortages: cfg.Shortages,
+		count: cfg.Loops, services: make(map[netip.AddrPort]*service), samplers: make(map[string]*sampler),
+	}
+	if f.unlogged == nil {
+		f.unlogged = func() {}
 	}
 	f.files.most = int64(cfg.Files)
 	f.pools = newPools(&f.files)
@@ -299,6 +306,9 @@ func (s *service) update(w balancer.Service) error {
 	at := nanotime()
 	left := false
 	s.f.mu.Lock()
+	if h.Log != "" {
+		next.sampler = s.f.sampler(w.LoadBalancer)
+	}
 	for _, b := range w.Backends {
 		t := s.target(balancer.Target{LoadBalancer: w.LoadBalancer, Backend: b.Addr})
 		// The first backends need no slow start: no other one has the load.

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -104,6 +106,54 @@ func (r *Record) line(format string) string {
 	return string(text)
 }
 
+// A sampler chooses which connections of a load balancer are logged.
+type sampler struct {
+	ended atomic.Uint64
+
+	mu     sync.Mutex
+	second int64 // in which lines were written last, in seconds of nanotime
+	lines  int   // in that second
+}
+
+// A judgement is whether a connection is logged.
+type judgement int
+
+const (
+	logged     judgement = iota
+	notItsTurn           // another one of LogEvery is logged
+	tooMany              // LogRate lines are there already
+)
+
+// judge judges a connection that ends at now, if one of every is logged, and at most rate in a second.
+func (s *sampler) judge(every, rate int, now int64) judgement {
+	if n := s.ended.Add(1) - 1; every > 1 && n%uint64(every) != 0 {
+		return notItsTurn
+	}
+	if rate <= 0 {
+		return logged
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if second := now / int64(time.Second); second != s.second {
+		s.second, s.lines = second, 0
+	}
+	if s.lines >= rate {
+		return tooMany
+	}
+	s.lines++
+	return logged
+}
+
+// sampler is the sampler of a load balancer. The caller holds Forwarder.mu.
+func (f *Forwarder) sampler(loadBalancer string) *sampler {
+	s := f.samplers[loadBalancer]
+	if s == nil {
+		s = new(sampler)
+		f.samplers[loadBalancer] = s
+	}
+	return s
+}
+
 // ended logs a connection, if its load balancer has a log. Its sockets are still open.
 func (c *conn) ended(why *ending) {
 	l, s := c.loop, c.service
@@ -111,11 +161,18 @@ func (c *conn) ended(why *ending) {
 		return
 	}
 	tb := s.table.Load()
-	if tb.options.Log == "" {
+	if tb.sampler == nil {
 		return
 	}
 	const ms = int64(time.Millisecond)
 	now := nanotime()
+	switch tb.sampler.judge(tb.options.LogEvery, tb.options.LogRate, now) {
+	case notItsTurn:
+		return
+	case tooMany:
+		l.f.unlogged()
+		return
+	}
 	r := Record{
 		LoadBalancer: tb.loadBalancer, Client: c.source, Frontend: s.frontend, Queue: -1, Connect: -1,
 		Began: time.Now().Add(time.Duration(c.accepted - now)), Total: (now - c.accepted) / ms,

@@ -133,3 +133,69 @@ func TestLogJSON(t *testing.T) {
 	default:
 	}
 }
+
+// TestSampler: one of so many connections is logged, and no more in a second than wanted.
+func TestSampler(t *testing.T) {
+	const second = int64(time.Second)
+	var s sampler
+	count := func(n, every, rate int, now int64) (got [3]int) {
+		for range n {
+			got[s.judge(every, rate, now)]++
+		}
+		return got
+	}
+	for _, tt := range []struct {
+		n, every, rate int
+		now            int64
+		want           [3]int // logged, notItsTurn, tooMany
+	}{
+		{5, 0, 0, 0, [3]int{5, 0, 0}},
+		{5, 1, 0, 0, [3]int{5, 0, 0}},
+		{90, 10, 0, 0, [3]int{9, 81, 0}},
+		{5, 0, 3, 7 * second, [3]int{3, 0, 2}},
+		{5, 0, 3, 8*second - 1, [3]int{0, 0, 5}},
+		{5, 0, 3, 8 * second, [3]int{3, 0, 2}},
+		{5, 0, 4, 8 * second, [3]int{1, 0, 4}},
+		{20, 10, 1, 9 * second, [3]int{1, 18, 1}},
+	} {
+		if got := count(tt.n, tt.every, tt.rate, tt.now); got != tt.want {
+			t.Errorf("%+v: %v", tt, got)
+		}
+	}
+}
+
+// TestLogShare: all frontends of a load balancer share its bounds, and what is beyond a rate is told.
+func TestLogShare(t *testing.T) {
+	echo := backend(t, func(c *net.TCPConn) {
+		_, _ = io.Copy(c, c)
+		_ = c.CloseWrite()
+	})
+	for _, options := range []balancer.ConnOptions{{Log: "text", LogEvery: 3}, {Log: "text", LogRate: 1}} {
+		const clients = 6
+		lines, skipped := make(chan string, clients), make(chan bool, clients)
+		one, two := to(frontend(), echo), to(frontend(), echo)
+		one.ConnOptions, two.ConnOptions = options, options
+		began := time.Now()
+		f := start(t, Config{
+			Log: func(line string) { lines <- line }, Unlogged: func() { skipped <- true },
+		}, one, two)
+		for i := range clients {
+			conn, err := net.Dial("tcp", []balancer.Service{one, two}[i%2].Frontend.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.(*net.TCPConn).CloseWrite()
+			_, _ = io.Copy(io.Discard, conn)
+			conn.Close()
+		}
+		if err := f.Drain(t.Context()); err != nil { // all have ended
+			t.Fatal(err)
+		}
+		seconds := int(time.Since(began)/time.Second) + 2 // that were begun
+		switch n := len(lines); {
+		case options.LogEvery > 0 && (n != clients/options.LogEvery || len(skipped) != 0),
+			options.LogRate > 0 && (n < 1 || n > seconds || n+len(skipped) != clients):
+			t.Errorf("%+v: %d lines and %d skipped of %d clients", options, n, len(skipped), clients)
+		}
+	}
+}

@@ -80,6 +80,7 @@ type table struct {
 	tries        int   // dials for one client
 	persistence  *persistence
 	slots        []slot
+	sampler      *sampler // nil: nothing is logged
 	// proxies are the versions of the PROXY headers of those that get one.
 	proxies map[*target]string
 	lists   sync.Pool // of *lists, so that picking allocates nothing

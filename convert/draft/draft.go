@@ -30,6 +30,8 @@ type Draft struct {
 	PeersAsBackends bool
 	// LogTo is where connections are logged, LogFacility the facility there; empty if no file says.
 	LogTo, LogFacility string
+	// LogEvery is that of so many connections one is logged.
+	LogEvery Number
 	// Nameservers are asked for the names of servers, instead of the host's own; MaxTTL is how long an answer is good.
 	Nameservers []netip.AddrPort
 	MaxTTL      Span
@@ -112,6 +114,7 @@ type LB struct {
 	AcceptProxyFrom, Allow, Deny   []netip.Prefix
 	SendProxy                      string
 	Log                            string // text, or empty
+	LogEvery                       Number
 	OnMarkedDown, OnMarkedUp       string
 	Check                          HealthCheck
 	Servers                        []ServerEntry

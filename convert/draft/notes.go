@@ -12,7 +12,7 @@ import (
 // Why something has no meaning here, or cannot be carried over.
 const (
 	IsHTTP    = "is for HTTP, and connections are carried unread"
-	IsLogging = "changes of state are logged to stderr, connections are not"
+	IsLogging = "log, log.connections and log.copy say what is logged and where"
 	IsProcess = "is the business of systemd or the kubelet, which starts the appliance"
 	IsTLS     = "TLS stays between client and server"
 	IsTuning  = "is found by itself"

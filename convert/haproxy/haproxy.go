@@ -1,10 +1,12 @@
 package haproxy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -187,6 +189,11 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			d.NoteWithin(nil, s.lines, s.Place, false)
 		}
 	}
+	for _, lb := range d.LoadBalancers {
+		if lb.Log != "" { // the share belongs to the target, which any section may name
+			lb.LogEvery = d.LogEvery
+		}
+	}
 	return nil
 }
 
@@ -294,7 +301,11 @@ const facilities = " user daemon local0 local1 local2 local3 local4 local5 local
 // go.
 func logTarget(l draft.Line) {
 	words := l.Words[2:]
+	var every draft.Number
 	for len(words) > 1 && slices.Contains([]string{"len", "format", "sample", "profile"}, words[0]) {
+		if words[0] == "sample" {
+			every = sampled(l, words[1])
+		}
 		words = words[2:]
 	}
 	word, to := l.Arg(1), ""
@@ -327,11 +338,37 @@ func logTarget(l draft.Line) {
 	case l.LogTo != "":
 		l.Note("is a second log; lines about connections go to the first one alone")
 	default:
-		l.LogTo = to
+		l.LogTo, l.LogEvery = to, every
 		if len(words) > 0 && strings.Contains(facilities, " "+words[0]+" ") {
 			l.LogFacility = words[0]
 		}
 	}
+}
+
+// sampled reads ranges:size, such as 1:10 or 2-3,8:20: the places of the lines that are written, of so many.
+func sampled(l draft.Line, word string) draft.Number {
+	ranges, tail, _ := strings.Cut(word, ":")
+	size, err := strconv.Atoi(tail)
+	wanted := 0
+	for r := range strings.SplitSeq(ranges, ",") {
+		low, high, isRange := strings.Cut(r, "-")
+		if !isRange {
+			high = low
+		}
+		from, err1 := strconv.Atoi(low)
+		to, err2 := strconv.Atoi(high)
+		if err = cmp.Or(err, err1, err2); err == nil {
+			wanted += to - from + 1
+		}
+	}
+	if err != nil || wanted < 1 || size < wanted || size > draft.MaxConns {
+		l.Note("sample %s is no share; write logEvery at the load balancers", word)
+		return draft.Number{}
+	}
+	if size%wanted != 0 {
+		l.Advise("sample %s is a share of %d in %d, and became one in %d", word, wanted, size, size/wanted)
+	}
+	return draft.Number{Value: size / wanted, Set: size/wanted > 1}
 }
 
 // syslogPort is that of syslog over UDP (RFC 5426, section 3.3).

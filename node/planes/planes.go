@@ -43,6 +43,8 @@ type Config struct {
 	Shortages *balancer.Shortages
 	// ConnLog takes the lines about connections in user space.
 	ConnLog func(line string)
+	// Unlogged is called for each line that was more than its load balancer wants.
+	Unlogged func()
 	// Report takes what real connections saw of a backend.
 	Report func(balancer.Target, error)
 	Log    *slog.Logger
@@ -67,7 +69,8 @@ type Planes struct {
 // Open chooses what keeps the kernel silent, and lists the data planes. It changes nothing on the host.
 func Open(c Config) (*Planes, error) {
 	user := forward.Config{
-		Report: c.Report, Log: c.ConnLog, Shortages: c.Shortages, Files: c.Files, Loops: min(runtime.GOMAXPROCS(0), maxLoops),
+		Report: c.Report, Log: c.ConnLog, Unlogged: c.Unlogged, Shortages: c.Shortages, Files: c.Files,
+		Loops: min(runtime.GOMAXPROCS(0), maxLoops),
 	}
 	// Go's scheduler gets a place more for each loop: the group's timers must not wait for a loop that waits for clients,
 	// and no place has to change hands whenever one does.

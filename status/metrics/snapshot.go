@@ -113,8 +113,15 @@ func (s *snapshotMetrics) node(n status.Snapshot, version string) {
 		refused.add(float64(one.Refused), labels)
 	}
 	if c := n.ConnectionLog; c != nil {
-		lines := s.counter("connection_log_lines_total",
-			"Lines about connections, by what came of them (written, or dropped because their reader was slow or gone).")
+		lines := s.counter("connection_log_lines_total", "Lines about connections, by what came of them "+
+			"(written; dropped because their reader was slow or gone; skipped because logRate left no room).")
+		lines.add(float64(c.Dropped), label("result", "dropped"))
+		lines.add(float64(c.Skipped), label("result", "skipped"))
+		lines.add(float64(c.Written), label("result", "written"))
+	}
+	if c := n.OwnLog; c != nil {
+		lines := s.counter("log_lines_total", "Lines for log.copy, by what came of them "+
+			"(written, or dropped because their reader was slow or gone).")
 		lines.add(float64(c.Dropped), label("result", "dropped"))
 		lines.add(float64(c.Written), label("result", "written"))
 	}

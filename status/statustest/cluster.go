@@ -122,7 +122,8 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 		}
 		s.LoadBalancers = append(s.LoadBalancers, lb)
 	}
-	s.ConnectionLog = &status.LogCounts{Written: 9, Dropped: 1}
+	s.ConnectionLog = &status.LogCounts{Written: 9, Dropped: 1, Skipped: 3}
+	s.OwnLog = &status.LogCounts{Written: 7, Dropped: 2}
 	s.Names = []status.NameView{{
 		Name: "api.example.org", Addresses: []netip.Addr{netip.MustParseAddr("10.77.0.11")},
 		Answered: c.Time.Add(-time.Minute), Error: "i/o timeout",

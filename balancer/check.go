@@ -137,6 +137,35 @@ type TLSOptions struct {
 	CertFile, KeyFile string
 }
 
+// String is the check for people, such as https GET /readyz at port 8443. The query of a path may have secrets, and is
+// left out.
+func (c Check) String() string {
+	text := c.Type
+	switch {
+	case c.Requests():
+		path, _, cut := strings.Cut(c.Path, "?")
+		if cut {
+			path += "?..."
+		}
+		text += " " + c.Method + " " + path
+	case c.Type == CheckExchange:
+		text += fmt.Sprintf(" of %d steps", len(c.Steps))
+	}
+	if c.Talks() && c.TLS.On {
+		text += " over TLS"
+	}
+	switch {
+	case c.Type == CheckNone:
+	case c.Address.IsValid() && c.Port != 0:
+		text += " at " + netip.AddrPortFrom(c.Address, c.Port).String()
+	case c.Address.IsValid():
+		text += " at " + c.Address.String()
+	case c.Port != 0:
+		text += fmt.Sprintf(" at port %d", c.Port)
+	}
+	return text
+}
+
 // Requests reports whether the check sends a request and reads the answer.
 func (c Check) Requests() bool { return c.Type == CheckHTTP || c.Type == CheckHTTPS }
 

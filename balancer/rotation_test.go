@@ -300,3 +300,32 @@ func TestCheckSendsProxy(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckInWords: people are told what is checked and where, and no secret of a query.
+func TestCheckInWords(t *testing.T) {
+	host := netip.MustParseAddr("192.0.2.99")
+	for want, c := range map[string]Check{
+		"https GET /readyz":                 {},
+		"http HEAD /up?... at port 8080":    {Type: CheckHTTP, Method: "HEAD", Path: "/up?token=x", Port: 8080},
+		"none":                              {Type: CheckNone, Port: 8080},
+		"tcp at 192.0.2.99":                 {Type: CheckTCP, Address: host},
+		"redis over TLS at 192.0.2.99:6380": {Type: CheckRedis, Address: host, Port: 6380, TLS: TLSOptions{On: true}},
+		"exchange of 2 steps":               {Type: CheckExchange, Steps: []CheckStep{{Send: "a"}, {Expect: "b"}}},
+	} {
+		if c, err := c.withDefaults(); err != nil || c.String() != want {
+			t.Errorf("%q, want %q, %v", c, want, err)
+		}
+	}
+}
+
+// TestOwnCheckIsShown: status names the check of the load balancer, and that of a backend only if it is another.
+func TestOwnCheckIsShown(t *testing.T) {
+	lb := lbOf("api", 2)
+	lb.Check, lb.Backends[1].Check = Check{}, &Check{Type: CheckTCP}
+	run(t, []LoadBalancer{lb}, nil, func(b *bench) {
+		s := b.b.Health()[0]
+		if s.Check != "https GET /readyz" || s.Backends[0].Check != "" || s.Backends[1].Check != "tcp" {
+			t.Errorf("%q, %q, %q", s.Check, s.Backends[0].Check, s.Backends[1].Check)
+		}
+	})
+}

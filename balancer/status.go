@@ -87,7 +87,9 @@ type LoadBalancerStatus struct {
 	Repairs int `json:"repairs"`
 	// Queued is the number of connections that wait for room at any backend. It
 	// does not count those that wait for a certain backend.
-	Queued   uint64          `json:"queued"`
+	Queued uint64 `json:"queued"`
+	// Check is how backends are checked that have no check of their own.
+	Check    string          `json:"check,omitempty"`
 	Backends []BackendStatus `json:"backends"`
 	// Proof is whether clients are served, by trying; null where nobody tries. The balancer does not fill it in.
 	Proof *ProofStatus `json:"proof,omitempty"`
@@ -131,6 +133,8 @@ type BackendStatus struct {
 	Disabled bool `json:"disabled,omitempty"`
 	// Override is what the operator ordered, beyond the configuration.
 	Override string `json:"order,omitempty"`
+	// Check is how the backend is checked, if that is not as the load balancer says.
+	Check string `json:"check,omitempty"`
 	// LastCheck is null until a check has ended.
 	LastCheck *time.Time `json:"lastCheck"`
 	LatencyMS float64    `json:"latencyMs"`
@@ -232,7 +236,8 @@ func (b *Balancer) status(
 	s := LoadBalancerStatus{
 		Name: e.lb.Name, Frontends: slices.Clone(e.lb.Frontends), Scheduler: e.lb.Scheduler,
 		Reason: e.choice.reason, Refused: slices.Clone(e.choice.refused), Repairs: e.repaired,
-		Queued: traffic[Target{LoadBalancer: e.lb.Name}].Queued, Backends: []BackendStatus{},
+		Queued: traffic[Target{LoadBalancer: e.lb.Name}].Queued, Check: e.lb.Check.String(),
+		Backends: []BackendStatus{},
 	}
 	for _, a := range []*applier{e.serving, e.moving} {
 		if a != nil && a.err != nil {
@@ -269,6 +274,9 @@ func (b *Balancer) status(
 			State: BackendState(cmp.Or(string(h.State), string(Unknown))), Since: h.Since, Reason: h.Reason,
 			Backup: be.Backup, Override: override.String(), Disabled: override.out(be) == Disable,
 			LastCheck: timeOrNil(r.Checked), LatencyMS: float64(r.Latency.Microseconds()) / 1000,
+		}
+		if be.Check != nil {
+			bs.Check = be.Check.String()
 		}
 		if h.State == Up {
 			bs.PassedOver = passedOver[s.Plane][t]

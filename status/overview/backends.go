@@ -25,6 +25,7 @@ type backend struct {
 	Disabled bool   // by the configuration or an order
 	Checked  time.Time
 	Latency  float64
+	Check    string // its own; empty: that of the load balancer
 	// Counted reports whether any node's data plane counts, Partly that it counts new connections only.
 	Counted, Partly bool
 	// Traffic is the sum over the nodes, Peak the sum of each node's most open connections at once.
@@ -69,7 +70,7 @@ func newBackend(lb string, be balancer.BackendStatus, reports []report.PeerRepor
 	m := backend{
 		Name: be.Name, Address: be.Address, Weight: be.Weight, State: be.State, Since: be.Since, Reason: be.Reason,
 		Backup: be.Backup, Override: be.Override, Disabled: be.Disabled,
-		Latency: be.LatencyMS, NameIsAddress: !be.Address.IsValid() || be.Name == be.Address.String(),
+		Latency: be.LatencyMS, Check: be.Check, NameIsAddress: !be.Address.IsValid() || be.Name == be.Address.String(),
 	}
 	if be.LastCheck != nil {
 		m.Checked = *be.LastCheck

@@ -15,6 +15,7 @@ type loadBalancer struct {
 	Name      string
 	Frontends []netip.AddrPort
 	Scheduler balancer.Scheduler
+	Check     string
 	Plane     balancer.PlaneName
 	Reason    string
 	Refused   []balancer.Refusal
@@ -45,8 +46,8 @@ type loadBalancer struct {
 func newLoadBalancer(self status.Snapshot, lb balancer.LoadBalancerStatus, reports []report.PeerReport,
 	samples *history.Samples) loadBalancer {
 	m := loadBalancer{
-		Name: lb.Name, Frontends: lb.Frontends, Scheduler: lb.Scheduler, Plane: lb.Plane, Reason: lb.Reason,
-		Refused: lb.Refused, Moving: lb.Moving, Error: lb.Error, Repairs: lb.Repairs,
+		Name: lb.Name, Frontends: lb.Frontends, Scheduler: lb.Scheduler, Check: lb.Check, Plane: lb.Plane,
+		Reason: lb.Reason, Refused: lb.Refused, Moving: lb.Moving, Error: lb.Error, Repairs: lb.Repairs,
 		Partly: status.CountsNewOnly(lb.Plane), NoBackend: withoutBackend(lb.Name, self, reports),
 		Charts: charts(self, lb, reports, samples),
 	}

@@ -97,6 +97,7 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 			Name: name, Frontends: []netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr("10.77.0.10"), uint16(6443+l))},
 			Scheduler: "rr", Plane: balancer.IPVS, Reason: "the first that can serve it",
 			Refused: []balancer.Refusal{{Plane: balancer.Direct, Reason: "10.77.0.21:6443 is no node of the group"}},
+			Check:   "https GET /readyz",
 			Proof: &balancer.ProofStatus{State: balancer.Proved, Last: &tried, By: "n3",
 				Local: &balancer.ProofStatus{State: balancer.Proved, Last: &tried, By: id}},
 		}
@@ -108,6 +109,9 @@ func (c *Cluster) snapshot(id string, i int) status.Snapshot {
 				Since: c.Time.Add(-49 * time.Hour), Reason: "the check succeeds",
 				LastCheck: &checked, LatencyMS: 0.4 + float64(b)/5,
 				Traffic: &balancer.Traffic{Open: 12, Total: 90_000, Failed: 3, In: 7 << 30, Out: 31 << 30},
+			}
+			if l == 2 && b == 0 {
+				be.Check = "tcp at port 2381"
 			}
 			if l == 0 && b == c.backends-1 {
 				be.State, be.Since, be.Reason = balancer.Down, c.Time.Add(-4*time.Minute), "connection refused"

@@ -222,6 +222,9 @@ func (t *text) loadBalancer(lb balancer.LoadBalancerStatus, now time.Time) {
 			t.line("  not %s: %s", r.Plane, r.Reason)
 		}
 	}
+	if t.why {
+		t.checks(lb)
+	}
 	if lb.Error != "" {
 		t.line("  %s", t.paint.bad(lb.Error))
 	}
@@ -256,6 +259,18 @@ func (t *text) loadBalancer(lb balancer.LoadBalancerStatus, now time.Time) {
 	table(&t.Builder, rows)
 	if lb.Plane == balancer.Direct {
 		t.line("  %s", directTotal)
+	}
+}
+
+// checks writes how the backends are checked.
+func (t *text) checks(lb balancer.LoadBalancerStatus) {
+	if lb.Check != "" { // a node of an earlier version does not say
+		t.line("  check: %s", lb.Check)
+	}
+	for _, be := range lb.Backends {
+		if be.Check != "" {
+			t.line("  check of %s: %s", be.Name, be.Check)
+		}
 	}
 }
 

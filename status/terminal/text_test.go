@@ -104,7 +104,7 @@ func TestWhy(t *testing.T) {
 		plane     balancer.PlaneName
 		why, says bool
 	}{{balancer.NFTables, false, false}, {balancer.NFTables, true, true}, {"", false, true}} {
-		lb.Plane = test.plane
+		lb.Plane, lb.Backends[1].Check = test.plane, "tcp at port 1"
 		var b strings.Builder
 		if err := Text(&b, s, false, test.why); err != nil {
 			t.Fatal(err)
@@ -113,6 +113,10 @@ func TestWhy(t *testing.T) {
 			if strings.Contains(b.String(), part) != test.says {
 				t.Errorf("plane %q, why %v: %q in\n%s", test.plane, test.why, part, &b)
 			}
+		}
+		checks := "  check: https GET /readyz\n  check of " + lb.Backends[1].Name + ": tcp at port 1\n"
+		if strings.Contains(b.String(), checks) != test.why {
+			t.Errorf("plane %q, why %v: %q in\n%s", test.plane, test.why, checks, &b)
 		}
 	}
 }

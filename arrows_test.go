@@ -18,9 +18,10 @@ var arrows = map[string]struct {
 	"appliance/balancer": {[]string{"appliance/balancer/exchange"},
 		"it declares the small interfaces it needs, and what a server has to say is asked without knowing why"},
 	"appliance/balancer/exchange": {nil, "a conversation does not know what follows from it"},
-	"appliance/connlog":           {nil, "lines are written without knowing what they say"},
+	"appliance/connlog":           {nil, "lines are chosen and written without knowing what they say"},
 	"appliance/dns":               {nil, "a name is looked up without knowing what is at its addresses"},
-	"appliance/balancer/forward":  {[]string{"appliance/balancer"}, "a data plane does not know who chose it"},
+	"appliance/balancer/forward": {[]string{"appliance/balancer", "appliance/connlog"},
+		"a data plane does not know who chose it, nor where its lines go"},
 	"appliance/raft": {[]string{
 		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",
 		"appliance/raft/fence", "appliance/raft/founding", "appliance/raft/giveway", "appliance/raft/lease",
@@ -67,6 +68,8 @@ var arrows = map[string]struct {
 	},
 	"appliance/nft/conntrack": {[]string{"appliance/balancer", "appliance/segment"},
 		"connections are cut whichever rules made them"},
+	"appliance/nft/nflog": {[]string{"appliance/balancer", "appliance/connlog", "appliance/nft/ruleset"},
+		"connections are seen to begin, whichever data plane serves them"},
 	"appliance/nft/direct": {
 		[]string{
 			"appliance/balancer", "appliance/neighbours", "appliance/nft/conntrack", "appliance/nft/ruleset",
@@ -199,7 +202,8 @@ var arrows = map[string]struct {
 	"appliance/node/planes": {
 		[]string{
 			"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/ipvs", "appliance/manifest",
-			"appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/pathprobe",
+			"appliance/nft", "appliance/nft/direct", "appliance/nft/nflog", "appliance/nft/ruleset",
+			"appliance/pathprobe",
 		},
 		"the planes know nothing of the group and of the configuration",
 	},
@@ -248,11 +252,13 @@ var doors = map[string][]string{
 		"appliance/raft", "appliance/raft/recovery", "appliance/raft/settings", "appliance/raft/store",
 		"appliance/raft/transport",
 	},
-	"github.com/jwhited/corebgp":     {"appliance/bgp"},
-	"github.com/mdlayher/arp":        {"appliance/arp", "appliance/lab"},
-	"github.com/mdlayher/ndp":        {"appliance/arp", "appliance/lab"},
-	"github.com/cloudflare/ipvs":     {"appliance/ipvs"},
-	"github.com/google/nftables":     {"appliance/nft", "appliance/nft/direct", "appliance/nft/ruleset", "appliance/lab"},
+	"github.com/jwhited/corebgp": {"appliance/bgp"},
+	"github.com/mdlayher/arp":    {"appliance/arp", "appliance/lab"},
+	"github.com/mdlayher/ndp":    {"appliance/arp", "appliance/lab"},
+	"github.com/cloudflare/ipvs": {"appliance/ipvs"},
+	"github.com/google/nftables": {
+		"appliance/nft", "appliance/nft/direct", "appliance/nft/nflog", "appliance/nft/ruleset", "appliance/lab",
+	},
 	"github.com/urfave/cli/v2":       {"appliance/cli"},
 	"github.com/prometheus":          {"appliance/status/metrics"},
 	"k8s.io":                         nil, // a quarter of the binary; only tests may

@@ -62,8 +62,10 @@ type ConnOptions struct {
 	KeepDown bool
 	// Log is how connections that have ended are logged: text, json, or empty for not at all.
 	Log string
+	// LogBegin is how the beginnings of connections are logged: text, json, or empty for not at all.
+	LogBegin string
 	// Of LogEvery connections one is logged; zero means each. LogRate bounds the lines of the load balancer on this node
-	// in a second; zero means no bound.
+	// in a second, of beginnings and ends each; zero means no bound.
 	LogEvery, LogRate int
 	// EndBackup resets the open connections of backup backends when another
 	// backend is marked up.

@@ -126,12 +126,16 @@ func connSettings(prefix string) []Setting {
 		{Key: prefix + "log", Type: String, Default: "off", Choices: []string{"off", "text", "json"},
 			Usage: "log each connection when it ends: off, text (as haproxy's tcplog) or json (user space)",
 			Why:   "off: the kernel's data planes see no end of a connection, and most ask for none"},
+		{Key: prefix + "logBegin", Type: String, Default: "off", Choices: []string{"off", "text", "json"},
+			Usage: "log each connection when it begins: off, text or json, in every data plane; needs nf_tables",
+			Why:   "off: the server is not known then, and most ask for none"},
 		{Key: prefix + "logEvery", Type: Int, Default: "1",
-			Usage: "with log, of so many connections one is logged",
+			Usage: "with log or logBegin, of so many connections one is logged",
 			Why:   "1, each: who asks for a log wants to find every client"},
 		{Key: prefix + "logRate", Type: Int, Default: "0",
-			Usage: "with log, lines in a second at most; further ones are counted and not written; 0: no limit",
-			Why:   "a reader that is slow holds up nobody, and what it loses is counted"},
+			Usage: "with log or logBegin, lines of each in a second at most; further ones are counted and not written; " +
+				"0: no limit",
+			Why: "a reader that is slow holds up nobody, and what it loses is counted"},
 		{Key: prefix + "allow[]", Type: List,
 			Usage: "client addresses or prefixes that may connect, in every data plane",
 			Why:   "none: everybody whom deny does not name"},
@@ -191,6 +195,9 @@ func (b *builder) loadBalancer(i int, name string, addPeers bool) LoadBalancerEn
 	}
 	lb.ConnectTimeout = b.duration(key("timeouts.connect"), time.Millisecond, 5*time.Minute)
 	lb.ConnOptions = b.connOptions(key)
+	if lb.ConnOptions.LogBegin != "" && len(lb.VIPs) == 0 {
+		b.bad(key("logBegin"), "is for virtual addresses, and %s is served on none; remove it, or write vips", lb.Name)
+	}
 	lb.MaxFails = b.int(key("maxFails"), 0, 1000)
 	lb.FailTimeout = b.duration(key("failTimeout"), 100*time.Millisecond, day)
 	lb.TryDown = b.text(key("whenAllDown")) == "try"
@@ -273,6 +280,9 @@ func (b *builder) connOptions(key func(string) string) balancer.ConnOptions {
 	if o.Log = b.text(key("log")); o.Log == "off" {
 		o.Log = ""
 	}
+	if o.LogBegin = b.text(key("logBegin")); o.LogBegin == "off" {
+		o.LogBegin = ""
+	}
 	o.LogRate = b.int(key("logRate"), 0, 1_000_000)
 	if every := b.int(key("logEvery"), 1, 1_000_000); every > 1 {
 		o.LogEvery = every
@@ -281,7 +291,7 @@ func (b *builder) connOptions(key func(string) string) balancer.ConnOptions {
 		key string
 		n   int
 	}{{"logEvery", o.LogEvery}, {"logRate", o.LogRate}} {
-		if bound.n > 0 && o.Log == "" {
+		if bound.n > 0 && o.Log == "" && o.LogBegin == "" {
 			b.bad(key(bound.key), "has no effect without a log; write log: text, or remove it")
 		}
 	}

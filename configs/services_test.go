@@ -33,6 +33,7 @@ loadBalancers:
   acceptProxyFrom: [192.0.2.0/24]
   sendProxy: v1
   log: json
+  logBegin: text
   logEvery: 10
   logRate: 11
   allow: [192.0.2.0/24]
@@ -59,7 +60,7 @@ loadBalancers:
 		ConnOptions: balancer.ConnOptions{
 			MaxConn: 1, Persistence: 6 * time.Second, ClientTimeout: 3 * time.Second, ServerTimeout: 4 * time.Second,
 			QueueTimeout: 5 * time.Second, Retries: 7, RequireTLS: time.Second, AcceptProxyFrom: net, SendProxy: "v1",
-			Log: "json", LogEvery: 10, LogRate: 11,
+			Log: "json", LogBegin: "text", LogEvery: 10, LogRate: 11,
 			Allow: net, Deny: []netip.Prefix{netip.MustParsePrefix("192.0.2.66/32")}, KeepDown: true, EndBackup: true,
 		},
 		Backends: []balancer.Backend{
@@ -216,13 +217,15 @@ func TestConnectionLog(t *testing.T) {
 		t.Errorf("%+v, %+v", c.LoadBalancers, c.Log)
 	}
 	for text, want := range map[string]string{
-		"log: {copy: stderr}":                                                        "log.copy: stderr is none of off, syslog, unix:/path",
-		"log: {connections: relative}":                                               "log.connections: relative is none of stderr, syslog, unix:/path",
-		"log: {connections: 'udp://host:514'}":                                       "udp://host:514 is no address and port; write udp://192.0.2.5:514",
-		"log: {connections: 'tcp:192.0.2.1:1'}":                                      "is no address and port; write tcp://192.0.2.5:514",
+		"log: {copy: stderr}":                   "log.copy: stderr is none of off, syslog, unix:/path",
+		"log: {connections: relative}":          "log.connections: relative is none of stderr, syslog, unix:/path",
+		"log: {connections: 'udp://host:514'}":  "udp://host:514 is no address and port; write udp://192.0.2.5:514",
+		"log: {connections: 'tcp:192.0.2.1:1'}": "is no address and port; write tcp://192.0.2.5:514",
+		"loadBalancers: [{port: 1, logBegin: text, bindToVip: false, backends: [192.0.2.21]}]": "logBegin: is for virtual " +
+			"addresses, and lb-1 is served on none; remove it, or write vips",
 		"loadBalancers: [{port: 1, logRate: 9, backends: [192.0.2.21]}]":             "logRate: has no effect without a log; write log: text",
 		"loadBalancers: [{port: 1, log: text, logEvery: 0, backends: [192.0.2.21]}]": "logEvery: 0 is not",
-		"log: {facility: local9}":                                                    "log.facility: local9 is not known; did you mean local",
+		"log: {facility: local9}": "log.facility: local9 is not known; did you mean local",
 		"loadBalancers: [{port: 1, log: text, dataPlane: nftables, backends: [192.0.2.21]}]": "log: is done by user space, " +
 			"but dataPlane is nftables; write dataPlane: auto or userspace, or remove it",
 	} {

@@ -109,6 +109,9 @@ func (s *Sink) add(l line) {
 // Skip counts a line that somebody did not want to be written.
 func (s *Sink) Skip() { s.skipped.Add(1) }
 
+// Lose counts lines that were lost before they came here.
+func (s *Sink) Lose(lines uint64) { s.dropped.Add(lines) }
+
 // Counts say what became of lines.
 type Counts struct {
 	// Dropped lines were lost because their reader was slow or gone; Skipped ones were more than were wanted.

@@ -138,7 +138,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 		Interfaces: n.interfaces(), Self: site.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
 		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers, Reached: n.recallWorkers(),
 		Grouped: n.group != nil, Report: func(t balancer.Target, err error) { n.balancer.Report(t, err) }, Log: log,
-		Files: files, Shortages: n.shortages, ConnLog: n.connections.Write, Unlogged: n.connections.Skip,
+		Files: files, Shortages: n.shortages, ConnLog: n.connections,
 	})
 	if err != nil {
 		return n, err
@@ -306,6 +306,7 @@ func (n *node) parts() []lifecycle.Part {
 		parts = append(parts,
 			lifecycle.Part{Name: "rules monitor", Run: n.followRules},
 			lifecycle.Part{Name: "resets", Run: n.followRefusals},
+			lifecycle.Part{Name: "beginnings", Run: n.planes.Begins.Run},
 		)
 	}
 	if n.wire != nil {

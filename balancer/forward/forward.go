@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"appliance/balancer"
+	"appliance/connlog"
 )
 
 // A PortRedirector redirects connections from one address to another on this host, those
@@ -69,8 +70,8 @@ type Forwarder struct {
 
 	mu       sync.Mutex // guards what is below; never held for long
 	services map[netip.AddrPort]*service
-	retired  []*service          // without listener, but with open connections
-	samplers map[string]*sampler // by load balancer: one for all of its frontends
+	retired  []*service                  // without listener, but with open connections
+	samplers map[string]*connlog.Sampler // by load balancer: one for all of its frontends
 }
 
 var (
@@ -82,7 +83,7 @@ var (
 func New(cfg Config) *Forwarder {
 	f := &Forwarder{
 		redirector: cfg.Redirector, report: cfg.Report, log: cfg.Log, unlogged: cfg.Unlogged, shortages: cfg.Shortages,
-		count: cfg.Loops, services: make(map[netip.AddrPort]*service), samplers: make(map[string]*sampler),
+		count: cfg.Loops, services: make(map[netip.AddrPort]*service), samplers: make(map[string]*connlog.Sampler),
 	}
 	if f.unlogged == nil {
 		f.unlogged = func() {}

@@ -5,9 +5,9 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
+
+	"appliance/connlog"
 )
 
 // An ending is why a connection ended: the two letters of haproxy's logs (its configuration manual, "Session state at
@@ -106,49 +106,11 @@ func (r *Record) line(format string) string {
 	return string(text)
 }
 
-// A sampler chooses which connections of a load balancer are logged.
-type sampler struct {
-	ended atomic.Uint64
-
-	mu     sync.Mutex
-	second int64 // in which lines were written last, in seconds of nanotime
-	lines  int   // in that second
-}
-
-// A judgement is whether a connection is logged.
-type judgement int
-
-const (
-	logged     judgement = iota
-	notItsTurn           // another one of LogEvery is logged
-	tooMany              // LogRate lines are there already
-)
-
-// judge judges a connection that ends at now, if one of every is logged, and at most rate in a second.
-func (s *sampler) judge(every, rate int, now int64) judgement {
-	if n := s.ended.Add(1) - 1; every > 1 && n%uint64(every) != 0 {
-		return notItsTurn
-	}
-	if rate <= 0 {
-		return logged
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if second := now / int64(time.Second); second != s.second {
-		s.second, s.lines = second, 0
-	}
-	if s.lines >= rate {
-		return tooMany
-	}
-	s.lines++
-	return logged
-}
-
 // sampler is the sampler of a load balancer. The caller holds Forwarder.mu.
-func (f *Forwarder) sampler(loadBalancer string) *sampler {
+func (f *Forwarder) sampler(loadBalancer string) *connlog.Sampler {
 	s := f.samplers[loadBalancer]
 	if s == nil {
-		s = new(sampler)
+		s = new(connlog.Sampler)
 		f.samplers[loadBalancer] = s
 	}
 	return s
@@ -166,10 +128,10 @@ func (c *conn) ended(why *ending) {
 	}
 	const ms = int64(time.Millisecond)
 	now := nanotime()
-	switch tb.sampler.judge(tb.options.LogEvery, tb.options.LogRate, now) {
-	case notItsTurn:
+	switch tb.sampler.Judge(tb.options.LogEvery, tb.options.LogRate, now) {
+	case connlog.NotItsTurn:
 		return
-	case tooMany:
+	case connlog.TooMany:
 		l.f.unlogged()
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"appliance/balancer"
+	"appliance/connlog"
 )
 
 // target is one backend of one service, with its counters.
@@ -80,7 +81,7 @@ type table struct {
 	tries        int   // dials for one client
 	persistence  *persistence
 	slots        []slot
-	sampler      *sampler // nil: nothing is logged
+	sampler      *connlog.Sampler // nil: nothing is logged
 	// proxies are the versions of the PROXY headers of those that get one.
 	proxies map[*target]string
 	lists   sync.Pool // of *lists, so that picking allocates nothing

@@ -15,6 +15,7 @@ const (
 	ACLTable            = "appliance_access"
 	ResetTable          = "appliance_refusals"
 	PreviousHolderTable = "appliance_handback"
+	LogTable            = "appliance_log"
 )
 
 // Ours are the tables that Cleanup removes and Monitor looks after.
@@ -27,6 +28,7 @@ func Ours() []Table {
 		{Family: nftables.TableFamilyINet, Name: MasqueradeTable},
 		{Family: nftables.TableFamilyINet, Name: RejectTable},
 		{Family: nftables.TableFamilyINet, Name: ACLTable},
+		{Family: nftables.TableFamilyINet, Name: LogTable},
 		{Family: nftables.TableFamilyIPv4, Name: PreviousHolderTable},
 		{Family: nftables.TableFamilyIPv6, Name: PreviousHolderTable},
 		{Family: nftables.TableFamilyIPv4, Name: ResetTable},

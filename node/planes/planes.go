@@ -21,6 +21,7 @@ import (
 	"appliance/manifest"
 	"appliance/nft"
 	"appliance/nft/direct"
+	"appliance/nft/nflog"
 	"appliance/nft/ruleset"
 	"appliance/pathprobe"
 )
@@ -41,10 +42,8 @@ type Config struct {
 	// Files is how many files clients may hold in user space. Shortages takes what user space is short of.
 	Files     int
 	Shortages *balancer.Shortages
-	// ConnLog takes the lines about connections in user space.
-	ConnLog func(line string)
-	// Unlogged is called for each line that was more than its load balancer wants.
-	Unlogged func()
+	// ConnLog takes the lines about connections.
+	ConnLog nflog.LineTaker
 	// Report takes what real connections saw of a backend.
 	Report func(balancer.Target, error)
 	Log    *slog.Logger
@@ -60,6 +59,7 @@ type Planes struct {
 	Prober   *pathprobe.EthernetProber
 	Refusals *nft.ResetMonitor   // of the kernel's planes that translate addresses
 	Handback *nft.PreviousHolder // nil unless Grouped
+	Begins   *nflog.BeginWatcher // which connections begin
 
 	// process and kernel are what Close closes, in this order.
 	process, kernel []io.Closer
@@ -69,7 +69,7 @@ type Planes struct {
 // Open chooses what keeps the kernel silent, and lists the data planes. It changes nothing on the host.
 func Open(c Config) (*Planes, error) {
 	user := forward.Config{
-		Report: c.Report, Log: c.ConnLog, Unlogged: c.Unlogged, Shortages: c.Shortages, Files: c.Files,
+		Report: c.Report, Log: c.ConnLog.Write, Unlogged: c.ConnLog.Skip, Shortages: c.Shortages, Files: c.Files,
 		Loops: min(runtime.GOMAXPROCS(0), maxLoops),
 	}
 	// Go's scheduler gets a place more for each loop: the group's timers must not wait for a loop that waits for clients,
@@ -81,7 +81,8 @@ func Open(c Config) (*Planes, error) {
 	sysctls := sysctlRoot()
 	if missing := nft.Available(); missing != nil {
 		c.Log.Warn("nf_tables is missing: "+
-			"sysctls keep the kernel silent, and user space forwards on the load balancers' own ports", "reason", missing)
+			"sysctls keep the kernel silent, user space forwards on the load balancers' own ports, and no beginnings of "+
+			"connections are logged", "reason", missing)
 		return userSpaceOnly(user, arp.NewSysctls(sysctls)), nil
 	}
 
@@ -98,6 +99,7 @@ func Open(c Config) (*Planes, error) {
 	user.Redirector = redirector
 	forwarder := forward.New(user)
 	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log, owner)
+	begins := nflog.New(owner, c.ConnLog, c.Log)
 	prober := pathprobe.New(pathprobe.Config{
 		Interfaces:    c.Interfaces,
 		Nodes:         c.Nodes,
@@ -119,15 +121,15 @@ func Open(c Config) (*Planes, error) {
 	})
 	p := &Planes{
 		List: []balancer.Plane{
-			countDirect(access.Guard(direct), direct),
-			countIPVS(access.Guard(refusals.Monitor(virtual, nft.RetryByIPVS)), virtual),
-			countNAT(access.Guard(refusals.Monitor(nat, nft.RetryByNAT)), nat),
-			forwarder,
+			countDirect(access.Guard(begins.Watch(direct)), direct),
+			countIPVS(access.Guard(begins.Watch(refusals.Monitor(virtual, nft.RetryByIPVS))), virtual),
+			countNAT(access.Guard(begins.Watch(refusals.Monitor(nat, nft.RetryByNAT))), nat),
+			begins.Watch(forwarder),
 		},
 		Silencer: silence{silencer, arp.NewIgnoreOnly(sysctls), c.Log, new(sync.Once)},
-		NFTables: true, Direct: direct, Prober: prober, Refusals: refusals,
+		NFTables: true, Direct: direct, Prober: prober, Refusals: refusals, Begins: begins,
 		// Planes are closed before the rules that they stand on.
-		process: []io.Closer{forwarder, redirector},
+		process: []io.Closer{forwarder, redirector, begins},
 		kernel:  []io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer},
 		owner:   owner,
 	}

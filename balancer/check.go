@@ -36,7 +36,13 @@ const (
 	CheckMySQL    = "mysql"
 	CheckPgSQL    = "pgsql"
 	CheckLDAP     = "ldap"
+
+	// CheckProgram runs Exec. Only a Checker that somebody else makes can do that.
+	CheckProgram = "program"
 )
+
+// MinProgramInter is the shortest time between two runs of a program: each is a process more.
+const MinProgramInter = time.Second
 
 // The defaults of a Check, which are in force where a field is zero. The
 // configuration file has the same.
@@ -99,6 +105,9 @@ type Check struct {
 	// the check introduces itself to smtp.
 	Steps       []CheckStep
 	User, Hello string
+
+	// Exec is a program with its arguments, which ends with 0 if the backend is healthy, and then User is who runs it.
+	Exec []string
 }
 
 // A CheckStep is one step of a conversation.
@@ -150,6 +159,8 @@ func (c Check) String() string {
 		text += " " + c.Method + " " + path
 	case c.Type == CheckExchange:
 		text += fmt.Sprintf(" of %d steps", len(c.Steps))
+	case c.Type == CheckProgram && len(c.Exec) > 0:
+		text += " " + c.Exec[0] // arguments may be secret
 	}
 	if c.Talks() && c.TLS.On {
 		text += " over TLS"
@@ -195,7 +206,11 @@ func (c Check) withDefaults() (Check, error) {
 	c.Inter = cmp.Or(c.Inter, DefaultInter)
 	c.Timeout = cmp.Or(c.Timeout, c.DefaultTimeout())
 	c.Rise, c.Fall = cmp.Or(c.Rise, DefaultRise), cmp.Or(c.Fall, DefaultFall)
-	c.FastInter = cmp.Or(c.FastInter, min(c.Inter, max(c.Inter/20, 50*time.Millisecond)))
+	shortest := 50 * time.Millisecond
+	if c.Type == CheckProgram {
+		shortest = MinProgramInter
+	}
+	c.FastInter = cmp.Or(c.FastInter, min(c.Inter, max(c.Inter/20, shortest)))
 	c.DownInter = cmp.Or(c.DownInter, c.Inter)
 	if c.Inter < 0 || c.Timeout < 0 || c.FastInter < 0 || c.DownInter < 0 || c.Rise < 0 || c.Fall < 0 {
 		return c, fmt.Errorf("check %s has a negative number: write a positive one or leave it out", c.Type)
@@ -233,8 +248,8 @@ func (t TLSOptions) PinHash() ([]byte, error) {
 	return hash, err
 }
 
-// at is the address at which b is checked.
-func (c Check) at(b Backend) netip.AddrPort {
+// At is the address at which b is checked.
+func (c Check) At(b Backend) netip.AddrPort {
 	host := b.Addr.Addr()
 	if c.Address.IsValid() {
 		host = c.Address
@@ -289,6 +304,9 @@ func NewChecker(c Check) (Checker, error) {
 	}
 	if c.Talks() {
 		return newTalkChecker(c)
+	}
+	if c.Type == CheckProgram {
+		return nil, errors.New("no program can be run for a check here; use another type")
 	}
 	return nil, fmt.Errorf("check type %q is unknown: use tcp, tls, http, https, exchange, redis, smtp, mysql, pgsql, "+
 		"ldap or none", c.Type)
@@ -345,7 +363,7 @@ func (t *talkChecker) Check(ctx context.Context, b Backend) error {
 func (c Check) connect(ctx context.Context, b Backend, over *tlsDialer) (net.Conn, error) {
 	ctx, cancel := withTimeout(ctx, c.Inter)
 	defer cancel()
-	at := c.at(b)
+	at := c.At(b)
 	conn, err := c.dial(ctx, at)
 	if err != nil || over == nil {
 		return conn, err
@@ -391,7 +409,7 @@ func (t TCP) Check(ctx context.Context, b Backend) error {
 			return err
 		},
 	}
-	conn, err := d.DialContext(ctx, "tcp", Check{Port: t.Port, Address: t.Address}.at(b).String())
+	conn, err := d.DialContext(ctx, "tcp", Check{Port: t.Port, Address: t.Address}.At(b).String())
 	if err != nil {
 		return dialError(err)
 	}

@@ -140,7 +140,7 @@ func (h *httpChecker) ask(ctx context.Context, b Backend, path string) (answer, 
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	req, err := h.request(ctx, h.check.at(b).String(), path)
+	req, err := h.request(ctx, h.check.At(b).String(), path)
 	if err != nil {
 		return answer{}, err
 	}

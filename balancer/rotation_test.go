@@ -310,6 +310,7 @@ func TestCheckInWords(t *testing.T) {
 		"none":                              {Type: CheckNone, Port: 8080},
 		"tcp at 192.0.2.99":                 {Type: CheckTCP, Address: host},
 		"redis over TLS at 192.0.2.99:6380": {Type: CheckRedis, Address: host, Port: 6380, TLS: TLSOptions{On: true}},
+		"program /bin/check at 192.0.2.99":  {Type: CheckProgram, Exec: []string{"/bin/check", "secret"}, Address: host},
 		"exchange of 2 steps":               {Type: CheckExchange, Steps: []CheckStep{{Send: "a"}, {Expect: "b"}}},
 	} {
 		if c, err := c.withDefaults(); err != nil || c.String() != want {

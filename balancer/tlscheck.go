@@ -37,7 +37,7 @@ func newTLSChecker(c Check) (*tlsChecker, error) {
 
 // Check implements Checker.
 func (t *tlsChecker) Check(ctx context.Context, b Backend) error {
-	at := t.check.at(b)
+	at := t.check.At(b)
 	conn, err := t.check.dial(ctx, at)
 	if err != nil {
 		return err

@@ -148,7 +148,7 @@ func checkLive(ctx context.Context, w io.Writer, cfg *configs.Config) error {
 	for _, lb := range cfg.LoadBalancers {
 		for _, b := range lb.Backends {
 			check := lb.CheckOf(b)
-			checker, err := balancer.NewChecker(check)
+			checker, err := node.NewChecker(check)
 			if err != nil {
 				return err
 			}

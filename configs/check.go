@@ -20,7 +20,7 @@ var checkTypes = []string{
 // talkingTypes are those that only load balancers' checks have.
 var talkingTypes = []string{
 	balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckMySQL, balancer.CheckPgSQL,
-	balancer.CheckLDAP,
+	balancer.CheckLDAP, balancer.CheckProgram,
 }
 
 // requestSettings are the keys below prefix that say what a check asks.
@@ -98,9 +98,13 @@ func talkSettings(prefix string) []Setting {
 		{Key: prefix + "steps[].matches", Type: String,
 			Usage: "a regular expression (RE2) that it must match (exchange)",
 			Why:   "none, as send"},
+		{Key: prefix + "exec[]", Type: List,
+			Usage: "a program and its arguments; exit code 0 means that the server is healthy (program)",
+			Why:   "none: a check needs no program"},
 		{Key: prefix + "user", Type: String,
-			Usage: "who logs in, without a password (mysql, pgsql)",
-			Why:   "none: mysql's greeting is enough, and pgsql needs a name"},
+			Usage: "who logs in, without a password (mysql, pgsql), or who runs the program (program)",
+			Why: "none: mysql's greeting is enough, and pgsql needs a name; " +
+				"a program runs as nobody where this process may change users"},
 		{Key: prefix + "helo", Type: String, Default: balancer.DefaultHello,
 			Usage: "how the check introduces itself: HELO name or EHLO name (smtp)",
 			Why:   "haproxy's; every server knows it"},
@@ -115,7 +119,7 @@ func checkSettings(prefix string) []Setting {
 	all := requestSettings(prefix, "check")
 	all[0].Choices = slices.Concat(checkTypes, talkingTypes)
 	all[0].Usage += "; exchange: what is sent is answered as expected; " +
-		"redis, smtp, mysql, pgsql, ldap: a server of that protocol answers"
+		"redis, smtp, mysql, pgsql, ldap: a server of that protocol answers; program: exec ends with 0"
 	all = append(all, talkSettings(prefix)...)
 	return append(all, []Setting{
 		{Key: prefix + "sendProxy", Type: String, Choices: []string{"v1", "v2"},
@@ -148,8 +152,15 @@ func (b *builder) check(prefix string) balancer.Check {
 	const shortest = 10 * time.Millisecond
 	c := b.checkRequest(prefix)
 	c.SendProxy = b.text(prefix + "sendProxy")
-	if c.Talks() {
+	switch {
+	case c.Talks():
 		b.talk(&c, prefix)
+	case c.Type == balancer.CheckProgram:
+		key := func(name string) string { return prefix + name }
+		c.Exec, c.User = b.program(key("exec")), b.user(key, "exec")
+		if len(c.Exec) == 0 {
+			b.missing(key("exec"), "is missing; write exec: [/path/of/a/program]")
+		}
 	}
 	c.Inter = b.duration(prefix+"inter", shortest, day)
 	c.FastInter = b.optionalDuration(prefix+"fastinter", shortest, day)
@@ -161,6 +172,7 @@ func (b *builder) check(prefix string) balancer.Check {
 		c.Timeout = c.DefaultTimeout()
 		b.show(prefix+"timeout", formatDuration(c.Timeout), Origin{})
 	}
+	b.limitRuns(c, prefix)
 	inter := formatDuration(c.Inter)
 	if c.Timeout > c.Inter && !c.Requests() && !c.Talks() {
 		b.bad(prefix+"timeout", "%s is longer than inter, %s, which only checks may be that wait for an answer; "+
@@ -179,6 +191,22 @@ func (b *builder) check(prefix string) balancer.Check {
 			c.Rise, formatDuration(slowest))
 	}
 	return c
+}
+
+// limitRuns refuses programs that run too often.
+func (b *builder) limitRuns(c balancer.Check, prefix string) {
+	if c.Type != balancer.CheckProgram {
+		return
+	}
+	for _, one := range []struct {
+		name  string
+		inter time.Duration
+	}{{"inter", c.Inter}, {"fastinter", c.FastInter}, {"downinter", c.DownInter}} {
+		if one.inter > 0 && one.inter < balancer.MinProgramInter {
+			b.bad(prefix+one.name, "%s is too often for a program, each run of which is a process more; write %s: 5s",
+				formatDuration(one.inter), one.name)
+		}
+	}
 }
 
 // ownCheckSettings are the keys of a backend's own check: those of checkSettings, and address.
@@ -389,9 +417,11 @@ func (b *builder) rejectIrrelevant(prefix, checkType string) {
 		types []string
 	}{
 		{"steps", []string{balancer.CheckExchange}}, {"helo", []string{balancer.CheckSMTP}},
-		{"user", []string{balancer.CheckMySQL, balancer.CheckPgSQL}},
+		{"user", []string{balancer.CheckMySQL, balancer.CheckPgSQL, balancer.CheckProgram}},
+		{"exec", []string{balancer.CheckProgram}},
 		{"tls.on", []string{balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckLDAP,
-			balancer.CheckTCP, balancer.CheckHTTP, balancer.CheckNone}}, // the last three take no tls at all
+			// These take no tls at all.
+			balancer.CheckTCP, balancer.CheckHTTP, balancer.CheckNone, balancer.CheckProgram}},
 	} {
 		if !slices.Contains(of.types, checkType) {
 			reject([]string{of.name}, of.types[0])
@@ -403,7 +433,7 @@ func (b *builder) rejectIrrelevant(prefix, checkType string) {
 	case balancer.CheckMySQL, balancer.CheckPgSQL:
 		reject(request, balancer.CheckHTTPS)
 		reject([]string{"tls"}, balancer.CheckTLS)
-	case balancer.CheckTCP:
+	case balancer.CheckTCP, balancer.CheckProgram:
 		reject(request, balancer.CheckHTTPS)
 		reject([]string{"tls", "sendProxy"}, balancer.CheckTLS)
 	case balancer.CheckTLS:

@@ -51,6 +51,8 @@ func TestOwnCheck(t *testing.T) {
 		"{headers: {X-C: d}, type: https, inter: 10s}": with(func(c *balancer.Check) {
 			c.Headers, c.Inter = []balancer.Header{{Name: "X-C", Value: "d"}}, 10*time.Second
 		}),
+		"{type: program, exec: [/bin/check, -v], user: www}": {Type: "program", Exec: []string{"/bin/check", "-v"}, User: "www",
+			Inter: 4 * time.Second, Timeout: 4 * time.Second, Rise: 2, Fall: 7},
 		"{type: tcp}": {Type: "tcp", Inter: 4 * time.Second, Timeout: 4 * time.Second, Rise: 2, Fall: 7},
 	} {
 		cfg, err := parse(own)
@@ -74,8 +76,15 @@ func TestOwnCheck(t *testing.T) {
 			"remove it, or write type: https",
 		"{type: tcp, sendProxy: v1}": "check.sendProxy: means nothing to a check of type tcp; remove it, or write type: tls",
 		"{address: web}":             "backends[1].check.address: web is a name, not an address; write the address",
-		"{fall: 0}":                  "backends[1].check.fall: 0 is not a number from 1 to 1000; write one",
-		"{pause: 1s}":                "backends[1].check.pause: is not a known key",
+		"{type: program}":            "check.exec: is missing; write exec: [/path/of/a/program]",
+		"{type: program, exec: [a]}": "check.exec[0]: a is not an absolute path; begin it with /",
+		"{type: program, exec: [/a], inter: 900ms}": "check.inter: 900ms is too often for a program, each run of which is " +
+			"a process more; write inter: 5s",
+		"{type: program, exec: [/a], fastinter: 1ms}":       "check.fastinter: 1ms is",
+		"{type: program, exec: [/a], tls: {verify: false}}": "check.tls: means nothing to a check of type program",
+		"{type: tcp, exec: [/a]}":                           "check.exec: means nothing to a check of type tcp; remove it, or write type: program",
+		"{fall: 0}":                                         "backends[1].check.fall: 0 is not a number from 1 to 1000; write one",
+		"{pause: 1s}":                                       "backends[1].check.pause: is not a known key",
 	} {
 		if _, err := parse(own); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", own, err, want)
@@ -144,7 +153,7 @@ func TestCheckRefused(t *testing.T) {
 	for _, tt := range []struct{ yaml, want string }{
 		{"{rise: 0}", "f:5: loadBalancers[0].check.rise: 0 is not a number from 1 to 1000; write one"},
 		{"{interval: 1s}", "f:5: loadBalancers[0].check.interval: is not a known key; did you mean inter?"},
-		{"{type: icmp}", "write tcp, tls, http, https, none, exchange, redis, smtp, mysql, pgsql or ldap"},
+		{"{type: icmp}", "write tcp, tls, http, https, none, exchange, redis, smtp, mysql, pgsql, ldap or program"},
 		{"{type: tcp, path: /x}", "check.path: means nothing to a check of type tcp; remove it, or write type: https"},
 		{"{type: http, tls: {verify: true}}", "check.tls: means nothing to a check of type http; " +
 			"remove it, or write type: https"},

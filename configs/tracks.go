@@ -43,9 +43,16 @@ type HookEntry struct {
 	Origin  Origin
 }
 
-// ProgramsOfOthers reports whether tracks or hooks run programs as another user than root, which takes capabilities.
+// ProgramsOfOthers reports whether checks, tracks or hooks run programs as another user than root, which takes
+// capabilities.
 func (c *Config) ProgramsOfOthers() bool {
 	other := func(exec []string, user string) bool { return len(exec) > 0 && user != "root" && user != "0" }
+	for _, lb := range c.LoadBalancers {
+		checks := func(be BackendEntry) bool { return be.Check != nil && other(be.Check.Exec, be.Check.User) }
+		if other(lb.Check.Exec, lb.Check.User) || slices.ContainsFunc(lb.Backends, checks) {
+			return true
+		}
+	}
 	return slices.ContainsFunc(c.Tracks, func(t TrackEntry) bool { return other(t.Exec, t.User) }) ||
 		slices.ContainsFunc(c.Hooks, func(h HookEntry) bool { return other(h.Exec, h.User) })
 }

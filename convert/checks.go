@@ -31,6 +31,9 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 	if len(c.Steps) > 0 {
 		f.Add("steps", list(c.Steps, stepFlow))
 	}
+	if len(c.Exec) > 0 {
+		f.Add("exec", list(c.Exec, draft.Scalar))
+	}
 	f.Word("user", c.User)
 	f.Word("helo", c.Helo)
 	f.Word("method", c.Method)

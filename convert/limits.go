@@ -32,7 +32,7 @@ func (p *plan) limitCheck(lb *draft.LB, c *draft.HealthCheck) {
 	case "none":
 		*c = draft.HealthCheck{Type: "none"}
 		return
-	case "tcp", "tls":
+	case "tcp", "tls", "program":
 		c.Method, c.Path, c.Host, c.Headers, c.Status, c.Contains, c.Matches = "", "", "", nil, nil, "", ""
 	}
 	if c.Talks() {

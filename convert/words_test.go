@@ -73,6 +73,22 @@ func TestWords(t *testing.T) {
 			[]string{"address: api.example.org"},
 		},
 		{
+			"a program as a check, as it is run there", convert.Keepalived,
+			"global_defs {\n  script_user checks\n}\nvirtual_server 192.0.2.10 6443 {\n  delay_loop 0.5\n  protocol TCP\n" +
+				"  real_server 192.0.2.11 6443 { MISC_CHECK { misc_path \"/usr/bin/check -a\"\n misc_timeout 3\n retry 2\n } }\n}\n",
+			[]string{"type: program\n    inter: 1s\n    fastinter: 1s\n", "fall: 3\n", "exec: [/usr/bin/check, \"-a\"]\n    user: checks\n",
+				"500ms between two runs became 1s", "misc_timeout became 1s"},
+			nil,
+		},
+		{
+			"programs that no check runs", convert.Keepalived,
+			"virtual_server 192.0.2.10 6443 {\n  protocol TCP\n" +
+				"  real_server 192.0.2.11 6443 { MISC_CHECK { misc_path \"/usr/bin/check | grep ok\"\n } }\n" +
+				"  real_server 192.0.2.12 6443 { MISC_CHECK { misc_path /usr/bin/check\n misc_dynamic\n } }\n}\n",
+			[]string{"MISC_CHECK: is for a shell", "gives the server a weight", "type: tcp"},
+			[]string{"exec:"},
+		},
+		{
 			"connections are logged where a log is named and tcplog says so", convert.HAProxy,
 			"global\n  log 192.0.2.5:1514 len 4096 local3 info\ndefaults\n  log global\n  option tcplog\n" + haproxyListen +
 				haproxyServers + "listen b\n  no log\n  bind 192.0.2.10:80\n  server a 192.0.2.11:80\n",

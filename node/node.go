@@ -155,7 +155,7 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 	n.trials = proving.New(n.proving())
 	n.balancer, err = balancer.New(balancer.Config{
 		Planes: n.planes.List, LoadBalancers: first.LoadBalancers, Prover: n.trials,
-		OnEvent: n.balanced, OnCheck: n.observer.Metrics.Checked, Shortages: n.shortages, Log: log,
+		Checker: NewChecker, OnEvent: n.balanced, OnCheck: n.observer.Metrics.Checked, Shortages: n.shortages, Log: log,
 	})
 	return n, err
 }

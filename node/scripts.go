@@ -30,11 +30,11 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		}
 	}
 	for i, lb := range cfg.LoadBalancers {
-		_, err := balancer.NewChecker(lb.Check)
+		err := openCheck(lb.Check)
 		note(lb.Origin, fmt.Sprintf("loadBalancers[%d].check", i), err)
 		for _, b := range lb.Backends {
 			if b.Check != nil {
-				_, err := balancer.NewChecker(*b.Check)
+				err := openCheck(*b.Check)
 				note(b.Origin, fmt.Sprintf("loadBalancers[%d].backends.check", i), err)
 			}
 		}
@@ -69,6 +69,42 @@ func openPrograms(cfg *configs.Config) (opened programs, err error) {
 		opened.hooks = append(opened.hooks, h)
 	}
 	return opened, errors.Join(problems...)
+}
+
+// openCheck says what is wrong with the files or the program of a check.
+func openCheck(c balancer.Check) error {
+	if c.Type == balancer.CheckProgram {
+		_, err := script.Open(c.Exec, c.User)
+		return err
+	}
+	_, err := balancer.NewChecker(c)
+	return err
+}
+
+// NewChecker is balancer.NewChecker, and knows programs too.
+func NewChecker(c balancer.Check) (balancer.Checker, error) {
+	if c.Type != balancer.CheckProgram {
+		return balancer.NewChecker(c)
+	}
+	// A file that cannot be run now is looked at again with each run, whose error then says so.
+	p, err := script.Open(c.Exec, c.User)
+	if p == nil {
+		return nil, err
+	}
+	return programChecker{c, p}, nil
+}
+
+// programChecker asks an operator's program about a backend.
+type programChecker struct {
+	check   balancer.Check
+	program *script.Program
+}
+
+// Check implements balancer.Checker.
+func (p programChecker) Check(ctx context.Context, b balancer.Backend) error {
+	at := p.check.At(b)
+	return p.program.Run(ctx, "APPLIANCE_BACKEND="+b.String(), "APPLIANCE_ADDRESS="+at.Addr().String(),
+		fmt.Sprintf("APPLIANCE_PORT=%d", at.Port()))
 }
 
 // placed is an error with its place in the configuration.

@@ -166,6 +166,7 @@ type HealthCheck struct {
 	Verify                               string // "", "true", "false"
 	CAFile, ServerName                   string
 	CertFile, KeyFile                    string
+	Exec                                 []string // a program's path and arguments, which User runs
 	// Steps, User and Helo are for the types that talk, OverTLS that they do so over TLS.
 	Steps      []SpokenStep
 	User, Helo string

@@ -54,6 +54,68 @@ func (v *virtualServer) readCheck(l draft.Line) {
 	}
 }
 
+// program reads a MISC_CHECK, or returns nil if none can be made of it.
+func (v *virtualServer) program(l draft.Line) *draft.HealthCheck {
+	c := &v.Check
+	retry := v.usual.Fall.Set
+	*c = v.usualCheck("program")
+	// Its own defaults: the delay_loop, and no retry (check_misc.c).
+	if c.Timeout, c.User = (draft.Span{}), v.user; !retry {
+		c.Fall = draft.Number{Value: 1, Set: true}
+	}
+	if !v.usual.FastInter.Set {
+		c.FastInter = draft.Span{}
+	}
+	why, weighs := "names no program", false
+	lines := l.Lines(v.LB, l.Body)
+	for _, line := range lines {
+		switch line.Words[0] {
+		case "misc_path":
+			c.Exec, why = command(line.Words[1:])
+		case "misc_dynamic":
+			weighs = true
+		}
+	}
+	if weighs {
+		why = "gives the server a weight, which no check does here"
+	}
+	if why != "" {
+		l.NoteAll(false, why+", so it "+isOtherCheck)
+		return nil
+	}
+	for _, line := range lines {
+		switch line.Words[0] {
+		case "misc_path":
+		case "misc_timeout":
+			line.Span(units, line.Arg(1), draft.MinInter, draft.MaxInter, &c.Timeout)
+		case "user":
+			c.User = readUser(line, line.Arg(1))
+		default:
+			v.checkLine(line)
+		}
+	}
+	for _, span := range []*draft.Span{&c.Timeout, &c.FastInter} { // what the delay_loop is
+		if !span.Set {
+			*span = c.Inter
+		}
+	}
+	const shortest = time.Second // our loader's
+	for _, span := range []*draft.Span{&c.Inter, &c.FastInter} {
+		if span.Set && span.Value < shortest {
+			l.Advise("%s between two runs became %s", draft.Short(span.Value), draft.Short(shortest))
+			span.Value = shortest
+		}
+	}
+	if limitTimeout(c) {
+		l.Advise("misc_timeout became %s, the delay_loop: checks of one server do not overlap", draft.Short(c.Inter.Value))
+	}
+	if c.User == "" {
+		l.Advise(noUser)
+	}
+	own := *c
+	return &own
+}
+
 // usualHelo is the name that keepalived gives where helo_name says none (its check_smtp.c).
 const usualHelo = "smtpchecker.keepalived.org"
 
@@ -94,9 +156,9 @@ func (v *virtualServer) usualCheck(kind string) draft.HealthCheck {
 	return c
 }
 
-// limitTimeout keeps the timeout of a tcp check within its interval, and reports whether somebody has to know.
+// limitTimeout keeps the timeout of a check that waits for no answer within its interval, and reports whether somebody has to know.
 func limitTimeout(c *draft.HealthCheck) bool {
-	if c.Type != "tcp" || c.Timeout.Value <= c.Inter.Value {
+	if c.Type != "tcp" && c.Type != "program" || c.Timeout.Value <= c.Inter.Value {
 		return false
 	}
 	c.Timeout.Value = c.Inter.Value

@@ -266,6 +266,14 @@ func (v *virtualServer) realServer(l draft.Line) {
 			v.readCheck(line)
 			check := v.Check
 			srv.Check = &check
+		case "MISC_CHECK":
+			if checks++; checks > 1 {
+				line.NoteAll(false, "a second check of one server is not made")
+				continue
+			}
+			if srv.Check = v.program(line); srv.Check == nil && v.other.Line == 0 {
+				v.other = line
+			}
 		case "notify_up":
 			v.notify(line, "backend-up")
 		case "notify_down":
@@ -294,10 +302,13 @@ func (v *virtualServer) realServer(l draft.Line) {
 
 // serverRemarks are the keywords of a real_server that are noted and nothing else.
 var serverRemarks = draft.NewRemarks(
-	draft.Remark{Keywords: "MISC_CHECK DNS_CHECK BFD_CHECK UDP_CHECK PING_CHECK FILE_CHECK",
-		Text: "is not made here; what stands in check below is made instead, which may say less: " +
-			"write check: {type: tcp, tls, http or https}"},
+	draft.Remark{Keywords: "DNS_CHECK BFD_CHECK UDP_CHECK PING_CHECK FILE_CHECK",
+		Text: isOtherCheck},
 )
+
+// isOtherCheck is what becomes of a check that cannot be made.
+const isOtherCheck = "is not made here; what stands in check below is made instead, which may say less: " +
+	"write check: {type: tcp, tls, http or https}"
 
 // notify reads a script that follows a change of a server's state.
 func (v *virtualServer) notify(l draft.Line, on string) {

@@ -98,6 +98,15 @@ func talkSettings(prefix string) []Setting {
 		{Key: prefix + "steps[].matches", Type: String,
 			Usage: "a regular expression (RE2) that it must match (exchange)",
 			Why:   "none, as send"},
+		{Key: prefix + "steps[].absent", Type: String,
+			Usage: "a text that must not be in what comes until the server closes the connection (exchange)",
+			Why:   "none, as send"},
+		{Key: prefix + "steps[].absentHex", Type: String,
+			Usage: "the same as bytes, in hexadecimal (exchange)",
+			Why:   "none, as send"},
+		{Key: prefix + "steps[].mismatches", Type: String,
+			Usage: "a regular expression (RE2) that it must not match until then (exchange)",
+			Why:   "none, as send"},
 		{Key: prefix + "exec[]", Type: List,
 			Usage: "a program and its arguments; exit code 0 means that the server is healthy (program)",
 			Why:   "none: a check needs no program"},
@@ -347,12 +356,18 @@ func (b *builder) steps(key string) (steps []balancer.CheckStep) {
 		read("expect", &one.Expect)
 		read("expectHex", &one.Expect)
 		read("matches", &one.Matches)
+		read("absent", &one.Absent)
+		read("absentHex", &one.Absent)
+		read("mismatches", &one.Mismatches)
 		if said != 1 {
-			b.bad(at, "says %d things; write one of send, sendHex, expect, expectHex and matches in each step", said)
+			b.bad(at, "says %d things; write one of send, sendHex, expect, expectHex, matches, absent, absentHex and "+
+				"mismatches in each step", said)
 		}
-		if _, err := regexp.Compile(one.Matches); err != nil {
-			b.bad(at+".matches", "%s is not a regular expression of RE2 (%s); correct it, or write expect",
-				printable(one.Matches), printable(err.Error()))
+		for name, pattern := range map[string]string{"matches": one.Matches, "mismatches": one.Mismatches} {
+			if _, err := regexp.Compile(pattern); err != nil { // one of the two is empty
+				b.bad(at+"."+name, "%s is not a regular expression of RE2 (%s); correct it, or write expect or absent",
+					printable(pattern), printable(err.Error()))
+			}
 		}
 		steps = append(steps, one)
 	}

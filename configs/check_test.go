@@ -248,7 +248,8 @@ func TestTalkingChecks(t *testing.T) {
 		{"{type: smtp, helo: mx}", "check.helo: mx is no greeting; write HELO name or EHLO name"},
 		{"{type: smtp, helo: 'HELO a b'}", "check.helo: HELO a b is no greeting"},
 		{"{type: exchange}", "check.steps: has 0 steps; write from 1 to 50"},
-		{"{type: exchange, steps: [{}]}", "check.steps[0]: says 0 things; write one of send, sendHex"},
+		{"{type: exchange, steps: [{}]}", "check.steps[0]: says 0 things; write one of send, sendHex, expect, expectHex, matches, " +
+			"absent, absentHex and mismatches"},
 		{"{type: exchange, steps: [{send: a, expect: b}]}", "check.steps[0]: says 2 things"},
 		{"{type: exchange, steps: [{sendHex: 0g}]}", "check.steps[0].sendHex: 0g is not hexadecimal"},
 		{"{type: exchange, steps: [{matches: '('}]}", "check.steps[0].matches: ( is not a regular expression"},

@@ -72,7 +72,7 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 func stepFlow(one draft.SpokenStep) string {
 	var f draft.Flow
 	isOdd := func(r rune) bool { return !strconv.IsPrint(r) && !strings.ContainsRune("\r\n\t", r) }
-	if one.Key != "matches" && (!utf8.ValidString(one.Bytes) || strings.ContainsFunc(one.Bytes, isOdd)) {
+	if one.Key != "matches" && one.Key != "mismatches" && (!utf8.ValidString(one.Bytes) || strings.ContainsFunc(one.Bytes, isOdd)) {
 		f.Add(one.Key+"Hex", draft.Scalar(hex.EncodeToString([]byte(one.Bytes))))
 	} else {
 		f.Word(one.Key, one.Bytes)

@@ -21,6 +21,10 @@ type TalkStep struct {
 	Expect string
 	// Matches is a regular expression (RE2) that what arrives has to match.
 	Matches string
+	// Absent must not be in what arrives, and Mismatches is a regular expression that it must not match, until the server
+	// has closed the connection, or MaxReceived bytes are there: haproxy's expect with an exclamation mark. A server that
+	// sends nothing at all does not pass.
+	Absent, Mismatches string
 }
 
 // A Script is a conversation that may be held many times, also concurrently.
@@ -32,6 +36,8 @@ type step struct {
 	send  []byte
 	judge func(got []byte) (done bool, err error)
 	waits string // for what, for people
+	// untilEnd has the server's end of the connection, and a full buffer, end the step well.
+	untilEnd bool
 }
 
 // An OtherProtocol is the answer of a server that speaks something else.
@@ -43,22 +49,38 @@ func (f *OtherProtocol) Error() string { return f.Saw }
 func New(steps []TalkStep) (*Script, error) {
 	s := new(Script)
 	for i, one := range steps {
-		switch {
-		case one.Send != "" && one.Expect == "" && one.Matches == "":
-			s.steps = append(s.steps, sends(one.Send))
-		case one.Expect != "" && one.Send == "" && one.Matches == "":
-			s.steps = append(s.steps, step{waits: fmt.Sprintf("%q", one.Expect), judge: func(got []byte) (bool, error) {
-				return bytes.Contains(got, []byte(one.Expect)), nil
-			}})
-		case one.Matches != "" && one.Send == "" && one.Expect == "":
-			re, err := regexp.Compile(one.Matches)
+		said := 0
+		for _, text := range []string{one.Send, one.Expect, one.Matches, one.Absent, one.Mismatches} {
+			if text != "" {
+				said++
+			}
+		}
+		if said != 1 {
+			return nil, fmt.Errorf("step %d: write what is sent or what is expected, one of the two", i+1)
+		}
+		text, pattern := []byte(one.Expect+one.Absent), one.Matches+one.Mismatches
+		has := func(got []byte) bool { return bytes.Contains(got, text) }
+		what := fmt.Sprintf("%q", text)
+		if pattern != "" {
+			re, err := regexp.Compile(pattern)
 			if err != nil {
 				return nil, fmt.Errorf("step %d: %w; write a regular expression of RE2", i+1, err)
 			}
-			s.steps = append(s.steps, step{waits: fmt.Sprintf("what matches %q", one.Matches),
-				judge: func(got []byte) (bool, error) { return re.Match(got), nil }})
+			has, what = re.Match, fmt.Sprintf("what matches %q", pattern)
+		}
+		switch {
+		case one.Send != "":
+			s.steps = append(s.steps, sends(one.Send))
+		case one.Absent != "" || one.Mismatches != "":
+			s.steps = append(s.steps, step{waits: "the end of the connection", untilEnd: true,
+				judge: func(got []byte) (bool, error) {
+					if has(got) {
+						return false, fmt.Errorf("answers %s, which has %s", quote(got), what)
+					}
+					return false, nil
+				}})
 		default:
-			return nil, fmt.Errorf("step %d: write what is sent or what is expected, one of the two", i+1)
+			s.steps = append(s.steps, step{waits: what, judge: func(got []byte) (bool, error) { return has(got), nil }})
 		}
 	}
 	return s, nil
@@ -86,6 +108,9 @@ func (s *Script) Run(conn io.ReadWriter) error {
 			if done {
 				break
 			}
+			if len(got) >= MaxReceived && one.untilEnd {
+				break
+			}
 			if len(got) >= MaxReceived {
 				return fmt.Errorf("answers %s, and %d bytes without %s", quote(got), MaxReceived, one.waits)
 			}
@@ -93,6 +118,12 @@ func (s *Script) Run(conn io.ReadWriter) error {
 			got = append(got, buf[:n]...)
 			if n > 0 {
 				continue
+			}
+			if errors.Is(err, io.EOF) && one.untilEnd {
+				if len(got) == 0 {
+					return errors.New("closes the connection without a word")
+				}
+				break
 			}
 			if err != nil {
 				return unanswered(got, one.waits, err)

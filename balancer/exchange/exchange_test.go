@@ -194,6 +194,15 @@ func TestSteps(t *testing.T) {
 			`answers "role:slave\n" and closes the connection, without what matches "^role:master"`},
 		{"without an end", []TalkStep{{Expect: "x"}}, []turn{{"", strings.Repeat("y", MaxReceived+1)}},
 			"and 16384 bytes without"},
+		// As haproxy 2.6 judges them for expect ! string and ! rstring.
+		{"absent", []TalkStep{{Absent: "-ERR"}, {Expect: "+OK"}}, []turn{{"", "+OK hello\r\n"}}, ""},
+		{"not absent", []TalkStep{{Absent: "-ERR"}}, []turn{{"", "a\r\n-ERR no\r\n"}},
+			`answers "a\r\n-ERR no\r\n", which has "-ERR"`},
+		{"absent where nothing comes", []TalkStep{{Absent: "-ERR"}}, nil,
+			"closes the connection without a word"},
+		{"mismatches", []TalkStep{{Mismatches: "^-"}}, []turn{{"", "+OK -\r\n"}}, ""},
+		{"does not mismatch", []TalkStep{{Mismatches: "^-"}}, []turn{{"", "-OK\r\n"}}, `which has what matches "^-"`},
+		{"absent from more than is read", []TalkStep{{Absent: "x"}}, []turn{{"", strings.Repeat("y", MaxReceived+1)}}, ""},
 		{"bytes", []TalkStep{{Send: "\x00\xff"}, {Expect: "\xfe\x00"}}, []turn{{"\x00\xff", "\x01\xfe\x00"}}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -213,7 +222,7 @@ func TestSteps(t *testing.T) {
 		})
 	}
 	for _, steps := range [][]TalkStep{
-		{{}}, {{Send: "a", Expect: "b"}}, {{Matches: "("}}, {{Send: "a"}, {Expect: "a", Matches: "b"}},
+		{{}}, {{Send: "a", Expect: "b"}}, {{Matches: "("}}, {{Mismatches: "("}}, {{Absent: "a", Expect: "b"}}, {{Send: "a"}, {Expect: "a", Matches: "b"}},
 	} {
 		if _, err := New(steps); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("step %d", len(steps))) {
 			t.Errorf("%v: error %v", steps, err)
@@ -230,6 +239,14 @@ func TestSilence(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	client, server := pair(t)
+	io.WriteString(server, "+OK\r\n")
+	client.SetDeadline(time.Now().Add(100 * time.Millisecond))
+	if s, err := New([]TalkStep{{Absent: "-ERR"}}); err != nil {
+		t.Error(err)
+	} else if err := s.Run(client); err == nil || !strings.Contains(err.Error(), "and not the end of the connection in time") {
+		t.Errorf("error %v", err)
+	}
+	client, server = pair(t)
 	io.WriteString(server, "220-")
 	client.SetDeadline(time.Now().Add(100 * time.Millisecond))
 	if err := SMTP("HELO a").Run(client); err == nil || !strings.Contains(err.Error(), "the greeting in time") {

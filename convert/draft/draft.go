@@ -181,7 +181,8 @@ func (c HealthCheck) Talks() bool {
 // Waits reports whether a check waits for an answer.
 func (c HealthCheck) Waits() bool { return c.Type == "http" || c.Type == "https" || c.Talks() }
 
-// A SpokenStep is one step of a conversation: Key is send, expect or matches, and Bytes what.
+// A SpokenStep is one step of a conversation: Key is send, expect, matches, absent or mismatches, and
+// Bytes what.
 type SpokenStep struct{ Key, Bytes string }
 
 // An AdminEntry is where the state is shown.

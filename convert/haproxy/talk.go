@@ -107,8 +107,16 @@ func (p *proxy) tcpCheck(l draft.Line) {
 	case "comment", "set-var", "set-var-fmt", "unset-var":
 		l.Moot("changes nothing of what a check asks for")
 	case "expect":
-		words := l.Words[2:]
+		words, not, least := l.Words[2:], false, false
 		for len(words) > 1 {
+			if words[0] == "!" {
+				words, not = words[1:], true
+				continue
+			}
+			if not && least { // it is judged before all has come
+				c.lacks(l, "expects what steps cannot say")
+				return
+			}
 			switch w := words[0]; w {
 			case "comment", "ok-status", "error-status", "tout-status", "on-success", "on-error", "status-code":
 				words = words[2:]
@@ -118,18 +126,19 @@ func (p *proxy) tcpCheck(l draft.Line) {
 					c.lacks(l, "waits for a number of bytes")
 					return
 				}
+				least = words[1] == "0"
 				words = words[2:]
 				continue
 			case "string":
-				add("expect", words[1])
+				add(keyOf("expect", not), words[1])
 			case "binary":
-				binary("expect", words[1])
+				binary(keyOf("expect", not), words[1])
 			case "rstring":
 				if !draft.ReadRegexp(words[1]) {
 					c.lacks(l, draft.NoRegexp)
 					return
 				}
-				add("matches", draft.TailRegexp(words[1]))
+				add(keyOf("matches", not), draft.TailRegexp(words[1]))
 			default:
 				c.lacks(l, "expects what steps cannot say")
 			}
@@ -139,6 +148,14 @@ func (p *proxy) tcpCheck(l draft.Line) {
 	default:
 		l.Note(draft.IsUnknown)
 	}
+}
+
+// keyOf is the key of a step that expects something, or with not the opposite.
+func keyOf(key string, not bool) string {
+	if not {
+		return map[string]string{"expect": "absent", "matches": "mismatches"}[key]
+	}
+	return key
 }
 
 // tcpConnect reads tcp-check connect [default] [port x] [ssl] [sni x] [send-proxy] [linger] [alpn x].

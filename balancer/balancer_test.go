@@ -254,6 +254,7 @@ func TestStatusAsJSON(t *testing.T) {
   ],
   "repairs": 0,
   "queued": 3,
+  "check": "tcp",
   "backends": [
    {
     "name": "cp1",

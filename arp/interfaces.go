@@ -190,7 +190,7 @@ func AddrsOn(names ...string) ([]netip.Addr, error) {
 		return nil, err
 	}
 	on := make(map[int]bool)
-	for _, name := range names {
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(names))) { // many VIPs have the same
 		// One by one: a host of containers has thousands, and this is called often.
 		l, err := netlink.LinkByName(name)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {

@@ -86,8 +86,15 @@ func header(l draft.Line, c *draft.HealthCheck, name, value string) {
 	}
 }
 
-// httpCheck reads the http-check lines.
+// httpCheck reads the http-check lines. They are steps: what comes after a second request is about its answer.
 func (p *proxy) httpCheck(l draft.Line) {
+	if what := l.Arg(1); p.asks && (what == "send" || what == "connect") {
+		p.asksMore = true
+	}
+	if p.asksMore {
+		l.Note("a check asks once; this is of a second request, which is not made")
+		return
+	}
 	switch l.Arg(1) {
 	case "":
 		l.Note("says nothing")
@@ -129,10 +136,6 @@ func (p *proxy) httpConnect(l draft.Line) {
 
 // httpSend reads http-check send [meth x] [uri x] [hdr name value] ...
 func (p *proxy) httpSend(l draft.Line) {
-	if p.asks {
-		l.Note("a check asks once; this second request is not made")
-		return
-	}
 	p.asks = true
 	c := &p.ask
 	for i := 2; i < len(l.Words); i++ {
@@ -157,6 +160,9 @@ func (p *proxy) httpSend(l draft.Line) {
 	path(l, c)
 }
 
+const oneExpect = "a line before expects another of that kind, and both have to be there; a check expects one: " +
+	"write check: {expect: {matches: ...}} that fits both"
+
 // expect reads http-check expect; words are those after it.
 func (p *proxy) expect(l draft.Line, words []string) {
 	if len(words) < 2 || words[0] == "!" {
@@ -169,6 +175,10 @@ func (p *proxy) expect(l draft.Line, words []string) {
 	value := strings.Join(words[1:], " ")
 	switch words[0] {
 	case "status":
+		if p.ask.Status != nil {
+			l.Note(oneExpect)
+			return
+		}
 		status, ok := draft.ReadStatus(value)
 		if !ok {
 			l.Note(draft.NoStatuses)
@@ -177,8 +187,16 @@ func (p *proxy) expect(l draft.Line, words []string) {
 		p.ask.Status = status
 		p.expects = true
 	case "string":
+		if p.ask.Contains != "" {
+			l.Note(oneExpect)
+			return
+		}
 		p.ask.Contains, p.expects = value, true
 	case "rstring":
+		if p.ask.Matches != "" {
+			l.Note(oneExpect)
+			return
+		}
 		if !draft.ReadRegexp(value) {
 			l.Note(draft.NoRegexp)
 			return

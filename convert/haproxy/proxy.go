@@ -25,6 +25,10 @@ type proxy struct {
 	talk                 conversation
 	ask                  draft.HealthCheck
 	expects, allBackups  bool
+	asksMore             bool // a second request has begun
+	// sticks are the lines by which a client keeps its server, by its address or, with onlyOne, as all others do; table
+	// are those of the table, which alone keep nobody anywhere.
+	sticks, onlyOne, table []draft.Line
 	// logs means that a log is named; tcplog is the option.
 	logs   bool
 	tcplog syntax.Statement
@@ -117,6 +121,7 @@ func newProxy(d *draft.Draft, s section) *proxy {
 		p.Client, p.Server = p.tunnel, p.tunnel
 	}
 	p.access()
+	p.sticky()
 	p.logged(d)
 	p.OneBackup = !p.allBackups
 	if s.Words[0] != "frontend" {
@@ -463,30 +468,45 @@ func (p *proxy) no(l draft.Line) {
 func (p *proxy) useBackend(l draft.Line) { p.uses = append(p.uses, l) }
 
 func (p *proxy) stick(l draft.Line) {
-	by := l.Arg(1)
-	ours := by == "on" && len(l.Words) == 3 || by == "match" || by == "store-request"
-	if !ours || l.Arg(2) != "src" {
+	by, what := l.Arg(1), l.Arg(2)
+	plain := len(l.Words) == 3 && (by == "on" || by == "match" || by == "store-request")
+	isConstant := what == "dst" || strings.HasPrefix(what, "int(") || strings.HasPrefix(what, "str(")
+	switch {
+	case plain && what == "src":
+		p.sticks = append(p.sticks, l)
+	case plain && isConstant && by != "store-request":
+		p.onlyOne = append(p.onlyOne, l)
+	case plain && isConstant: // says the same as the line that matches
+	default:
 		l.Note(stickyByAddress)
-		return
 	}
-	if !p.Persistence.Set { // the table may say how long
+}
+
+// sticky says who keeps a server, once all lines are read.
+func (p *proxy) sticky() {
+	switch {
+	case len(p.onlyOne) > 0: // as databases with one writer have it
+		p.Scheduler, p.Persistence = "first", draft.Span{}
+		p.onlyOne[0].Advise("keeps all clients on one server; became scheduler: first, which does too, and goes back to " +
+			"the first server when that is well again")
+	case len(p.sticks) == 0:
+		p.Persistence = draft.Span{}
+		for _, l := range p.table {
+			l.Note("keeps nobody on a server, because no stick line says so, and connections are not counted")
+		}
+	case !p.Persistence.Set: // the table may say how long
 		p.Persistence = draft.Span{Value: defaultPersistence, Set: true}
+		if len(p.table) > 0 {
+			p.table[0].Advise("never forgets a client; became persistence: %s", draft.Short(defaultPersistence))
+		}
 	}
 }
 
 const stickyByAddress = "clients stick by their address only; write persistence: 30m"
 
 func (p *proxy) stickTable(l draft.Line) {
-	for i, w := range l.Words {
-		if w == "type" && l.Arg(i+1) != "ip" && l.Arg(i+1) != "ipv6" {
-			l.Note(stickyByAddress)
-			return
-		}
-	}
+	p.table = append(p.table, l)
 	if i := slices.Index(l.Words, "expire"); i >= 0 {
 		l.Span(units, l.Arg(i+1), draft.MinPersistence, draft.MaxSticky, &p.Persistence)
-		return
 	}
-	p.Persistence = draft.Span{Value: defaultPersistence, Set: true}
-	l.Advise("never forgets a client; became persistence: %s", draft.Short(defaultPersistence))
 }

@@ -296,6 +296,14 @@ func (p *proxy) access() {
 	for _, l := range p.proxyLines {
 		p.expectProxy(l)
 	}
+	if p.AcceptProxy {
+		for _, l := range p.ruleLines {
+			if stages[l.stage] == "connection" && len(l.Words) > 3 {
+				p.refuse("%s looks at who sends the PROXY header, while allow and deny look at the client that it names: "+
+					"write acceptProxyFrom with the senders, and let nobody else reach the port", l.Place)
+			}
+		}
+	}
 	p.rules = make([][]draft.AccessRule, len(stages))
 	decided := make([]bool, len(stages)) // every client is accepted or refused already
 	seen := map[string]bool{}

@@ -203,6 +203,7 @@ type TrackDraft struct {
 	Rise, Fall     Number
 	Weight         Number
 	Used           bool
+	Reverse        bool // it fails when its program succeeds
 }
 
 // A HookDraft is a program that is told of an event.

@@ -39,6 +39,12 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			instances = append(instances, readInstance(d, st, usual))
 		case "vrrp_sync_group":
 			for _, line := range d.Lines(nil, l.Body) {
+				if line.Words[0] == "track_script" {
+					for _, name := range line.Lines(nil, line.Body) {
+						useScript(name)
+					}
+					continue
+				}
 				if line.Words[0] != "group" { // all virtual addresses have one holder
 					readNotify(line, usual, "GROUP", st.Arg(1))
 					continue
@@ -69,7 +75,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			d.NoteAll(nil, t.Statement, true, "no track_script names it")
 		}
 	}
-	d.Tracks = slices.DeleteFunc(d.Tracks, func(t *draft.TrackDraft) bool { return !t.Used })
+	d.Tracks = slices.DeleteFunc(d.Tracks, func(t *draft.TrackDraft) bool { return !t.Used || t.Reverse })
 	for _, name := range slices.Sorted(maps.Keys(groups)) {
 		if !used[name] {
 			d.NoteAll(nil, groups[name], true, "no virtual_server uses it")

@@ -43,7 +43,7 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 	v := &virtualServer{LB: &draft.LB{Statement: st.Head(), Lines: st.Body, LVS: true}, user: user}
 	switch st.Arg(1) {
 	case "fwmark":
-		v.Refused = "it serves marked packets; write one load balancer for each port"
+		v.Refused = isMarked
 	case "group":
 		group, ok := groups[st.Arg(2)]
 		if !ok {
@@ -64,6 +64,10 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 		if !isServer(l) {
 			v.line(l)
 		}
+	}
+	isProtocol := func(l draft.Line) bool { return l.Words[0] == "protocol" }
+	if !slices.ContainsFunc(all, isProtocol) {
+		d.Advise(v.LB, v.Statement, "has no protocol, which keepalived 2 takes for UDP; is carried as TCP")
 	}
 	v.usual = v.Check
 	for _, l := range all {
@@ -91,7 +95,16 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 // address reads an address and port to listen on.
 func (v *virtualServer) address(l draft.Line, address, port string) {
 	a, ok := draft.ReadAddr(address)
-	if !ok {
+	low, _, isRange := strings.Cut(address, "-")
+	_, isAddr := draft.ReadAddr(low)
+	switch {
+	case address == "fwmark":
+		l.Note(isMarked)
+		return
+	case isRange && isAddr:
+		l.Note("is a range of addresses; write each of them")
+		return
+	case !ok:
 		l.Note("%s", draft.WrongAddr(address))
 		return
 	}
@@ -106,6 +119,8 @@ func (v *virtualServer) address(l draft.Line, address, port string) {
 	}
 	v.Binds = append(v.Binds, draft.Bind{Statement: l.Statement, Addr: a, Port: n})
 }
+
+const isMarked = "it serves marked packets; write one load balancer for each port"
 
 // A reader reads one line.
 type reader func(v *virtualServer, l draft.Line)

@@ -46,7 +46,7 @@ func readScript(d *draft.Draft, st syntax.Statement, usual string) {
 		case "fall":
 			l.Number(l.Arg(1), 1, draft.MaxCount, &t.Fall)
 		case "weight":
-			readWeight(l, l.Arg(1), t)
+			readWeight(l, 1, t)
 		case "user":
 			t.User = readUser(l, l.Arg(1))
 		default:
@@ -109,7 +109,7 @@ func useScript(l draft.Line) {
 		}
 		t.Used = true
 		if l.Arg(1) == "weight" {
-			readWeight(l, l.Arg(2), t)
+			readWeight(l, 2, t)
 		}
 		return
 	}
@@ -117,10 +117,16 @@ func useScript(l draft.Line) {
 }
 
 // readWeight reads what a failed script costs. keepalived adds the weight to the priority, or subtracts it; only the
-// difference matters.
-func readWeight(l draft.Line, word string, t *draft.TrackDraft) {
+// difference matters. The weight is the word at i. With reverse after it, a script that succeeds costs it, which no track
+// does.
+func readWeight(l draft.Line, i int, t *draft.TrackDraft) {
+	if l.Arg(i+1) == "reverse" {
+		l.Note("a track fails when its program does, never the contrary; write a script that says so, and name it in tracks")
+		t.Reverse = true
+		return
+	}
 	var w draft.Number
-	l.Number(word, -254, 254, &w)
+	l.Number(l.Arg(i), -254, 254, &w)
 	if w.Value < 0 {
 		w.Value = -w.Value
 	}

@@ -53,17 +53,47 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			readLine(usual, l)
 		}
 	}
+	first := len(d.LoadBalancers)
 	for _, st := range stream {
 		if st.Words[0] == "server" {
 			readServer(d, st, *usual, upstreams)
 		}
 	}
+	refuseNamed(d.LoadBalancers[first:])
 	for _, st := range stream {
 		if st.Words[0] == "upstream" && !upstreams[st.Arg(1)].used {
 			d.NoteAll(nil, st, true, "no server passes to it")
 		}
 	}
 	return nil
+}
+
+// refuseNamed refuses servers that share an address and port, of which nginx chooses one by the name that a client asks
+// for.
+func refuseNamed(servers []*draft.LB) {
+	type place struct {
+		addr  netip.Addr
+		port  uint16
+		only6 bool
+	}
+	at := map[place][]*draft.LB{}
+	for _, lb := range servers {
+		for _, b := range lb.Binds {
+			key := place{b.Addr, b.Port, !b.Only4}
+			at[key] = append(at[key], lb)
+		}
+	}
+	isName := func(st syntax.Statement) bool { return st.Words[0] == "server_name" }
+	for _, same := range at {
+		byName := func(lb *draft.LB) bool { return slices.ContainsFunc(lb.Lines, isName) }
+		if len(same) < 2 || !slices.ContainsFunc(same, byName) {
+			continue
+		}
+		for _, lb := range same {
+			lb.Refused = cmp.Or(lb.Refused, "nginx chooses between servers on its address and port by server_name, and "+
+				draft.OneTarget)
+		}
+	}
 }
 
 // mainRemarks are the directives beside the stream block; all others are about the process.
@@ -219,6 +249,11 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 			readLine(lb, l)
 		}
 	}
+	if lb.AcceptProxy && len(lb.AcceptProxyFrom) == 0 && len(lb.Access) > 0 {
+		lb.Refused = cmp.Or(lb.Refused, "without set_real_ip_from, its allow and deny lines look at who sends the PROXY header, "+
+			"while allow and deny here look at the client that it names: "+
+			"write acceptProxyFrom with the senders, and let nobody else reach the port")
+	}
 	if len(lb.AcceptProxyFrom) > 0 && !lb.AcceptProxy {
 		d.Advise(lb, lb.Statement, "set_real_ip_from says nothing without listen ... proxy_protocol")
 	}
@@ -288,8 +323,11 @@ func readListen(lb *draft.LB, l draft.Line) {
 	port, ok := draft.ReadPort(tail)
 	if !ok {
 		why := "is no TCP port of an address"
-		if draft.Placeholder(l.Arg(1)) {
+		switch {
+		case draft.Placeholder(l.Arg(1)):
 			why = draft.Unfilled
+		case strings.Contains(tail, "-"):
+			why = "is a range of ports; write one load balancer for each"
 		}
 		l.Note("%s", why)
 		return
@@ -381,7 +419,6 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "ssl_preread", Text: "the server name that a client asks for is not looked at; " +
 		"requireTLS: 5s looks whether it speaks TLS"},
 	draft.Remark{Keywords: "proxy_bind", Text: "the kernel's routes choose the source address"},
-	draft.Remark{Keywords: "proxy_ssl", Text: draft.IsTLS},
 	draft.Remark{Keywords: "ssl_* proxy_ssl_*", Moot: true, Text: draft.IsTLS},
 	draft.Remark{Keywords: "server_name", Text: "a load balancer is told apart by its address and port alone"},
 	draft.Remark{Keywords: "limit_conn limit_conn_zone proxy_download_rate proxy_upload_rate",
@@ -389,11 +426,19 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "map geo split_clients", Text: draft.OneTarget},
 )
 
+// refusals are the directives that a load balancer cannot be without.
+var refusals = draft.NewRemarks(
+	draft.Remark{Keywords: "proxy_ssl", Text: "begins TLS towards the servers, while " + draft.IsTLS +
+		": let the clients speak TLS"},
+	draft.Remark{Keywords: "js_access js_preread js_filter",
+		Text: "has a script decide about connections, and none is run"},
+)
+
 // Keywords lists the words of nginx.conf that are known, and what becomes of them.
 func Keywords() []draft.Keyword {
 	return slices.Concat(
 		draft.Keywords("main", []string{"stream"}, mainRemarks),
-		draft.Keywords("stream, server", draft.Words(lines, "listen", "proxy_pass"), remarks),
+		draft.Keywords("stream, server", draft.Words(lines, "listen", "proxy_pass"), remarks, refusals),
 		draft.Keywords("upstream",
 			[]string{"server", "least_conn", "least_time", "random", "hash", "resolver"}, upstreamRemarks),
 	)
@@ -406,6 +451,10 @@ func readLine(lb *draft.LB, l draft.Line) {
 	case read != nil:
 		read(lb, l)
 	case l.Remark(remarks, w):
+	case refusals[w].Text != "":
+		if l.Arg(1) != "off" {
+			lb.Refused = cmp.Or(lb.Refused, l.Place.String()+" "+refusals[w].Text)
+		}
 	default:
 		l.NoteAll(false, draft.IsUnknown)
 	}

@@ -23,6 +23,8 @@ type plan struct {
 	balancers       []*balancer
 	// named are the load balancers that listen on an address by name.
 	named map[netip.AddrPort][]*draft.LB
+	// numbers are the last ones given to names that were taken.
+	numbers map[string]int
 	// hints are comments for the keys of that name that belong to no line of the files.
 	hints map[string][]string
 }
@@ -48,9 +50,12 @@ const (
 // errNothing is what remains if nothing can be carried over.
 var errNothing = errors.New("there is nothing in it that can be carried over")
 
+var errTooMany = fmt.Errorf("there are more than %d addresses or load balancers in it; convert fewer files at once",
+	draft.MaxList)
+
 // newPlan finds out what belongs together and applies the rules of our loader.
 func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
-	p := &plan{Draft: d, hints: map[string][]string{}}
+	p := &plan{Draft: d, hints: map[string][]string{}, numbers: map[string]int{}}
 	for _, a := range slices.Concat(given.VIPs, given.Peers) {
 		if _, ok := draft.ReadAddr(a.String()); !ok || a.IsLoopback() {
 			return nil, fmt.Errorf("%s is not the address of one machine on the network; give such with --vip and --peers", a)
@@ -64,6 +69,9 @@ func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
 	if err := p.checkPeers(given); err != nil {
 		return nil, err
 	}
+	if len(p.vips) > draft.MaxList || len(p.peers) > draft.MaxList {
+		return nil, errTooMany
+	}
 	p.followChains()
 	if err := p.planLoadBalancers(); err != nil {
 		return nil, err
@@ -71,10 +79,6 @@ func newPlan(d *draft.Draft, given Addresses) (*plan, error) {
 	p.planAdmin()
 	if len(p.balancers) == 0 && p.worker {
 		return nil, fmt.Errorf("%w%s", errNothing, d.FirstReasons())
-	}
-	if len(p.vips) > draft.MaxList || len(p.peers) > draft.MaxList || len(p.balancers) > draft.MaxList {
-		return nil, fmt.Errorf("there are more than %d addresses or load balancers in it; convert fewer files at once",
-			draft.MaxList)
 	}
 	p.addHints()
 	return p, nil
@@ -95,6 +99,9 @@ func (p *plan) planLoadBalancers() error {
 	for _, lb := range p.LoadBalancers {
 		if lb.Refused == "" {
 			lb.Refused = p.planLoadBalancer(lb)
+		}
+		if len(p.balancers) > draft.MaxList {
+			return errTooMany
 		}
 		if lb.Refused != "" {
 			continue
@@ -263,8 +270,9 @@ func (p *plan) freeName(name string, port uint16) string {
 			name += more
 		}
 	}
-	for i := 2; slices.ContainsFunc(p.balancers, taken); i++ {
-		name = usual + "-" + strconv.Itoa(i)
+	for slices.ContainsFunc(p.balancers, taken) {
+		p.numbers[usual] = max(p.numbers[usual], 1) + 1 // goes on where the one before ended
+		name = usual + "-" + strconv.Itoa(p.numbers[usual])
 	}
 	return name
 }

@@ -1,0 +1,164 @@
+package convert_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"appliance/convert"
+)
+
+const galera = "frontend db\n  bind 192.0.2.10:3306\n  default_backend galera\nbackend galera\n"
+
+// TestKinds checks what is easily taken for something weaker, wider or other than it is.
+func TestKinds(t *testing.T) {
+	stream := func(text string) string { return "stream {\n" + nginxAPI + text + "\n}\n" }
+	keepalived := func(text string) string { return "vrrp_instance a {\n  interface eth0\n" + text + "}\n" }
+	lvs := "virtual_server 192.0.2.10 6443 {\n  protocol TCP\n" + lvsServers + "}\n"
+	for _, tt := range []struct {
+		name      string
+		kind      convert.Format
+		text      string
+		want, not []string
+	}{
+		{
+			"all clients on one server", convert.HAProxy,
+			galera + "  balance leastconn\n  stick-table type ip size 1\n  stick on dst\n" + haproxyServers,
+			[]string{"scheduler: first\n", "f:7: stick on dst: keeps all clients on one server"},
+			[]string{"persistence:"},
+		},
+		{
+			"a table that only counts", convert.HAProxy,
+			galera + "  stick-table type ip size 1m expire 30s store conn_rate(3s)\n" + haproxyServers,
+			[]string{"f:5: stick-table", "keeps nobody on a server"},
+			[]string{"persistence:"},
+		},
+		{
+			"a table with its stick line", convert.HAProxy,
+			galera + "  stick on src\n  stick-table type ip size 1m\n" + haproxyServers,
+			[]string{"persistence: 30m", "f:6: stick-table type ip size 1m: never forgets a client"},
+			nil,
+		},
+		{
+			"two texts, both of which have to be there", convert.HAProxy,
+			galera + "  option httpchk GET /\n  http-check expect status 200\n  http-check expect string primary\n" +
+				"  http-check expect string synced\n  http-check expect rstring ^a\n  http-check expect rstring ^b\n" +
+				"  http-check expect status 201\n" + haproxyServers,
+			[]string{"expect: {status: [200], contains: primary, matches: \"^a\"}", "f:8: http-check expect string synced: a line before",
+				"f:10: http-check expect rstring ^b: a line before", "f:11: http-check expect status 201: a line before"},
+			nil,
+		},
+		{
+			"the answer to a second request", convert.HAProxy,
+			galera + "  option httpchk\n  http-check connect\n  http-check send meth GET uri /a\n  http-check expect status 200\n" +
+				"  http-check connect port 8080\n  http-check send meth GET uri /b\n  http-check expect status 204\n" + haproxyServers,
+			[]string{"path: /a\n    expect: {status: [200]}", "f:9: ", "f:10: ", "f:11: http-check expect status 204: a check asks once"},
+			[]string{"port: 8080"},
+		},
+		{
+			"a script that fails when it succeeds", convert.Keepalived,
+			"vrrp_script s {\n  script /bin/s\n}\nvrrp_script r {\n  script /bin/r\n  weight 5 reverse\n}\n" +
+				"vrrp_script e {\n  script /bin/e\n  weight\n}\n" +
+				keepalived("  track_script {\n    s weight -10 reverse\n    r\n    e weight\n  }\n") + lvs,
+			[]string{"f:6: weight 5 reverse: a track fails", "f:15: s weight -10 reverse: a track fails"},
+			[]string{"name: s", "name: r"},
+		},
+		{
+			"the script of a sync group", convert.Keepalived,
+			"vrrp_script s {\n  script /bin/s\n}\nvrrp_sync_group g {\n  group {\n    a\n  }\n  track_script {\n    s\n  }\n}\n" +
+				keepalived("") + lvs,
+			[]string{"tracks:\n- name: s\n"},
+			[]string{"no track_script names it", "not known"},
+		},
+		{
+			"no protocol", convert.Keepalived, strings.Replace(lvs, "  protocol TCP\n", "", 1),
+			[]string{"f:1: virtual_server 192.0.2.10 6443: has no protocol, which keepalived 2 takes for UDP"}, nil,
+		},
+		{
+			"marks and ranges of a group", convert.Keepalived,
+			"virtual_server_group g {\n  192.0.2.10 6443\n  fwmark 3\n  192.0.2.20-22 80\n}\n" +
+				strings.Replace(lvs, "192.0.2.10 6443 {", "group g {", 1),
+			[]string{"f:3: fwmark 3: it serves marked packets", "f:4: 192.0.2.20-22 80: is a range of addresses"}, nil,
+		},
+		{
+			"a range of ports in nginx", convert.Nginx,
+			stream("server { listen 192.0.2.10:81-83; listen 192.0.2.10:80; proxy_pass api; }"),
+			[]string{"listen 192.0.2.10:81-83: is a range of ports"}, []string{"port: 81"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			res, err := convert.Convert([]convert.File{{Name: "f", Format: tt.kind, Data: []byte(tt.text)}}, group)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(string(res.YAML), want) {
+					t.Errorf("lacks %q:\n%s", want, res.YAML)
+				}
+			}
+			for _, not := range tt.not {
+				if strings.Contains(string(res.YAML), not) {
+					t.Errorf("has %q:\n%s", not, res.YAML)
+				}
+			}
+		})
+	}
+	for _, tt := range []struct {
+		name string
+		kind convert.Format
+		text string
+		want string
+	}{
+		{
+			"rules about the sender of a PROXY header", convert.HAProxy,
+			"listen a\n  bind 192.0.2.10:80 accept-proxy\n  tcp-request connection reject if !{ src 10.0.0.0/8 }\n" + haproxyServers,
+			"f:3 looks at who sends the PROXY header",
+		},
+		{
+			"rules about the sender of a PROXY header in nginx", convert.Nginx,
+			stream("server { listen 192.0.2.10:80 proxy_protocol; allow 10.0.0.0/8; deny all; proxy_pass api; }"),
+			"look at who sends the PROXY header",
+		},
+		{
+			"servers told apart by their names", convert.Nginx,
+			stream("server { listen 192.0.2.10:443; server_name a.example.org; proxy_pass api; }\n" +
+				"server { listen 192.0.2.10:443; server_name b.example.org; proxy_pass 192.0.2.13:443; }"),
+			"none of the 2 load balancers",
+		},
+		{
+			"a script decides in nginx", convert.Nginx,
+			stream("server { listen 192.0.2.10:443; js_access main.check; proxy_pass api; }"), "has a script decide",
+		},
+		{
+			"TLS towards the servers in nginx", convert.Nginx,
+			stream("server { listen 192.0.2.10:443; proxy_ssl on; proxy_pass api; }"), "begins TLS towards the servers",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			res, err := convert.Convert([]convert.File{{Name: "f", Format: tt.kind, Data: []byte(tt.text)}}, group)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v, want %q\n%s", err, tt.want, res.YAML)
+			}
+		})
+	}
+}
+
+// TestTimeOfAddresses checks that thousands of load balancers on one port do not take too long: they have to share names.
+func TestTimeOfAddresses(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("stream {\n")
+	for i := range 6_000 {
+		fmt.Fprintf(&text, "server { listen 10.1.%d.%d:80; proxy_pass 10.0.0.1:80; }\n", i/256, i%256)
+	}
+	text.WriteString("}\n")
+	begun := time.Now()
+	peers := convert.Addresses{Peers: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")}}
+	for _, given := range []convert.Addresses{{}, peers} {
+		_, err := convert.Convert([]convert.File{{Name: "f", Data: []byte(text.String())}}, given)
+		if took := time.Since(begun); took > time.Minute || err == nil || !strings.Contains(err.Error(), "more than 1000") {
+			t.Errorf("took %v, error %v", took, err)
+		}
+	}
+}

@@ -17,7 +17,8 @@ type parsedFile struct {
 
 // asOne is the files of a program as that program reads them: one after the other, or where an include names them.
 func asOne(format Format, files []parsedFile) ([]syntax.Statement, error) {
-	in := &includer{format: format, files: files, by: map[string]syntax.Place{}}
+	in := &includer{format: format, files: files, by: map[string]syntax.Place{}, inFolder: map[string]bool{},
+		unsure: map[string]error{}}
 	var roots []parsedFile
 	for _, f := range files {
 		in.find(f.name, f.list)
@@ -27,8 +28,10 @@ func asOne(format Format, files []parsedFile) ([]syntax.Statement, error) {
 			roots = append(roots, f)
 		}
 	}
-	if in.unsure != nil {
-		return nil, in.unsure
+	for _, f := range files {
+		if err := in.unsure[f.name]; err != nil {
+			return nil, err
+		}
 	}
 	var all []syntax.Statement
 	for _, f := range roots {
@@ -50,8 +53,10 @@ type includer struct {
 	format Format
 	files  []parsedFile
 	by     map[string]syntax.Place // who includes a file
-	unsure error
-	read   int // how many files are read
+	// inFolder are the files whose include names their folder, unsure those that two includes may mean as well.
+	inFolder map[string]bool
+	unsure   map[string]error
+	read     int // how many files are read
 }
 
 // isInclude reports whether a statement includes files.
@@ -80,7 +85,9 @@ func (in *includer) named(st syntax.Statement) (list []parsedFile) {
 	return list
 }
 
-// find notes who includes what. A file that two includes may mean is an error: they may be of different blocks.
+// find notes who includes what. An include that names the file's own folder goes before one that does not, such as
+// modules-enabled/*.conf for stream.d/lb.conf. A file that two may mean as well is an error: they may be of different
+// blocks.
 func (in *includer) find(file string, list []syntax.Statement) {
 	for _, st := range list {
 		if !in.isInclude(st) {
@@ -91,11 +98,19 @@ func (in *includer) find(file string, list []syntax.Statement) {
 			if slices.ContainsFunc(f.list, func(st syntax.Statement) bool { return st.Words[0] == "stream" && st.Body != nil }) {
 				continue // a main file
 			}
-			if other, ok := in.by[f.name]; ok && in.unsure == nil {
-				in.unsure = fmt.Errorf("%s: may be included by %s or by %s; leave the wrong one of these files or lines out",
+			dir, at := path.Dir(st.Words[1]), path.Dir(f.name)
+			inFolder := at != "." && path.Base(dir) == path.Base(at)
+			other, ok := in.by[f.name]
+			switch {
+			case ok && in.inFolder[f.name] && !inFolder:
+				continue
+			case ok && in.inFolder[f.name] == inFolder:
+				in.unsure[f.name] = fmt.Errorf("%s: may be included by %s or by %s; leave the wrong one of these files or lines out",
 					syntax.Printable(f.name), other, st.Place)
+			default:
+				delete(in.unsure, f.name)
 			}
-			in.by[f.name] = st.Place
+			in.by[f.name], in.inFolder[f.name] = st.Place, inFolder
 		}
 	}
 }

@@ -46,15 +46,18 @@ func TestKinds(t *testing.T) {
 			galera + "  option httpchk GET /\n  http-check expect status 200\n  http-check expect string primary\n" +
 				"  http-check expect string synced\n  http-check expect rstring ^a\n  http-check expect rstring ^b\n" +
 				"  http-check expect status 201\n" + haproxyServers,
-			[]string{"expect: {status: [200], contains: primary, matches: \"^a\"}", "f:8: http-check expect string synced: a line before",
-				"f:10: http-check expect rstring ^b: a line before", "f:11: http-check expect status 201: a line before"},
+			[]string{"expect: {status: [200], contains: primary, matches: \"^a\"}",
+				"f:8: http-check expect string synced: a line before", "f:10: http-check expect rstring ^b: a line before",
+				"f:11: http-check expect status 201: a line before"},
 			nil,
 		},
 		{
 			"the answer to a second request", convert.HAProxy,
-			galera + "  option httpchk\n  http-check connect\n  http-check send meth GET uri /a\n  http-check expect status 200\n" +
-				"  http-check connect port 8080\n  http-check send meth GET uri /b\n  http-check expect status 204\n" + haproxyServers,
-			[]string{"path: /a\n    expect: {status: [200]}", "f:9: ", "f:10: ", "f:11: http-check expect status 204: a check asks once"},
+			galera + "  option httpchk\n  http-check connect\n  http-check send meth GET uri /a\n" +
+				"  http-check expect status 200\n  http-check connect port 8080\n  http-check send meth GET uri /b\n" +
+				"  http-check expect status 204\n" + haproxyServers,
+			[]string{"path: /a\n    expect: {status: [200]}", "f:9: ", "f:10: ",
+				"f:11: http-check expect status 204: a check asks once"},
 			[]string{"port: 8080"},
 		},
 		{
@@ -67,7 +70,8 @@ func TestKinds(t *testing.T) {
 		},
 		{
 			"the script of a sync group", convert.Keepalived,
-			"vrrp_script s {\n  script /bin/s\n}\nvrrp_sync_group g {\n  group {\n    a\n  }\n  track_script {\n    s\n  }\n}\n" +
+			"vrrp_script s {\n  script /bin/s\n}\n" +
+				"vrrp_sync_group g {\n  group {\n    a\n  }\n  track_script {\n    s\n  }\n}\n" +
 				keepalived("") + lvs,
 			[]string{"tracks:\n- name: s\n"},
 			[]string{"no track_script names it", "not known"},
@@ -113,8 +117,14 @@ func TestKinds(t *testing.T) {
 	}{
 		{
 			"rules about the sender of a PROXY header", convert.HAProxy,
-			"listen a\n  bind 192.0.2.10:80 accept-proxy\n  tcp-request connection reject if !{ src 10.0.0.0/8 }\n" + haproxyServers,
+			"listen a\n  bind 192.0.2.10:80 accept-proxy\n  tcp-request connection reject if !{ src 10.0.0.0/8 }\n" +
+				haproxyServers,
 			"f:3 looks at who sends the PROXY header",
+		},
+		{
+			"a backend that is looked up", convert.HAProxy,
+			"frontend a\n  bind 192.0.2.10:80\n  use_backend %[src,map(/m)]\n  default_backend b\nbackend b\n" + haproxyServers,
+			"f:3 chooses the backend by something of the connection",
 		},
 		{
 			"rules about the sender of a PROXY header in nginx", convert.Nginx,
@@ -145,7 +155,29 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// TestTimeOfAddresses checks that thousands of load balancers on one port do not take too long: they have to share names.
+// TestFolders checks that a file belongs to the include that names its folder.
+func TestFolders(t *testing.T) {
+	main := "include /etc/nginx/modules-enabled/*.conf;\nhttp { include /etc/nginx/conf.d/*.conf; }\n" +
+		"stream { include /etc/nginx/stream.d/*.conf; allow 10.0.0.0/8; deny all; }\n"
+	res, err := convert.Convert([]convert.File{
+		{Name: "nginx.conf", Data: []byte(main)},
+		{Name: "stream.d/lb.conf", Data: []byte("server { listen 192.0.2.10:80; proxy_pass 10.0.0.1:80; }\n")},
+		{Name: "conf.d/web.conf", Data: []byte("server { listen 81; location / { proxy_pass http://10.0.0.1; } }\n")},
+	}, group)
+	if err != nil || !strings.Contains(string(res.YAML), "port: 80\n  allow: [10.0.0.0/8]") || res.LoadBalancers != 1 {
+		t.Errorf("error %v\n%s", err, res.YAML)
+	}
+	_, err = convert.Convert([]convert.File{
+		{Name: "nginx.conf", Data: []byte(main)},
+		{Name: "x/lb.conf", Data: []byte("server { listen 192.0.2.10:80; proxy_pass 10.0.0.1:80; }\n")},
+	}, group)
+	if err == nil || !strings.Contains(err.Error(), "may be included by nginx.conf:") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestTimeOfAddresses checks that thousands of load balancers on one port, which have to share names, do not take too
+// long.
 func TestTimeOfAddresses(t *testing.T) {
 	var text strings.Builder
 	text.WriteString("stream {\n")

@@ -75,6 +75,11 @@ func (p *proxy) target() string {
 			break
 		}
 	}
+	for _, l := range p.uses {
+		if strings.Contains(to, "%[") && l.Arg(1) == to {
+			depends = l // its name is found for each connection
+		}
+	}
 	if depends.Line != 0 {
 		p.refuse("%s chooses the backend by something of the connection, and %s", depends.Place, draft.OneTarget)
 	}

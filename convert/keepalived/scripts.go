@@ -121,7 +121,8 @@ func useScript(l draft.Line) {
 // does.
 func readWeight(l draft.Line, i int, t *draft.TrackDraft) {
 	if l.Arg(i+1) == "reverse" {
-		l.Note("a track fails when its program does, never the contrary; write a script that says so, and name it in tracks")
+		l.Note("a track fails when its program does, never the contrary; " +
+			"write a script that says so, and name it in tracks")
 		t.Reverse = true
 		return
 	}

@@ -250,8 +250,8 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 		}
 	}
 	if lb.AcceptProxy && len(lb.AcceptProxyFrom) == 0 && len(lb.Access) > 0 {
-		lb.Refused = cmp.Or(lb.Refused, "without set_real_ip_from, its allow and deny lines look at who sends the PROXY header, "+
-			"while allow and deny here look at the client that it names: "+
+		lb.Refused = cmp.Or(lb.Refused, "without set_real_ip_from, its allow and deny lines look at "+
+			"who sends the PROXY header, while allow and deny here look at the client that it names: "+
 			"write acceptProxyFrom with the senders, and let nobody else reach the port")
 	}
 	if len(lb.AcceptProxyFrom) > 0 && !lb.AcceptProxy {

@@ -46,6 +46,9 @@ var signs = []struct {
 	{HAProxy, regexp.MustCompile(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)\b[^;{:]*(:[^;{]*)?$`)},
 }
 
+// manifest is a line of each manifest of Kubernetes.
+var manifest = regexp.MustCompile(`(?m)^kind:[ \t]*[A-Z]`)
+
 // Detect finds out the format of data, the contents of the file of that name.
 func Detect(name string, data []byte) (Format, error) {
 	name = syntax.Printable(name)
@@ -59,6 +62,10 @@ func Detect(name string, data []byte) (Format, error) {
 	switch {
 	case len(found) == 1:
 		return found[0], nil
+	case len(found) == 0 && manifest.Match(data):
+		return "", fmt.Errorf("%s: is a manifest of Kubernetes, and only the configuration of a program is read, "+
+			"of kube-vip that of 0.1: put what the manifest has of it into a file, or write vips and peers; "+
+			"if it is a configuration, say which with --from", name)
 	case len(found) == 0:
 		return "", fmt.Errorf("%s: is none of %s as far as one can see; if it is, say which with --from",
 			name, formatNames())

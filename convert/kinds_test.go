@@ -87,6 +87,17 @@ func TestKinds(t *testing.T) {
 			[]string{"f:3: fwmark 3: it serves marked packets", "f:4: 192.0.2.20-22 80: is a range of addresses"}, nil,
 		},
 		{
+			"ports that are none in kube-vip", convert.KubeVIP,
+			"vip: 192.0.2.10\nlocalPeer: {address: 192.0.2.2}\nremotePeers: [{address: 192.0.2.3}, {address: 192.0.2.4}]\n" +
+				"loadBalancers:\n- {type: tcp, port: 80, bindToVip: False, backends: [{address: 192.0.2.11, port: 99999}, " +
+				"{port: 0, address: 192.0.2.12}, {url: \"http://192.0.2.13:81/x\"}]}\n" +
+				"- {type: udp, port: 53, backends: [{address: 192.0.2.11}]}\n" +
+				"- {port: 54, backendPort: 70000, backends: [{address: 192.0.2.11}]}\n",
+			[]string{"port: 99999: is no port", "bindToVip: false", "- {address: 192.0.2.12}\n  - {address: 192.0.2.13, port: 81}",
+				"it is udp, and TCP is carried", "its backendPort is no port"},
+			[]string{"65535}", "address: 192.0.2.11", "port: 53\n", "port: 54\n", "names the other boxes only"},
+		},
+		{
 			"a range of ports in nginx", convert.Nginx,
 			stream("server { listen 192.0.2.10:81-83; listen 192.0.2.10:80; proxy_pass api; }"),
 			[]string{"listen 192.0.2.10:81-83: is a range of ports"}, []string{"port: 81"},

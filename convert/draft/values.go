@@ -116,7 +116,10 @@ func readMasked(host, mask string) (netip.Prefix, bool) {
 // ReadPort reads a TCP port.
 func ReadPort(s string) (uint16, bool) {
 	n, err := strconv.ParseUint(s, 10, 16)
-	return uint16(n), err == nil && n > 0
+	if err != nil {
+		return 0, false // n is the largest port if s is beyond it
+	}
+	return uint16(n), n > 0
 }
 
 // SplitPort cuts off the port at the last colon, as haproxy does: 10.0.0.1 and [::1] have none, and 2001:db8::1:6443

@@ -47,6 +47,17 @@ type pair struct {
 	node       *yaml.Node
 }
 
+// isTrue reports whether the value is YAML's true, however it is written.
+func (p pair) isTrue() bool { return strings.EqualFold(p.value, "true") }
+
+// port reads the value as a port. What is none is noted.
+func (p pair) port() (port uint16, ok bool) {
+	if port, ok = draft.ReadPort(p.value); !ok {
+		p.Note("is no port; write a number from 1 to 65535")
+	}
+	return port, ok
+}
+
 // within is the place of a node in the file of p.
 func (p pair) within(n *yaml.Node) syntax.Place { return syntax.Place{File: p.File, Line: n.Line} }
 
@@ -113,18 +124,20 @@ func readKey(d *draft.Draft, p pair) {
 			d.Interface = d.ReadInterface(p.Statement)
 		}
 	case "localpeer":
+		named := len(d.Peers)
 		readPeer(p, p.node)
+		d.AllNamed = d.AllNamed || len(d.Peers) > named
 	case "remotepeers":
 		items(p, readPeer)
 	case "singlenode":
-		d.Single = p.value == "true"
+		d.Single = p.isTrue()
 	case "startasleader":
-		if p.value == "true" {
+		if p.isTrue() {
 			p.Note("is for one node alone, and this file fits all: " +
 				"give --start-as-leader to the first node of a new cluster")
 		}
 	case "addpeersasbackends":
-		d.PeersAsBackends = p.value == "true"
+		d.PeersAsBackends = p.isTrue()
 	case "loadbalancers":
 		items(p, readLoadBalancer)
 	case "address":
@@ -174,7 +187,7 @@ func readPeer(of pair, n *yaml.Node) {
 				p.Note("%s", draft.WrongAddr(p.value))
 			}
 		case "port":
-			peer.Port, _ = draft.ReadPort(p.value)
+			peer.Port, _ = p.port()
 		default:
 			p.Note(draft.IsUnknown)
 		}
@@ -193,19 +206,26 @@ func readLoadBalancer(of pair, n *yaml.Node) {
 		case "name":
 			lb.Name = p.value
 		case "type":
-			if p.value == "http" {
+			switch strings.ToLower(p.value) {
+			case "", "tcp":
+			case "http":
 				p.Advise(draft.IsHTTP)
+			default:
+				lb.Refused = p.Place.String() + ": it is " + syntax.Printable(p.value) + ", and TCP is carried"
 			}
 		case "port":
-			port, ok := draft.ReadPort(p.value)
-			if !ok {
-				p.Note("is no port; write a number from 1 to 65535")
-			}
-			b.Port, b.Statement = port, p.Statement
+			b.Port, _ = p.port()
+			b.Statement = p.Statement
 		case "bindtovip":
-			lb.Everywhere = p.value == "false"
+			lb.Everywhere = strings.EqualFold(p.value, "false")
 		case "backendport":
-			lb.BackendPort, _ = draft.ReadPort(p.value)
+			ok := p.value == "" || p.value == "0"
+			if !ok {
+				lb.BackendPort, ok = p.port()
+			}
+			if !ok {
+				lb.Refused = p.Place.String() + ": its backendPort is no port"
+			}
 		case "backends":
 			items(p, readBackend)
 		default:
@@ -224,7 +244,7 @@ func readLoadBalancer(of pair, n *yaml.Node) {
 func readBackend(of pair, n *yaml.Node) {
 	lb := of.Owner
 	srv := draft.ServerEntry{}
-	ok := false
+	ok, wrong := false, false
 	for _, p := range pairs(of.Draft, lb, of.File, n) {
 		switch p.key {
 		case "address":
@@ -235,15 +255,17 @@ func readBackend(of pair, n *yaml.Node) {
 				p.Note("%s", draft.WrongAddr(p.value))
 			}
 		case "port":
-			if p.value != "0" {
-				srv.Port, _ = draft.ReadPort(p.value)
+			if p.value != "" && p.value != "0" {
+				port, isPort := p.port()
+				srv.Port, wrong = port, !isPort
 			}
 		case "url", "rawurl":
 			if p.value == "" {
 				continue
 			}
 			scheme, rest, _ := strings.Cut(p.value, "://")
-			host, port := draft.SplitPort(strings.TrimSuffix(rest, "/"))
+			rest, _, _ = strings.Cut(rest, "/")
+			host, port := draft.SplitPort(rest)
 			if ok = srv.SetHost(host); !ok {
 				p.Note("%s", draft.WrongAddr(host))
 				continue
@@ -259,7 +281,7 @@ func readBackend(of pair, n *yaml.Node) {
 			p.Note(draft.IsUnknown)
 		}
 	}
-	if !ok {
+	if !ok || wrong {
 		return
 	}
 	srv.Port = cmp.Or(srv.Port, lb.BackendPort)

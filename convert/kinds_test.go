@@ -30,6 +30,12 @@ func TestKinds(t *testing.T) {
 			[]string{"persistence:"},
 		},
 		{
+			"a server with the state of another", convert.HAProxy,
+			galera + "  server a 192.0.2.11:6443 track web/a\n  server b 192.0.2.12:6443\n",
+			[]string{"type: tcp\n", "{name: a, address: 192.0.2.11, port: 6443}", "check: {type: none}", "has the state of web/a"},
+			[]string{"carried over without"},
+		},
+		{
 			"a table that only counts", convert.HAProxy,
 			galera + "  stick-table type ip size 1m expire 30s store conn_rate(3s)\n" + haproxyServers,
 			[]string{"f:5: stick-table", "keeps nobody on a server"},

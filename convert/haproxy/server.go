@@ -142,7 +142,7 @@ func (s *server) read(l draft.Line, words []string, p *proxy) {
 const droppedWithValue = " resolve-prefer resolve-net resolve-opts minconn pool-max-conn " +
 	"pool-purge-delay pool-low-conn max-reuse tcp-ut id sni cookie check-alpn alpn ciphers ciphersuites ssl-min-ver " +
 	"ssl-max-ver crl-file curves agent-addr agent-inter agent-port agent-send check-proto namespace proto redir " +
-	"source track usesrc interface proxy-v2-options socks4 ws log-proto guid set-proxy-v2-tlv-fmt "
+	"source usesrc interface proxy-v2-options socks4 ws log-proto guid set-proxy-v2-tlv-fmt "
 
 // parameters are the words of a server with something to read.
 var parameters = map[string]func(s *server, r *reading){
@@ -150,21 +150,26 @@ var parameters = map[string]func(s *server, r *reading){
 	"no-check":     func(s *server, _ *reading) { s.check.on = false },
 	"check-ssl":    func(s *server, _ *reading) { s.check.ssl = true },
 	"no-check-ssl": func(s *server, _ *reading) { s.check.ssl = false },
-	"backup":       func(s *server, _ *reading) { s.Backup = true },
-	"no-backup":    func(s *server, _ *reading) { s.Backup = false },
-	"enabled":      func(s *server, _ *reading) { s.Disabled = false },
-	"disabled":     func(s *server, _ *reading) { s.Disabled = true },
-	"inter":        func(s *server, r *reading) { r.inter(&s.check.inter) },
-	"fastinter":    func(s *server, r *reading) { r.inter(&s.check.fastInter) },
-	"downinter":    func(s *server, r *reading) { r.inter(&s.check.downInter) },
-	"rise":         func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.rise) },
-	"fall":         func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.fall) },
-	"weight":       func(s *server, r *reading) { r.number(0, draft.MaxWeight, &s.Weight) },
-	"maxconn":      func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
-	"maxqueue":     func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
-	"slowstart":    func(s *server, r *reading) { r.Span(units, r.word(), 0, draft.MaxSlow, &s.SlowStart) },
-	"init-addr":    func(_ *server, r *reading) { r.word() },
-	"resolvers":    func(_ *server, r *reading) { r.word() },
+	"track": func(s *server, r *reading) {
+		s.check.on = true
+		r.Advise("has the state of %s in haproxy; here it is checked itself, as this section says: "+
+			"write the check of that one if it says more", r.word())
+	},
+	"backup":    func(s *server, _ *reading) { s.Backup = true },
+	"no-backup": func(s *server, _ *reading) { s.Backup = false },
+	"enabled":   func(s *server, _ *reading) { s.Disabled = false },
+	"disabled":  func(s *server, _ *reading) { s.Disabled = true },
+	"inter":     func(s *server, r *reading) { r.inter(&s.check.inter) },
+	"fastinter": func(s *server, r *reading) { r.inter(&s.check.fastInter) },
+	"downinter": func(s *server, r *reading) { r.inter(&s.check.downInter) },
+	"rise":      func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.rise) },
+	"fall":      func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.check.fall) },
+	"weight":    func(s *server, r *reading) { r.number(0, draft.MaxWeight, &s.Weight) },
+	"maxconn":   func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxConn) },
+	"maxqueue":  func(s *server, r *reading) { r.number(0, draft.MaxConns, &s.MaxQueued) },
+	"slowstart": func(s *server, r *reading) { r.Span(units, r.word(), 0, draft.MaxSlow, &s.SlowStart) },
+	"init-addr": func(_ *server, r *reading) { r.word() },
+	"resolvers": func(_ *server, r *reading) { r.word() },
 	"port": func(s *server, r *reading) {
 		if port, ok := draft.ReadPort(r.word()); ok {
 			s.check.port = port

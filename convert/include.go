@@ -105,8 +105,8 @@ func (in *includer) find(file string, list []syntax.Statement) {
 			case ok && in.inFolder[f.name] && !inFolder:
 				continue
 			case ok && in.inFolder[f.name] == inFolder:
-				in.unsure[f.name] = fmt.Errorf("%s: may be included by %s or by %s; leave the wrong one of these files or lines out",
-					syntax.Printable(f.name), other, st.Place)
+				in.unsure[f.name] = fmt.Errorf("%s: may be included by %s or by %s; "+
+					"leave the wrong one of these files or lines out", syntax.Printable(f.name), other, st.Place)
 			default:
 				delete(in.unsure, f.name)
 			}

@@ -32,7 +32,8 @@ func TestKinds(t *testing.T) {
 		{
 			"a server with the state of another", convert.HAProxy,
 			galera + "  server a 192.0.2.11:6443 track web/a\n  server b 192.0.2.12:6443\n",
-			[]string{"type: tcp\n", "{name: a, address: 192.0.2.11, port: 6443}", "check: {type: none}", "has the state of web/a"},
+			[]string{"type: tcp\n", "{name: a, address: 192.0.2.11, port: 6443}", "check: {type: none}",
+				"has the state of web/a"},
 			[]string{"carried over without"},
 		},
 		{
@@ -75,6 +76,13 @@ func TestKinds(t *testing.T) {
 			[]string{"name: s", "name: r"},
 		},
 		{
+			"a text that must not be there", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 { HTTP_GET { url {\n    path /h\n" +
+				"    regex bad\n    regex_no_match\n  } } }\n}\n",
+			[]string{"path: /h", "f:5: regex bad: was left out", "f:6: regex_no_match: "},
+			[]string{"matches:"},
+		},
+		{
 			"the script of a sync group", convert.Keepalived,
 			"vrrp_script s {\n  script /bin/s\n}\n" +
 				"vrrp_sync_group g {\n  group {\n    a\n  }\n  track_script {\n    s\n  }\n}\n" +
@@ -99,9 +107,15 @@ func TestKinds(t *testing.T) {
 				"{port: 0, address: 192.0.2.12}, {url: \"http://192.0.2.13:81/x\"}]}\n" +
 				"- {type: udp, port: 53, backends: [{address: 192.0.2.11}]}\n" +
 				"- {port: 54, backendPort: 70000, backends: [{address: 192.0.2.11}]}\n",
-			[]string{"port: 99999: is no port", "bindToVip: false", "- {address: 192.0.2.12}\n  - {address: 192.0.2.13, port: 81}",
+			[]string{"port: 99999: is no port", "bindToVip: false",
+				"- {address: 192.0.2.12}\n  - {address: 192.0.2.13, port: 81}",
 				"it is udp, and TCP is carried", "its backendPort is no port"},
 			[]string{"65535}", "address: 192.0.2.11", "port: 53\n", "port: 54\n", "names the other boxes only"},
+		},
+		{
+			"whose PROXY header is believed", convert.Nginx,
+			stream("server { listen 192.0.2.10:80 proxy_protocol; set_real_ip_from 10.0.0.0/8; proxy_pass api; }"),
+			[]string{"acceptProxyFrom: [10.0.0.0/8]", "all others come in without one"}, []string{"of anybody"},
 		},
 		{
 			"a range of ports in nginx", convert.Nginx,
@@ -133,6 +147,12 @@ func TestKinds(t *testing.T) {
 		want string
 	}{
 		{
+			"sorry servers alone can be used", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  sorry_server 192.0.2.13 80\n" +
+				"  real_server 192.0.2.10 80 { TCP_CHECK { } }\n}\n",
+			"none of its servers but backups has an address that can be used",
+		},
+		{
 			"rules about the sender of a PROXY header", convert.HAProxy,
 			"listen a\n  bind 192.0.2.10:80 accept-proxy\n  tcp-request connection reject if !{ src 10.0.0.0/8 }\n" +
 				haproxyServers,
@@ -153,6 +173,10 @@ func TestKinds(t *testing.T) {
 			stream("server { listen 192.0.2.10:443; server_name a.example.org; proxy_pass api; }\n" +
 				"server { listen 192.0.2.10:443; server_name b.example.org; proxy_pass 192.0.2.13:443; }"),
 			"none of the 2 load balancers",
+		},
+		{
+			"another script decides in nginx", convert.Nginx,
+			stream("server { listen 192.0.2.10:443; access_by_lua_block { x; } proxy_pass api; }"), "has a script decide",
 		},
 		{
 			"a script decides in nginx", convert.Nginx,

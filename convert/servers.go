@@ -41,22 +41,25 @@ func (p *plan) planServers(b *balancer) (refused string) {
 			return fmt.Sprintf("it has more than %d servers", draft.MaxList)
 		}
 	}
+	isFirst := func(srv draft.ServerEntry) bool { return !srv.Backup }
 	isOut := func(srv draft.ServerEntry) bool { return srv.Weight.Set && srv.Weight.Value == 0 && !srv.Disabled }
 	switch {
 	case len(b.servers) == 0:
 		return "none of its servers has an address that can be used"
 	case !slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return !isOut(srv) }):
 		return "all its servers are out of rotation"
+	case slices.ContainsFunc(b.Servers, isFirst) && !slices.ContainsFunc(b.servers, isFirst):
+		return "none of its servers but backups has an address that can be used"
 	}
 	// The key is for the first load balancer and those that list no server. If the first was not carried over, the peers
 	// are written out.
 	first := p.LoadBalancers[0]
-	isFirst := first == b.LB || len(p.balancers) > 0 && p.balancers[0].LB == first
-	if first.PeersAsBackends && b.PeersAsBackends && isFirst {
+	isLeading := first == b.LB || len(p.balancers) > 0 && p.balancers[0].LB == first
+	if first.PeersAsBackends && b.PeersAsBackends && isLeading {
 		p.peersAsBackends = true
 	}
 	p.scaleWeights(b)
-	if !slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return !srv.Backup }) {
+	if !slices.ContainsFunc(b.servers, isFirst) {
 		p.Advise(b.LB, b.Statement, "all its servers are backups; became ordinary ones")
 		for i := range b.servers {
 			b.servers[i].Backup = false

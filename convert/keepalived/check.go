@@ -1,10 +1,12 @@
 package keepalived
 
 import (
+	"slices"
 	"strings"
 	"time"
 
 	"appliance/convert/draft"
+	"appliance/convert/syntax"
 )
 
 // readCheck reads TCP_CHECK, HTTP_GET, SSL_GET or SMTP_CHECK.
@@ -168,6 +170,8 @@ func limitTimeout(c *draft.HealthCheck) bool {
 // checkURL reads the url block of a check.
 func (v *virtualServer) checkURL(l draft.Line) {
 	c := &v.Check
+	isContrary := func(st syntax.Statement) bool { return st.Words[0] == "regex_no_match" }
+	contrary := slices.ContainsFunc(l.Body, isContrary)
 	for _, line := range l.Lines(v.LB, l.Body) {
 		switch line.Words[0] {
 		case "path":
@@ -185,7 +189,13 @@ func (v *virtualServer) checkURL(l draft.Line) {
 			c.Status = status
 		case "virtualhost":
 			c.Host = line.Arg(1)
+		case "regex_no_match":
+			line.Note("a check says what has to match, never what must not")
 		case "regex":
+			if contrary {
+				line.Note("was left out, because regex_no_match asks for the contrary")
+				continue
+			}
 			if !draft.ReadRegexp(line.Arg(1)) {
 				line.Note(draft.NoRegexp)
 				continue

@@ -117,8 +117,8 @@ func useScript(l draft.Line) {
 }
 
 // readWeight reads what a failed script costs. keepalived adds the weight to the priority, or subtracts it; only the
-// difference matters. The weight is the word at i. With reverse after it, a script that succeeds costs it, which no track
-// does.
+// difference matters. The weight is the word at i. With reverse after it, a script that succeeds costs it, which no
+// track does.
 func readWeight(l draft.Line, i int, t *draft.TrackDraft) {
 	if l.Arg(i+1) == "reverse" {
 		l.Note("a track fails when its program does, never the contrary; " +

@@ -352,6 +352,12 @@ func readListen(lb *draft.LB, l draft.Line) {
 			lb.Refused = l.Place.String() + " ends TLS here, while " + draft.IsTLS + ": give the servers the certificate"
 		case name == "proxy_protocol":
 			lb.AcceptProxy = true
+			isFrom := func(st syntax.Statement) bool { return st.Words[0] == "set_real_ip_from" }
+			if len(lb.AcceptProxyFrom) > 0 || slices.ContainsFunc(lb.Lines, isFrom) {
+				l.Advise("nginx wants a PROXY header of everybody, and believes that of set_real_ip_from; " +
+					"here all others come in without one: write allow and deny if they must not")
+				continue
+			}
 			l.Advise("nginx believes the PROXY header of anybody; so does acceptProxyFrom below: " +
 				"write the prefixes of the senders there")
 		case !strings.Contains(silent, " "+name+" "):
@@ -430,7 +436,8 @@ var remarks = draft.NewRemarks(
 var refusals = draft.NewRemarks(
 	draft.Remark{Keywords: "proxy_ssl", Text: "begins TLS towards the servers, while " + draft.IsTLS +
 		": let the clients speak TLS"},
-	draft.Remark{Keywords: "js_access js_preread js_filter",
+	draft.Remark{Keywords: "js_access js_preread js_filter access_by_lua_block access_by_lua_file " +
+		"preread_by_lua_block preread_by_lua_file",
 		Text: "has a script decide about connections, and none is run"},
 )
 

@@ -91,6 +91,11 @@ func TestKinds(t *testing.T) {
 			[]string{"no track_script names it", "not known"},
 		},
 		{
+			"addresses of no machine", convert.Keepalived,
+			keepalived("  virtual_ipaddress {\n    192.0.2.10\n    fe80::10/64\n    224.0.0.9\n  }\n") + lvs,
+			[]string{"f:5: fe80::10/64: is no address that", "f:6: 224.0.0.9: is no address that"}, []string{"is a name"},
+		},
+		{
 			"no protocol", convert.Keepalived, strings.Replace(lvs, "  protocol TCP\n", "", 1),
 			[]string{"f:1: virtual_server 192.0.2.10 6443: has no protocol, which keepalived 2 takes for UDP"}, nil,
 		},

@@ -47,6 +47,10 @@ func WrongAddr(s string) string {
 	case strings.HasPrefix(s, "/") || strings.HasPrefix(s, "unix"):
 		return "is a unix socket; write the address of a TCP server"
 	}
+	host, _, _ := strings.Cut(s, "/")
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return "is no address that one machine has for all others; write one"
+	}
 	return "is a name, and only the names of servers are looked up, because the DNS may be what is down when this is " +
 		"needed; write the address"
 }

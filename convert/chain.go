@@ -100,6 +100,9 @@ func (p *plan) joinChain(first, next *draft.LB) {
 				!slices.ContainsFunc(p.vips, func(a netip.Addr) bool { return b.Has(a) && !p.isBound(first, a, b.Port) })
 	})
 	next.Binds = append(next.Binds, first.Binds...)
+	if !first.LVS { // which leaves the header to the next one
+		next.RefuseMixed()
+	}
 	next.Joined = append(next.Joined, first)
 	next.Joined = append(next.Joined, first.Joined...)
 	p.Advise(next, first.Statement, "leads to line %s on these machines, so its addresses lead to the servers there; "+

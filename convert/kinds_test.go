@@ -174,6 +174,16 @@ func TestKinds(t *testing.T) {
 			"look at who sends the PROXY header",
 		},
 		{
+			"a PROXY header on one of two ports", convert.HAProxy,
+			"listen a\n  bind 192.0.2.10:80\n  bind 192.0.2.10:81 accept-proxy\n" + haproxyServers,
+			"f:3 wants a PROXY header on some of its addresses alone",
+		},
+		{
+			"a PROXY header on one of two ports in nginx", convert.Nginx,
+			stream("server { listen 192.0.2.10:80;\nlisten 192.0.2.10:81 proxy_protocol; proxy_pass api; }"),
+			"f:4 wants a PROXY header on some of its addresses alone",
+		},
+		{
 			"servers told apart by their names", convert.Nginx,
 			stream("server { listen 192.0.2.10:443; server_name a.example.org; proxy_pass api; }\n" +
 				"server { listen 192.0.2.10:443; server_name b.example.org; proxy_pass 192.0.2.13:443; }"),

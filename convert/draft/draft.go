@@ -87,6 +87,8 @@ type Bind struct {
 	Only4, Only6 bool
 	Addr         netip.Addr
 	Port         uint16
+	// ByProxy means that clients there begin with a PROXY header.
+	ByProxy bool
 }
 
 // Has reports whether a connection to a, one of the virtual addresses, comes to the bind.
@@ -129,6 +131,17 @@ type LB struct {
 	// Lines are its statements, Joined the parts of files that became part of it.
 	Lines  []syntax.Statement
 	Joined []*LB
+}
+
+// RefuseMixed refuses lb if clients begin with a PROXY header on some of its addresses alone: on the others, everybody
+// could name the address of another by one.
+func (lb *LB) RefuseMixed() {
+	isBy := func(b Bind) bool { return b.ByProxy }
+	isNot := func(b Bind) bool { return !b.ByProxy }
+	if i := slices.IndexFunc(lb.Binds, isBy); i >= 0 && slices.ContainsFunc(lb.Binds, isNot) && lb.Refused == "" {
+		lb.Refused = lb.Binds[i].Place.String() + " wants a PROXY header on some of its addresses alone; " +
+			"write a section of its own for each of the two"
+	}
 }
 
 // A ServerEntry is a server behind a load balancer.

@@ -125,6 +125,7 @@ func newProxy(d *draft.Draft, s section) *proxy {
 	if p.tunnel.Set {
 		p.Client, p.Server = p.tunnel, p.tunnel
 	}
+	p.RefuseMixed()
 	p.access()
 	p.sticky()
 	p.logged(d)
@@ -250,6 +251,7 @@ func (p *proxy) bind(l draft.Line) {
 	for word := range strings.SplitSeq(l.Arg(1), ",") {
 		if b, ok := p.bindAddress(l, word); ok {
 			b.Only6 = b.Only6 && slices.Contains(l.Words, "v6only")
+			b.ByProxy = slices.Contains(l.Words[2:], "accept-proxy")
 			p.Binds = append(p.Binds, b)
 		}
 	}

@@ -249,6 +249,7 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 			readLine(lb, l)
 		}
 	}
+	lb.RefuseMixed()
 	if lb.AcceptProxy && len(lb.AcceptProxyFrom) == 0 && len(lb.Access) > 0 {
 		lb.Refused = cmp.Or(lb.Refused, "without set_real_ip_from, its allow and deny lines look at "+
 			"who sends the PROXY header, while allow and deny here look at the client that it names: "+
@@ -332,7 +333,7 @@ func readListen(lb *draft.LB, l draft.Line) {
 		l.Note("%s", why)
 		return
 	}
-	b := draft.Bind{Statement: l.Statement, Port: port}
+	b := draft.Bind{Statement: l.Statement, Port: port, ByProxy: slices.Contains(l.Words[2:], "proxy_protocol")}
 	b.Only6 = strings.Contains(host, ":") && !slices.Contains(l.Words, "ipv6only=off")
 	b.Only4 = !strings.Contains(host, ":")
 	if host = strings.Trim(host, "[]"); host != "" && host != "*" && host != "0.0.0.0" && host != "::" {

@@ -249,4 +249,17 @@ func TestTimeOfAddresses(t *testing.T) {
 			t.Errorf("took %v, error %v", took, err)
 		}
 	}
+	text.Reset()
+	for i := range 900 {
+		fmt.Fprintf(&text, "frontend f%d\nbind 192.0.2.10:%d\ndefault_backend b\n", i, i+1)
+	}
+	text.WriteString("backend b\n")
+	for i := range 900 {
+		fmt.Fprintf(&text, "server s%d 10.0.%d.%d:80 check inter %ds\n", i, i/256, i%256, i+1)
+	}
+	begun = time.Now()
+	_, err := convert.Convert([]convert.File{{Name: "f", Data: []byte(text.String())}}, peers)
+	if took := time.Since(begun); took > time.Minute || err == nil || !strings.Contains(err.Error(), "fewer frontends") {
+		t.Errorf("took %v, error %v", took, err)
+	}
 }

@@ -161,6 +161,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		}
 	}
 	used := map[string]bool{}
+	shared := 0 // lines of backends, read once for each frontend that uses them
 	for _, s := range sections {
 		switch s.Words[0] {
 		case "global":
@@ -169,7 +170,11 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		case "resolvers":
 			readResolvers(d, s)
 		case "listen", "frontend":
-			readFrontend(d, s, backends, used)
+			const most = 3 * draft.MaxStatements // more than fit into what our loader reads
+			if shared += readFrontend(d, s, backends, used); shared > most {
+				return fmt.Errorf("%s: the backends of all frontends together are more than %d lines; "+
+					"convert fewer frontends at once", s.Place, most)
+			}
 		default:
 			r, ok := foreignSections[s.Words[0]]
 			if !ok {
@@ -208,11 +213,11 @@ var foreignSections = draft.NewRemarks(
 	draft.Remark{Keywords: "crt-store acme", Moot: true, Text: draft.IsTLS},
 )
 
-// readFrontend reads a frontend or listen section, with the backend that it uses.
-func readFrontend(d *draft.Draft, s section, backends map[string]section, used map[string]bool) {
+// readFrontend reads a frontend or listen section, with the backend that it uses, and reports how many lines that has.
+func readFrontend(d *draft.Draft, s section, backends map[string]section, used map[string]bool) (lines int) {
 	if s.mode() != "tcp" {
 		readOtherMode(d, s)
-		return
+		return 0
 	}
 	f := newProxy(d, s)
 	to := f.target()
@@ -227,6 +232,7 @@ func readFrontend(d *draft.Draft, s section, backends map[string]section, used m
 		}
 		if ok {
 			used[to] = true
+			lines = len(section.lines) + len(section.defaults)
 			back = newProxy(d, section)
 			f.join(back)
 		}
@@ -238,6 +244,7 @@ func readFrontend(d *draft.Draft, s section, backends map[string]section, used m
 		f.refuse("it listens on no address and port")
 	}
 	d.LoadBalancers = append(d.LoadBalancers, f.LB)
+	return lines
 }
 
 // readOtherMode notes a section that is not in mode tcp.

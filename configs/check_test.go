@@ -51,7 +51,8 @@ func TestOwnCheck(t *testing.T) {
 		"{headers: {X-C: d}, type: https, inter: 10s}": with(func(c *balancer.Check) {
 			c.Headers, c.Inter = []balancer.Header{{Name: "X-C", Value: "d"}}, 10*time.Second
 		}),
-		"{type: program, exec: [/bin/check, -v], user: www}": {Type: "program", Exec: []string{"/bin/check", "-v"}, User: "www",
+		"{type: program, exec: [/bin/check, -v], user: www}": {Type: "program",
+			Exec: []string{"/bin/check", "-v"}, User: "www",
 			Inter: 4 * time.Second, Timeout: 4 * time.Second, Rise: 2, Fall: 7},
 		"{type: tcp}": {Type: "tcp", Inter: 4 * time.Second, Timeout: 4 * time.Second, Rise: 2, Fall: 7},
 	} {
@@ -82,9 +83,10 @@ func TestOwnCheck(t *testing.T) {
 			"a process more; write inter: 5s",
 		"{type: program, exec: [/a], fastinter: 1ms}":       "check.fastinter: 1ms is",
 		"{type: program, exec: [/a], tls: {verify: false}}": "check.tls: means nothing to a check of type program",
-		"{type: tcp, exec: [/a]}":                           "check.exec: means nothing to a check of type tcp; remove it, or write type: program",
-		"{fall: 0}":                                         "backends[1].check.fall: 0 is not a number from 1 to 1000; write one",
-		"{pause: 1s}":                                       "backends[1].check.pause: is not a known key",
+		"{type: tcp, exec: [/a]}": "check.exec: means nothing to a check of type tcp; remove it, " +
+			"or write type: program",
+		"{fall: 0}":   "backends[1].check.fall: 0 is not a number from 1 to 1000; write one",
+		"{pause: 1s}": "backends[1].check.pause: is not a known key",
 	} {
 		if _, err := parse(own); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v, want %q", own, err, want)
@@ -248,8 +250,9 @@ func TestTalkingChecks(t *testing.T) {
 		{"{type: smtp, helo: mx}", "check.helo: mx is no greeting; write HELO name or EHLO name"},
 		{"{type: smtp, helo: 'HELO a b'}", "check.helo: HELO a b is no greeting"},
 		{"{type: exchange}", "check.steps: has 0 steps; write from 1 to 50"},
-		{"{type: exchange, steps: [{}]}", "check.steps[0]: says 0 things; write one of send, sendHex, expect, expectHex, matches, " +
-			"absent, absentHex and mismatches"},
+		{"{type: exchange, steps: [{}]}",
+			"check.steps[0]: says 0 things; write one of send, sendHex, expect, expectHex, matches, " +
+				"absent, absentHex and mismatches"},
 		{"{type: exchange, steps: [{send: a, expect: b}]}", "check.steps[0]: says 2 things"},
 		{"{type: exchange, steps: [{sendHex: 0g}]}", "check.steps[0].sendHex: 0g is not hexadecimal"},
 		{"{type: exchange, steps: [{matches: '('}]}", "check.steps[0].matches: ( is not a regular expression"},

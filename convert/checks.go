@@ -72,7 +72,8 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 func stepFlow(one draft.SpokenStep) string {
 	var f draft.Flow
 	isOdd := func(r rune) bool { return !strconv.IsPrint(r) && !strings.ContainsRune("\r\n\t", r) }
-	if one.Key != "matches" && one.Key != "mismatches" && (!utf8.ValidString(one.Bytes) || strings.ContainsFunc(one.Bytes, isOdd)) {
+	isPattern := one.Key == "matches" || one.Key == "mismatches"
+	if !isPattern && (!utf8.ValidString(one.Bytes) || strings.ContainsFunc(one.Bytes, isOdd)) {
 		f.Add(one.Key+"Hex", draft.Scalar(hex.EncodeToString([]byte(one.Bytes))))
 	} else {
 		f.Word(one.Key, one.Bytes)

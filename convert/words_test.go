@@ -75,8 +75,10 @@ func TestWords(t *testing.T) {
 		{
 			"a program as a check, as it is run there", convert.Keepalived,
 			"global_defs {\n  script_user checks\n}\nvirtual_server 192.0.2.10 6443 {\n  delay_loop 0.5\n  protocol TCP\n" +
-				"  real_server 192.0.2.11 6443 { MISC_CHECK { misc_path \"/usr/bin/check -a\"\n misc_timeout 3\n retry 2\n } }\n}\n",
-			[]string{"type: program\n    inter: 1s\n    fastinter: 1s\n", "fall: 3\n", "exec: [/usr/bin/check, \"-a\"]\n    user: checks\n",
+				"  real_server 192.0.2.11 6443 { MISC_CHECK { misc_path \"/usr/bin/check -a\"\n" +
+				" misc_timeout 3\n retry 2\n } }\n}\n",
+			[]string{"type: program\n    inter: 1s\n    fastinter: 1s\n", "fall: 3\n",
+				"exec: [/usr/bin/check, \"-a\"]\n    user: checks\n",
 				"500ms between two runs became 1s", "misc_timeout became 1s"},
 			nil,
 		},

@@ -14,8 +14,8 @@ import (
 	"appliance/lab"
 )
 
-// TestBeginningsAreLogged: in each data plane, each connection of a client has one line where it begins, and says where it
-// went.
+// TestBeginningsAreLogged: in each data plane, each connection of a client has one line where it begins, and says where
+// it went.
 func TestBeginningsAreLogged(t *testing.T) {
 	w := newWorld(t, scene.IPv4)
 	peers := []string{"n1", "n2", "n3"}

@@ -147,8 +147,8 @@ func (n *NAT) Apply(_ context.Context, services []balancer.Service) (repaired in
 }
 
 // turnFor is how long connections to a new frontend are looked at. Those from before the frontend was served here have
-// spoken by then, or are as idle as those that rarely end. A look reads all of conntrack's table, which takes 0.2 s on a
-// busy host, so the pauses between looks grow: some eight in the minute.
+// spoken by then, or are as idle as those that rarely end. A look reads all of conntrack's table, which takes 0.2 s on
+// a busy host, so the pauses between looks grow: some eight in the minute.
 const turnFor = time.Minute
 
 // turn corrects who opened the connections of the frontends that have not been served here for long.

@@ -12,7 +12,8 @@ import (
 	"appliance/configs"
 )
 
-// TestLogCopy: lines go to log.copy besides stderr, also the last ones, and a place that is not there says so on stderr.
+// TestLogCopy: lines go to log.copy besides stderr, also the last ones, and a place that is not there says so on
+// stderr.
 func TestLogCopy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "appliance.log")
 	for _, at := range []string{path, filepath.Join(path, "not-there")} {

@@ -222,7 +222,8 @@ func TestSteps(t *testing.T) {
 		})
 	}
 	for _, steps := range [][]TalkStep{
-		{{}}, {{Send: "a", Expect: "b"}}, {{Matches: "("}}, {{Mismatches: "("}}, {{Absent: "a", Expect: "b"}}, {{Send: "a"}, {Expect: "a", Matches: "b"}},
+		{{}}, {{Send: "a", Expect: "b"}}, {{Matches: "("}}, {{Mismatches: "("}}, {{Absent: "a", Expect: "b"}},
+		{{Send: "a"}, {Expect: "a", Matches: "b"}},
 	} {
 		if _, err := New(steps); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("step %d", len(steps))) {
 			t.Errorf("%v: error %v", steps, err)
@@ -243,7 +244,8 @@ func TestSilence(t *testing.T) {
 	client.SetDeadline(time.Now().Add(100 * time.Millisecond))
 	if s, err := New([]TalkStep{{Absent: "-ERR"}}); err != nil {
 		t.Error(err)
-	} else if err := s.Run(client); err == nil || !strings.Contains(err.Error(), "and not the end of the connection in time") {
+	} else if err := s.Run(client); err == nil ||
+		!strings.Contains(err.Error(), "and not the end of the connection in time") {
 		t.Errorf("error %v", err)
 	}
 	client, server = pair(t)

@@ -13,7 +13,8 @@ type server struct {
 	*draft.ServerEntry
 	check serverCheck
 	// sendProxy is for the first server what its load balancer says, and so is onDown for the first with a check; onUp is
-	// a setting that a load balancer has as a whole here. checkProxy says that checks have the PROXY header even at another place.
+	// a setting that a load balancer has as a whole here. checkProxy says that checks have the PROXY header even at
+	// another place.
 	tls, checkProxy         bool
 	sendProxy, onDown, onUp string
 }

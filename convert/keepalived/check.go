@@ -158,7 +158,8 @@ func (v *virtualServer) usualCheck(kind string) draft.HealthCheck {
 	return c
 }
 
-// limitTimeout keeps the timeout of a check that waits for no answer within its interval, and reports whether somebody has to know.
+// limitTimeout keeps the timeout of a check that waits for no answer within its interval, and reports whether somebody
+// has to know.
 func limitTimeout(c *draft.HealthCheck) bool {
 	if c.Type != "tcp" && c.Type != "program" || c.Timeout.Value <= c.Inter.Value {
 		return false

@@ -111,7 +111,8 @@ func TestBeginnings(t *testing.T) {
 	watching := w.Watch(plane{})
 	apply := func(services ...balancer.Service) (repaired int) {
 		t.Helper()
-		if err := node.Do(func() (err error) { repaired, err = watching.Apply(t.Context(), services); return err }); err != nil {
+		err := node.Do(func() (err error) { repaired, err = watching.Apply(t.Context(), services); return err })
+		if err != nil {
 			t.Fatal(err)
 		}
 		return repaired
@@ -178,7 +179,8 @@ func TestBeginnings(t *testing.T) {
 	}
 	dial(client, at(true, port)) // whatever was told twice was told before this
 	last := dial(client, at(true, port))
-	for end := time.Now().Add(patience); !strings.HasPrefix(got[len(got)-1], last.String()); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); !strings.HasPrefix(got[len(got)-1], last.String()); {
+		time.Sleep(20 * time.Millisecond)
 		got = append(got, lines.take()...)
 		if time.Now().After(end) {
 			t.Fatalf("heard %q", got)
@@ -230,8 +232,8 @@ func told(t *testing.T, number uint32, packet []byte) []byte {
 	return append(make([]byte, 4), data...)
 }
 
-// TestHear: a SYN that is sent again is no other connection, gaps are counted, bounds hold, and what is not wanted, or no
-// packet, is passed over.
+// TestHear: a SYN that is sent again is no other connection, gaps are counted, bounds hold, and what is not wanted, or
+// no packet, is passed over.
 func TestHear(t *testing.T) {
 	at, other := netip.MustParseAddrPort("192.0.2.10:443"), netip.MustParseAddrPort("192.0.2.10:444")
 	from := func(n int) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.99"), uint16(n)) }
@@ -275,7 +277,8 @@ func TestHear(t *testing.T) {
 	}
 }
 
-// TestPacket: the headers of IPv6 between that of IP and that of TCP are passed over, and nothing is read beyond the end.
+// TestPacket: the headers of IPv6 between that of IP and that of TCP are passed over, and nothing is read beyond the
+// end.
 func TestPacket(t *testing.T) {
 	src, dst := netip.MustParseAddrPort("[2001:db8::1]:1000"), netip.MustParseAddrPort("[2001:db8::2]:443")
 	plain := syn(src, dst, 77)

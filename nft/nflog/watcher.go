@@ -40,8 +40,8 @@ type LineTaker interface {
 	Lose(lines uint64)
 }
 
-// A BeginWatcher has the kernel tell of the first packets of connections to load balancers that want their beginnings logged.
-// The packets go on whether anybody hears of them or not.
+// A BeginWatcher has the kernel tell of the first packets of connections to load balancers that want their beginnings
+// logged. The packets go on whether anybody hears of them or not.
 type BeginWatcher struct {
 	lines LineTaker
 	log   *slog.Logger

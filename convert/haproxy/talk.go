@@ -14,6 +14,7 @@ import (
 type conversation struct {
 	steps     []draft.SpokenStep
 	connected bool
+	expects   bool
 	connect   serverCheck // what connect says of port, sendProxy and sni
 	// missing is the first line that cannot be carried over: then the whole conversation is not.
 	missing draft.Line
@@ -24,7 +25,7 @@ func (c *conversation) lacks(l draft.Line, why string) {
 	if c.missing.Line == 0 {
 		c.missing = l
 	}
-	l.Note("%s, so the check opens a connection and no more; write check: {type: exchange, steps: [...]}", why)
+	l.Note("%s, so what the check says is not carried over; write check: {type: exchange, steps: [...]}", why)
 }
 
 // protocol reads the options that check by a protocol.
@@ -107,6 +108,7 @@ func (p *proxy) tcpCheck(l draft.Line) {
 	case "comment", "set-var", "set-var-fmt", "unset-var":
 		l.Moot("changes nothing of what a check asks for")
 	case "expect":
+		c.expects = true
 		words, not, least := l.Words[2:], false, false
 		for len(words) > 1 {
 			if words[0] == "!" {
@@ -187,10 +189,15 @@ func (p *proxy) tcpConnect(l draft.Line) {
 	}
 }
 
-// joinTalk makes the check of option tcp-check the conversation of the tcp-check lines.
+// joinTalk makes the check of option tcp-check the conversation of the tcp-check lines. Without what it expects, clients
+// would get to servers that the check keeps them from, such as the replicas of a database.
 func (p *proxy) joinTalk(c *draft.HealthCheck) {
 	talk := p.talk
 	c.Port, c.SendProxy, c.ServerName = talk.connect.port, talk.connect.proxy, talk.connect.serverName
+	if talk.expects && talk.missing.Line > 0 {
+		p.refuse("%s is not carried over, and without it the check takes servers that do not answer as it expects; "+
+			"convert without its tcp-check lines, and write check: {type: exchange, steps: [...]}", talk.missing.Place)
+	}
 	if len(talk.steps) > 0 && talk.missing.Line == 0 {
 		c.Type, c.Steps, c.OverTLS = "exchange", slices.Clone(talk.steps), p.tcpTLS
 	} else if p.tcpTLS {

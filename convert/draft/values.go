@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,13 +25,48 @@ func ReadStatus(s string) ([]string, bool) {
 		if err != nil || err2 != nil || from < 200 || to > 599 || to < from {
 			return nil, false
 		}
-		text := strconv.Itoa(from)
-		if to > from {
-			text += "-" + strconv.Itoa(to)
-		}
-		list = append(list, text)
+		list = append(list, statuses(from, to))
 	}
 	return list, true
+}
+
+// statuses are those from one to another, as our loader reads them.
+func statuses(from, to int) string {
+	if to == from {
+		return strconv.Itoa(from)
+	}
+	return strconv.Itoa(from) + "-" + strconv.Itoa(to)
+}
+
+// StatusesThat are the HTTP statuses from 200 to 599 that the pattern matches, or that are in a list of ReadStatus; not
+// turns that round. It returns false if there are none, or the pattern is none here.
+func StatusesThat(pattern string, list []string, not bool) (those []string, ok bool) {
+	re, err := regexp.Compile(pattern)
+	if err != nil {
+		return nil, false
+	}
+	const first, last = 200, 599
+	in := func(status int) bool {
+		if list == nil {
+			return re.MatchString(strconv.Itoa(status)) != not
+		}
+		return slices.ContainsFunc(list, func(s string) bool {
+			low, high, isRange := strings.Cut(s, "-")
+			text := strconv.Itoa(status) // all have three digits
+			return low == text || isRange && low <= text && text <= high
+		}) != not
+	}
+	for from := first; from <= last; from++ {
+		if !in(from) {
+			continue
+		}
+		to := from
+		for to < last && in(to+1) {
+			to++
+		}
+		those, from = append(those, statuses(from, to)), to
+	}
+	return those, len(those) > 0
 }
 
 // Placeholder reports whether somebody still has to fill in a value: ${NAME} of a template or of the environment,

@@ -165,34 +165,46 @@ const oneExpect = "a line before expects another of that kind, and both have to 
 
 // expect reads http-check expect; words are those after it.
 func (p *proxy) expect(l draft.Line, words []string) {
-	if len(words) < 2 || words[0] == "!" {
-		l.Note("say what is right, not what is wrong: check: {expect: {status: [200], contains: ok}}")
+	not := len(words) > 0 && words[0] == "!"
+	if not {
+		words = words[1:]
+	}
+	if len(words) < 2 {
+		l.Note("expects nothing")
 		return
 	}
 	for len(words) > 2 && !slices.Contains([]string{"status", "rstatus", "string", "rstring"}, words[0]) {
 		words = words[1:] // min-recv 10, comment x, ...
 	}
 	value := strings.Join(words[1:], " ")
-	switch words[0] {
-	case "status":
+	switch kind := words[0]; {
+	case kind == "status", kind == "rstatus":
 		if p.ask.Status != nil {
 			l.Note(oneExpect)
 			return
 		}
 		status, ok := draft.ReadStatus(value)
+		if kind == "rstatus" {
+			status, ok = draft.StatusesThat(value, nil, not)
+		} else if ok && not {
+			status, ok = draft.StatusesThat("", status, not)
+		}
 		if !ok {
 			l.Note(draft.NoStatuses)
 			return
 		}
 		p.ask.Status = status
 		p.expects = true
-	case "string":
+	case not:
+		p.unlike = l
+		l.Note("says what must not come, and a check here says what has to: check: {expect: {status: [200], contains: ok}}")
+	case kind == "string":
 		if p.ask.Contains != "" {
 			l.Note(oneExpect)
 			return
 		}
 		p.ask.Contains, p.expects = value, true
-	case "rstring":
+	case kind == "rstring":
 		if p.ask.Matches != "" {
 			l.Note(oneExpect)
 			return
@@ -203,7 +215,7 @@ func (p *proxy) expect(l draft.Line, words []string) {
 		}
 		p.ask.Matches, p.expects = value, true
 	default:
-		l.Note("write the statuses out: check: {expect: {status: [200, 204]}}")
+		l.Note("is no kind of answer that is known; write check: {expect: {status: [200, 204]}}")
 	}
 }
 
@@ -222,6 +234,10 @@ func (p *proxy) joinRules() {
 		c.ServerName, c.Port = cmp.Or(p.ask.ServerName, c.ServerName), cmp.Or(p.ask.Port, c.Port)
 		if p.asks {
 			c.Method, c.Path, c.Host, c.Headers = p.ask.Method, p.ask.Path, cmp.Or(p.ask.Host, c.Host), p.ask.Headers
+		}
+		if p.unlike.Line > 0 {
+			p.refuse("%s is not carried over, and without it the check takes servers that it is there to keep out; "+
+				"convert without that line, and write what has to come: check: {expect: {contains: ok}}", p.unlike.Place)
 		}
 		c.Status, c.Contains, c.Matches = p.ask.Status, p.ask.Contains, p.ask.Matches
 	}

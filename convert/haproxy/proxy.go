@@ -23,6 +23,7 @@ type proxy struct {
 	// askTLS and ask are what http-check connect and send say, tcpTLS what tcp-check connect says.
 	askTLS, tcpTLS, asks bool
 	talk                 conversation
+	unlike               draft.Line // an http-check expect of what must not come
 	ask                  draft.HealthCheck
 	expects, allBackups  bool
 	asksMore             bool // a second request has begun

@@ -323,3 +323,29 @@ func TestRestartWaitsForWhatTheFormerProcessGranted(t *testing.T) {
 		t.Errorf("took part after %v, and leases of 1s heartbeats may run", took)
 	}
 }
+
+// TestLateProbeOfAnotherGroup: a leader's datagram names no group. One of a group that has ended, whose term has the
+// number that this one's leader will have, must not take that leader's place.
+func TestLateProbeOfAnotherGroup(t *testing.T) {
+	b := newBench(t, 3)
+	b.start("a", "b", "c")
+	b.voters(3)
+	holder := b.holder()
+	for id, g := range b.nodes {
+		if id == holder {
+			continue
+		}
+		e := &elections{Group: g.Group, ctx: t.Context()}
+		const later = 1 << 20
+		if e.HeardFrom("stranger", later) {
+			t.Errorf("%s grants by a datagram of a leader that its raft does not follow", id)
+		}
+		if !g.grants.Follow("next", later) {
+			t.Errorf("%s keeps the term for whoever sent a datagram, and the group's own leader out", id)
+		}
+		b.eventually("its own leader is granted", func() bool {
+			leader, term := e.Follows()
+			return leader != "" && e.HeardFrom(leader, term)
+		})
+	}
+}

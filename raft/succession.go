@@ -71,7 +71,10 @@ func (e *elections) Electorate() (ids []string) {
 
 func (e *elections) HeardFrom(peer string, term uint64) (may bool) {
 	e.heard(peer, term)
-	return e.fence.Refusal(peer) == nil && e.grants.Follow(peer, term)
+	// A datagram names no group: one of a group that has ended may come late, and its leader had a term of the same
+	// number. Raft follows nobody but by messages that name the group.
+	leader, in := e.Follows()
+	return leader == peer && in == term && e.fence.Refusal(peer) == nil && e.grants.Follow(peer, term)
 }
 
 func (e *elections) Granted(peer string, term uint64, t0 time.Duration) {

@@ -12,9 +12,11 @@ import (
 	"appliance/convert/syntax"
 )
 
-// ReadStatus reads HTTP statuses: 200, 200-299 and lists of them.
-func ReadStatus(s string) ([]string, bool) {
-	var list []string
+// A Range is of whole numbers, with both ends.
+type Range struct{ From, To int }
+
+// ReadRanges reads numbers, ranges such as 2-3, and lists of them. It does not look whether a range is one.
+func ReadRanges(s string) (all []Range, ok bool) {
 	for part := range strings.SplitSeq(s, ",") {
 		low, high, isRange := strings.Cut(part, "-")
 		if !isRange {
@@ -22,51 +24,49 @@ func ReadStatus(s string) ([]string, bool) {
 		}
 		from, err := strconv.Atoi(low)
 		to, err2 := strconv.Atoi(high)
-		if err != nil || err2 != nil || from < 200 || to > 599 || to < from {
+		if err != nil || err2 != nil {
 			return nil, false
 		}
-		list = append(list, statuses(from, to))
+		all = append(all, Range{from, to})
 	}
-	return list, true
+	return all, true
 }
 
-// statuses are those from one to another, as our loader reads them.
-func statuses(from, to int) string {
-	if to == from {
-		return strconv.Itoa(from)
-	}
-	return strconv.Itoa(from) + "-" + strconv.Itoa(to)
+// Our loader's HTTP statuses.
+const firstStatus, lastStatus = 200, 599
+
+// ReadStatus reads HTTP statuses: 200, 200-299 and lists of them.
+func ReadStatus(s string) (all []Range, ok bool) {
+	all, ok = ReadRanges(s)
+	wrong := func(r Range) bool { return r.From < firstStatus || r.To > lastStatus || r.To < r.From }
+	return all, ok && !slices.ContainsFunc(all, wrong)
 }
 
-// StatusesThat are the HTTP statuses from 200 to 599 that the pattern matches, or that are in a list of ReadStatus; not
-// turns that round. It returns false if there are none, or the pattern is none here.
-func StatusesThat(pattern string, list []string, not bool) (those []string, ok bool) {
-	re, err := regexp.Compile(pattern)
-	if err != nil {
-		return nil, false
-	}
-	const first, last = 200, 599
-	in := func(status int) bool {
-		if list == nil {
-			return re.MatchString(strconv.Itoa(status)) != not
+// StatusesThat are the HTTP statuses, of those that our loader knows, that match.
+func StatusesThat(match func(status int) bool) (all []Range) {
+	for status := firstStatus; status <= lastStatus; status++ {
+		last := len(all) - 1
+		switch {
+		case !match(status):
+		case last >= 0 && all[last].To == status-1:
+			all[last].To = status
+		default:
+			all = append(all, Range{status, status})
 		}
-		return slices.ContainsFunc(list, func(s string) bool {
-			low, high, isRange := strings.Cut(s, "-")
-			text := strconv.Itoa(status) // all have three digits
-			return low == text || isRange && low <= text && text <= high
-		}) != not
 	}
-	for from := first; from <= last; from++ {
-		if !in(from) {
-			continue
+	return all
+}
+
+// Statuses are ranges as our loader reads them.
+func Statuses(all []Range) (texts []string) {
+	for _, r := range all {
+		text := strconv.Itoa(r.From)
+		if r.To > r.From {
+			text += "-" + strconv.Itoa(r.To)
 		}
-		to := from
-		for to < last && in(to+1) {
-			to++
-		}
-		those, from = append(those, statuses(from, to)), to
+		texts = append(texts, text)
 	}
-	return those, len(those) > 0
+	return texts
 }
 
 // Placeholder reports whether somebody still has to fill in a value: ${NAME} of a template or of the environment,

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"net/http"
 	"net/netip"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"appliance/convert/draft"
@@ -163,6 +165,25 @@ func (p *proxy) httpSend(l draft.Line) {
 const oneExpect = "a line before expects another of that kind, and both have to be there; a check expects one: " +
 	"write check: {expect: {matches: ...}} that fits both"
 
+// expectedStatus reads what http-check expect [!] status or rstatus takes; it returns false if that is nothing.
+func expectedStatus(kind, value string, not bool) (all []draft.Range, ok bool) {
+	if kind == "rstatus" {
+		pattern, err := regexp.Compile(value)
+		if err != nil {
+			return nil, false
+		}
+		all = draft.StatusesThat(func(status int) bool { return pattern.MatchString(strconv.Itoa(status)) != not })
+		return all, len(all) > 0
+	}
+	if all, ok = draft.ReadStatus(value); ok && not {
+		listed := all
+		all = draft.StatusesThat(func(status int) bool {
+			return !slices.ContainsFunc(listed, func(r draft.Range) bool { return r.From <= status && status <= r.To })
+		})
+	}
+	return all, ok && len(all) > 0
+}
+
 // expect reads http-check expect; words are those after it.
 func (p *proxy) expect(l draft.Line, words []string) {
 	not := len(words) > 0 && words[0] == "!"
@@ -183,17 +204,12 @@ func (p *proxy) expect(l draft.Line, words []string) {
 			l.Note(oneExpect)
 			return
 		}
-		status, ok := draft.ReadStatus(value)
-		if kind == "rstatus" {
-			status, ok = draft.StatusesThat(value, nil, not)
-		} else if ok && not {
-			status, ok = draft.StatusesThat("", status, not)
-		}
+		status, ok := expectedStatus(kind, value, not)
 		if !ok {
 			l.Note(draft.NoStatuses)
 			return
 		}
-		p.ask.Status = status
+		p.ask.Status = draft.Statuses(status)
 		p.expects = true
 	case not:
 		p.unlike = l

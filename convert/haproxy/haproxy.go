@@ -1,7 +1,6 @@
 package haproxy
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -356,19 +355,12 @@ func logTarget(l draft.Line) {
 func sampled(l draft.Line, word string) draft.Number {
 	ranges, tail, _ := strings.Cut(word, ":")
 	size, err := strconv.Atoi(tail)
+	places, ok := draft.ReadRanges(ranges)
 	wanted := 0
-	for r := range strings.SplitSeq(ranges, ",") {
-		low, high, isRange := strings.Cut(r, "-")
-		if !isRange {
-			high = low
-		}
-		from, err1 := strconv.Atoi(low)
-		to, err2 := strconv.Atoi(high)
-		if err = cmp.Or(err, err1, err2); err == nil {
-			wanted += to - from + 1
-		}
+	for _, r := range places {
+		wanted += r.To - r.From + 1
 	}
-	if err != nil || wanted < 1 || size < wanted || size > draft.MaxConns {
+	if err != nil || !ok || wanted < 1 || size < wanted || size > draft.MaxConns {
 		l.Note("sample %s is no share; write logEvery at the load balancers", word)
 		return draft.Number{}
 	}

@@ -187,7 +187,7 @@ func (v *virtualServer) checkURL(l draft.Line) {
 				line.Note(draft.NoStatuses)
 				continue
 			}
-			c.Status = status
+			c.Status = draft.Statuses(status)
 		case "virtualhost":
 			c.Host = line.Arg(1)
 		case "regex_no_match":

@@ -223,7 +223,8 @@ func TestConnectionLog(t *testing.T) {
 		"log: {connections: 'tcp:192.0.2.1:1'}": "is no address and port; write tcp://192.0.2.5:514",
 		"loadBalancers: [{port: 1, logBegin: text, bindToVip: false, backends: [192.0.2.21]}]": "logBegin: is for virtual " +
 			"addresses, and lb-1 is served on none; remove it, or write vips",
-		"loadBalancers: [{port: 1, logRate: 9, backends: [192.0.2.21]}]":             "logRate: has no effect without a log; write log: text",
+		"loadBalancers: [{port: 1, logRate: 9, backends: [192.0.2.21]}]": "logRate: has no effect " +
+			"without a log; write log: text",
 		"loadBalancers: [{port: 1, log: text, logEvery: 0, backends: [192.0.2.21]}]": "logEvery: 0 is not",
 		"log: {facility: local9}": "log.facility: local9 is not known; did you mean local",
 		"loadBalancers: [{port: 1, log: text, dataPlane: nftables, backends: [192.0.2.21]}]": "log: is done by user space, " +

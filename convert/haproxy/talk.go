@@ -189,8 +189,8 @@ func (p *proxy) tcpConnect(l draft.Line) {
 	}
 }
 
-// joinTalk makes the check of option tcp-check the conversation of the tcp-check lines. Without what it expects, clients
-// would get to servers that the check keeps them from, such as the replicas of a database.
+// joinTalk makes the check of option tcp-check the conversation of the tcp-check lines. Without what it expects,
+// clients would get to servers that the check keeps them from, such as the replicas of a database.
 func (p *proxy) joinTalk(c *draft.HealthCheck) {
 	talk := p.talk
 	c.Port, c.SendProxy, c.ServerName = talk.connect.port, talk.connect.proxy, talk.connect.serverName

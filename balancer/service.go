@@ -210,6 +210,17 @@ type TrafficCounter interface {
 	Stats() map[Target]Traffic
 }
 
+// WithTraffic is a plane that wraps another one, and counts traffic if that does.
+func WithTraffic(wrapper, plane Plane) Plane {
+	if m, ok := plane.(TrafficCounter); ok {
+		return struct {
+			Plane
+			TrafficCounter
+		}{wrapper, m}
+	}
+	return wrapper
+}
+
 // A Selective plane may give no new connections to a backend that is in
 // rotation. PassedOver says why, and may be called at any moment.
 type Selective interface {

@@ -33,14 +33,7 @@ func NewACL(owner *ruleset.Owner) *ACL { return &ACL{reconciler: ruleset.Reconci
 // Guard returns the plane with the ACL before it. The result is not usable for a load
 // balancer with settings that only user space can honour.
 func (a *ACL) Guard(plane balancer.Plane) balancer.Plane {
-	g := guardedPlane{plane, a}
-	if m, ok := plane.(balancer.TrafficCounter); ok {
-		return struct {
-			guardedPlane
-			balancer.TrafficCounter
-		}{g, m}
-	}
-	return g
+	return balancer.WithTraffic(guardedPlane{plane, a}, plane)
 }
 
 // A guardedPlane is a plane with an ACL before it.

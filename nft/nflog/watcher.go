@@ -77,14 +77,7 @@ func New(owner *ruleset.Owner, lines LineTaker, log *slog.Logger) *BeginWatcher 
 
 // Watch returns the plane with its connections watched.
 func (w *BeginWatcher) Watch(plane balancer.Plane) balancer.Plane {
-	p := watchedPlane{plane, w}
-	if m, ok := plane.(balancer.TrafficCounter); ok {
-		return struct {
-			watchedPlane
-			balancer.TrafficCounter
-		}{p, m}
-	}
-	return p
+	return balancer.WithTraffic(watchedPlane{plane, w}, plane)
 }
 
 type watchedPlane struct {

@@ -58,8 +58,8 @@ func (k *Reconciler) Apply(want Table) (repaired int, err error) {
 	if err != nil {
 		return 0, explain(err, want)
 	}
-	quiet := k.written.Whole != "" && now-own == k.others
-	if quiet && k.written.Whole == is.Whole && time.Since(k.seenAt) < lookAgain {
+	quiet := k.isQuiet(now, own)
+	if quiet && k.written.Whole == is.Whole && k.isFresh() {
 		return 0, nil
 	}
 	conn, err := k.Owner.dial()
@@ -118,8 +118,17 @@ func (k *Reconciler) Undisturbed() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now, own, err := k.Owner.progress()
-	return err == nil && k.written.Whole != "" && now-own == k.others && time.Since(k.seenAt) < lookAgain
+	return err == nil && k.isQuiet(now, own) && k.isFresh()
 }
+
+// isQuiet says that others have committed nothing since the table was found or written, by what Owner.progress tells.
+// The caller holds mu.
+func (k *Reconciler) isQuiet(generation, own uint32) bool {
+	return k.written.Whole != "" && generation-own == k.others
+}
+
+// isFresh says that the table need not be looked at again by now. The caller holds mu.
+func (k *Reconciler) isFresh() bool { return time.Since(k.seenAt) < lookAgain }
 
 // stagger hooks each chain that may move one step behind the one it replaces.
 //

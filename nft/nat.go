@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -253,15 +252,9 @@ func forwardingFor(services []balancer.Service) ([]sysctl.Parameter, error) {
 
 // remote reports whether there are backends on other hosts, by family.
 func remote(services []balancer.Service) (remote4, remote6 bool, err error) {
-	addrs, err := net.InterfaceAddrs()
+	local, err := conntrack.HostAddrs()
 	if err != nil {
-		return false, false, fmt.Errorf("list the host's addresses: %w", err)
-	}
-	local := make(map[netip.Addr]bool)
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			local[p.Addr().Unmap()] = true
-		}
+		return false, false, err
 	}
 	for _, s := range services {
 		for _, b := range serving(s) {

@@ -16,16 +16,9 @@ import (
 // or with a backend on this host, and those that the kernel translates to a backend elsewhere. A stop of this host
 // would cut them. A change of the kernel's tables meanwhile may hide some.
 func Open(frontends, backends []netip.AddrPort) (int, error) {
-	here := make(map[netip.Addr]bool)
-	addrs, err := net.InterfaceAddrs()
+	here, err := HostAddrs()
 	if err != nil {
-		return 0, fmt.Errorf("the addresses of this host: %w", err)
-	}
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			ip, _ := netip.AddrFromSlice(n.IP)
-			here[ip.Unmap()] = true
-		}
+		return 0, err
 	}
 	n, err := sockets(here, frontends, backends)
 	if err != nil {
@@ -40,6 +33,21 @@ func Open(frontends, backends []netip.AddrPort) (int, error) {
 		}
 	}
 	return n + through.n, nil
+}
+
+// HostAddrs are all addresses of this host, virtual ones too.
+func HostAddrs() (map[netip.Addr]bool, error) {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	here := make(map[netip.Addr]bool)
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			here[p.Addr().Unmap()] = true
+		}
+	}
+	return here, nil
 }
 
 // sockets counts open connections of sockets on this host.

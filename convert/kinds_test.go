@@ -16,7 +16,6 @@ const galera = "frontend db\n  bind 192.0.2.10:3306\n  default_backend galera\nb
 func TestKinds(t *testing.T) {
 	stream := func(text string) string { return "stream {\n" + nginxAPI + text + "\n}\n" }
 	keepalived := func(text string) string { return "vrrp_instance a {\n  interface eth0\n" + text + "}\n" }
-	lvs := "virtual_server 192.0.2.10 6443 {\n  protocol TCP\n" + lvsServers + "}\n"
 	for _, tt := range []struct {
 		name      string
 		kind      convert.Format
@@ -50,22 +49,87 @@ func TestKinds(t *testing.T) {
 		},
 		{
 			"two texts, both of which have to be there", convert.HAProxy,
-			galera + "  option httpchk GET /\n  http-check expect status 200\n  http-check expect string primary\n" +
-				"  http-check expect string synced\n  http-check expect rstring ^a\n  http-check expect rstring ^b\n" +
-				"  http-check expect status 201\n" + haproxyServers,
-			[]string{"expect: {status: [200], contains: primary, matches: \"^a\"}",
-				"f:8: http-check expect string synced: a line before", "f:10: http-check expect rstring ^b: a line before",
-				"f:11: http-check expect status 201: a line before"},
-			nil,
+			galera + "  option httpchk GET /\n  http-check expect status 200-299\n  http-check expect string primary\n" +
+				"  http-check expect string syn.ced\n  http-check expect ! status 204\n" + haproxyServers,
+			[]string{"expect: {status: [200-203, 205-299], contains: primary, matches: \"syn\\\\.ced\"}"}, nil,
 		},
 		{
-			"the answer to a second request", convert.HAProxy,
-			galera + "  option httpchk\n  http-check connect\n  http-check send meth GET uri /a\n" +
-				"  http-check expect status 200\n  http-check connect port 8080\n  http-check send meth GET uri /b\n" +
-				"  http-check expect status 204\n" + haproxyServers,
-			[]string{"path: /a\n    expect: {status: [200]}", "f:9: ", "f:10: ",
-				"f:11: http-check expect status 204: a check asks once"},
-			[]string{"port: 8080"},
+			"an answer of any status", convert.HAProxy,
+			galera + "  option httpchk GET /\n  http-check expect rstring ^primary$\n" + haproxyServers,
+			[]string{`expect: {status: [200-599], matches: "^primary\\n?$"}`}, nil,
+		},
+		{
+			"a check of another place", convert.HAProxy,
+			galera + "  option httpchk GET /\n  http-check connect addr 192.0.2.50 port 8008\n" + haproxyServers,
+			[]string{"type: http\n", "{name: a, address: 192.0.2.11, port: 6443, check: {address: 192.0.2.50}}",
+				"{name: b, address: 192.0.2.12, port: 6443, check: {address: 192.0.2.50}}", "    port: 8008\n"}, nil,
+		},
+		{
+			"a conversation with another place", convert.HAProxy,
+			galera + "  option tcp-check\n  tcp-check connect addr 192.0.2.50\n  tcp-check send-lf 100%%\n" +
+				"  tcp-check expect string OK\n" + haproxyServers,
+			[]string{`{name: b, address: 192.0.2.12, port: 6443, check: {address: 192.0.2.50}}`,
+				`steps: [{send: "100%"}, {expect: OK}]`}, nil,
+		},
+		{
+			"a server's check at another address and port", convert.HAProxy,
+			galera + "  server a 192.0.2.11:6443 check addr 192.0.2.51:9200\n",
+			[]string{"check: {address: 192.0.2.51}}", "    port: 9200\n"}, nil,
+		},
+		{
+			"a connect line without default has not what the server's line says", convert.HAProxy,
+			galera + "  option httpchk GET /\n  http-check connect\n  http-check send meth GET uri /a\n" +
+				"  server a 192.0.2.11:6443 check check-ssl verify none\n",
+			[]string{"type: http\n", "path: /a\n"}, []string{"https"},
+		},
+		{
+			"a connect line with default has", convert.HAProxy,
+			galera + "  option httpchk GET /\n  http-check connect default\n  http-check send meth GET uri /a\n" +
+				"  server a 192.0.2.11:6443 check check-ssl verify none\n",
+			[]string{"type: https\n", "path: /a\n"}, nil,
+		},
+		{
+			"option httpchk of its own leaves the lines of defaults out", convert.HAProxy,
+			"defaults\n  mode tcp\n  option httpchk GET /d\n  http-check expect status 404\n" + galera +
+				"  option httpchk GET /own\n" + haproxyServers,
+			[]string{"path: /own\n    expect: {status: [200-399]}", "f:4: http-check expect status 404: is not in force"}, nil,
+		},
+		{
+			"lines of its own are no more than its own", convert.HAProxy,
+			"defaults\n  mode tcp\n  option tcp-check\n  tcp-check expect string a\n" + galera +
+				"  tcp-check expect string b\n" + haproxyServers,
+			[]string{"steps: [{expect: b}]"}, nil,
+		},
+		{
+			"option tcp-check of its own keeps those of defaults", convert.HAProxy,
+			"defaults\n  mode tcp\n  option tcp-check\n  tcp-check expect string a\n" + galera +
+				"  option tcp-check\n" + haproxyServers,
+			[]string{"steps: [{expect: a}]"}, nil,
+		},
+		{
+			"the password of a program", convert.Keepalived,
+			"vrrp_script s {\n  script \"/etc/track.sh -p hunter2\"\n}\n" + keepalived("  notify_master \"/etc/n.sh -u a:hunter2\"\n"+
+				"  track_script {\n    s\n  }\n") +
+				"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n" +
+				"    notify_up \"/bin/clustercheck user hunter2\"\n    MISC_CHECK { misc_path \"/etc/chk.sh -phunter2\"\n } }\n" +
+				"  real_server 192.0.2.12 80 { MISC_CHECK { misc_path \"/etc/chk.sh -port 80 -p 81 -p /run/x -p tcp\"\n } }\n}\n",
+			[]string{"f:2: script /etc/track.sh -p ****: has a secret", "f:6: notify_master /etc/n.sh -u a:****: has a secret",
+				"f:14: notify_up /bin/clustercheck user ****: has a secret", "f:15: MISC_CHECK: has a secret",
+				`exec: [/etc/chk.sh, "-port", 80, "-p", 81, "-p", /run/x, "-p", tcp]`},
+			[]string{"hunter2"},
+		},
+		{
+			"addresses that nobody answers for", convert.Keepalived,
+			keepalived("  virtual_ipaddress {\n    192.0.2.10/24\n    192.0.2.20/32 dev lo\n  }\n") + lvs +
+				strings.ReplaceAll(lvs, "192.0.2.10", "192.0.2.20"),
+			[]string{"vips: [192.0.2.10]", "f:5: 192.0.2.20/32 dev lo: is put on lo"},
+			[]string{"vips: [192.0.2.10, 192.0.2.20]"},
+		},
+		{
+			"a check that opens a connection as well", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n" +
+				"      connect_timeout 3\n    }\n    HTTP_GET { url { path /h\n } }\n  }\n}\n",
+			[]string{"type: http\n", "f:4: TCP_CHECK: the other check of the server opens a connection"}, nil,
 		},
 		{
 			"a script that fails when it succeeds", convert.Keepalived,
@@ -74,13 +138,6 @@ func TestKinds(t *testing.T) {
 				keepalived("  track_script {\n    s weight -10 reverse\n    r\n    e weight\n  }\n") + lvs,
 			[]string{"f:6: weight 5 reverse: a track fails", "f:15: s weight -10 reverse: a track fails"},
 			[]string{"name: s", "name: r"},
-		},
-		{
-			"a text that must not be there", convert.Keepalived,
-			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 { HTTP_GET { url {\n    path /h\n" +
-				"    regex bad\n    regex_no_match\n  } } }\n}\n",
-			[]string{"path: /h", "f:5: regex bad: was left out", "f:6: regex_no_match: "},
-			[]string{"matches:"},
 		},
 		{
 			"the script of a sync group", convert.Keepalived,
@@ -145,12 +202,51 @@ func TestKinds(t *testing.T) {
 			}
 		})
 	}
+	urls := func(text string) string {
+		return "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 { HTTP_GET {\n" + text + "  } }\n}\n"
+	}
+	httpchk := func(lines string) string { return galera + "  option httpchk GET /\n" + lines + haproxyServers }
+	const keepOut = "not carried over, and without it the check takes servers that it is there to keep out"
 	for _, tt := range []struct {
 		name string
 		kind convert.Format
 		text string
 		want string
 	}{
+		{"nothing served", convert.Keepalived, keepalived("  virtual_ipaddress {\n    192.0.2.10\n  }\n"),
+			"there are virtual addresses in these files and nothing that is served on them"},
+		{"three texts", convert.HAProxy, httpchk("  http-check expect string a\n  http-check expect string b\n" +
+			"  http-check expect string c\n"), "f:8 is " + keepOut},
+		{"two patterns", convert.HAProxy, httpchk("  http-check expect rstring a\n  http-check expect rstring b\n"),
+			"f:7 is " + keepOut},
+		{"contrary statuses", convert.HAProxy, httpchk("  http-check expect status 200\n  http-check expect status 201\n"),
+			"f:7 is " + keepOut},
+		{"a status that no check knows", convert.HAProxy, httpchk("  http-check expect status 101\n"), "f:6 is " + keepOut},
+		{"a pattern of another kind", convert.HAProxy, httpchk("  http-check expect rstring (?<!x)y\n"), "f:6 is " + keepOut},
+		{"a header that has to come", convert.HAProxy, httpchk("  http-check expect hdr name x value y\n"), "f:6 is " + keepOut},
+		{"a body that is sent", convert.HAProxy, httpchk("  http-check send meth POST uri / body ping\n"), "f:6 is " + keepOut},
+		{"the answer to a second request", convert.HAProxy, httpchk("  http-check send meth GET uri /a\n" +
+			"  http-check connect port 8080\n  http-check send meth GET uri /b\n  http-check expect status 204\n"),
+			"f:7 is " + keepOut},
+		{"a check of a place by name", convert.HAProxy, httpchk("  http-check connect addr db.example.org\n"),
+			"f:6 is not carried over, and without it another place is checked"},
+		{"a check of a computed port", convert.HAProxy,
+			galera + "  option tcp-check\n  tcp-check connect port sc_port\n" + haproxyServers,
+			"f:6 is not carried over, and without it another place is checked"},
+		{"a server's check at a name", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check addr db.example.org\n",
+			"f:5 checks another place, and addr db.example.org is no address"},
+		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
+			"f:5 asks an agent for the server's state"},
+		{"a login over TLS", convert.HAProxy,
+			galera + "  option mysql-check user x\n  server a 192.0.2.11:3306 check check-ssl verify none\n",
+			"f:5 is asked over TLS"},
+		{"a text that must not be there", convert.Keepalived, urls("url {\n path /h\n regex bad\n regex_no_match\n }\n"),
+			"f:7 is " + keepOut},
+		{"a digest", convert.Keepalived, urls("url {\n path /h\n digest 640205b7b0fc66c1ea91c463fac6334d\n }\n"),
+			"f:6 is " + keepOut},
+		{"two URLs", convert.Keepalived, urls("url {\n path /a\n }\nurl {\n path /b\n }\n"), "f:7 is " + keepOut},
+		{"two checks of one server", convert.Keepalived, urls("url {\n path /a\n }\n } MISC_CHECK { misc_path /bin/x\n"),
+			"f:7 is " + keepOut},
 		{
 			"sorry servers alone can be used", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  sorry_server 192.0.2.13 80\n" +

@@ -107,7 +107,7 @@ func (p *plan) findVIPs(given Addresses) error {
 		p.interfaces[v.Addr] = cmp.Or(v.Interface, p.Interface)
 	}
 	add := func(a netip.Addr) {
-		if a.IsValid() && !slices.Contains(p.vips, a) && !a.IsLoopback() {
+		if a.IsValid() && !slices.Contains(p.vips, a) && !a.IsLoopback() && !slices.Contains(p.OnLo, a) {
 			p.vips = append(p.vips, a)
 		}
 	}

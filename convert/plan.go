@@ -127,6 +127,13 @@ func (p *plan) planLoadBalancers() error {
 		return fmt.Errorf("none of the %d load balancers in these files could be carried over%s",
 			len(p.LoadBalancers), p.FirstReasons())
 	}
+	if len(p.balancers) == 0 && !p.worker && !p.Usual {
+		return fmt.Errorf("there are virtual addresses in these files and nothing that is served on them, and the "+
+			"appliance answers for an address where it balances a port of it; convert haproxy.cfg or nginx.conf of the "+
+			"same machine together with them, or, where each of these machines serves by itself, a haproxy.cfg that says "+
+			"so, for each port:\n  listen web\n    mode tcp\n    bind :443\n    server a ADDRESS:443 check\n"+
+			"    server b ADDRESS:443 check%s", p.FirstReasons())
+	}
 	if len(p.balancers) == 0 {
 		p.hint("loadBalancers",
 			"No load balancer is in these files. THIS FILE BALANCES ALL THE SAME: port 6443 of the virtual addresses, over",

@@ -23,6 +23,7 @@ const (
 	haproxyServers = "  server a 192.0.2.11:6443 check\n  server b 192.0.2.12:6443 check\n"
 	haproxyListen  = "listen api\n  bind 192.0.2.10:6443\n"
 	nginxAPI       = "upstream api { server 192.0.2.11:6443; server 192.0.2.12:6443; }\n"
+	lvs            = "virtual_server 192.0.2.10 6443 {\n  protocol TCP\n" + lvsServers + "}\n"
 	lvsServers     = "  real_server 192.0.2.11 6443 { TCP_CHECK { } }\n  real_server 192.0.2.12 6443 { TCP_CHECK { } }\n"
 )
 
@@ -294,20 +295,20 @@ func TestWords(t *testing.T) {
 		},
 		{
 			"a weight of 0 bars", convert.Keepalived,
-			"vrrp_script x {\n script /bin/x\n weight 0\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n",
+			"vrrp_script x {\n script /bin/x\n weight 0\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n" + lvs,
 			[]string{"- name: x\n  exec: [/bin/x]\n\n"},
 			[]string{"weight:"},
 		},
 		{
 			"the instance's own weight", convert.Keepalived,
 			"vrrp_script x {\n script \"/bin/x -a\"\n weight 5\n}\nvrrp_instance i {\n track_script {\n x weight -7\n }\n" +
-				"}\n",
+				"}\n" + lvs,
 			[]string{"exec: [/bin/x, \"-a\"]\n  weight: 7"},
 			nil,
 		},
 		{
 			"who looks after haproxy is not needed", convert.Keepalived,
-			"vrrp_script x {\n script \"/usr/bin/killall -0 haproxy\"\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n",
+			"vrrp_script x {\n script \"/usr/bin/killall -0 haproxy\"\n}\nvrrp_instance i {\n track_script {\n x\n }\n}\n" + lvs,
 			[]string{"gives way by itself"},
 			[]string{"tracks:"},
 		},

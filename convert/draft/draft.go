@@ -16,6 +16,8 @@ type Draft struct {
 	Interface string // of the virtual addresses that name none
 	Peers     []PeerDraft
 	Own       []netip.Addr // addresses of the machine itself
+	// OnLo are addresses that the machine has for itself, without answering for them.
+	OnLo []netip.Addr
 	// AllNamed means that the machine itself is among Peers, though not which one it is.
 	AllNamed bool
 	// PeerHint says how Peers were found, if somebody has to look at it.
@@ -26,6 +28,8 @@ type Draft struct {
 	Hooks         []HookDraft
 	Admin         AdminEntry
 	Single        bool
+	// Usual means that a file without load balancers has one for kube-apiservers, as ours.
+	Usual bool
 	// PeersAsBackends is kube-vip's addPeersAsBackends.
 	PeersAsBackends bool
 	// LogTo is where connections are logged, LogFacility the facility there; empty if no file says.
@@ -292,6 +296,12 @@ func (d *Draft) AddVIP(st syntax.Statement, on string) {
 		if w == "dev" {
 			on = d.ReadInterface(syntax.Statement{Place: st.Place, Words: []string{"dev", st.Arg(i + 2)}})
 		}
+	}
+	if on == "lo" {
+		d.OnLo = append(d.OnLo, a)
+		d.Note(nil, st, "is put on lo, where it is answered for by nobody, and routers hear of it by another program or have "+
+			"a route; write it in vips with announce: {by: routes} or {by: bgp}, which replaces that program")
+		return
 	}
 	d.VIPs = append(d.VIPs, VIPEntry{st.Place, a, on})
 }

@@ -42,6 +42,18 @@ func ReadStatus(s string) (all []Range, ok bool) {
 	return all, ok && !slices.ContainsFunc(all, wrong)
 }
 
+// InBoth are the numbers that are in one of a and in one of b.
+func InBoth(a, b []Range) (all []Range) {
+	for _, one := range a {
+		for _, other := range b {
+			if r := (Range{max(one.From, other.From), min(one.To, other.To)}); r.From <= r.To {
+				all = append(all, r)
+			}
+		}
+	}
+	return all
+}
+
 // StatusesThat are the HTTP statuses, of those that our loader knows, that match.
 func StatusesThat(match func(status int) bool) (all []Range) {
 	for status := firstStatus; status <= lastStatus; status++ {

@@ -22,6 +22,7 @@ type serverCheck struct {
 	port                                 uint16
 	addr                                 netip.Addr
 	proxy                                string // the version of the PROXY header
+	version                              string // the one of the headers that the server gets otherwise
 	verify, caFile, serverName, certFile string
 }
 
@@ -88,20 +89,30 @@ func header(l draft.Line, c *draft.HealthCheck, name, value string) {
 	}
 }
 
+// lose notes a line of a check that is not carried over, and without which the check would take servers that it keeps
+// out in haproxy.
+func (p *proxy) lose(l draft.Line, why string) {
+	if p.lost.Line == 0 {
+		p.lost = l
+	}
+	l.Note("%s", why)
+}
+
 // httpCheck reads the http-check lines. They are steps: what comes after a second request is about its answer.
 func (p *proxy) httpCheck(l draft.Line) {
-	if what := l.Arg(1); p.asks && (what == "send" || what == "connect") {
+	what := l.Arg(1)
+	if p.asks && (what == "send" || what == "connect") || p.httpTo.Line > 0 && what == "connect" {
 		p.asksMore = true
 	}
-	if p.asksMore {
-		l.Note("a check asks once; this is of a second request, which is not made")
+	if p.asksMore && slices.Contains(checkRules, what) {
+		p.lose(l, "a check asks once; this is of a second request, which is not made")
 		return
 	}
 	switch l.Arg(1) {
 	case "":
 		l.Note("says nothing")
 	case "connect":
-		p.httpConnect(l)
+		p.httpTo.read(l)
 	case "send":
 		p.httpSend(l)
 	case "expect":
@@ -112,27 +123,6 @@ func (p *proxy) httpCheck(l draft.Line) {
 		l.Moot("changes nothing of what a check asks for")
 	default:
 		l.Note(draft.IsUnknown)
-	}
-}
-
-// httpConnect reads http-check connect [ssl] [sni x] [port x] ...
-func (p *proxy) httpConnect(l draft.Line) {
-	for i := 2; i < len(l.Words); i++ {
-		switch w := l.Words[i]; w {
-		case "ssl":
-			p.askTLS = true
-		case "sni":
-			i++
-			p.ask.ServerName = l.Arg(i)
-		case "port":
-			i++
-			p.ask.Port, _ = draft.ReadPort(l.Arg(i))
-		case "default", "linger":
-		case "alpn", "comment":
-			i++
-		default:
-			l.Advise("carried over without %s", syntax.Printable(w))
-		}
 	}
 }
 
@@ -149,21 +139,25 @@ func (p *proxy) httpSend(l draft.Line) {
 			i++
 			c.Path = l.Arg(i)
 		case "hdr":
-			header(l, c, l.Arg(i+1), l.Arg(i+2))
+			if strings.Contains(l.Arg(i+2), "%[") {
+				p.lose(l, "sends what is known only then")
+			} else {
+				header(l, c, l.Arg(i+1), l.Arg(i+2))
+			}
 			i += 2
 		case "ver", "comment":
 			i++
 		default:
-			l.Advise("carried over without %s", syntax.Printable(w))
+			p.lose(l, "asks in a way that no check has here, by "+w)
 			i++
 		}
 	}
 	c.Path, c.Method = cmp.Or(c.Path, "/"), cmp.Or(c.Method, http.MethodGet)
+	if draft.Placeholder(c.Path + c.Host) {
+		p.lose(l, draft.Unfilled)
+	}
 	path(l, c)
 }
-
-const oneExpect = "a line before expects another of that kind, and both have to be there; a check expects one: " +
-	"write check: {expect: {matches: ...}} that fits both"
 
 // expectedStatus reads what http-check expect [!] status or rstatus takes; it returns false if that is nothing.
 func expectedStatus(kind, value string, not bool) (all []draft.Range, ok bool) {
@@ -184,54 +178,55 @@ func expectedStatus(kind, value string, not bool) (all []draft.Range, ok bool) {
 	return all, ok && len(all) > 0
 }
 
-// expect reads http-check expect; words are those after it.
+// expectOptions are the words of an expect line that change nothing of what has to come.
+var expectOptions = []string{"comment", "min-recv", "ok-status", "error-status", "tout-status", "on-success",
+	"on-error", "status-code"}
+
+// expect reads http-check expect; words are those after it. What several such lines expect has to come together.
 func (p *proxy) expect(l draft.Line, words []string) {
-	not := len(words) > 0 && words[0] == "!"
-	if not {
-		words = words[1:]
+	not := false
+	for len(words) > 0 {
+		switch {
+		case words[0] == "!":
+			words, not = words[1:], true
+			continue
+		case slices.Contains(expectOptions, words[0]):
+			words = words[min(2, len(words)):]
+			continue
+		}
+		break
 	}
 	if len(words) < 2 {
-		l.Note("expects nothing")
+		p.lose(l, "expects nothing that is known")
 		return
 	}
-	for len(words) > 2 && !slices.Contains([]string{"status", "rstatus", "string", "rstring"}, words[0]) {
-		words = words[1:] // min-recv 10, comment x, ...
-	}
-	value := strings.Join(words[1:], " ")
-	switch kind := words[0]; {
+	p.expects = true
+	switch kind, value := words[0], words[1]; {
 	case kind == "status", kind == "rstatus":
-		if p.ask.Status != nil {
-			l.Note(oneExpect)
-			return
-		}
 		status, ok := expectedStatus(kind, value, not)
-		if !ok {
-			l.Note(draft.NoStatuses)
+		if p.statuses != nil {
+			status = draft.InBoth(p.statuses, status)
+		}
+		if !ok || len(status) == 0 {
+			p.lose(l, draft.NoStatuses)
 			return
 		}
-		p.ask.Status = draft.Statuses(status)
-		p.expects = true
+		p.statuses = status
 	case not:
-		p.unlike = l
-		l.Note("says what must not come, and a check here says what has to: check: {expect: {status: [200], contains: ok}}")
-	case kind == "string":
-		if p.ask.Contains != "" {
-			l.Note(oneExpect)
-			return
-		}
-		p.ask.Contains, p.expects = value, true
-	case kind == "rstring":
-		if p.ask.Matches != "" {
-			l.Note(oneExpect)
-			return
-		}
-		if !draft.ReadRegexp(value) {
-			l.Note(draft.NoRegexp)
-			return
-		}
-		p.ask.Matches, p.expects = value, true
+		p.lose(l, "says what must not come, and a check here says what has to: "+
+			"check: {expect: {status: [200], contains: ok}}")
+	case kind == "string" && p.ask.Contains == "":
+		p.ask.Contains = value
+	case kind == "string" && p.ask.Matches == "":
+		p.ask.Matches = regexp.QuoteMeta(value)
+	case kind == "rstring" && !draft.ReadRegexp(value):
+		p.lose(l, draft.NoRegexp)
+	case kind == "rstring" && p.ask.Matches == "":
+		p.ask.Matches = draft.TailRegexp(value)
+	case kind == "string", kind == "rstring":
+		p.lose(l, "is more than a check expects: one text and one pattern, or two texts")
 	default:
-		l.Note("is no kind of answer that is known; write check: {expect: {status: [200, 204]}}")
+		p.lose(l, "is no kind of answer that is known; write check: {expect: {status: [200, 204]}}")
 	}
 }
 
@@ -241,21 +236,23 @@ func (p *proxy) joinRules() {
 	switch c.Type {
 	case "tcp":
 		if p.checkWords == "tcp-check" {
+			p.to = p.tcpTo
 			p.joinTalk(c)
 		}
 	case "http":
-		if p.askTLS {
-			c.Type = "https"
-		}
-		c.ServerName, c.Port = cmp.Or(p.ask.ServerName, c.ServerName), cmp.Or(p.ask.Port, c.Port)
+		p.to = p.httpTo
 		if p.asks {
 			c.Method, c.Path, c.Host, c.Headers = p.ask.Method, p.ask.Path, cmp.Or(p.ask.Host, c.Host), p.ask.Headers
 		}
-		if p.unlike.Line > 0 {
+		if p.lost.Line > 0 {
 			p.refuse("%s is not carried over, and without it the check takes servers that it is there to keep out; "+
-				"convert without that line, and write what has to come: check: {expect: {contains: ok}}", p.unlike.Place)
+				"convert without that line, and write what has to come: check: {expect: {contains: ok}}", p.lost.Place)
 		}
-		c.Status, c.Contains, c.Matches = p.ask.Status, p.ask.Contains, p.ask.Matches
+		c.Status, c.Contains, c.Matches = draft.Statuses(p.statuses), p.ask.Contains, p.ask.Matches
+	}
+	if at := p.to.wrong; at.Line > 0 {
+		p.refuse("%s is not carried over, and without it another place is checked; convert without that line, and write "+
+			"check: {port: ...}, or a check with address at each backend", at.Place)
 	}
 }
 
@@ -278,7 +275,7 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 	p.Check = p.checkOf(d, section, first)
 	p.Check.Addr = netip.Addr{} // that is of one server
 	for i, own := range p.checks {
-		if own.on && (own != first || own.addr.IsValid()) {
+		if own.on && (own != first || own.addr.IsValid() || p.to.addr.IsValid()) {
 			c := p.checkOf(d, section, own)
 			p.Servers[i].Check = &c
 		} else if !own.on {
@@ -291,15 +288,15 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverCheck) draft.HealthCheck {
 	c := &section
 	c.Type = cmp.Or(c.Type, "tcp")
+	first = p.to.of(first)
 	overTLS := map[string]string{"http": "https", "tcp": "tls"}[c.Type]
 	switch {
-	case !first.ssl || p.talk.connected && c.Type == "exchange":
+	case !first.ssl:
 	case overTLS != "":
 		c.Type = overTLS
 	case c.Type == "mysql" || c.Type == "pgsql":
-		d.Advise(p.LB, p.checkBy, "is asked over TLS, and checks of that protocol are in clear here; "+
-			"became check: {type: tls}")
-		c.Type = "tls"
+		p.refuse("%s is asked over TLS, and checks of that protocol are in clear here; convert without check-ssl or without "+
+			"that line, and write check: {type: tls} if a handshake is enough", p.checkBy.Place)
 	case c.Talks():
 		c.OverTLS = true
 	}
@@ -311,6 +308,8 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 		}
 	} else if !p.expects {
 		c.Status = []string{"200-399"} // healthy for haproxy
+	} else if len(c.Status) == 0 {
+		c.Status = []string{"200-599"} // haproxy looks at what it expects alone
 	}
 	if !first.inter.Set {
 		first.inter = draft.Span{Value: defaultInter, Set: true}
@@ -323,9 +322,9 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 	}
 	c.Inter, c.FastInter, c.DownInter = first.inter, first.fastInter, first.downInter
 	c.Rise, c.Fall = first.rise, first.fall
-	c.Port, c.Addr = cmp.Or(c.Port, first.port), first.addr // connect goes before the server's line
+	c.Port, c.Addr = first.port, first.addr
 	p.limitTimeout(d, c)
-	c.SendProxy = cmp.Or(c.SendProxy, first.proxy)
+	c.SendProxy = first.proxy
 	if c.Type == "tcp" {
 		c.SendProxy = ""
 	}

@@ -53,6 +53,22 @@ func (s *section) inherit(defaults section) {
 
 func (s section) all() []syntax.Statement { return append(slices.Clone(s.defaults), s.lines...) }
 
+// checkRules are the words of http-check and tcp-check that make a list, which sections do not share with defaults.
+var checkRules = []string{"connect", "send", "send-binary", "send-lf", "send-binary-lf", "expect", "comment", "set-var",
+	"set-var-fmt", "unset-var"}
+
+// replaces reports whether lines of the section itself stand in the place of st, a line of its defaults.
+func (s section) replaces(st syntax.Statement) bool {
+	kind := st.Arg(0)
+	if kind != "http-check" && kind != "tcp-check" || !slices.Contains(checkRules, st.Arg(1)) {
+		return false
+	}
+	return slices.ContainsFunc(s.lines, func(own syntax.Statement) bool {
+		return own.Arg(0) == kind && slices.Contains(checkRules, own.Arg(1)) ||
+			kind == "http-check" && own.Arg(0) == "option" && own.Arg(1) == "httpchk"
+	})
+}
+
 // mode is http or tcp, or whatever else the last line about it says.
 func (s section) mode() string {
 	mode := "tcp"

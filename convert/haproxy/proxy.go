@@ -20,13 +20,16 @@ type proxy struct {
 	checks     []serverCheck
 	checkWords string           // which option that is
 	checkBy    syntax.Statement // the line that says how servers are checked
-	// askTLS and ask are what http-check connect and send say, tcpTLS what tcp-check connect says.
-	askTLS, tcpTLS, asks bool
-	talk                 conversation
-	unlike               draft.Line // an http-check expect of what must not come
-	ask                  draft.HealthCheck
-	expects, allBackups  bool
-	asksMore             bool // a second request has begun
+	// ask is what http-check send and expect say, with statuses; talk what tcp-check lines say; httpTo and tcpTo the
+	// connect lines, of which to is the one in force.
+	ask                 draft.HealthCheck
+	asks                bool
+	statuses            []draft.Range
+	talk                conversation
+	httpTo, tcpTo, to   connection
+	lost                draft.Line // the first http-check line that is not carried over, and would have to be
+	expects, allBackups bool
+	asksMore            bool // a second request has begun
 	// sticks are the lines by which a client keeps its server, by its address or, with onlyOne, as all others do; table
 	// are those of the table, which alone keep nobody anywhere.
 	sticks, onlyOne, table []draft.Line
@@ -108,6 +111,10 @@ func newProxy(d *draft.Draft, s section) *proxy {
 		p.bind(draft.Line{Draft: d, Statement: syntax.Statement{Place: s.Place, Words: words}})
 	}
 	for i, st := range s.all() {
+		if i < len(s.defaults) && s.replaces(st) {
+			d.Moot(nil, st, "is not in force in sections that have such lines, or option httpchk, of their own")
+			continue
+		}
 		owner := p.LB
 		if i < len(s.defaults) {
 			owner = nil // what defaults say is not about this section alone
@@ -204,7 +211,7 @@ var refusals = draft.NewRemarks(
 
 const (
 	noMail   = "no mail is sent; a hook can run a program on backend-down: hooks: [{on: [backend-down], exec: [/path]}]"
-	noScript = "nothing is run to check a server; write check: {type: tcp, tls, http or https}"
+	noScript = "becomes a plainer check, because what it is given differs; write check: {type: program, exec: [...]}"
 )
 
 // remarks are the keywords of a section that are noted and nothing else.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"appliance/convert/draft"
+	"appliance/convert/syntax"
 )
 
 // A server is one server as its words are read.
@@ -80,6 +81,7 @@ func (p *proxy) add(l draft.Line, srv draft.ServerEntry, tail string, words []st
 	if set.checkProxy || set.sendProxy != "" && set.check.port == 0 && !set.check.addr.IsValid() {
 		set.check.proxy = cmp.Or(set.sendProxy, "v1")
 	}
+	set.check.version = set.sendProxy
 	if set.tls {
 		p.refuse("%s begins TLS towards the servers, while "+draft.IsTLS+": let the clients speak TLS", l.Place)
 	}
@@ -175,15 +177,20 @@ var parameters = map[string]func(s *server, r *reading){
 		if port, ok := draft.ReadPort(r.word()); ok {
 			s.check.port = port
 		} else {
-			r.unknown = append(r.unknown, "port")
+			r.proxy.refuse("%s checks a port that is no number; write it, and convert again", r.Place)
 		}
 	},
 	"addr": func(s *server, r *reading) {
 		word := r.word()
-		if a, ok := draft.ReadAddr(word); ok {
-			s.check.addr = a
-		} else {
-			r.unknown = append(r.unknown, strings.TrimSpace("addr "+word))
+		a, ok := draft.ReadAddr(word)
+		if host, tail := draft.SplitPort(word); !ok {
+			if a, ok = draft.ReadAddr(host); ok && s.check.port == 0 {
+				s.check.port, ok = draft.ReadPort(tail)
+			}
+		}
+		if s.check.addr = a; !ok {
+			r.proxy.refuse("%s checks another place, and addr %s is no address; write the address, and convert again",
+				r.Place, syntax.Printable(word))
 		}
 	},
 	"verify":               func(s *server, r *reading) { s.check.verify = r.word() },
@@ -213,7 +220,12 @@ var parameters = map[string]func(s *server, r *reading){
 			r.proxy.MaxFails = draft.Number{Value: 10, Set: true} // the default of error-limit
 		}
 	},
-	"error-limit": func(_ *server, r *reading) { r.number(1, draft.MaxCount, &r.proxy.MaxFails) },
+	"agent-check": func(_ *server, r *reading) {
+		r.proxy.refuse("%s asks an agent for the server's state and weight, which no check does here; convert without "+
+			"agent-check, and write check: {type: program, exec: [...]} if the agent keeps clients away", r.Place)
+	},
+	"no-agent-check": func(*server, *reading) {},
+	"error-limit":    func(_ *server, r *reading) { r.number(1, draft.MaxCount, &r.proxy.MaxFails) },
 	"on-error": func(_ *server, r *reading) {
 		if mode := r.word(); mode != "mark-down" {
 			r.unknown = append(r.unknown, strings.TrimSpace("on-error "+mode))

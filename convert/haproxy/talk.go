@@ -1,7 +1,9 @@
 package haproxy
 
 import (
+	"cmp"
 	"encoding/hex"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,10 +14,8 @@ import (
 
 // A conversation is what the tcp-check lines say.
 type conversation struct {
-	steps     []draft.SpokenStep
-	connected bool
-	expects   bool
-	connect   serverCheck // what connect says of port, sendProxy and sni
+	steps   []draft.SpokenStep
+	expects bool
 	// missing is the first line that cannot be carried over: then the whole conversation is not.
 	missing draft.Line
 }
@@ -104,7 +104,15 @@ func (p *proxy) tcpCheck(l draft.Line) {
 	case "send-binary":
 		binary("send", l.Arg(2))
 	case "send-lf", "send-binary-lf":
-		c.lacks(l, "sends what is known only then")
+		text := l.Arg(2)
+		switch {
+		case strings.Contains(strings.ReplaceAll(text, "%%", ""), "%"):
+			c.lacks(l, "sends what is known only then")
+		case l.Arg(1) == "send-lf":
+			add("send", strings.ReplaceAll(text, "%%", "%"))
+		default:
+			binary("send", text)
+		}
 	case "comment", "set-var", "set-var-fmt", "unset-var":
 		l.Moot("changes nothing of what a check asks for")
 	case "expect":
@@ -160,47 +168,98 @@ func keyOf(key string, not bool) string {
 	return key
 }
 
-// tcpConnect reads tcp-check connect [default] [port x] [ssl] [sni x] [send-proxy] [linger] [alpn x].
+// tcpConnect reads tcp-check connect.
 func (p *proxy) tcpConnect(l draft.Line) {
-	c := &p.talk
-	if c.connected || len(c.steps) > 0 {
-		c.lacks(l, "connects once more")
+	if p.tcpTo.Line > 0 || len(p.talk.steps) > 0 {
+		p.talk.lacks(l, "connects once more")
 		return
 	}
-	c.connected = true
+	p.tcpTo.read(l)
+}
+
+// A connection is what http-check connect or tcp-check connect says.
+type connection struct {
+	syntax.Statement
+	// usual means that what the server's line says of TLS and the PROXY header counts as well.
+	usual, tls, proxy bool
+	port              uint16
+	addr              netip.Addr
+	serverName        string
+	// wrong is the line if it checks another place that is not understood.
+	wrong draft.Line
+}
+
+// read reads connect [default] [addr x] [port x] [ssl] [sni x] [send-proxy] [linger] [alpn x].
+func (c *connection) read(l draft.Line) {
+	*c = connection{Statement: l.Statement}
 	for i := 2; i < len(l.Words); i++ {
 		switch w := l.Words[i]; w {
+		case "default":
+			c.usual = true
 		case "ssl":
-			p.tcpTLS = true
-		case "port":
-			i++
-			c.connect.port, _ = draft.ReadPort(l.Arg(i))
+			c.tls = true
+		case "send-proxy":
+			c.proxy = true
 		case "sni":
 			i++
-			c.connect.serverName = l.Arg(i)
-		case "send-proxy":
-			c.connect.proxy = "v1"
-		case "default", "linger":
-		case "alpn", "comment":
+			c.serverName = l.Arg(i)
+		case "port":
+			i++
+			port, ok := draft.ReadPort(l.Arg(i))
+			if c.port = port; !ok {
+				c.lacks(l, "checks a port that is no number")
+			}
+		case "addr":
+			i++
+			var ok bool
+			if c.addr, ok = draft.ReadAddr(l.Arg(i)); !ok {
+				c.lacks(l, draft.WrongAddr(l.Arg(i)))
+			}
+		case "via-socks4":
+			c.lacks(l, "checks through another host")
+		case "linger":
+		case "alpn", "comment", "proto":
 			i++
 		default:
-			l.Advise("carried over without %s", syntax.Printable(w))
+			c.lacks(l, "has "+w+", which is not known")
 		}
 	}
+}
+
+// lacks notes that the line checks another place, and why that is not carried over.
+func (c *connection) lacks(l draft.Line, why string) {
+	c.wrong = l
+	l.Note("%s", why)
+}
+
+// of is what a server's line says of its check, as far as the connect line leaves it in force.
+func (c connection) of(s serverCheck) serverCheck {
+	if c.Line == 0 {
+		return s
+	}
+	if !c.usual {
+		s.ssl, s.proxy = false, ""
+	}
+	if c.proxy {
+		s.proxy = cmp.Or(s.version, "v1")
+	}
+	s.ssl = s.ssl || c.tls
+	s.port, s.serverName = cmp.Or(c.port, s.port), cmp.Or(c.serverName, s.serverName)
+	if c.addr.IsValid() {
+		s.addr = c.addr
+	}
+	return s
 }
 
 // joinTalk makes the check of option tcp-check the conversation of the tcp-check lines. Without what it expects,
 // clients would get to servers that the check keeps them from, such as the replicas of a database.
 func (p *proxy) joinTalk(c *draft.HealthCheck) {
 	talk := p.talk
-	c.Port, c.SendProxy, c.ServerName = talk.connect.port, talk.connect.proxy, talk.connect.serverName
 	if talk.expects && talk.missing.Line > 0 {
 		p.refuse("%s is not carried over, and without it the check takes servers that do not answer as it expects; "+
 			"convert without its tcp-check lines, and write check: {type: exchange, steps: [...]}", talk.missing.Place)
 	}
 	if len(talk.steps) > 0 && talk.missing.Line == 0 {
-		c.Type, c.Steps, c.OverTLS = "exchange", slices.Clone(talk.steps), p.tcpTLS
-	} else if p.tcpTLS {
-		c.Type = "tls"
+		c.Type, c.Steps = "exchange", slices.Clone(talk.steps)
 	}
 }

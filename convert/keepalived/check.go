@@ -32,7 +32,7 @@ func (v *virtualServer) readCheck(l draft.Line) {
 			continue
 		case "host": // connection options as in the check itself
 			if hosts++; hosts > 1 {
-				line.NoteAll(false, "a second host is not asked")
+				v.lose(line, "a check asks one host, and this is a second one")
 				continue
 			}
 			for _, inner := range line.Lines(v.LB, line.Body) {
@@ -45,7 +45,7 @@ func (v *virtualServer) readCheck(l draft.Line) {
 			continue
 		}
 		if urls++; urls > 1 {
-			line.NoteAll(false, "a second URL is not asked")
+			v.lose(line, "a check asks for one URL, and this is a second one")
 			continue
 		}
 		v.checkURL(line)
@@ -121,6 +121,16 @@ func (v *virtualServer) program(l draft.Line) *draft.HealthCheck {
 // usualHelo is the name that keepalived gives where helo_name says none (its check_smtp.c).
 const usualHelo = "smtpchecker.keepalived.org"
 
+// lose notes a line of a check that cannot be carried over, and refuses the load balancer: without it the check would
+// take servers that it keeps out in keepalived.
+func (v *virtualServer) lose(l draft.Line, why string) {
+	l.NoteAll(false, "%s", why)
+	if v.Refused == "" {
+		v.Refused = l.Place.String() + " is not carried over, and without it the check takes servers that it is there to " +
+			"keep out; convert without that line, and write what has to come: check: {expect: {contains: ok}}"
+	}
+}
+
 // helo reads the name that an SMTP_CHECK gives.
 func (v *virtualServer) helo(l draft.Line) {
 	name := l.Arg(1)
@@ -184,26 +194,26 @@ func (v *virtualServer) checkURL(l draft.Line) {
 		case "status_code":
 			status, ok := draft.ReadStatus(strings.Join(line.Words[1:], ","))
 			if !ok {
-				line.Note(draft.NoStatuses)
+				v.lose(line, draft.NoStatuses)
 				continue
 			}
 			c.Status = draft.Statuses(status)
 		case "virtualhost":
 			c.Host = line.Arg(1)
 		case "regex_no_match":
-			line.Note("a check says what has to match, never what must not")
+			v.lose(line, "a check says what has to match, never what must not")
 		case "regex":
-			if contrary {
-				line.Note("was left out, because regex_no_match asks for the contrary")
-				continue
+			switch {
+			case contrary: // regex_no_match says why
+			case !draft.ReadRegexp(line.Arg(1)):
+				v.lose(line, draft.NoRegexp)
+			default:
+				c.Matches = draft.TailRegexp(line.Arg(1))
 			}
-			if !draft.ReadRegexp(line.Arg(1)) {
-				line.Note(draft.NoRegexp)
-				continue
-			}
-			c.Matches = line.Arg(1)
 		case "digest":
-			line.Note("write what the body has in it: check: {expect: {contains: ok}}")
+			v.lose(line, "write what the body has in it: check: {expect: {contains: ok}}")
+		case "regex_options", "regex_min_offset", "regex_max_offset", "regex_stack":
+			v.lose(line, isMissing)
 		default:
 			line.Note(isMissing)
 		}
@@ -220,14 +230,14 @@ var checkLines = map[string]reader{
 			v.Check.Port = port
 			return
 		}
-		l.Note(noSuchPort)
+		v.lose(l, noSuchPort)
 	},
 	"connect_ip": func(v *virtualServer, l draft.Line) {
 		if a, ok := draft.ReadAddr(l.Arg(1)); ok {
 			v.Check.Addr = a
 			return
 		}
-		l.Note("%s", draft.WrongAddr(l.Arg(1)))
+		v.lose(l, draft.WrongAddr(l.Arg(1)))
 	},
 	"connect_timeout": func(v *virtualServer, l draft.Line) {
 		l.Span(units, l.Arg(1), draft.MinConnect, draft.MaxInter, &v.Check.Timeout)

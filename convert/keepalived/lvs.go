@@ -265,7 +265,13 @@ func (v *virtualServer) realServer(l draft.Line) {
 		}
 	}
 	checks := 0
-	for _, line := range l.Lines(v.LB, l.Body) {
+	all := l.Lines(v.LB, l.Body)
+	connects := slices.ContainsFunc(all, connectsToo)
+	for _, line := range all {
+		if isPlain(line) && connects {
+			line.NoteAll(true, "the other check of the server opens a connection as well")
+			continue
+		}
 		switch w := line.Words[0]; w {
 		case "weight":
 			line.Number(line.Arg(1), 0, maxLVSWeight, &srv.Weight)
@@ -275,7 +281,7 @@ func (v *virtualServer) realServer(l draft.Line) {
 			v.keepDown(line)
 		case "TCP_CHECK", "HTTP_GET", "SSL_GET", "SMTP_CHECK":
 			if checks++; checks > 1 {
-				line.NoteAll(false, "a second check of one server is not made")
+				v.lose(line, secondCheck)
 				continue
 			}
 			v.readCheck(line)
@@ -283,7 +289,7 @@ func (v *virtualServer) realServer(l draft.Line) {
 			srv.Check = &check
 		case "MISC_CHECK":
 			if checks++; checks > 1 {
-				line.NoteAll(false, "a second check of one server is not made")
+				v.lose(line, secondCheck)
 				continue
 			}
 			if srv.Check = v.program(line); srv.Check == nil && v.other.Line == 0 {
@@ -313,6 +319,25 @@ func (v *virtualServer) realServer(l draft.Line) {
 		}
 	}
 	v.Servers = append(v.Servers, srv)
+}
+
+const secondCheck = "is a second check of one server, and one is made here; a program can make both: " +
+	"check: {type: program, exec: [...]}"
+
+// elsewhere reports whether a check says where it connects to.
+func elsewhere(l draft.Line) bool {
+	return slices.ContainsFunc(l.Body, func(st syntax.Statement) bool {
+		w := st.Words[0]
+		return w == "connect_port" || w == "connect_ip" || w == "host"
+	})
+}
+
+// isPlain reports whether a check does no more than to open a connection with the server, and connectsToo whether
+// another kind of check does that as well.
+func isPlain(l draft.Line) bool { return l.Words[0] == "TCP_CHECK" && !elsewhere(l) }
+
+func connectsToo(l draft.Line) bool {
+	return slices.Contains([]string{"HTTP_GET", "SSL_GET", "SMTP_CHECK"}, l.Words[0]) && !elsewhere(l)
 }
 
 // serverRemarks are the keywords of a real_server that are noted and nothing else.

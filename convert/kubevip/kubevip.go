@@ -33,7 +33,7 @@ func Read(d *draft.Draft, file string, data []byte) error {
 		return fmt.Errorf("%s: is not kube-vip's config.yaml, which is a mapping",
 			syntax.Place{File: file, Line: root.Line})
 	}
-	d.Group = true
+	d.Group, d.Usual = true, true
 	for _, p := range pairs(d, nil, file, root) {
 		readKey(d, p)
 	}

@@ -31,6 +31,8 @@ var secrets = []*regexp.Regexp{
 	regexp.MustCompile(`(?s)((?:mysql|mariadb|mysqladmin|mysqlcheck|mariadb-admin|mysqlsh|mongo|mongosh|sshpass|` +
 		`rabbitmqadmin|psql|isql|sqlcmd|snmp\w+|ldap\w+|ipmitool|cqlsh|clickhouse\S*)\b.*?` +
 		`\s(?:-p|-w|-P|-c|-a|-U|-A|-X|-I)[ =]?)\S.*()`),
+	regexp.MustCompile(`(?s)(\bclustercheck\S*\s+\S+\s+)\S.*()`),               // its user and password
+	regexp.MustCompile(`(?s)((?:^|\s)-[uU][ =]?[^\s:%/-][^\s:%/]*[:%])\S.*()`), // -u user:password, -U user%password
 	// scheme://user:password@host
 	regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+(@)`),
 }
@@ -40,8 +42,23 @@ func Masked(text string) string {
 	for _, s := range secrets {
 		text = s.ReplaceAllString(text, "${1}"+hidden+"${2}")
 	}
-	return text
+	return passwords.ReplaceAllStringFunc(text, func(option string) string {
+		m := passwords.FindStringSubmatch(option)
+		if notPassword.MatchString(m[2]) {
+			return option
+		}
+		return m[1] + hidden
+	})
 }
+
+// passwords match what many programs, also those of no known name, take as a password: -pVALUE or -p VALUE. What is no
+// password there are numbers and paths, protocols, and options that are longer than -p.
+var (
+	passwords   = regexp.MustCompile(`((?:^|\s)-(?:p|pw)[ =]?)(\S+)`)
+	notPassword = regexp.MustCompile(`^(?:[0-9:,.-]+|[-/.].*|tcp|udp|icmp\w*|vrrp|all|orts?|aths?|refix|ing|id|idfile|` +
+		`roto|rotocol|roxy|rint|rofile|olicy|oll|riority|rocess|rogram|ackage|arallel|arams?|arent|attern|eers?|eriod|` +
+		`ersist|lain|lugin|ool|rimary|rogress|artition|[oa]rts?=.*)$`)
+)
 
 // HasSecret reports whether Masked would hide some of text.
 func HasSecret(text string) bool { return Masked(text) != text }

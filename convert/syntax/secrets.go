@@ -44,7 +44,7 @@ func Masked(text string) string {
 	}
 	return passwords.ReplaceAllStringFunc(text, func(option string) string {
 		m := passwords.FindStringSubmatch(option)
-		if notPassword.MatchString(m[2]) {
+		if notPassword.MatchString(m[2]) || strings.Contains(m[1], "-a") && !looksChosen(m[2]) {
 			return option
 		}
 		return m[1] + hidden
@@ -54,11 +54,19 @@ func Masked(text string) string {
 // passwords match what many programs, also those of no known name, take as a password: -pVALUE or -p VALUE. What is no
 // password there are numbers and paths, protocols, and options that are longer than -p.
 var (
-	passwords   = regexp.MustCompile(`((?:^|\s)-(?:p|pw)[ =]?)(\S+)`)
+	passwords   = regexp.MustCompile(`((?:^|\s)-(?:p|pw|a)[ =]?)(\S+)`)
 	notPassword = regexp.MustCompile(`^(?:[0-9:,.-]+|[-/.].*|tcp|udp|icmp\w*|vrrp|all|orts?|aths?|refix|ing|id|idfile|` +
 		`roto|rotocol|roxy|rint|rofile|olicy|oll|riority|rocess|rogram|ackage|arallel|arams?|arent|attern|eers?|eriod|` +
 		`ersist|lain|lugin|ool|rimary|rogress|artition|[oa]rts?=.*)$`)
 )
+
+// looksChosen reports whether a word looks like a password: letters of both sizes and digits, or letters and a sign that
+// names and addresses do not have.
+func looksChosen(word string) bool {
+	has := func(chars string) bool { return strings.ContainsAny(word, chars) }
+	lower, upper := has("abcdefghijklmnopqrstuvwxyz"), has("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+	return !has("./") && (lower && upper && has("0123456789") || (lower || upper) && has("!$#^&*?~"))
+}
 
 // HasSecret reports whether Masked would hide some of text.
 func HasSecret(text string) bool { return Masked(text) != text }

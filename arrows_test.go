@@ -232,7 +232,10 @@ var arrows = map[string]struct {
 	"appliance/install":   {[]string{"appliance/configs"}, "files are put in their places without knowing what they do"},
 	"appliance/image":     {nil, "an image is made of a program's bytes, whatever they do"},
 	"appliance/doctor": {
-		[]string{"appliance/arp", "appliance/configs", "appliance/nft", "appliance/nft/ruleset", "appliance/raft/auth"},
+		[]string{
+			"appliance/arp", "appliance/configs", "appliance/nft", "appliance/nft/ruleset", "appliance/raft/auth",
+			"appliance/raft/lease",
+		},
 		"the doctor asks each room whether it could work here, and has none of them do it",
 	},
 	"appliance/node/lifecycle": {nil, "starting and stopping in order knows nothing of what is started"},

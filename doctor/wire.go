@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"appliance/configs"
+	"appliance/raft/lease"
 )
 
 // addresses asks for each VIP: on this host, and on the wire.
@@ -145,13 +146,19 @@ func (v *visit) peers() (all []Finding) {
 	if worst == 0 || heartbeat == 0 {
 		return all
 	}
-	// A lease is three tenths of a heartbeat and is renewed twice in that time, so ten round trips are the least.
+	fitting := lease.Fitting(heartbeat, heartbeat, worst)
 	switch {
-	case heartbeat < 10*worst:
-		all = append(all, problem("heartbeat", fmt.Sprintf("the slowest peer is %s away, and group.heartbeat is %s",
+	case fitting < 6*worst:
+		all = append(all, problem("heartbeat", fmt.Sprintf("the slowest peer is %s away", round(worst)),
+			fmt.Sprintf("a group takes a heartbeat of %s by itself at most, and that is too short: there would be elections "+
+				"without a cause, or nobody to answer", lease.LongestHeartbeat),
+			"put the peers of one group closer together"))
+	case fitting > heartbeat:
+		all = append(all, hint("heartbeat", fmt.Sprintf("the slowest peer is %s away, and group.heartbeat is %s",
 			round(worst), heartbeat),
-			"a heartbeat of less than ten round trips makes elections without a cause",
-			fmt.Sprintf("group: {heartbeat: %s} on every peer", round(max(20*worst, 150*time.Millisecond)))))
+			fmt.Sprintf("the group takes a heartbeat of %s by itself, and the loss of a host is noticed within that time",
+				fitting),
+			fmt.Sprintf("nothing, or group: {heartbeat: %s} on every peer, or peers that are closer together", fitting)))
 	default:
 		all = append(all, fine("heartbeat", "the slowest peer is %s away: group.heartbeat %s is long enough, and the loss "+
 			"of a host is noticed within that time",

@@ -98,7 +98,8 @@ func openLog(stderr io.Writer, s configs.LogSettings) (*host.Log, *connlog.Sink,
 }
 
 // runOnce runs a node until ctx ends. It returns the configuration with which the node is to begin anew where a VIP
-// belongs on another interface than it began with, or where its group has ended in favour of another one.
+// belongs on another interface than it began with, or where its group has ended in favour of another one or takes a
+// longer heartbeat.
 func runOnce(
 	ctx context.Context, o Options, cfg *configs.Config, book *host.Log, copies *connlog.Sink, rights *rights,
 ) (again *configs.Config, err error) {
@@ -169,7 +170,7 @@ func runOnce(
 	if ctx.Err() != nil && err == nil {
 		log.Info("appliance has stopped", "after", time.Since(n.started).Round(time.Second))
 	}
-	if errors.Is(err, errMoved) || errors.Is(err, raft.ErrYielded) {
+	if errors.Is(err, errMoved) || errors.Is(err, raft.ErrYielded) || errors.Is(err, raft.ErrHeartbeat) {
 		log.Info("this node has ended, to begin anew", "because", err)
 		return reload.current, nil
 	}

@@ -188,7 +188,8 @@ func (n *node) groupSnapshot(group raft.Status) status.GroupView {
 		Refused: group.Counters.Refused, Elections: group.Counters.Elections,
 		Deaths: group.Counters.Deaths, Missed: group.Counters.Missed,
 		Commits: group.Counters.Commits, CommitTime: group.Counters.CommitTime, Tenures: group.Counters.Tenures,
-		TenuresEnded: group.Counters.Ended, SlowDisk: group.SlowDisk, Peers: []status.PeerView{},
+		TenuresEnded: group.Counters.Ended, SlowDisk: group.SlowDisk, Heartbeat: group.Heartbeat,
+		HeartbeatFloor: group.Floor, Failover: group.Failover, Peers: []status.PeerView{},
 	}
 	if g.State == "" {
 		g.State = group.Phase

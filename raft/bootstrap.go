@@ -10,6 +10,7 @@ import (
 	"appliance/raft/fence"
 	"appliance/raft/founding"
 	"appliance/raft/giveway"
+	"appliance/raft/lease"
 )
 
 // hello is what peers tell each other about themselves.
@@ -36,6 +37,8 @@ type hello struct {
 	GaveWay []giveway.Handover `json:"gaveWay,omitempty"`
 	// Heartbeat is the peer's, in nanoseconds; 0 is from a version that does not tell.
 	Heartbeat time.Duration `json:"heartbeat,omitempty"`
+	// Floor is the heartbeat in the peer's file, in nanoseconds; 0 is from a version that never takes a longer one.
+	Floor time.Duration `json:"floor,omitempty"`
 	// Pace is the longest that a write to the peer's disk took lately, in nanoseconds.
 	Pace time.Duration `json:"pace,omitempty"`
 	// OnLink are addresses of the peer's host on the links of the virtual addresses.
@@ -81,6 +84,12 @@ func differ(a, b hello) string {
 	return fmt.Sprintf("group.heartbeat is %v on peer %s and %v on peer %s; write the same value on every peer "+
 		"and restart the appliance there",
 		a.Heartbeat, a.ID, b.Heartbeat, b.ID)
+}
+
+// willFit says that the heartbeats of two peers differ until the one with the shorter has begun anew.
+func willFit(a, b hello) bool {
+	return a.Floor == b.Floor && a.Heartbeat != b.Heartbeat && lease.Stretches(a.Floor, a.Heartbeat) &&
+		lease.Stretches(b.Floor, b.Heartbeat)
 }
 
 // conflict says why two peers cannot be in one group, or "".

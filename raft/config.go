@@ -22,7 +22,7 @@ import (
 // itself. The detector notices a lost host after little more than a third of it (one to two heartbeats where
 // datagrams are blocked), and a killed process is noticed at once. The leader sends five to ten heartbeats in
 // this time, so two may be late or lost. It is a hundred times the round trip of a data centre and ten times
-// that of a city. It has to outlast a host that keeps the process waiting for a core: at ordinary priority,
+// that of a city; peers that are farther apart make it longer (lease.Fitting). It has to outlast a host that keeps the process waiting for a core: at ordinary priority,
 // on a host with four busy processes per core, that has been seen to take longer, at raised priority (nice
 // -15) never.
 const DefaultHeartbeat = 150 * time.Millisecond
@@ -67,7 +67,8 @@ type Config struct {
 	Priority     int
 	Preempt      bool
 	PreemptAfter time.Duration
-	// Heartbeat is zero for DefaultHeartbeat.
+	// Heartbeat is zero for DefaultHeartbeat. Where the round trip between two peers asks for more, the group takes
+	// more: lease.Fitting.
 	Heartbeat time.Duration
 	Log       *slog.Logger
 	Version   string
@@ -79,6 +80,7 @@ type Config struct {
 	// Tried, if set, answers what other peers ask by Group.Try. It may take a second or two.
 	Tried func(ctx context.Context, question []byte) ([]byte, error)
 
+	floor   time.Duration                                       // what Heartbeat was before it was stretched
 	network peerport.Network                                    // tests cut connections here,
 	packets func(bind netip.AddrPort) (detector.Packets, error) // and lose datagrams here
 	disk    func(store.Disk) store.Disk                         // and crash here
@@ -114,6 +116,7 @@ func (c *Config) complete() error {
 	if c.Heartbeat < 20*time.Millisecond || c.Heartbeat > time.Minute {
 		return fmt.Errorf("heartbeat %v: use 20ms to 1m", c.Heartbeat)
 	}
+	c.floor = c.Heartbeat
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

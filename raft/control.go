@@ -128,6 +128,7 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 			}
 			if r.Hello != nil && r.Hello.ID == r.From {
 				g.checkSplit(*r.Hello)
+				_ = g.followHeartbeat(*r.Hello, 0) // it answers until it has left
 			}
 		}
 		h := g.hello()

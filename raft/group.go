@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,10 +67,11 @@ type Group struct {
 	raft     *hraft.Raft
 	trans    *transport.Transport
 	stopping chan struct{} // closed when Run is about to leave
-	failed   chan error    // what makes Run end by itself
-	holding  chan struct{} // one place: taken while hold may run
-	ran      atomic.Bool
-	closing  sync.Once
+	// fail makes Run end by itself; what fails first counts
+	fail    context.CancelCauseFunc
+	holding chan struct{} // one place: taken while hold may run
+	ran     atomic.Bool
+	closing sync.Once
 
 	leading  atomic.Bool // Lead runs
 	handover chan handover
@@ -83,6 +85,7 @@ type Group struct {
 	intent   intent
 	phase    string
 	hellos   map[string]hello
+	far      map[string]int       // by peer: how often in a row it was found too far for the heartbeat
 	left     map[string]time.Time // by peer: when a process of it said that it leaves
 	tenure   tenureState
 	count    Counters
@@ -106,8 +109,9 @@ func Open(cfg Config) (*Group, error) {
 		cfg: cfg, log: cfg.Log, hlog: raftlog.New(cfg.Log),
 		grants:  lease.NewGrants(cfg.now),
 		hellos:  make(map[string]hello),
+		far:     make(map[string]int),
 		left:    make(map[string]time.Time),
-		started: make(chan struct{}), stopping: make(chan struct{}), failed: make(chan error, 1),
+		started: make(chan struct{}), stopping: make(chan struct{}),
 		handover: make(chan handover), holding: make(chan struct{}, 1), admitting: make(chan struct{}, 1),
 		phase: "starting",
 	}
@@ -116,18 +120,10 @@ func Open(cfg Config) (*Group, error) {
 		return nil, fmt.Errorf("group: %w", err)
 	}
 	g.count.Ended = make(map[string]uint64)
-	g.history = newHistory(cfg.ID, cfg.Heartbeat, cfg.Log)
-	g.heartbeats = lease.NewHeartbeats(cfg.Heartbeat, g.untold.Fire)
-	g.lease = lease.New(cfg.ID, cfg.span(), cfg.now, func(peer string) bool {
-		return g.heartbeats.Same(peer) && g.fence.Refusal(peer) == nil
-	})
 	g.feed = feed.Publisher{Removed: g.isRemoved, HasLeader: g.hasLeader, Addrs: g.peerAddrs, Stopping: g.stopping}
 	var process deathwatch.Incarnation
 	rand.Read(process[:])
 	g.watched = deathwatch.NewWatched(process)
-	self := cfg.self()
-	g.detector = detector.New(hostOf(self), process, cfg.Heartbeat, cfg.now, cfg.Log)
-	g.detector.Follow(hostsOf(cfg.Peers))
 	g.settings = settings.New(g.change.Fire)
 	if g.store, err = store.Open(cfg.DataDir, cfg.disk, g.hlog); err != nil {
 		return nil, err
@@ -141,6 +137,16 @@ func Open(cfg Config) (*Group, error) {
 			return nil, err
 		}
 	}
+	if beat, ok := stretchedFrom(g.store.Own(store.StretchKey), cfg.floor); ok {
+		cfg.Heartbeat, g.cfg.Heartbeat = beat, beat
+	}
+	g.history = newHistory(cfg.ID, cfg.Heartbeat, cfg.Log)
+	g.heartbeats = lease.NewHeartbeats(cfg.Heartbeat, g.untold.Fire)
+	g.lease = lease.New(cfg.ID, cfg.span(), cfg.now, func(peer string) bool {
+		return g.heartbeats.Same(peer) && g.fence.Refusal(peer) == nil
+	})
+	g.detector = detector.New(hostOf(cfg.self()), process, cfg.Heartbeat, cfg.now, cfg.Log)
+	g.detector.Follow(hostsOf(cfg.Peers))
 	g.store.OnError, g.store.OnGrown, g.store.OnSlower = g.onDiskError, g.grown.Fire, g.change.Fire
 	if err := g.store.CheckFormat(settings.FormatVersion); err != nil {
 		g.store.Close()
@@ -236,6 +242,9 @@ func (g *Group) Run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	parts, inner := errgroup.WithContext(inner)
+	going, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	g.fail = fail
 	parts.Go(func() error {
 		return g.port.Serve(map[byte]func(net.Conn, auth.Identity){
 			peerport.PreambleRaft:  func(c net.Conn, _ auth.Identity) { g.stream.Handle(c) },
@@ -250,16 +259,19 @@ func (g *Group) Run(ctx context.Context) error {
 	parts.Go(func() error { return g.followRoster(inner) })
 	parts.Go(func() error { return g.report(inner) })
 
-	err := g.begin(ctx, parts, inner)
+	err := g.begin(going, parts, inner)
 	if err == nil {
 		select {
-		case <-ctx.Done():
+		case <-going.Done():
 		case <-inner.Done():
-		case err = <-g.failed:
+		}
+	}
+	if going.Err() != nil {
+		err = nil
+		if ctx.Err() == nil {
+			err = context.Cause(going)
 			g.log.Error("leaving the group", "error", err)
 		}
-	} else if ctx.Err() != nil {
-		err = nil
 	}
 	g.leave()
 	cancel()
@@ -306,6 +318,60 @@ func (g *Group) begin(ctx context.Context, parts *errgroup.Group, inner context.
 func (g *Group) lastHeartbeat() time.Duration {
 	beat, _ := time.ParseDuration(g.store.Own(store.HeartbeatKey))
 	return beat
+}
+
+// ErrHeartbeat ends Run where the peers are farther apart than the heartbeat allows. The next Open takes the longer one
+// that Run has stored: within a process every lease has one length, package lease.
+var ErrHeartbeat = errors.New("the group takes a longer heartbeat")
+
+// looksAtFar is how often in a row a peer has to be found too far for the heartbeat.
+const looksAtFar = 3
+
+// followHeartbeat has this peer begin anew with a longer heartbeat if o has one, or if the round trip to o asks for it.
+// Only what was stretched from the same value counts: a file that says something else is its operator's word.
+func (g *Group) followHeartbeat(o hello, trip time.Duration) error {
+	if o.Floor != g.cfg.floor || !lease.Stretches(o.Floor, o.Heartbeat) {
+		return nil
+	}
+	beat, why := o.Heartbeat, "peer "+o.ID+" has it"
+	fitting := lease.Fitting(g.cfg.floor, g.cfg.Heartbeat, trip)
+	if trip != 0 {
+		g.mu.Lock()
+		g.far[o.ID]++
+		if fitting <= g.cfg.Heartbeat {
+			g.far[o.ID] = 0
+		}
+		// A single look may have met a host that stood still.
+		if g.far[o.ID] < looksAtFar {
+			fitting = 0
+		}
+		g.mu.Unlock()
+	}
+	if fitting > beat {
+		beat, why = fitting, fmt.Sprintf("a round trip to peer %s takes %v", o.ID, trip.Round(time.Millisecond))
+	}
+	if beat <= g.cfg.Heartbeat {
+		return nil
+	}
+	err := g.store.SetOwn(store.StretchKey, g.cfg.floor.String()+" "+beat.String())
+	if err != nil {
+		g.log.Warn("cannot take the longer heartbeat that the group needs: free some space", "heartbeat", beat,
+			"because", why, "dir", g.cfg.DataDir, "error", err)
+		return nil
+	}
+	err = fmt.Errorf("%w: %v instead of %v, because %s", ErrHeartbeat, beat, g.cfg.Heartbeat, why)
+	g.fail(err)
+	return err
+}
+
+// stretchedFrom is the heartbeat that this peer is to have instead of floor, from the store.
+func stretchedFrom(stored string, floor time.Duration) (beat time.Duration, ok bool) {
+	from, to, _ := strings.Cut(stored, " ")
+	if was, err := time.ParseDuration(from); err != nil || was != floor {
+		return 0, false // the operator has written another one since
+	}
+	beat, err := time.ParseDuration(to)
+	return beat, err == nil && lease.Stretches(floor, beat)
 }
 
 // rememberHeartbeat stores the heartbeat. It comes before the first grant of this process.
@@ -454,14 +520,6 @@ func (g *Group) onDiskError(err error) {
 		g.log.Info("the data directory can be written again", "dir", g.cfg.DataDir)
 	}
 	g.change.Fire()
-}
-
-// fail makes Run end.
-func (g *Group) fail(err error) {
-	select {
-	case g.failed <- err:
-	default:
-	}
 }
 
 func (g *Group) setPhase(phase string) {

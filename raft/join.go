@@ -20,8 +20,9 @@ import (
 )
 
 const (
-	// askTimeout bounds one round of asking the listed peers. A host that is down does not answer at all.
-	askTimeout = time.Second
+	// askTimeout bounds one round of asking the listed peers. A host that is down does not answer at all. A first
+	// question takes three round trips.
+	askTimeout = 1500 * time.Millisecond
 	// askPause lies between two rounds.
 	askPause = 200 * time.Millisecond
 )
@@ -179,6 +180,8 @@ func (g *Group) learnRoster(ctx context.Context) (problems []string) {
 			problems = append(problems, err.Error())
 		case rep.Hello == nil:
 			problems = append(problems, fmt.Sprintf("%s does not say who it is; is it an appliance's peer port?", addr))
+		case g.followHeartbeat(*rep.Hello, 0) != nil:
+			return nil
 		case rep.Hello.Cluster == "":
 			problems = append(problems, fmt.Sprintf("peer %s at %s is in no group yet", rep.Hello.ID, addr))
 		default:
@@ -323,6 +326,9 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 		return hello{}, err
 	}
 	g.learnHeartbeat(l.ID, rep.Hello.Heartbeat)
+	if err := g.followHeartbeat(*rep.Hello, l.State().Wire); err != nil {
+		return hello{}, err
+	}
 	if b := rep.Hello.Backwards; b != nil {
 		g.withhold(l.ID, *b)
 	}
@@ -337,7 +343,7 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 	}
 	g.gaveWay.Learn(l.ID, rep.Hello.GaveWay, g.cfg.now())
 	g.heardOfRemoval(*rep.Hello)
-	if why := conflict(g.hello(), *rep.Hello); why != "" && (!met || why != conflict(g.hello(), old)) {
+	if why := conflict(g.hello(), *rep.Hello); why != "" && !willFit(g.hello(), *rep.Hello) && (!met || why != conflict(g.hello(), old)) {
 		g.log.Warn("refused a peer", "peer", l.ID, "why", why)
 	}
 	return *rep.Hello, nil
@@ -371,7 +377,8 @@ func (g *Group) hello() (h hello) {
 		ID: g.cfg.ID, Version: g.cfg.Version, Cluster: g.written, HasState: g.known,
 		StartAsLeader: g.cfg.StartAsLeader, Intent: g.intent, Peers: g.cfg.Peers,
 		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Fitness: g.fitness, OnLink: g.onLink,
-		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat, Replaces: g.replaces,
+		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat, Floor: g.cfg.floor,
+		Replaces: g.replaces,
 	}
 	if pace := g.store.Pace(); g.isSlow(pace) {
 		h.Pace = pace

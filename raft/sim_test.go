@@ -245,7 +245,7 @@ func (s *sim) boot(h *simHost, dir string) *simProc {
 				return
 			}
 			s.say("%s: ended: %v", h.id, err)
-			if err != nil && !errors.Is(err, ErrYielded) {
+			if err != nil && !errors.Is(err, ErrYielded) && !errors.Is(err, ErrHeartbeat) {
 				select {
 				case <-ctx.Done():
 				case <-time.After(time.Second):

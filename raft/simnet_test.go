@@ -269,6 +269,9 @@ func (c *simConn) close(at time.Time, silently func(other *simConn)) {
 	}
 }
 
+// Wire is what the kernel knows of the way.
+func (c *simConn) Wire() time.Duration { return 2 * c.net.base }
+
 func (c *simConn) SetLinger(int) error  { c.set(func() { c.abort = true }); return nil }
 func (c *simConn) LocalAddr() net.Addr  { return &c.local }
 func (c *simConn) RemoteAddr() net.Addr { return &c.remote }

@@ -9,6 +9,7 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 
+	"appliance/raft/detector"
 	"appliance/raft/settings"
 )
 
@@ -49,8 +50,13 @@ type Status struct {
 	// Trouble is what keeps this peer from taking part fully, or "".
 	Trouble string `json:"trouble,omitempty"`
 	// SlowDisk says whose disk makes elections wait, or "".
-	SlowDisk string       `json:"slowDisk,omitempty"`
-	Peers    []PeerStatus `json:"peers"`
+	SlowDisk string `json:"slowDisk,omitempty"`
+	// Heartbeat is in force, Floor is that of the file. Failover is about how long a lost host is missed, until another
+	// peer holds.
+	Heartbeat time.Duration `json:"heartbeatNs"`
+	Floor     time.Duration `json:"heartbeatFloorNs"`
+	Failover  time.Duration `json:"failoverNs"`
+	Peers     []PeerStatus  `json:"peers"`
 	// Workers are those that follow this peer, ordered by id.
 	Workers  []WorkerStatus `json:"workers,omitempty"`
 	Counters Counters       `json:"counters"`
@@ -156,6 +162,8 @@ func (g *Group) Status() Status {
 		s.SlowDisk = fmt.Sprintf("the disk of %s is slow: a write takes up to %v, and a failover waits for several", peer,
 			pace.Round(time.Millisecond))
 	}
+	s.Heartbeat, s.Floor = g.cfg.Heartbeat, g.cfg.floor
+	s.Failover = detector.Suspicion(g.cfg.Heartbeat) + g.Patience()
 	known := g.settings.All()
 	suffrage := make(map[string]hraft.ServerSuffrage)
 	r := g.running()
@@ -166,6 +174,7 @@ func (g *Group) Status() Status {
 			suffrage[string(m.ID)] = m.Suffrage
 		}
 	}
+	var farthest time.Duration
 	for _, p := range g.roster() {
 		ps := PeerStatus{ID: p.ID, Addr: p.Addr, Further: p.Further, OnLink: hellos[p.ID].OnLink,
 			Self: p.ID == g.cfg.ID, Version: hellos[p.ID].Version}
@@ -192,6 +201,7 @@ func (g *Group) Status() Status {
 			state := l.State()
 			ps.Connected, ps.Since, ps.RoundTrip = state.Connected, state.Since, state.RoundTrip
 			ps.Problem = errText(state.Problem)
+			farthest = max(farthest, state.Wire)
 		} else {
 			ps.Connected, ps.Version = true, g.cfg.Version
 		}
@@ -208,6 +218,8 @@ func (g *Group) Status() Status {
 		}
 		s.Peers = append(s.Peers, ps)
 	}
+	// The others are asked what they hear of the leader, for their votes, and what they granted.
+	s.Failover += 3 * farthest
 	return s
 }
 

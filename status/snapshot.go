@@ -115,6 +115,11 @@ type GroupView struct {
 	CommitTime time.Duration `json:"commitTimeNs"`
 	// SlowDisk says whose disk makes elections wait, and how long a write takes there; "" if all are fast enough.
 	SlowDisk string `json:"slowDisk,omitempty"`
+	// Heartbeat is in force; HeartbeatFloor is the configured one, which peers that are far apart stretch. Failover is
+	// about how long a lost host is missed, until another peer holds.
+	Heartbeat      time.Duration `json:"heartbeatNs,omitempty"`
+	HeartbeatFloor time.Duration `json:"heartbeatFloorNs,omitempty"`
+	Failover       time.Duration `json:"failoverNs,omitempty"`
 	// Tenures counts the tenures of this peer.
 	Tenures uint64 `json:"tenures"`
 	// TenuresEnded counts the ends of this peer's tenures by cause: deposed, leaving, handover, failed.

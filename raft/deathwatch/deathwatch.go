@@ -153,7 +153,7 @@ func Watch(
 	for ctx.Err() == nil {
 		who, term, err := w.once(ctx, silent)
 		switch {
-		case errors.Is(err, errGoodbye), errors.Is(err, errVanished) && w.confirm(ctx, who):
+		case errors.Is(err, errGoodbye), errors.Is(err, errVanished) && w.confirm(ctx, who, retry):
 			dead(Death{Peer: id, Term: term, Told: errors.Is(err, errGoodbye)})
 		}
 		select {
@@ -226,10 +226,11 @@ func (w watcher) open(ctx context.Context) (net.Conn, Incarnation, error) {
 	return conn, who, nil
 }
 
-// confirm dials the port of a process that seems dead. True: it is.
-func (w watcher) confirm(ctx context.Context, was Incarnation) bool {
+// confirm dials the port of a process that seems dead, and waits for an answer for as long as patience each time. True:
+// it is.
+func (w watcher) confirm(ctx context.Context, was Incarnation, patience time.Duration) bool {
 	for range redials {
-		once, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+		once, cancel := context.WithTimeout(ctx, patience)
 		conn, is, err := w.open(once)
 		cancel()
 		switch {

@@ -128,10 +128,17 @@ func New(self Host, process [8]byte, heartbeat time.Duration, now func() time.Du
 
 func (d *Detector) tick() time.Duration { return d.heartbeat / ticksPerHeartbeat }
 
+// leastSuspicion is the silence after which a peer that made no pause lately is suspected.
+func leastSuspicion(heartbeat time.Duration) time.Duration { return heartbeat * 11 / ticksPerHeartbeat }
+
+// Suspicion is about how long it takes until a peer whose host is lost is suspected.
+func Suspicion(heartbeat time.Duration) time.Duration {
+	return leastSuspicion(heartbeat) + heartbeat*ticksPerProbe/ticksPerHeartbeat
+}
+
 // suspicion is the silence after which c is suspected.
 func (d *Detector) suspicion(c *contact) time.Duration {
-	least := d.heartbeat * 11 / 30
-	return min(max(least, 2*c.pause), d.heartbeat)
+	return min(max(leastSuspicion(d.heartbeat), 2*c.pause), d.heartbeat)
 }
 
 // Follow sets who the peers are.

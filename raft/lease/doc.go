@@ -74,6 +74,9 @@
 // value go on until they are no majority any more; then those with the new one elect. A peer of a version
 // that tells no heartbeat is taken for one that has the same.
 //
+// Peers that are too far apart for their heartbeat take a longer one ([Fitting]) in the same way: whoever finds that
+// out, or meets a peer that has it, leaves the group and begins anew as another process would.
+//
 // # What is tested, and how far
 //
 // TestModelNeverTwo plays this package at random, with clocks of different rates, freezes, restarts and proofs

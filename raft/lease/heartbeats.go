@@ -44,6 +44,34 @@ func (h *Heartbeats) Of(peer string) (beat time.Duration, known bool) {
 	return beat, known
 }
 
+// LongestHeartbeat is as long as Fitting makes a heartbeat: the round trip to a satellite and back fits in.
+const LongestHeartbeat = 10 * time.Second
+
+// Fitting is the heartbeat of peers that began with floor, have beat now, and of which two need trip for a round trip.
+// A lease is three tenths of a heartbeat, is as old as a round trip when it begins, and is renewed every fifteenth of a
+// heartbeat: with a sixth for the round trip one lost datagram still costs nothing. What does not fit is doubled, from
+// floor on, until it is eight round trips, so that peers that measure a little more or less arrive at the same.
+func Fitting(floor, beat, trip time.Duration) time.Duration {
+	if trip <= beat/6 {
+		return beat
+	}
+	fitting := floor
+	for fitting < 8*trip && 2*fitting <= LongestHeartbeat {
+		fitting *= 2
+	}
+	return max(beat, fitting)
+}
+
+// Stretches says that Fitting makes beat of floor for some round trip.
+func Stretches(floor, beat time.Duration) bool {
+	for ; floor > 0 && floor <= LongestHeartbeat; floor *= 2 {
+		if floor == beat {
+			return true
+		}
+	}
+	return false
+}
+
 // Fits says that beat is this process's own heartbeat, or of a version that does not tell.
 func (h *Heartbeats) Fits(beat time.Duration) bool { return beat == 0 || beat == h.own }
 

@@ -5,11 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"reflect"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A ControlLink is the control connection to one peer, kept open between questions.
@@ -39,6 +43,9 @@ type LinkState struct {
 	Since     time.Time // of Connected; zero: never connected
 	Problem   error     // why the peer is not connected, or nil
 	RoundTrip time.Duration
+	// Wire is the least time that the kernel has seen a segment and its acknowledgement take in the last minutes, 0 if
+	// it does not tell: how far the peer is, however busy the processes are.
+	Wire time.Duration
 }
 
 // Link returns a control connection to the peer id at addr. It dials with the first question.
@@ -131,9 +138,34 @@ func (l *ControlLink) exchange(ctx context.Context, question, answer any) (err e
 		return err
 	}
 	l.mu.Lock()
-	l.state.RoundTrip = time.Since(asked)
+	l.state.RoundTrip, l.state.Wire = time.Since(asked), wire(conn)
 	l.mu.Unlock()
 	return nil
+}
+
+// wire is LinkState.Wire of conn.
+func wire(conn net.Conn) (least time.Duration) {
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = t.NetConn()
+	}
+	if c, ok := conn.(interface{ Wire() time.Duration }); ok {
+		return c.Wire()
+	}
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil && info.Min_rtt != math.MaxUint32 { // tcp_min_rtt in net/tcp.h: nothing has been measured yet
+			least = time.Duration(info.Min_rtt) * time.Microsecond
+		}
+	})
+	return least
 }
 
 // AskApart asks on a new connection, for what takes long: the kept one has to stay free for a new leader's

@@ -195,6 +195,7 @@ func (s *Store) Stop() { close(s.stop) }
 const (
 	RosterKey    = "roster"    // the peers: one whose file lists nobody has to find them after a restart
 	HeartbeatKey = "heartbeat" // with which this peer last took part
+	StretchKey   = "stretch"   // the heartbeat that this peer is to take part with instead of another
 	DiskKey      = "disk"      // tells this data directory from others; a copy has the same
 	BootsKey     = "boots"     // how often it was opened to take part
 	ReachedKey   = "reached"   // what the others have told of their disks

@@ -57,6 +57,13 @@ func (t *text) node(s status.Snapshot) {
 	if inGroup(s) {
 		t.line("holder: %s%s, term %d", holder, since(s.Time, s.Group.Since), s.Term)
 	}
+	if beat, floor := s.Group.Heartbeat, s.Group.HeartbeatFloor; t.why && s.Group.Failover > 0 || beat > floor {
+		stretched := ""
+		if beat > floor {
+			stretched = fmt.Sprintf("; the heartbeat is %s instead of %s, because peers are far apart", beat, floor)
+		}
+		t.line("a lost host has a successor after about %s%s", figures.Age(s.Group.Failover), stretched)
+	}
 	if s.Privileges != nil {
 		t.line("may: %s", s.Privileges)
 	}

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
@@ -243,6 +244,11 @@ func TestKernelIsSilentForIPv6OnLoopback(t *testing.T) {
 			ifi, err := net.InterfaceByName("eth0")
 			w.must(err)
 			c, _, err := ndp.Listen(ifi, ndp.LinkLocal)
+			// The kernel makes the address a moment after the link is up.
+			for end := time.Now().Add(patience); errors.Is(err, unix.EADDRNOTAVAIL) && time.Now().Before(end); {
+				time.Sleep(10 * time.Millisecond)
+				c, _, err = ndp.Listen(ifi, ndp.LinkLocal)
+			}
 			w.must(err)
 			defer c.Close()
 			group, err := ndp.SolicitedNodeMulticast(addr)

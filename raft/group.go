@@ -270,7 +270,11 @@ func (g *Group) Run(ctx context.Context) error {
 		err = nil
 		if ctx.Err() == nil {
 			err = context.Cause(going)
-			g.log.Error("leaving the group", "error", err)
+			level := slog.LevelError
+			if errors.Is(err, ErrHeartbeat) {
+				level = slog.LevelWarn
+			}
+			g.log.Log(ctx, level, "leaving the group", "error", err)
 		}
 	}
 	g.leave()

@@ -20,7 +20,7 @@ func TestFarPeers(t *testing.T) {
 				stretched := func() bool {
 					for _, p := range s.running() {
 						g := p.group.Load()
-						if g == nil || g.cfg.Heartbeat < 8*trip {
+						if g == nil || g.cfg.Heartbeat < 7*trip {
 							return false
 						}
 					}

@@ -50,13 +50,13 @@ const LongestHeartbeat = 10 * time.Second
 // Fitting is the heartbeat of peers that began with floor, have beat now, and of which two need trip for a round trip.
 // A lease is three tenths of a heartbeat, is as old as a round trip when it begins, and is renewed every fifteenth of a
 // heartbeat: with a sixth for the round trip one lost datagram still costs nothing. What does not fit is doubled, from
-// floor on, until it is eight round trips, so that peers that measure a little more or less arrive at the same.
+// floor on, until it is seven round trips, so that peers that measure a little more or less arrive at the same.
 func Fitting(floor, beat, trip time.Duration) time.Duration {
 	if trip <= beat/6 {
 		return beat
 	}
 	fitting := floor
-	for fitting < 8*trip && 2*fitting <= LongestHeartbeat {
+	for fitting < 7*trip && 2*fitting <= LongestHeartbeat {
 		fitting *= 2
 	}
 	return max(beat, fitting)

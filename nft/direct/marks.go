@@ -88,6 +88,13 @@ func (f family) sealable() []expr.Any {
 	}
 }
 
+// unsealable matches the others.
+func (f family) unsealable() []expr.Any {
+	es := f.sealable()
+	es[len(es)-1].(*expr.Cmp).Op = expr.CmpOpEq
+	return es
+}
+
 func (f family) seal() []expr.Any {
 	return []expr.Any{
 		&expr.Immediate{Register: reg1, Data: binaryutil.BigEndian.PutUint16(sealValue)},

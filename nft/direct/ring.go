@@ -93,15 +93,15 @@ func (s service) addArrival(t *ruleset.Table) {
 	self, isBackend := s.self()
 	lack := ruleset.Chain{Name: "lack_" + n}
 	absent := ruleset.Chain{Name: "absent_" + n}
-	onward := ruleset.Chain{Name: "onward_" + n}
-	step := func(count int) func(slot) (expr.Verdict, bool) {
+	onward := ruleset.Chain{Name: "onward_" + n, Rules: f.metering()}
+	step := func(chain string, count int) func(slot) (expr.Verdict, bool) {
 		return func(slot slot) (expr.Verdict, bool) {
 			h, ok := s.next(slot, count)
-			return expr.Verdict{Kind: expr.VerdictGoto, Chain: "hand_" + n + "_" + ruleset.NameOf(h.addr)}, ok
+			return expr.Verdict{Kind: expr.VerdictGoto, Chain: chain + n + "_" + ruleset.NameOf(h.addr)}, ok
 		}
 	}
-	owners := s.addSlots(t, "owner_"+n, step(s.handOns()))
-	first := s.addSlots(t, "next_"+n, step(0))
+	owners := s.addSlots(t, "owner_"+n, step("give_", s.handOns()))
+	first := s.addSlots(t, "next_"+n, step("hand_", 0))
 	// On a bridge, br_netfilter may bring packets here before they reach the ingress
 	// hook and the prober's socket.
 	astray := []ruleset.Rule{ruleset.NewRule("a path probe is for this node", pathProbe(),
@@ -122,43 +122,56 @@ func (s service) addArrival(t *ruleset.Table) {
 	absent.Add("new or open, for somebody else", ruleset.Goto(onward.Name))
 	// A node that knows more backends may have counted further.
 	for n := s.handOns() + 1; n <= maxHandOns; n++ {
-		onward.Add("everybody has been asked", f.handedOn(n), accept())
+		onward.Add("everybody has been asked", f.handedOn(n), ruleset.Goto("ended"))
 	}
 	if owners {
 		onward.Add("at last to the owner of the slot", f.handedOn(s.handOns()), f.SrcAddrPort(), s.lookup("owner_"+n))
 	}
-	onward.Add("who owns the slot is here", f.handedOn(s.handOns()), accept())
+	onward.Add("who owns the slot is here", f.handedOn(s.handOns()), ruleset.Goto("ended"))
 	if h, ok := s.hops[s.following()]; ok && s.byAddress() {
 		onward.Add("on its round, by address", f.sealed(expr.CmpOpEq), ruleset.Goto("hand_"+n+"_"+ruleset.NameOf(h.addr)))
 	}
 	if first {
 		onward.Add("perhaps on the next", f.SrcAddrPort(), s.lookup("next_"+n))
 	}
-	t.Chains = append(t.Chains, have, lack, absent, onward)
+	t.Chains = append(t.Chains, have, lack, absent, onward, s.counting())
 	for _, h := range s.others() {
 		t.Chains = append(t.Chains, s.handOn(h)...)
 	}
 }
 
-// handOn are the chains that hand a packet on to a backend and count in the packet how
-// often that has happened. The TTL, which the kernel lowers, would end the ring too late.
-func (s service) handOn(to hop) []ruleset.Chain {
-	f, n := s.family(), ruleset.NameOf(s.frontend)+"_"+ruleset.NameOf(to.addr)
-	hand, onto := ruleset.Chain{Name: "hand_" + n}, ruleset.Chain{Name: "onto_" + n}
+// counting is the chain that counts in a packet how often it has been handed on. The TTL, which the kernel lowers,
+// would end the ring too late.
+func (s service) counting() ruleset.Chain {
+	f, count := s.family(), ruleset.Chain{Name: "count_" + ruleset.NameOf(s.frontend)}
 	for n := s.handOns() + 1; n > 0; n-- {
 		before := []expr.Any(nil)
 		if n > 1 {
 			before = f.handedOn(n - 1)
 		}
-		hand.Add(fmt.Sprintf("hand on to %v, number %d", to.addr.Addr(), n), before, f.markHandedOn(n),
-			ruleset.Goto(onto.Name))
+		count.Add(fmt.Sprintf("number %d", n), before, f.markHandedOn(n), ruleset.Verdict(expr.VerdictReturn))
 	}
-	onto.Add("its sender is a node", f.sealable(), f.seal())
+	return count
+}
+
+// handOn are the chains that hand a packet on to a backend.
+func (s service) handOn(to hop) []ruleset.Chain {
+	f, n := s.family(), ruleset.NameOf(s.frontend)+"_"+ruleset.NameOf(to.addr)
+	hand, give := ruleset.Chain{Name: "hand_" + n}, ruleset.Chain{Name: "give_" + n}
+	onto := ruleset.Chain{Name: "onto_" + n}
+	hand.Add("hand on to "+to.addr.Addr().String(), jump("count_"+ruleset.NameOf(s.frontend)))
+	hand.Add("its sender is a node", f.sealable(), f.seal())
+	hand.Add("it goes", ruleset.Goto(onto.Name))
+	give.Add("on its round", f.sealed(expr.CmpOpEq), ruleset.Goto(hand.Name))
+	give.Add("on its round, without a seal", fromNode(false), ruleset.Goto(hand.Name))
+	// Its round, if it needs one, begins at the owner, where it also ends.
+	give.Add("straight from a client to the owner", jump("count_"+ruleset.NameOf(s.frontend)))
+	give.Add("it goes", ruleset.Goto(onto.Name))
 	onto.Add("by way of the stack", []expr.Any{
 		&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
 		&expr.Immediate{Register: reg2, Data: ruleset.Native(s.link.Index)},
 		&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	})
-	return []ruleset.Chain{hand, onto}
+	return []ruleset.Chain{hand, give, onto}
 }

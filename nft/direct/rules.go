@@ -191,6 +191,9 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 		}
 	}
 	t.Chains = append(t.Chains, arrive)
+	if len(services) > 0 {
+		family{f}.addMeter(&t, services)
+	}
 	for _, s := range services {
 		s.addArrival(&t)
 	}

@@ -35,6 +35,11 @@ func TestDirectKeepsConnections(t *testing.T) {
 				nodes: []string{"n1", "n2", "n3"}, check: asked}
 			w.start(t, string(balancer.Direct), []balance{lb})
 			w.resolve(t)
+			for i := range w.apps[:worker] {
+				w.ready(t, i)
+				w.await(t, i, lb.name, served(balancer.Direct, 3))
+			}
+			t.Run("strays are metered", w.metered)
 			for _, tt := range []struct {
 				name string
 				// run lets something happen, to the holder if to anybody, and
@@ -42,6 +47,7 @@ func TestDirectKeepsConnections(t *testing.T) {
 				run func(t *testing.T, holder int) (lost string)
 			}{
 				{"transfer", w.transfer},
+				{"strays flood", w.flooded},
 				{"SIGKILL", w.killed},
 				{"SIGTERM", w.stopped},
 				{"SIGSTOP and SIGCONT", w.frozen},

@@ -162,7 +162,9 @@ func redirect(ports map[netip.AddrPort]netip.AddrPort, by way) (ruleset.Table, e
 				f.DNAT(f.PortReg),
 			})
 		}
-		leaving = append(leaving, translate())
+		// A program that is to be replaced keeps its local clients (the frontend is loopback then), also those that
+		// conntrack has not seen begin.
+		leaving = append(leaving, translate(ruleset.SYN()...))
 		switch by {
 		case translatedOnly:
 			arriving = append(arriving, translate())

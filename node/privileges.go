@@ -23,6 +23,9 @@ func lasting(cfg *configs.Config, witness, lockMemory bool) []int {
 	if len(cfg.VIPs) > 0 && !witness {
 		caps = append(caps, unix.CAP_NET_ADMIN, unix.CAP_NET_RAW)
 	}
+	if cfg.Takeover && len(cfg.VIPs) == 0 { // rules take the port of the program that is to be replaced
+		caps = append(caps, unix.CAP_NET_ADMIN)
+	}
 	if cfg.ProgramsOfOthers() {
 		caps = append(caps, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL)
 	}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"appliance/balancer"
 	"appliance/connlog"
 )
@@ -30,6 +32,9 @@ type Config struct {
 	// listens on every address. Without one it listens on the frontend itself, as
 	// it always does on loopback and unspecified frontends.
 	Redirector PortRedirector
+	// Takeover has a loopback frontend on which another program listens served by a redirection, instead of not at all:
+	// that program is to be replaced. It keeps the connections that it has.
+	Takeover bool
 	// Report, if set, gets each dial that failed or was slow.
 	Report Reporter
 	// Log, if set, gets a line for each connection that has ended of load balancers with a log. It must not block.
@@ -51,6 +56,7 @@ type Config struct {
 // A Forwarder is the data plane userspace.
 type Forwarder struct {
 	redirector PortRedirector
+	takeover   bool
 	report     Reporter
 	log        func(line string)
 	unlogged   func()
@@ -82,7 +88,8 @@ var (
 // New makes a Forwarder that serves nothing yet.
 func New(cfg Config) *Forwarder {
 	f := &Forwarder{
-		redirector: cfg.Redirector, report: cfg.Report, log: cfg.Log, unlogged: cfg.Unlogged, shortages: cfg.Shortages,
+		redirector: cfg.Redirector, takeover: cfg.Takeover, report: cfg.Report, log: cfg.Log,
+		unlogged: cfg.Unlogged, shortages: cfg.Shortages,
 		count: cfg.Loops, services: make(map[netip.AddrPort]*service), samplers: make(map[string]*connlog.Sampler),
 	}
 	if f.unlogged == nil {
@@ -136,7 +143,7 @@ func (f *Forwarder) Apply(ctx context.Context, services []balancer.Service) (rep
 		if err != nil {
 			errs = append(errs, err)
 		}
-		if s != nil && f.redirected(w.Frontend) {
+		if s != nil && (s.besides || f.redirected(w.Frontend)) {
 			redirect[w.Frontend] = s.address()
 		}
 	}
@@ -205,7 +212,12 @@ func (f *Forwarder) serve(w balancer.Service) (*service, error) {
 		return nil, err
 	}
 	var err error
-	if s.listener, err = listen(at, f.redirected(w.Frontend)); err != nil {
+	s.listener, err = listen(at, f.redirected(w.Frontend))
+	if errors.Is(err, unix.EADDRINUSE) && f.takeover && f.redirector != nil && at.Addr().IsLoopback() {
+		s.besides = true
+		s.listener, err = listen(netip.AddrPortFrom(at.Addr(), 0), true)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("load balancer %s: %w", w.LoadBalancer, err)
 	}
 	for _, l := range f.loops {

@@ -173,6 +173,24 @@ func TestBusyPort(t *testing.T) {
 	}
 }
 
+// The port of a program that is to be replaced is taken from it by a redirection, and from nobody else.
+func TestTakeover(t *testing.T) {
+	taken, free := backend(t, echo), frontend()
+	var r redirects
+	f := start(t, Config{Redirector: &r, Takeover: true}, to(taken, backend(t, echo)), to(free))
+	if len(r.last) != 1 || r.last[taken].Addr() != taken.Addr() || r.last[taken].Port() == taken.Port() {
+		t.Fatalf("redirected %v, want %v alone", r.last, taken)
+	}
+	first := r.last[taken]
+	if err := ask(dial(t, first), "x"); err != nil {
+		t.Errorf("where clients of the other program are led: %v", err)
+	}
+	apply(t, f, to(taken))
+	if r.last[taken] != first {
+		t.Errorf("redirected %v, and then %v", first, r.last)
+	}
+}
+
 // A program that is being started has a copy of each socket until it runs.
 func TestCopyOfListenerTakesNobody(t *testing.T) {
 	at := frontend()

@@ -15,7 +15,8 @@ import (
 type service struct {
 	f         *Forwarder
 	frontend  netip.AddrPort
-	listener  int // a socket
+	listener  int  // a socket
+	besides   bool // another program listens on the loopback frontend: see Config.Takeover
 	acceptors []*acceptor
 	table     atomic.Pointer[table]
 	queue     queue

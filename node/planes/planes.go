@@ -37,6 +37,8 @@ type Config struct {
 	Nodes                  []pathprobe.Node
 	Secrets, WorkerSecrets [][]byte
 	Reached                []netip.Addr
+	// Takeover has user space serve listening addresses on loopback beside the program that is to be replaced there.
+	Takeover bool
 	// Grouped nodes give connections back to the previous holder.
 	Grouped bool
 	// Files is how many files clients may hold in user space. Shortages takes what user space is short of.
@@ -70,13 +72,21 @@ type Planes struct {
 func Open(c Config) (*Planes, error) {
 	user := forward.Config{
 		Report: c.Report, Log: c.ConnLog.Write, Unlogged: c.ConnLog.Skip, Shortages: c.Shortages, Files: c.Files,
-		Loops: min(runtime.GOMAXPROCS(0), maxLoops),
+		Loops: min(runtime.GOMAXPROCS(0), maxLoops), Takeover: c.Takeover,
 	}
 	// Go's scheduler gets a place more for each loop: the group's timers must not wait for a loop that waits for clients,
 	// and no place has to change hands whenever one does.
 	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + user.Loops)
 	if len(c.Interfaces) == 0 {
-		return userSpaceOnly(user, nil), nil
+		if !c.Takeover || nft.Available() != nil {
+			return userSpaceOnly(user, nil), nil
+		}
+		owner := ruleset.NewOwner()
+		redirector := nft.NewRedirector(owner)
+		redirector.Log, user.Redirector = c.Log, redirector
+		p := userSpaceOnly(user, nil)
+		p.process, p.owner = append(p.process, redirector), owner
+		return p, nil
 	}
 	sysctls := sysctlRoot()
 	if missing := nft.Available(); missing != nil {

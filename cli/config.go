@@ -74,6 +74,9 @@ func checkConfig(c *cli.Context) error {
 	case c.NArg() == 1:
 		file = c.Args().First()
 	case file == "":
+		file = usualPath(c)
+	}
+	if file == "" {
 		return usagef("which file? write `appliance config check FILE`")
 	}
 	cfg, err := loadFile(file, flagSource(c))
@@ -116,7 +119,7 @@ func showConfig(c *cli.Context) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(c)
+	cfg, err := loadFile(usualPath(c), flagSource(c))
 	if err != nil {
 		return err
 	}

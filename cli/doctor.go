@@ -17,19 +17,17 @@ import (
 	"appliance/configs"
 	"appliance/doctor"
 	"appliance/endpoints"
+	"appliance/install"
 	"appliance/status/client"
 	"appliance/status/journal"
 )
-
-// usualConfig is where packages and the unit have the configuration.
-const usualConfig = "/etc/appliance/config.yaml"
 
 func doctorCommand() *cli.Command {
 	return &cli.Command{
 		Name: "doctor",
 		Usage: "find what on this host or its network would keep the appliance from working, and what mends it; changes " +
 			"nothing",
-		Description: "Examines the host for a configuration: the file that --config names, else " + usualConfig +
+		Description: "Examines the host for a configuration: the file that --config names, else " + install.ConfigFile +
 			" if it exists, else the host alone.\n" +
 			"Exit code 0: nothing but hints; 1: a problem was found.",
 		Flags: append(settingFlags(),
@@ -84,13 +82,10 @@ func printReport(c *cli.Context, report doctor.Diagnosis) error {
 func doctorSubject(c *cli.Context) doctor.Request {
 	s := doctor.Request{Version: c.App.Version}
 	source := flagSource(c)
-	file := configPath(c)
+	file := usualPath(c)
 	if file == "" && len(source.Args()) == 0 {
-		if _, err := os.Stat(usualConfig); errors.Is(err, fs.ErrNotExist) {
-			s.About = "no configuration (give --config FILE, or --vip and --peers)"
-			return s
-		}
-		file = usualConfig
+		s.About = "no configuration (give --config FILE, or --vip and --peers)"
+		return s
 	}
 	s.About = file
 	if file == "" {
@@ -215,10 +210,11 @@ func printEndpoints(c *cli.Context) error {
 	if strings.ContainsAny(name, " \t\n/:\"'") {
 		return errUsage{fmt.Errorf("--name %q is no DNS name; write one such as api.example.org", name)}
 	}
-	cfg, err := loadConfig(c)
+	file := usualPath(c)
+	cfg, err := loadFile(file, flagSource(c))
 	if err != nil {
 		// A guide needs no group key, which is often made last.
-		if cfg = withoutKey(configPath(c), flagSource(c)); cfg == nil {
+		if cfg = withoutKey(file, flagSource(c)); cfg == nil {
 			return err
 		}
 		cfg.Warnings = nil

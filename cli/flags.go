@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"appliance/configs"
+	"appliance/install"
 )
 
 // settingFlags returns the flags that the list of settings names. The package configs handles environment and defaults,
@@ -87,6 +88,17 @@ func configPath(c *cli.Context) string {
 		return path
 	}
 	return os.Getenv("APPLIANCE_CONFIG")
+}
+
+// usualPath is configPath, or the file of the service that is installed here where nothing is said at all.
+func usualPath(c *cli.Context) string {
+	if path := configPath(c); path != "" || len(flagSource(c).Args()) > 0 {
+		return path
+	}
+	if _, err := os.Stat(install.ConfigFile); err != nil {
+		return ""
+	}
+	return install.ConfigFile
 }
 
 // socketFlags say where the running appliance is. The commands that talk to it need nothing else of its configuration.

@@ -63,9 +63,11 @@ skew: setup-test
 	git archive $(FROM) | tar -x -C "$$dir/src" && (cd "$$dir/src" && CGO_ENABLED=0 go build -o "$$dir/appliance" .) && \
 	APPLIANCE_TEST_OTHER_BINARY="$$dir/appliance" go test -count=1 -v -run TestVersionSkew ./integration
 
-# The guides whose clients must notice nothing, by the commands of their pages, on a machine that does nothing else.
+# Every guide by the commands of its page, also those that take long, or a machine that does nothing else, because their
+# clients must notice nothing.
 guides: setup-test
-	APPLIANCE_TEST_GUIDES=1 go test -count=1 -v -run TestTakeover ./integration
+	APPLIANCE_TEST_GUIDES=1 go test -count=1 -v -run '^(TestTakeover|TestFrom.*|TestKubeadm|TestKubeadmFamilies|TestBoxes)$$' \
+		./integration
 
 # Every data plane, family, binding of the servers, position of the client and firewall: each client is served, or
 # shown as not served with the true reason. ONLY='auto, IPv6' does a part; a number repeats a sample of make test.

@@ -2,8 +2,6 @@ package integration
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -12,22 +10,18 @@ import (
 // group key, a majority that is gone for good.
 func TestBoxes(t *testing.T) {
 	t.Parallel()
-	s := newStreet(t, "IPv4", 4)
+	s := openStreet(t, "IPv4")
+	s.build(t, 4, s.apiserver(t, 10, 11, 12, 13))
 	boxes, worker := s.boxes[:3], s.boxes[3]
-	guide := readGuide(t, "load-balancers.md")
-	config := `vips: [192.0.2.10]
-peers: [192.0.2.2, 192.0.2.3, {address: 192.0.2.4, role: witness}]
-loadBalancers:
-- name: kube-apiserver
-  port: 6443
-  check: {type: tcp}
-  backends: [{address: 192.0.2.11}, {address: 192.0.2.12}, {address: 192.0.2.13}]
-group: {heartbeat: 2s}
-`
-	boxes[0].write(t, "home/config.yaml", config, 0o600)
-	boxes[0].run(t, guide["boxes, the first"])
+	readme, guide, install := readGuide(t, "../README.md"), readGuide(t, "load-balancers.md"), readGuide(t, "install.md")
+	file, rest, _ := strings.Cut(readme["README, the first box"], "\nEND\n")
+	boxes[0].run(t, file+"\nEND\necho 'group: {heartbeat: 2s}' >> config.yaml")
+	boxes[0].run(t, rest)
+	boxes[0].run(t, guide["boxes, the first"]) // keeps what is there
 	boxes[0].hand(t, "home/config.yaml", "config.yaml", boxes[1:]...)
 	boxes[0].hand(t, "etc/appliance/group.key", "group.key", boxes[1:]...)
+	boxes[1].run(t, readme["README, the other boxes"])
+	boxes[2].run(t, install["install on the others"])
 	runAll(t, guide["boxes, the others"], boxes[1:]...)
 	ready(t, boxes...)
 	if err := s.client.WaitPort(patient(t), s.targets()[0]); err != nil {
@@ -38,18 +32,16 @@ group: {heartbeat: 2s}
 		t.Errorf("a witness binds and programs nothing, and has\n%s", said)
 	}
 
+	boxes[0].run(t, readGuide(t, "configuration.md")["config"])
+	if said := boxes[0].run(t, readGuide(t, "status.md")["token"]+"stat -c %a /etc/appliance/admin.token"); lastLine(said) !=
+		"600" {
+		t.Errorf("others can read the token: %s", said)
+	}
+
 	workers := readGuide(t, "workers.md")
 	boxes[0].run(t, workers["worker, the key"])
 	boxes[0].hand(t, "home/worker.key", "worker.key", worker)
 	worker.run(t, workers["worker, install"])
-	// These servers are no apiservers.
-	file, err := os.ReadFile(filepath.Join(worker.dir, "etc/appliance/config.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	worker.write(t, "etc/appliance/config.yaml", string(file)+"addPeersAsBackends: true\n"+
-		"loadBalancers: [{name: kube-apiserver, port: 6443, check: {type: tcp}}]\n", 0o600)
-	worker.run(t, "appliance reload")
 	eventually(t, func() error {
 		for _, b := range boxes {
 			st, err := b.status(t.Context())

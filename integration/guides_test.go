@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	_ "embed"
 	"fmt"
 	"io"
@@ -41,6 +42,17 @@ func readGuide(t *testing.T, page string) guide {
 	}
 	return g
 }
+
+// guidesOnly skips what takes too long, or too calm a machine, for make test.
+func guidesOnly(t *testing.T) {
+	t.Helper()
+	if os.Getenv("APPLIANCE_TEST_GUIDES") == "" {
+		t.Skip("make guides runs it")
+	}
+}
+
+// slowly has flags mean what patient writes into a file.
+const slowly = "export APPLIANCE_HEARTBEAT=3s\n"
 
 // A box is a machine with a file system of its own where the guides write, on which systemctl starts and stops what
 // the units in /etc/systemd/system and /lib/systemd/system name.
@@ -250,7 +262,8 @@ type street struct {
 	client   *lab.Machine
 	watcher  *lab.Machine
 	servers  lab.Servers
-	machines []*lab.Machine // of the servers
+	machines []*lab.Machine // of the servers, where these are no boxes
+	tls      *tls.Config    // of the clients, where the servers speak TLS
 }
 
 // documentation are the prefixes that examples have (RFC 5737, RFC 3849).
@@ -274,6 +287,64 @@ func (s *street) targets() (all []netip.AddrPort) {
 
 func newStreet(t *testing.T, family string, boxes int) *street {
 	t.Helper()
+	s := openStreet(t, family)
+	s.build(t, boxes, nil)
+	return s
+}
+
+// build puts boxes, servers and clients on a street.
+func (s *street) build(t *testing.T, boxes int, server *tls.Config) {
+	t.Helper()
+	for i := range boxes {
+		s.boxes = append(s.boxes, newBox(t, s.machine(t, fmt.Sprintf("lb%d", i+1), s.addrs(2+i)...)))
+	}
+	for i := range 3 {
+		m := s.machine(t, fmt.Sprintf("s%d", i+1), s.addrs(11+i)...)
+		s.serve(t, m, server)
+		s.machines = append(s.machines, m)
+	}
+	s.populate(t)
+}
+
+// newCluster makes a street whose boxes are the servers too: control-plane nodes from .11 on.
+func newCluster(t *testing.T, family string, nodes int) *street {
+	t.Helper()
+	s := openStreet(t, family)
+	server := s.apiserver(t, 10, 11, 12, 13, 14)
+	for i := range nodes {
+		m := s.machine(t, fmt.Sprintf("cp%d", i+1), s.addrs(11+i)...)
+		s.serve(t, m, server)
+		s.boxes = append(s.boxes, newBox(t, m))
+	}
+	s.populate(t)
+	return s
+}
+
+// apiserver is what servers need that speak TLS as kube-apiservers do, and are valid for these numbers' addresses. The
+// clients trust them.
+func (s *street) apiserver(t *testing.T, numbers ...int) *tls.Config {
+	t.Helper()
+	authority, err := lab.NewAuthority()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hosts []string
+	for _, n := range numbers {
+		for _, p := range s.addrs(n) {
+			hosts = append(hosts, p.Addr().String())
+		}
+	}
+	server, err := authority.Server(hosts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.tls = authority.Client(hosts[0])
+	return server
+}
+
+// openStreet makes a street on which nothing is yet.
+func openStreet(t *testing.T, family string) *street {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
@@ -289,40 +360,46 @@ func newStreet(t *testing.T, family string, boxes int) *street {
 			t.Error(err)
 		}
 	})
-	machine := func(name string, addrs ...netip.Prefix) *lab.Machine {
-		m, err := l.Machine(name, addrs...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return m
+	return s
+}
+
+func (s *street) machine(t *testing.T, name string, addrs ...netip.Prefix) *lab.Machine {
+	t.Helper()
+	m, err := s.lab.Machine(name, addrs...)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for i := range boxes {
-		s.boxes = append(s.boxes, newBox(t, machine(fmt.Sprintf("lb%d", i+1), s.addrs(2+i)...)))
-	}
+	return m
+}
+
+// serve starts a server on port 6443 of every address of a machine.
+func (s *street) serve(t *testing.T, m *lab.Machine, config *tls.Config) {
+	t.Helper()
 	any := netip.IPv6Unspecified()
-	if family == "IPv4" {
+	if s.family == "IPv4" {
 		any = netip.IPv4Unspecified()
 	}
-	for i := range 3 {
-		m := machine(fmt.Sprintf("s%d", i+1), s.addrs(11+i)...)
-		if _, err := s.servers.Serve(m, m.Name, netip.AddrPortFrom(any, 6443), nil); err != nil {
-			t.Fatal(err)
-		}
-		s.machines = append(s.machines, m)
+	if _, err := s.servers.Serve(m, m.Name, netip.AddrPortFrom(any, 6443), config); err != nil {
+		t.Fatal(err)
 	}
-	s.client = machine("client", s.addrs(50)...)
+}
+
+// populate adds who is neither box nor server.
+func (s *street) populate(t *testing.T) {
+	t.Helper()
+	s.client = s.machine(t, "client", s.addrs(50)...)
 	var many []netip.Prefix
 	for _, p := range s.addrs(200) {
 		many = append(many, lab.Range(p, 32)...)
 	}
-	s.watcher = machine("watcher", many...)
-	return s
+	s.watcher = s.machine(t, "watcher", many...)
 }
 
 // ask starts clients of the virtual addresses that are as patient as TCP: one that fails was turned away.
 func (s *street) ask(t *testing.T) (all patients) {
 	for _, target := range s.targets() {
-		p := s.client.Probe(t.Context(), lab.Probe{Target: target, Every: 5 * time.Millisecond, Patience: patience})
+		p := s.client.Probe(t.Context(), lab.Probe{Target: target, Every: 5 * time.Millisecond, Patience: patience,
+			TLS: s.tls})
 		t.Cleanup(p.Stop)
 		all = append(all, p)
 	}

@@ -27,6 +27,10 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, withoutNFTables(os.Args[1:]))
 		return 1
 	}
+	if name := os.Getenv(standIn); name != "" {
+		fmt.Fprintln(os.Stderr, standsFor(name, os.Args[1:]))
+		return 1
+	}
 	if binary == "" {
 		built, remove, err := scene.Compile()
 		if err != nil {

@@ -49,14 +49,14 @@ test | bench)
 	need promtool prometheus # the alerts are tested as rules
 	need keepalived keepalived # is changed over from, with haproxy
 	need haproxy haproxy
+	need nginx nginx # and from, on every node
+	[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)
 	need chromium chromium
 	need /usr/lib/frr/bgpd frr # routers that the tests announce to
 	need bird bird2
 	need chromedriver chromium-driver # the status page is looked at in a browser
 	if [ "$want" = bench ]; then
-		need nginx nginx
 		need wrk wrk
-		[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)
 	fi
 	;;
 *)

@@ -3,7 +3,6 @@ package integration
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -15,9 +14,7 @@ import (
 // TestTakeover changes keepalived and haproxy over, by the commands of the guide, while clients ask and have
 // connections open, and back.
 func TestTakeover(t *testing.T) {
-	if os.Getenv("APPLIANCE_TEST_GUIDES") == "" {
-		t.Skip("make guides runs it")
-	}
+	guidesOnly(t)
 	for _, program := range []string{"keepalived", "haproxy"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skipf("%v: integration/setup.sh test installs it", err)
@@ -66,36 +63,17 @@ func TestTakeover(t *testing.T) {
 			}
 
 			first, rest := s.boxes[0], s.boxes[1:]
+			first.run(t, guide["convert"])
+			first.run(t, guide["convert, check"])
 			first.run(t, guide["takeover, the first box"])
 			first.patient(t, "home/config.yaml")
 			first.run(t, guide["takeover, the first box starts"])
 			first.hand(t, "home/config.yaml", "config.yaml", rest...)
 			first.hand(t, "etc/appliance/group.key", "group.key", rest...)
 			runAll(t, guide["takeover, the other boxes"], rest...)
-			waiting := func(b *box, why string) {
-				t.Helper()
-				eventually(t, func() error {
-					st, err := b.status(t.Context())
-					if err != nil {
-						return err
-					}
-					for _, p := range st.Group.Peers {
-						if !p.Connected && !p.Self {
-							return fmt.Errorf("%s does not reach %s", b.Name, p.ID)
-						}
-					}
-					if said := strings.Join(st.NotReadyTexts(), "; "); st.Holder == st.ID && !strings.Contains(said, why) {
-						return fmt.Errorf("%s waits for %q, not for %q", b.Name, said, why)
-					}
-					if st.Holder == "" {
-						return fmt.Errorf("%s knows of no leader", b.Name)
-					}
-					return nil
-				})
-			}
-			waiting(first, "another program has "+vip.Addr().String()+" on eth0")
+			first.waits(t, "another program has "+vip.Addr().String()+" on eth0")
 			for _, b := range rest {
-				waiting(b, "another machine")
+				b.waits(t, "another machine")
 			}
 			goOn("the start beside keepalived")
 			runAll(t, guide["takeover, boxes without the address"], rest...)
@@ -124,6 +102,30 @@ func TestTakeover(t *testing.T) {
 			}
 		})
 	}
+}
+
+// waits waits until a new group is complete, and the box leaves the address to another program for this reason, if it
+// is the one to answer.
+func (b *box) waits(t *testing.T, why string) {
+	t.Helper()
+	eventually(t, func() error {
+		st, err := b.status(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, p := range st.Group.Peers {
+			if !p.Connected && !p.Self {
+				return fmt.Errorf("%s does not reach %s", b.Name, p.ID)
+			}
+		}
+		if said := strings.Join(st.NotReadyTexts(), "; "); st.Holder == st.ID && !strings.Contains(said, why) {
+			return fmt.Errorf("%s waits for %q, not for %q", b.Name, said, why)
+		}
+		if st.Holder == "" {
+			return fmt.Errorf("%s knows of no leader", b.Name)
+		}
+		return nil
+	})
 }
 
 // keepalived is what a box had before: the first of them is the master.

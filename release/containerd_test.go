@@ -88,6 +88,21 @@ func TestContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctr("images", "import", own)
+	// And both as docs/install.md has it.
+	page, err := os.ReadFile("../docs/install.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range block.FindAllStringSubmatch(string(page), -1) {
+		if b[1] != "image" {
+			continue
+		}
+		guide := exec.Command("sh", "-euxc", "v=v1.2.3; a="+made.arch.name+"; appliance() { ./bin/appliance-linux-$a \"$@\"; }\n"+b[2])
+		guide.Dir, guide.Env = dist(t), append(os.Environ(), "CONTAINERD_ADDRESS="+dir+"/sock")
+		if out, err := guide.CombinedOutput(); err != nil || strings.Count(string(out), "unpacking") != 2 {
+			t.Errorf("the commands of docs/install.md: %v\n%s", err, out)
+		}
+	}
 	bounds := []string{"run", "--rm", "--snapshotter", "native", "--read-only", "--seccomp", "--cap-add", "CAP_NET_ADMIN"}
 	// ctr knows no ALL; of what it gives by default only NET_RAW stays.
 	for _, c := range []string{"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "SETGID", "SETUID", "SETFCAP",

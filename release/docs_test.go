@@ -8,7 +8,7 @@ import (
 )
 
 // block finds what docs/install.md says to run, by the comment before it.
-var block = regexp.MustCompile("(?s)<!-- run: ([a-z]+) -->\n```sh\n(.*?)```")
+var block = regexp.MustCompile("(?s)<!-- run: ([a-z ]+) -->\n```sh\n(.*?)```")
 
 // The commands of docs/install.md work, in the order of the page.
 func TestInstallGuide(t *testing.T) {
@@ -18,12 +18,19 @@ func TestInstallGuide(t *testing.T) {
 		t.Fatal(err)
 	}
 	blocks := block.FindAllStringSubmatch(string(data), -1)
-	if len(blocks) != 4 {
-		t.Fatalf("docs/install.md has %d blocks to run", len(blocks))
-	}
-	script := "cd /packages; v=v1.2.3; a=" + made.arch.name + "\n"
+	script, ran := "cd /packages\n", 0
 	for _, b := range blocks {
+		switch b[1] {
+		case "variables":
+			b[2] = strings.NewReplacer("v0.1.0 ", "v1.2.3 ", "amd64 ", made.arch.name+" ").Replace(b[2])
+		case "image", "install on the others": // TestContainerd, and integration
+			continue
+		}
 		script += "echo '== " + b[1] + "'\n" + b[2]
+		ran++
+	}
+	if ran != 5 {
+		t.Fatalf("docs/install.md has %d blocks to run", ran)
 	}
 	out := scratch(t, dist(t), script+"appliance version\n! test -e /etc/systemd/system/appliance.service\n")
 	for _, want := range []string{"linux_" + made.arch.name + ".tar.gz: OK", "would write /etc/appliance/config.yaml",

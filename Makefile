@@ -18,7 +18,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.1.4
 
 .PHONY: demo test build setup-build setup-test setup-bench check lint unit integration clean
-.PHONY: matrix skew guides mutants sim
+.PHONY: matrix skew guides mutants sim compare
 .PHONY: bench-failover bench-idle bench-forward bench-ipvs bench-routers
 
 demo: build
@@ -74,6 +74,12 @@ guides: setup-test
 matrix: export APPLIANCE_TEST_MATRIX = $(or $(ONLY),all)
 matrix: setup-test
 	go test -count=1 -timeout 2h -parallel 4 -v -run TestMatrix ./integration
+
+# haproxy and nginx serve generated configurations, and we what convert makes of them: the same clients reach the same
+# servers while the same ones are down. It goes on for FOR; make test compares one configuration of each.
+FOR := 5m
+compare: setup-test
+	go test -count=1 -timeout 0 -v -run TestServesTheSame ./convert -compare.for=$(FOR)
 
 # Each of a list of one-line changes of what "never two" rests on has to make the test fail that is named for it.
 # It takes some minutes. ONLY=raft/lease does a part.

@@ -126,6 +126,22 @@ func TestKinds(t *testing.T) {
 			[]string{"vips: [192.0.2.10, 192.0.2.20]"},
 		},
 		{
+			"a backup that never serves", convert.HAProxy,
+			galera + "  server a 192.0.2.11:6443\n  server b 192.0.2.12:6443 check backup\n",
+			[]string{"f:6: server b 192.0.2.12:6443 check backup: was left out, because it never serves in haproxy: line 5"},
+			[]string{"name: b", "maxFails"},
+		},
+		{
+			"a backup while checks find the server well", convert.HAProxy,
+			galera + "  server a 192.0.2.11:6443 check\n  server b 192.0.2.12:6443 check backup\n",
+			[]string{"maxFails: 0\n"}, nil,
+		},
+		{
+			"words behind what is expected", convert.HAProxy,
+			galera + "  option httpchk GET /\n  http-check expect string ok comment x\n" + haproxyServers,
+			[]string{"expect: {status: [200-599], contains: ok}"}, nil,
+		},
+		{
 			"a check that opens a connection as well", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n" +
 				"      connect_timeout 3\n    }\n    HTTP_GET { url { path /h\n } }\n  }\n}\n",

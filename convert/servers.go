@@ -42,6 +42,7 @@ func (p *plan) planServers(b *balancer) (refused string) {
 		}
 	}
 	isFirst := func(srv draft.ServerEntry) bool { return !srv.Backup }
+	isBackup := func(srv draft.ServerEntry) bool { return srv.Backup }
 	isOut := func(srv draft.ServerEntry) bool { return srv.Weight.Set && srv.Weight.Value == 0 && !srv.Disabled }
 	switch {
 	case len(b.servers) == 0:
@@ -66,6 +67,9 @@ func (p *plan) planServers(b *balancer) (refused string) {
 		}
 	}
 	p.limitBackups(b)
+	if !b.MaxFails.Set && (b.scheduler == "first" || slices.ContainsFunc(b.servers, isBackup)) {
+		b.MaxFails = draft.Number{Set: true} // who serves at a time is decided by checks alone
+	}
 	if b.Queue.Set && !b.limited() {
 		p.Moot(nil, b.QueueAt, "nobody queues, because no server has maxconn")
 	}

@@ -185,18 +185,18 @@ var expectOptions = []string{"comment", "min-recv", "ok-status", "error-status",
 // expect reads http-check expect; words are those after it. What several such lines expect has to come together.
 func (p *proxy) expect(l draft.Line, words []string) {
 	not := false
-	for len(words) > 0 {
+	words = slices.Clone(words)
+	for i := 0; i < len(words); {
 		switch {
-		case words[0] == "!":
+		case words[i] == "!" && i == 0:
 			words, not = words[1:], true
-			continue
-		case slices.Contains(expectOptions, words[0]):
-			words = words[min(2, len(words)):]
-			continue
+		case slices.Contains(expectOptions, words[i]):
+			words = slices.Delete(words, i, min(i+2, len(words)))
+		default:
+			i += 2 // the kind and what it takes
 		}
-		break
 	}
-	if len(words) < 2 {
+	if len(words) != 2 {
 		p.lose(l, "expects nothing that is known")
 		return
 	}
@@ -259,6 +259,7 @@ func (p *proxy) joinRules() {
 // joinChecks joins what the section and its servers say about checks. The load balancer's is that of the first server
 // that has one; servers with another have their own.
 func (p *proxy) joinChecks(d *draft.Draft) {
+	p.leaveIdle(d)
 	if len(p.checks) == 0 {
 		return
 	}
@@ -282,6 +283,31 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 			p.Servers[i].Check = &draft.HealthCheck{Type: "none"}
 		}
 	}
+}
+
+// leaveIdle leaves out backups that never serve: those beside a server that nobody checks, which so is never down.
+func (p *proxy) leaveIdle(d *draft.Draft) {
+	always := -1
+	for i, srv := range p.Servers {
+		serves := !srv.Backup && !srv.Disabled && (!srv.Weight.Set || srv.Weight.Value > 0)
+		if always < 0 && serves && !p.checks[i].on {
+			always = i
+		}
+	}
+	if always < 0 {
+		return
+	}
+	var checks []serverCheck
+	var servers []draft.ServerEntry
+	for i, srv := range p.Servers {
+		if srv.Backup {
+			d.Note(p.LB, srv.Statement, "was left out, because it never serves in haproxy: line %d has no check, and so is "+
+				"never down there; add it, and a check, if it is meant to serve", p.Servers[always].Line)
+			continue
+		}
+		checks, servers = append(checks, p.checks[i]), append(servers, srv)
+	}
+	p.checks, p.Servers = checks, servers
 }
 
 // checkOf is the check of a server that says first of it, in a section whose lines say c.

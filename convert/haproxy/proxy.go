@@ -502,6 +502,7 @@ func (p *proxy) sticky() {
 	switch {
 	case len(p.onlyOne) > 0: // as databases with one writer have it
 		p.Scheduler, p.Persistence = "first", draft.Span{}
+		p.Retries = draft.Number{Set: true} // a second server would be a second writer
 		p.onlyOne[0].Advise("keeps all clients on one server; became scheduler: first, which does too, and goes back to " +
 			"the first server when that is well again")
 	case len(p.sticks) == 0:

@@ -1,0 +1,208 @@
+package convert_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+)
+
+// A generator makes configurations of what is common in the files of the field.
+type generator struct {
+	*rand.Rand
+	servers map[string]*testServer
+	names   []string
+	ports   []uint16
+	// sticky are the ports whose clients stay with one server, even those where they are spread by weight.
+	sticky, even map[uint16]bool
+}
+
+// one is one of some words.
+func (g *generator) one(words ...string) string { return words[g.IntN(len(words))] }
+
+// some are n servers in some order.
+func (g *generator) some(n int) (list []*testServer) {
+	for _, i := range g.Perm(len(g.names))[:n] {
+		list = append(list, g.servers[g.names[i]])
+	}
+	return list
+}
+
+// source is a prefix around some of the clients.
+func (g *generator) source() string {
+	a := clients[g.IntN(len(clients))]
+	return netip.PrefixFrom(a, 24+g.IntN(9)).Masked().String()
+}
+
+// places are the addresses that a section listens on; empty means all.
+func (g *generator) places() []string {
+	switch g.IntN(4) {
+	case 0:
+		return []string{""}
+	case 1:
+		return []string{addresses[0].String(), addresses[1].String()}
+	}
+	return []string{addresses[g.IntN(len(addresses))].String()}
+}
+
+func (g *generator) haproxy() string {
+	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
+	var b strings.Builder
+	b.WriteString("global\n maxconn 2000\ndefaults\n mode tcp\n retries 1\n timeout connect 100ms\n timeout client 10s\n" +
+		" timeout server 10s\n timeout check 150ms\n default-server inter 200ms rise 1 fall 1\n")
+	if g.IntN(2) == 0 {
+		b.WriteString(" option redispatch\n")
+	}
+	condition := func() string {
+		return g.one("", " if { src "+g.source()+" }", " unless { src "+g.source()+" }", " if !{ src "+g.source()+" }",
+			" if { src "+g.source()+" } or { src "+g.source()+" }", " if { src "+g.source()+" } !{ src "+g.source()+" }")
+	}
+	rules := func(stages ...string) {
+		for range max(0, g.IntN(5)-2) {
+			fmt.Fprintf(&b, " tcp-request %s %s%s\n", g.one(stages...), g.one("accept", "reject"), condition())
+		}
+	}
+	usual := g.one("", "", "tcp", "http")
+	switch usual {
+	case "tcp":
+		fmt.Fprintf(&b, " option tcp-check\n tcp-check expect %s\n", g.text())
+	case "http":
+		fmt.Fprintf(&b, " option httpchk GET /\n http-check expect %s\n", g.answer())
+	}
+	for i, port := range g.ports {
+		fmt.Fprintf(&b, "frontend f%d\n", i)
+		for _, at := range g.places() {
+			fmt.Fprintf(&b, " bind %s:%d\n", at, port)
+		}
+		rules("connection", "content")
+		fmt.Fprintf(&b, " default_backend b%d\nbackend b%d\n", i, i)
+		rules("content")
+		balance := g.one("", "roundrobin", "leastconn", "source", "first", "static-rr")
+		if balance != "" {
+			fmt.Fprintf(&b, " balance %s\n", balance)
+		}
+		if g.IntN(6) == 0 {
+			b.WriteString(" stick-table type ip size 1k expire 30s\n stick on src\n")
+			g.sticky[port] = true
+		}
+		g.sticky[port] = g.sticky[port] || balance == "source"
+		g.even[port] = balance == "roundrobin" || balance == "static-rr" || balance == ""
+		g.haproxyServers(&b, g.haproxyCheck(&b, usual))
+	}
+	return b.String()
+}
+
+// text is what tcp-check expects of a server's greeting, answer what http-check expects of its page.
+func (g *generator) text() string {
+	name := g.one(g.names...)
+	return g.one("string "+name, "! string "+name, "rstring ^["+name+"x]", "! rstring ^["+name+"d]$", "binary 61")
+}
+
+func (g *generator) answer() string {
+	return g.one("status 200", "status 200-404", "! status 404", "rstatus ^[23]", "! rstatus ^5", "string am", `string "am b"`, "comment x ! status 503 status-code L7OKC",
+		"rstring [ab]$", "status 200-302,404")
+}
+
+// haproxyCheck writes how the servers of a backend are checked, and returns which kind of check that is.
+func (g *generator) haproxyCheck(b *strings.Builder, usual string) (kind string) {
+	switch own := g.IntN(6); {
+	case own == 0:
+		kind = "http"
+		b.WriteString(" option httpchk " + g.one("", "GET /", "HEAD /") + "\n")
+		for range g.IntN(3) {
+			fmt.Fprintf(b, " http-check expect %s\n", g.answer())
+		}
+	case own == 1, own == 2 && usual == "tcp":
+		kind = "tcp"
+		if own == 1 {
+			b.WriteString(" option tcp-check\n")
+		}
+		if g.IntN(2) == 0 {
+			fmt.Fprintf(b, " tcp-check connect\n tcp-check expect %s\n", g.text())
+		}
+	default:
+		kind = usual
+	}
+	return kind
+}
+
+// haproxyServers writes the servers of a backend. Of several ordinary servers with several backups, ours has one
+// backup, which a comment says; this is left out here.
+func (g *generator) haproxyServers(b *strings.Builder, check string) {
+	list := g.some(1 + g.IntN(4))
+	backups := g.IntN(2)
+	switch {
+	case len(list) == 1:
+		backups = 0
+	case g.IntN(3) == 0:
+		backups = len(list) - 1
+	case g.IntN(4) == 0:
+		b.WriteString(" option allbackups\n")
+		backups = g.IntN(len(list))
+	}
+	checks := g.IntN(5) > 0
+	for n, s := range list {
+		fmt.Fprintf(b, " server %s %s", s.name, s.at)
+		if checks {
+			b.WriteString(" check")
+			if check == "http" {
+				fmt.Fprintf(b, " port %d", s.page)
+			}
+		}
+		if n >= len(list)-backups {
+			b.WriteString(" backup")
+		} else {
+			b.WriteString(g.one("", "", " weight 1", " weight 3"))
+		}
+		if n > 0 && g.IntN(8) == 0 {
+			b.WriteString(" disabled")
+		}
+		b.WriteString("\n")
+	}
+}
+
+func (g *generator) nginx() string {
+	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
+	var b strings.Builder
+	b.WriteString("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nworker_processes 1;\npid DIR/pid;\n" +
+		"error_log DIR/log;\nevents { worker_connections 500; }\nstream {\n proxy_connect_timeout 100ms;\n proxy_timeout 10s;\n")
+	rules := func() {
+		for range max(0, g.IntN(5)-2) {
+			fmt.Fprintf(&b, " %s %s;\n", g.one("allow", "deny"), g.source())
+		}
+		if g.IntN(4) == 0 {
+			fmt.Fprintf(&b, " allow %s;\n deny all;\n", g.source())
+		}
+	}
+	if g.IntN(3) == 0 {
+		rules()
+	}
+	for i, port := range g.ports {
+		list := g.some(1 + g.IntN(4))
+		to := list[0].at.String()
+		if len(list) > 1 || g.IntN(2) == 0 {
+			to = fmt.Sprintf("u%d", i)
+			method := g.one("", "", "least_conn;", "hash $remote_addr consistent;", "hash $remote_addr;", "random;")
+			g.sticky[port] = strings.HasPrefix(method, "hash")
+			g.even[port] = method == ""
+			fmt.Fprintf(&b, " upstream %s {\n %s\n", to, method)
+			for n, s := range list {
+				words := g.one("", "", " weight=3", " max_fails=2")
+				if n > 0 && (method == "" || method == "least_conn;") {
+					words += g.one("", "", " backup", " down")
+				}
+				fmt.Fprintf(&b, " server %s%s fail_timeout=1s;\n", s.at, words)
+			}
+			b.WriteString(" }\n")
+		}
+		b.WriteString(" server {\n")
+		for _, at := range g.places() {
+			fmt.Fprintf(&b, " listen %s%d;\n", map[bool]string{true: at + ":"}[at != ""], port)
+		}
+		if g.IntN(2) == 0 {
+			rules()
+		}
+		fmt.Fprintf(&b, " proxy_pass %s;\n }\n", to)
+	}
+	return b.String() + "}\n"
+}

@@ -28,7 +28,7 @@ func (p *plan) nextChain() (first, next *draft.LB) {
 			continue
 		}
 		for _, next := range p.LoadBalancers {
-			if next != first && p.leadsTo(first, next) {
+			if next != first && !next.Stays && p.leadsTo(first, next) {
 				return first, next
 			}
 		}

@@ -39,7 +39,7 @@ var signs = []struct {
 	line   *regexp.Regexp
 }{
 	{Keepalived, regexp.MustCompile(`(?m)^[ \t]*(vrrp_instance|vrrp_script|vrrp_sync_group|virtual_server|` +
-		`virtual_server_group|global_defs)\b[^;]*$`)},
+		`virtual_server_group|global_defs|real_server)\b[^;]*$`)},
 	{Nginx, regexp.MustCompile(`(?m)^[ \t]*(stream|upstream[ \t]+\S+|server|events)[ \t]*(\{|$)`)},
 	{KubeVIP, regexp.MustCompile(`(?mi)^(vip|localPeer|remotePeers|loadBalancers|gratuitousARP|startAsLeader|` +
 		`singleNode)[ \t]*:`)},

@@ -99,7 +99,8 @@ func (g *generator) text() string {
 }
 
 func (g *generator) answer() string {
-	return g.one("status 200", "status 200-404", "! status 404", "rstatus ^[23]", "! rstatus ^5", "string am", `string "am b"`, "comment x ! status 503 status-code L7OKC",
+	return g.one("status 200", "status 200-404", "! status 404", "rstatus ^[23]", "! rstatus ^5", "string am",
+		`string "am b"`, "comment x ! status 503 status-code L7OKC",
 		"rstring [ab]$", "status 200-302,404")
 }
 
@@ -165,7 +166,8 @@ func (g *generator) nginx() string {
 	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
 	var b strings.Builder
 	b.WriteString("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nworker_processes 1;\npid DIR/pid;\n" +
-		"error_log DIR/log;\nevents { worker_connections 500; }\nstream {\n proxy_connect_timeout 100ms;\n proxy_timeout 10s;\n")
+		"error_log DIR/log;\nevents { worker_connections 500; }\nstream {\n" +
+		" proxy_connect_timeout 100ms;\n proxy_timeout 10s;\n")
 	rules := func() {
 		for range max(0, g.IntN(5)-2) {
 			fmt.Fprintf(&b, " %s %s;\n", g.one("allow", "deny"), g.source())

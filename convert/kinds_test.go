@@ -108,8 +108,8 @@ func TestKinds(t *testing.T) {
 		},
 		{
 			"the password of a program", convert.Keepalived,
-			"vrrp_script s {\n  script \"/etc/track.sh -p hunter2\"\n}\n" + keepalived("  notify_master \"/etc/n.sh -u a:hunter2\"\n"+
-				"  track_script {\n    s\n  }\n") +
+			"vrrp_script s {\n  script \"/etc/track.sh -p hunter2\"\n}\n" +
+				keepalived("  notify_master \"/etc/n.sh -u a:hunter2\"\n  track_script {\n    s\n  }\n") +
 				"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n" +
 				"    notify_up \"/bin/clustercheck user hunter2\"\n    MISC_CHECK { misc_path \"/etc/chk.sh -phunter2\"\n } }\n" +
 				"  real_server 192.0.2.12 80 { MISC_CHECK { misc_path \"/etc/chk.sh -port 80 -p 81 -p /run/x -p tcp\"\n } }\n}\n",
@@ -140,6 +140,38 @@ func TestKinds(t *testing.T) {
 			"words behind what is expected", convert.HAProxy,
 			galera + "  option httpchk GET /\n  http-check expect string ok comment x\n" + haproxyServers,
 			[]string{"expect: {status: [200-599], contains: ok}"}, nil,
+		},
+		{
+			"an address of another section in mode http", convert.HAProxy,
+			"frontend web\n  bind 192.0.2.10:443\n  mode http\n  default_backend x\nlisten all\n  bind :443\n" + haproxyServers +
+				"listen other\n  bind 192.0.2.10:80\n" + haproxyServers,
+			[]string{"# 2 OF 3 LOAD BALANCERS", "f:1: frontend web: was not carried over: it is in mode http",
+				"f:5: listen all: was not carried over: none of its addresses"},
+			[]string{"port: 443"},
+		},
+		{
+			"servers that are sections of the file", convert.HAProxy,
+			"listen in\n  bind 192.0.2.10:80\n  server a 192.0.2.2:8080 check\n  server b 192.0.2.50:8080 check\n" +
+				"listen out\n  bind :8080\n  server a 192.0.2.11:80 check\n",
+			[]string{"f:3: server a 192.0.2.2:8080 check: 192.0.2.2:8080 is another load balancer",
+				"{name: b, address: 192.0.2.50, port: 8080}"},
+			[]string{"address: 192.0.2.2,"},
+		},
+		{
+			"a semicolon behind a port", convert.HAProxy, "listen a\n  bind 192.0.2.10:6443;\n" + haproxyServers,
+			[]string{"port: 6443\n"}, nil,
+		},
+		{
+			"the authorities of the system", convert.HAProxy,
+			galera + "  server a 192.0.2.11:6443 check check-ssl verify required ca-file @system-ca\n",
+			[]string{"tls: {verify: true}", "haproxy asks for no name in the certificates"}, []string{"caFile", "absolute"},
+		},
+		{
+			"a program that cannot be run is not replaced by that of another server", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n" +
+				"    MISC_CHECK { misc_path \"/bin/c .11 -P x9x\"\n } }\n" +
+				"  real_server 192.0.2.12 80 { MISC_CHECK { misc_path \"/bin/c .12\"\n } }\n}\n",
+			[]string{"    type: tcp", "{address: 192.0.2.11}", `exec: [/bin/c, ".12"]`}, []string{"x9x", "x9"},
 		},
 		{
 			"a check that opens a connection as well", convert.Keepalived,
@@ -219,7 +251,8 @@ func TestKinds(t *testing.T) {
 		})
 	}
 	urls := func(text string) string {
-		return "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 { HTTP_GET {\n" + text + "  } }\n}\n"
+		return "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 { HTTP_GET {\n" + text +
+			"  } }\n}\n"
 	}
 	httpchk := func(lines string) string { return galera + "  option httpchk GET /\n" + lines + haproxyServers }
 	const keepOut = "not carried over, and without it the check takes servers that it is there to keep out"
@@ -239,8 +272,10 @@ func TestKinds(t *testing.T) {
 			"f:7 is " + keepOut},
 		{"a status that no check knows", convert.HAProxy, httpchk("  http-check expect status 101\n"), "f:6 is " + keepOut},
 		{"a pattern of another kind", convert.HAProxy, httpchk("  http-check expect rstring (?<!x)y\n"), "f:6 is " + keepOut},
-		{"a header that has to come", convert.HAProxy, httpchk("  http-check expect hdr name x value y\n"), "f:6 is " + keepOut},
-		{"a body that is sent", convert.HAProxy, httpchk("  http-check send meth POST uri / body ping\n"), "f:6 is " + keepOut},
+		{"a header that has to come", convert.HAProxy, httpchk("  http-check expect hdr name x value y\n"),
+			"f:6 is " + keepOut},
+		{"a body that is sent", convert.HAProxy, httpchk("  http-check send meth POST uri / body ping\n"),
+			"f:6 is " + keepOut},
 		{"the answer to a second request", convert.HAProxy, httpchk("  http-check send meth GET uri /a\n" +
 			"  http-check connect port 8080\n  http-check send meth GET uri /b\n  http-check expect status 204\n"),
 			"f:7 is " + keepOut},
@@ -251,6 +286,12 @@ func TestKinds(t *testing.T) {
 			"f:6 is not carried over, and without it another place is checked"},
 		{"a server's check at a name", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check addr db.example.org\n",
 			"f:5 checks another place, and addr db.example.org is no address"},
+		{"a file that is not there, in nginx", convert.Nginx,
+			stream("server { listen 192.0.2.10:443; include acl.inc; proxy_pass api; }"),
+			"includes a file that is not among these"},
+		{"a file that is not there, in keepalived", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    include check.conf\n  }\n}\n",
+			"f:4 includes a file that is not among these"},
 		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
 			"f:5 asks an agent for the server's state"},
 		{"a login over TLS", convert.HAProxy,

@@ -315,10 +315,11 @@ func (s *testServer) show(t *testing.T, status int) uint16 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	web := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	page := func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
 		fmt.Fprint(w, "I am "+s.name)
-	})}
+	}
+	web := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(page)}
 	t.Cleanup(func() { web.Close() })
 	go func() { _ = web.Serve(l) }()
 	return uint16(l.Addr().(*net.TCPAddr).Port)

@@ -134,6 +134,10 @@ func (p *plan) addServer(b *balancer, srv draft.ServerEntry) {
 	case !p.worker && isPeerPort:
 		p.Note(b.LB, srv.Statement, "%s is where that peer talks to the group; write another port here, or group.port", at)
 		return
+	case srv.Host == "" && !p.isElsewhere(srv) && p.isOurs(b, srv):
+		p.Note(b.LB, srv.Statement, "%s is another load balancer of these files, which is served on the virtual addresses "+
+			"alone now; was left out: write the servers of that one", at)
+		return
 	case slices.ContainsFunc(b.servers, isSame):
 		p.Note(b.LB, srv.Statement, "%s is there twice; weight says how much a server gets", at)
 		return
@@ -147,6 +151,14 @@ func (p *plan) addServer(b *balancer, srv draft.ServerEntry) {
 		srv.MaxQueued = draft.Number{}
 	}
 	b.servers = append(b.servers, srv)
+}
+
+// isOurs reports whether a server, which is on these machines, is another load balancer that is carried over.
+func (p *plan) isOurs(b *balancer, srv draft.ServerEntry) bool {
+	isThere := func(at draft.Bind) bool { return at.Port == srv.Port && !at.Virtual && at.Has(srv.Addr) }
+	return !srv.Addr.IsLoopback() && slices.ContainsFunc(p.LoadBalancers, func(lb *draft.LB) bool {
+		return lb != b.LB && lb.Refused == "" && slices.ContainsFunc(lb.Binds, isThere)
+	})
 }
 
 // limited reports whether any server limits its connections.

@@ -373,7 +373,7 @@ func TestRefused(t *testing.T) {
 		{
 			"nothing of TCP", convert.HAProxy,
 			"listen web\n  mode http\n  bind *:80\n  server a 192.0.2.11:80\n",
-			"f:1: listen web: is in mode http",
+			"f:1: listen web: was not carried over: it is in mode http",
 		},
 		{
 			"a condition decides about a line", convert.HAProxy,

@@ -130,6 +130,8 @@ type LB struct {
 	OneBackup bool
 	// Access are nginx's rules of who may connect, in their order.
 	Access []AccessRule
+	// Stays means that what is refused is no load balancer of ours in any case, so that the program goes on to serve it.
+	Stays bool
 	// Everywhere means that it listens on every address of the node, LVS that the kernel balanced at its address.
 	Everywhere, LVS bool
 	// Lines are its statements, Joined the parts of files that became part of it.
@@ -299,7 +301,7 @@ func (d *Draft) AddVIP(st syntax.Statement, on string) {
 	}
 	if on == "lo" {
 		d.OnLo = append(d.OnLo, a)
-		d.Note(nil, st, "is put on lo, where it is answered for by nobody, and routers hear of it by another program or have "+
+		d.Note(nil, st, "is put on lo, where nobody answers for it, and routers hear of it by another program or have "+
 			"a route; write it in vips with announce: {by: routes} or {by: bgp}, which replaces that program")
 		return
 	}

@@ -360,7 +360,13 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 	c.Verify = "false" // what ssl-hello-chk and verify none do
 	if first.verify == "required" || first.verify == "" && first.caFile != "" {
 		c.Verify = "true"
-		c.CAFile = p.file(d, first.caFile)
+		if c.CAFile = ""; first.caFile != systemCA {
+			c.CAFile = p.file(d, first.caFile)
+		}
+		if first.serverName == "" && c.ServerName == "" {
+			d.Advise(p.LB, p.section.Statement, "haproxy asks for no name in the certificates of its servers, and here they "+
+				"have to name the address; write check: {tls: {serverName: ...}} if they do not")
+		}
 	}
 	c.ServerName = cmp.Or(first.serverName, c.ServerName)
 	if crt := p.file(d, first.certFile); crt != "" {
@@ -368,6 +374,9 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 	}
 	return *c
 }
+
+// systemCA are the authorities of the system, which verify certificates where no file is named.
+const systemCA = "@system-ca"
 
 // limitTimeout holds timeout check against inter, which only checks that wait for an answer may exceed.
 func (p *proxy) limitTimeout(d *draft.Draft, c *draft.HealthCheck) {

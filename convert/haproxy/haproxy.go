@@ -275,8 +275,14 @@ func readOtherMode(d *draft.Draft, s section) {
 			return
 		}
 	}
-	d.Note(nil, s.Statement, "%s", why)
-	d.NoteWithin(nil, s.lines, s.Place, false)
+	p := &proxy{LB: &draft.LB{Statement: s.Statement, Name: s.Arg(1), Lines: s.lines}}
+	for _, st := range s.lines {
+		if st.Words[0] == "bind" { // nobody else is served there
+			p.bind(draft.Line{Draft: draft.New(), Statement: st})
+		}
+	}
+	p.Refused, p.Stays = "it "+why, true
+	d.LoadBalancers = append(d.LoadBalancers, p.LB)
 }
 
 // readResolvers reads who is asked for names.

@@ -229,7 +229,8 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "external-check", Text: noScript},
 	draft.Remark{Keywords: "errorfile errorloc errorloc302 errorloc303 errorfiles http-request http-response " +
 		"http-after-response cookie http-reuse http-send-name-header compression redirect reqadd rspadd reqrep rsprep " +
-		"reqdel rspdel http-error force-persist appsession", Moot: true, Text: draft.IsHTTP},
+		"reqdel rspdel http-error force-persist appsession block", Moot: true, Text: draft.IsHTTP},
+	draft.Remark{Keywords: "persist", Text: stickyByAddress},
 	draft.Remark{Keywords: "tcp-response", Text: "what servers send is carried unread"},
 	draft.Remark{Keywords: "include .include", Text: "nothing is included; convert that file too"},
 	draft.Remark{Keywords: ".if .elif .else .endif", Text: "conditions are not looked at"},
@@ -306,6 +307,7 @@ func (p *proxy) bindAddress(l draft.Line, word string) (draft.Bind, bool) {
 		word = strings.TrimPrefix(word, prefix)
 	}
 	host, tail := draft.SplitPort(word)
+	tail = strings.TrimRight(tail, ";") // haproxy reads the digits alone
 	port, ok := draft.ReadPort(tail)
 	b := draft.Bind{Statement: l.Statement, Port: port}
 	why := ""
@@ -386,7 +388,9 @@ func (p *proxy) balance(l draft.Line) {
 		p.Scheduler = ours
 	case name == "hash":
 		l.Note("clients are told apart by their address only: write scheduler: sh")
-	case slices.Contains([]string{"uri", "url_param", "hdr", "rdp-cookie"}, name):
+	case name == "rdp-cookie":
+		l.Note("connections are carried unread, and clients told apart by their address only: write scheduler: sh")
+	case slices.Contains([]string{"uri", "url_param", "hdr"}, name):
 		l.Note("%s; write scheduler: sh to keep a client on its server", draft.IsHTTP)
 	default:
 		l.Note("is not known; write scheduler: rr, lc, sh, random or first")

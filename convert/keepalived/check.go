@@ -215,6 +215,9 @@ func (v *virtualServer) checkURL(l draft.Line) {
 		case "regex_options", "regex_min_offset", "regex_max_offset", "regex_stack":
 			v.lose(line, isMissing)
 		default:
+			if strings.HasPrefix(line.Words[0], "include") {
+				v.Refused = line.Place.String() + isIncluded
+			}
 			line.Note(isMissing)
 		}
 	}
@@ -259,7 +262,9 @@ var checkRemarks = draft.NewRemarks(
 
 // checkLine reads what all kinds of checks have.
 func (v *virtualServer) checkLine(l draft.Line) {
-	if read := checkLines[l.Words[0]]; read != nil {
+	if strings.HasPrefix(l.Words[0], "include") {
+		v.Refused = l.Place.String() + isIncluded
+	} else if read := checkLines[l.Words[0]]; read != nil {
 		read(v, l)
 	} else if !l.Remark(checkRemarks, l.Words[0]) {
 		l.NoteAll(false, draft.IsUnknown)

@@ -33,9 +33,8 @@ var schedulers = []string{
 type virtualServer struct {
 	*draft.LB
 	user string // of scripts that name none
-	// usual is what the block says of all checks, other the first check that cannot be made here.
+	// usual is what the block says of all checks.
 	usual draft.HealthCheck
-	other draft.Line
 }
 
 // readVirtualServer reads a virtual_server block: an address and port, and the servers behind it.
@@ -78,12 +77,7 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 	if v.Scheduler == "" {
 		v.Scheduler = defaultScheduler
 	}
-	switch {
-	case v.joinChecks():
-	case v.other.Line != 0:
-		v.Check = v.usualCheck("tcp")
-		limitTimeout(&v.Check)
-	default:
+	if !v.joinChecks() {
 		v.Check = draft.HealthCheck{Type: "none"}
 		if v.usual.Inter.Set {
 			d.Advise(v.LB, v.Statement, "no real server has a check, so none is made; remove check below to have one")
@@ -182,6 +176,8 @@ func (v *virtualServer) line(l draft.Line) {
 		v.Refused = l.Place.String() + " is for some machines only, and one file of ours fits all peers"
 	} else if read := lines[l.Words[0]]; read != nil {
 		read(v, l)
+	} else if strings.HasPrefix(l.Words[0], "include") {
+		v.Refused = l.Place.String() + isIncluded
 	} else if !l.Remark(lineRemarks, l.Words[0]) {
 		l.NoteAll(false, draft.IsUnknown)
 	}
@@ -292,8 +288,8 @@ func (v *virtualServer) realServer(l draft.Line) {
 				v.lose(line, secondCheck)
 				continue
 			}
-			if srv.Check = v.program(line); srv.Check == nil && v.other.Line == 0 {
-				v.other = line
+			if srv.Check = v.program(line); srv.Check == nil {
+				srv.Check = v.plainCheck()
 			}
 		case "notify_up":
 			v.notify(line, "backend-up")
@@ -306,12 +302,13 @@ func (v *virtualServer) realServer(l draft.Line) {
 				continue
 			}
 			if strings.HasSuffix(w, "_CHECK") {
-				if v.other.Line == 0 {
-					v.other = line
-				}
 				if checks == 0 {
-					srv.Check = nil // that of the others
+					srv.Check = v.plainCheck()
 				}
+			}
+			if strings.HasPrefix(w, "include") {
+				v.Refused = line.Place.String() + isIncluded
+				continue
 			}
 			if !line.Remark(serverRemarks, w) {
 				line.NoteAll(false, isMissing)
@@ -320,6 +317,16 @@ func (v *virtualServer) realServer(l draft.Line) {
 	}
 	v.Servers = append(v.Servers, srv)
 }
+
+// plainCheck is made in the place of one that cannot be.
+func (v *virtualServer) plainCheck() *draft.HealthCheck {
+	c := v.usualCheck("tcp")
+	limitTimeout(&c)
+	return &c
+}
+
+const isIncluded = " includes a file that is not among these, which may say who is served or how it is checked; " +
+	"convert that file too"
 
 const secondCheck = "is a second check of one server, and one is made here; a program can make both: " +
 	"check: {type: program, exec: [...]}"

@@ -245,6 +245,9 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 			readListen(lb, l)
 		case "proxy_pass":
 			pass = l.Statement
+		case "include":
+			lb.Refused = l.Place.String() + " includes a file that is not among these, which may say who is served; " +
+				"convert that file too"
 		default:
 			readLine(lb, l)
 		}

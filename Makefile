@@ -30,7 +30,7 @@ build: setup-build
 # What was skipped and how long each stage took is said at the end. With BUSY=2
 # two threads are busy beside the tests.
 test: setup-test
-	go run ./integration/stages -since $(BEGAN) -busy $(BUSY) lint unit mutants integration
+	go run ./integration/stages -since $(BEGAN) -busy $(BUSY) lint unit mutants fuzz integration
 
 setup-build setup-test setup-bench: setup-%:
 	integration/setup.sh $*
@@ -92,6 +92,13 @@ SIM_HOURS := 2
 SIM_FLAGS :=
 sim: setup-build
 	go test -count=1 -v -timeout 0 -run 'TestSim$$' ./raft -sim.hours=$(SIM_HOURS) $(SIM_FLAGS)
+
+# Everything that reads foreign bytes, in turns, for that long: 8h, 30m. What is found stays for the next time; an input
+# that fails is written below testdata/fuzz. ONLY='arp|dns' does a part. make test has a few seconds of it.
+FUZZ_TIME := 1h
+.PHONY: fuzz
+fuzz: setup-build
+	go run ./integration/fuzz -time $(FUZZ_TIME) -only '$(ONLY)'
 
 bench-failover bench-idle bench-forward bench-ipvs bench-routers: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)

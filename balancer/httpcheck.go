@@ -147,6 +147,11 @@ func (h *httpChecker) ask(ctx context.Context, b Backend, path string) (answer, 
 	if err := req.Write(conn); err != nil {
 		return answer{}, h.readError(ctx, nil, err)
 	}
+	return h.hear(ctx, conn, req)
+}
+
+// hear reads the answer to a request.
+func (h *httpChecker) hear(ctx context.Context, conn io.Reader, req *http.Request) (answer, error) {
 	in := bufio.NewReader(io.LimitReader(conn, maxHead+2*maxBody))
 	resp, err := read(in, req)
 	if err != nil {

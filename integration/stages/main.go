@@ -18,7 +18,7 @@ import (
 
 const usage = `usage: stages [-since SECONDS] [-busy N] STAGE...
 
-Runs lint, unit, mutants and integration, in the order in which they are named. It stops at
+Runs lint, unit, mutants, fuzz and integration, in the order in which they are named. It stops at
 the first that fails. In CI (CI=true) a test that was skipped without one of the
 reasons in skips.go fails, too.
 
@@ -90,12 +90,16 @@ func (s *summary) run(ctx context.Context, name string) error {
 		// What the tests of "never two" would notice; make mutants tries all.
 		fmt.Println("== mutants: a few")
 		return start(ctx, os.Stdout, "go", "run", "./integration/mutants", "-short")
+	case "fuzz":
+		// Two of the fuzz targets, others each day; make fuzz runs all.
+		fmt.Println("== fuzz: two targets")
+		return start(ctx, os.Stdout, "go", "run", "./integration/fuzz", "-short")
 	case "integration":
 		// Real processes in network namespaces, and again in a VM whose kernel has ip_vs.
 		fmt.Println("== integration tests")
 		return s.test(ctx, true, "-timeout", "2h", "-p", "1", "./integration/...")
 	}
-	return errors.New("there is no such stage; write lint, unit, mutants or integration")
+	return errors.New("there is no such stage; write lint, unit, mutants, fuzz or integration")
 }
 
 // test runs go test. Of packages that pass, only a verbose one prints more than

@@ -75,7 +75,7 @@ func listOf(
 	return l
 }
 
-// ReadList reads a list, and refuses one of a later format.
+// ReadList reads a list, and refuses one of a later format, or with backends that nobody can serve.
 func ReadList(data []byte) (*List, error) {
 	var l List
 	if err := json.Unmarshal(data, &l); err != nil {
@@ -85,7 +85,32 @@ func ReadList(data []byte) (*List, error) {
 		return nil, fmt.Errorf("it has format %d, and this program knows formats up to %d; install the peers' version here",
 			l.Format, listFormat)
 	}
+	for _, lb := range l.LoadBalancers {
+		for _, b := range lb.Backends {
+			if err := b.valid(); err != nil {
+				return nil, fmt.Errorf("load balancer %q: %w; compare the versions of peers and worker", lb.Name, err)
+			}
+		}
+	}
 	return &l, nil
+}
+
+// heaviest is the largest weight that a configuration may have.
+const heaviest = 256
+
+// valid says why no configuration has such a backend, or nil.
+func (s listedServer) valid() error {
+	weight := s.Weight
+	if s.Order.Weight != nil && (*s.Order.Weight < 0 || *s.Order.Weight > heaviest) {
+		weight = *s.Order.Weight
+	}
+	switch {
+	case !s.Address.IsValid(), s.Address.Port() == 0, s.Address.Addr().IsUnspecified():
+		return fmt.Errorf("%q is at %v, where no server can be", s.Name, s.Address)
+	case weight < 0, weight > heaviest:
+		return fmt.Errorf("%v has the weight %d, and it is from 0 to %d", s.Address, weight, heaviest)
+	}
+	return nil
 }
 
 // withList returns cfg with the backends of l, and their overrides, for each load balancer of the same name, or else

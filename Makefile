@@ -75,11 +75,15 @@ matrix: export APPLIANCE_TEST_MATRIX = $(or $(ONLY),all)
 matrix: setup-test
 	go test -count=1 -timeout 2h -parallel 4 -v -run TestMatrix ./integration
 
-# haproxy and nginx serve generated configurations, and we what convert makes of them: the same clients reach the same
-# servers while the same ones are down. It goes on for FOR; make test compares one configuration of each.
+# haproxy, nginx and keepalived serve generated configurations, and we what convert makes of them: the same clients
+# reach the same servers while the same ones are down. It goes on for FOR, and once more with keepalived, which needs
+# the virtual machine with ip_vs; make test compares one configuration of haproxy and of nginx.
 FOR := 5m
 compare: setup-test
 	go test -count=1 -timeout 0 -v -run TestServesTheSame ./convert -compare.for=$(FOR)
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && CGO_ENABLED=0 go test -c -o "$$dir/convert.test" ./convert && \
+	go run ./integration/vm/run -timeout 3h bash -c 'ip link set lo up; ipvsadm -Ln >/dev/null; exec "$$@"' bash \
+		"$$dir/convert.test" -test.timeout=0 -test.v -test.run=TestServesTheSame/keepalived -compare.for=$(FOR)
 
 # Each of a list of one-line changes of what "never two" rests on has to make the test fail that is named for it.
 # It takes some minutes. ONLY=raft/lease does a part.

@@ -100,7 +100,7 @@ func (g *generator) text() string {
 
 func (g *generator) answer() string {
 	return g.one("status 200", "status 200-404", "! status 404", "rstatus ^[23]", "! rstatus ^5", "string am",
-		`string "am b"`, "comment x ! status 503 status-code L7OKC",
+		`string "am b"`, "comment x ! status 503",
 		"rstring [ab]$", "status 200-302,404")
 }
 
@@ -207,4 +207,42 @@ func (g *generator) nginx() string {
 		fmt.Fprintf(&b, " proxy_pass %s;\n }\n", to)
 	}
 	return b.String() + "}\n"
+}
+
+// keepalived has at least one check for each server: without any, LVS knows no server that is down.
+func (g *generator) keepalived() string {
+	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
+	var b strings.Builder
+	b.WriteString("global_defs {\n router_id x\n}\n")
+	for _, port := range g.ports {
+		for _, at := range addresses[:1+g.IntN(len(addresses))] {
+			algo := g.one("rr", "wrr", "lc", "wlc", "sh")
+			g.sticky[port] = g.sticky[port] || algo == "sh"
+			g.even[port] = (algo == "rr" || algo == "wrr") && (g.even[port] || at == addresses[0])
+			fmt.Fprintf(&b, "virtual_server %s %d {\n delay_loop 1\n delay_before_retry 1\n"+
+				" lb_algo %s\n lb_kind NAT\n protocol TCP\n", at, port, algo)
+			list := g.some(2 + g.IntN(3))
+			if g.IntN(3) == 0 {
+				fmt.Fprintf(&b, " sorry_server %s %d\n", list[0].at.Addr(), list[0].at.Port())
+				list = list[1:]
+			}
+			if g.IntN(4) == 0 {
+				b.WriteString(" retry 2\n")
+			}
+			for _, s := range list {
+				fmt.Fprintf(&b, " real_server %s %d {\n  weight %s\n", s.at.Addr(), s.at.Port(), g.one("1", "1", "3"))
+				if g.IntN(6) == 0 {
+					b.WriteString("  inhibit_on_failure\n")
+				}
+				if g.IntN(3) > 0 {
+					b.WriteString("  TCP_CHECK {\n   connect_timeout 1\n   retry 1\n  }\n }\n")
+					continue
+				}
+				fmt.Fprintf(&b, "  HTTP_GET {\n   url {\n    path /\n%s   }\n   connect_port %d\n   connect_timeout 1\n  }\n }\n",
+					g.one("", "", "    status_code 404\n", "    status_code 200-302\n", "    regex am.[ab]\n"), s.page)
+			}
+			b.WriteString("}\n")
+		}
+	}
+	return b.String()
 }

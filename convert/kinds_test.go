@@ -174,6 +174,11 @@ func TestKinds(t *testing.T) {
 			[]string{"    type: tcp", "{address: 192.0.2.11}", `exec: [/bin/c, ".12"]`}, []string{"x9x", "x9"},
 		},
 		{
+			"a data plane for an address that is the node's own", convert.Keepalived,
+			lvs + strings.Replace(lvs, "192.0.2.10 6443 {", "127.0.0.1 6444 {\n  lb_kind NAT", 1),
+			[]string{"no data plane was forced, because user space serves", "listen: [127.0.0.1]"}, []string{"dataPlane"},
+		},
+		{
 			"a check that opens a connection as well", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n" +
 				"      connect_timeout 3\n    }\n    HTTP_GET { url { path /h\n } }\n  }\n}\n",

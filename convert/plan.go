@@ -114,7 +114,7 @@ func (p *plan) planLoadBalancers() error {
 		if lb.Refused == "" {
 			continue
 		}
-		p.Note(nil, lb.Statement, "was not carried over: %s", lb.Refused)
+		p.Note(nil, lb.Statement, draft.NotCarried+"%s", lb.Refused)
 		p.NoteRest(lb)
 		for _, part := range lb.Joined {
 			if !kept[part.Place] {

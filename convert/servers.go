@@ -214,7 +214,7 @@ func (p *plan) scaleWeights(b *balancer) {
 
 // choosePlane leaves the choice of the data plane to the appliance where the one that the files ask for cannot serve.
 func (p *plan) choosePlane(b *balancer) {
-	if b.plane == "" || b.everywhere || len(b.vips) == 0 {
+	if b.plane == "" || b.everywhere {
 		return
 	}
 	why := ""
@@ -228,6 +228,9 @@ func (p *plan) choosePlane(b *balancer) {
 		if clients != servers {
 			why = "virtual addresses and servers are not of the same families"
 		}
+	}
+	if len(b.vips) == 0 {
+		why = "user space serves what is no virtual address"
 	}
 	if b.limited() {
 		why = "only user space limits the connections of a server"

@@ -55,8 +55,6 @@ test | bench)
 	need /usr/lib/frr/bgpd frr # routers that the tests announce to
 	need bird bird2
 	need chromedriver chromium-driver # the status page is looked at in a browser
-	need nginx nginx # with haproxy and keepalived, what convert makes of their files is compared to
-	[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)
 	if [ "$want" = bench ]; then
 		need wrk wrk
 	fi

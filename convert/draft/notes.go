@@ -2,6 +2,7 @@ package draft
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -23,7 +24,9 @@ const (
 	NoRegexp   = "is no regular expression of RE2's kind; write check: {expect: {matches: ...}}"
 	OneTarget  = "every connection of a load balancer goes to the same backends; " +
 		"write another load balancer on another port"
-	Unfilled = "is still to be filled in; write the value, and convert again"
+	// NotCarried begins the note about a load balancer that is refused.
+	NotCarried = "was not carried over: "
+	Unfilled   = "is still to be filled in; write the value, and convert again"
 )
 
 // A Note says that one statement was not carried over, or not as it was.
@@ -140,7 +143,18 @@ func (d *Draft) FirstReasons() string {
 	const most = 5
 	var text strings.Builder
 	n := 0
-	for _, one := range d.Notes {
+	isRefusal := func(one *Note) bool { return strings.HasPrefix(one.text, NotCarried) }
+	notes := slices.Clone(d.Notes)
+	slices.SortStableFunc(notes, func(a, b *Note) int { // what the error is about goes first
+		switch {
+		case isRefusal(a) == isRefusal(b):
+			return 0
+		case isRefusal(a):
+			return -1
+		}
+		return 1
+	})
+	for _, one := range notes {
 		if one.Moot || one.within {
 			continue
 		}

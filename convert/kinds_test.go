@@ -30,9 +30,13 @@ func TestKinds(t *testing.T) {
 		},
 		{
 			"a server with the state of another", convert.HAProxy,
-			galera + "  server a 192.0.2.11:6443 track web/a\n  server b 192.0.2.12:6443\n",
-			[]string{"type: tcp\n", "{name: a, address: 192.0.2.11, port: 6443}", "check: {type: none}",
-				"has the state of web/a"},
+			galera + "  server a 192.0.2.11:6443 track web/a\n  server b 192.0.2.12:6443 track c\n" +
+				"  server c 192.0.2.13:6443 check inter 5s\n" +
+				"backend web\n  option httpchk GET /w\n  http-check expect status 200\n  server a 192.0.2.11:80 check\n",
+			[]string{"{name: a, address: 192.0.2.11, port: 6443, check: {type: http, timeout: 2s, port: 80, method: GET, " +
+				"path: /w, expect: {status: [200]}}}", "{name: c, address: 192.0.2.13, port: 6443, check: {inter: 5s}}",
+				"{name: b, address: 192.0.2.12, port: 6443, check: {inter: 5s, port: 6443, address: 192.0.2.13}}",
+				"f:5: server a 192.0.2.11:6443 track web/a: has the state of web/a"},
 			[]string{"carried over without"},
 		},
 		{
@@ -297,6 +301,8 @@ func TestKinds(t *testing.T) {
 		{"a file that is not there, in keepalived", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    include check.conf\n  }\n}\n",
 			"f:4 includes a file that is not among these"},
+		{"the state of nobody", convert.HAProxy, galera + "  server a 192.0.2.11:6443 track web/a\n",
+			"f:5 has the state of web/a, which is not in these files"},
 		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
 			"f:5 asks an agent for the server's state"},
 		{"a login over TLS", convert.HAProxy,

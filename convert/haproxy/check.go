@@ -23,6 +23,7 @@ type serverCheck struct {
 	addr                                 netip.Addr
 	proxy                                string // the version of the PROXY header
 	version                              string // the one of the headers that the server gets otherwise
+	track                                string // the server whose state is this one's
 	verify, caFile, serverName, certFile string
 }
 
@@ -276,13 +277,52 @@ func (p *proxy) joinChecks(d *draft.Draft) {
 	p.Check = p.checkOf(d, section, first)
 	p.Check.Addr = netip.Addr{} // that is of one server
 	for i, own := range p.checks {
-		if own.on && (own != first || own.addr.IsValid() || p.to.addr.IsValid()) {
+		if own.on && (own != first || own.addr.IsValid() || p.to.addr.IsValid() || own.track != "") {
 			c := p.checkOf(d, section, own)
+			if own.track != "" {
+				c = p.trackedCheck(d, p.Servers[i], own.track)
+			}
 			p.Servers[i].Check = &c
 		} else if !own.on {
 			p.Servers[i].Check = &draft.HealthCheck{Type: "none"}
 		}
 	}
+}
+
+// trackedCheck is the check of the server whose state another one has.
+func (p *proxy) trackedCheck(d *draft.Draft, own draft.ServerEntry, name string) draft.HealthCheck {
+	at := own.Statement
+	from, server, ok := strings.Cut(name, "/")
+	if !ok {
+		from, server = p.section.Arg(1), name
+	}
+	section, ok := p.others[from]
+	switch {
+	case p.others == nil: // is asked for the check of another server
+		return draft.HealthCheck{Type: "none"}
+	case !ok:
+		p.refuse("%s has the state of %s, which is not in these files", at.Place, syntax.Printable(name))
+		return draft.HealthCheck{Type: "none"}
+	}
+	other := newProxy(draft.New(), section, nil) // what it says is noted where it is read
+	i := slices.IndexFunc(other.Servers, func(s draft.ServerEntry) bool { return s.Name == server })
+	if i < 0 || other.checks[i].track != "" || other.Servers[i].Host != "" || other.Refused != "" {
+		p.refuse("%s has the state of %s, and how that is found is not carried over; write check in its place", at.Place,
+			syntax.Printable(name))
+		return draft.HealthCheck{Type: "none"}
+	}
+	c, srv := other.Check, other.Servers[i]
+	if srv.Check != nil {
+		c = *srv.Check
+	}
+	if c.Port = cmp.Or(c.Port, srv.Port); c.Type == "none" {
+		c.Port = 0
+	}
+	if !c.Addr.IsValid() && c.Type != "none" && srv.Addr != own.Addr {
+		c.Addr = srv.Addr
+	}
+	d.Advise(p.LB, at, "has the state of %s in haproxy; here that one is checked twice, once for each", name)
+	return c
 }
 
 // leaveIdle leaves out backups that never serve: those beside a server that nobody checks, which so is never down.

@@ -169,10 +169,13 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	for _, st := range first {
 		d.Note(nil, st, "stands before the first section")
 	}
-	backends := map[string]section{}
+	backends, others := map[string]section{}, map[string]section{}
 	for _, s := range sections {
 		if s.Words[0] == "backend" {
 			backends[s.Arg(1)] = s
+		}
+		if s.Words[0] == "backend" || s.Words[0] == "listen" {
+			others[s.Arg(1)] = s
 		}
 	}
 	used := map[string]bool{}
@@ -186,7 +189,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			readResolvers(d, s)
 		case "listen", "frontend":
 			const most = 3 * draft.MaxStatements // more than fit into what our loader reads
-			if shared += readFrontend(d, s, backends, used); shared > most {
+			if shared += readFrontend(d, s, backends, others, used); shared > most {
 				return fmt.Errorf("%s: the backends of all frontends together are more than %d lines; "+
 					"convert fewer frontends at once", s.Place, most)
 			}
@@ -229,12 +232,12 @@ var foreignSections = draft.NewRemarks(
 )
 
 // readFrontend reads a frontend or listen section, with the backend that it uses, and reports how many lines that has.
-func readFrontend(d *draft.Draft, s section, backends map[string]section, used map[string]bool) (lines int) {
+func readFrontend(d *draft.Draft, s section, backends, others map[string]section, used map[string]bool) (lines int) {
 	if s.mode() != "tcp" {
 		readOtherMode(d, s)
 		return 0
 	}
-	f := newProxy(d, s)
+	f := newProxy(d, s, others)
 	to := f.target()
 	var back *proxy
 	if own := s.Words[0] == "listen"; to != "" && !(own && len(f.uses) == 0) {
@@ -248,7 +251,7 @@ func readFrontend(d *draft.Draft, s section, backends map[string]section, used m
 		if ok {
 			used[to] = true
 			lines = len(section.lines) + len(section.defaults)
-			back = newProxy(d, section)
+			back = newProxy(d, section, others)
 			f.join(back)
 		}
 	} else if to == "" && !own {

@@ -14,6 +14,7 @@ import (
 type proxy struct {
 	*draft.LB
 	section section
+	others  map[string]section // the sections with servers, by their names
 	// usual are the words of default-server.
 	usual []string
 	// checks are what each server says about its check.
@@ -100,10 +101,10 @@ func holds(c condition) bool {
 	return met != c.unless
 }
 
-func newProxy(d *draft.Draft, s section) *proxy {
+func newProxy(d *draft.Draft, s section, others map[string]section) *proxy {
 	p := &proxy{
 		LB:      &draft.LB{Statement: s.Statement, Name: s.Arg(1), Lines: s.lines},
-		section: s, acls: map[string][]aclLine{}, known: map[string]term{},
+		section: s, others: others, acls: map[string][]aclLine{}, known: map[string]term{},
 	}
 	// listen 443 and frontend web *:443 name addresses in the header.
 	if n := len(s.Words); n > 2 && s.Words[2] != "from" {

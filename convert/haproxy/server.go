@@ -154,9 +154,7 @@ var parameters = map[string]func(s *server, r *reading){
 	"check-ssl":    func(s *server, _ *reading) { s.check.ssl = true },
 	"no-check-ssl": func(s *server, _ *reading) { s.check.ssl = false },
 	"track": func(s *server, r *reading) {
-		s.check.on = true
-		r.Advise("has the state of %s in haproxy; here it is checked itself, as this section says: "+
-			"write the check of that one if it says more", r.word())
+		s.check.on, s.check.track = true, r.word()
 	},
 	"backup":    func(s *server, _ *reading) { s.Backup = true },
 	"no-backup": func(s *server, _ *reading) { s.Backup = false },

@@ -183,6 +183,22 @@ func TestKinds(t *testing.T) {
 			[]string{"no data plane was forced, because user space serves", "listen: [127.0.0.1]"}, []string{"dataPlane"},
 		},
 		{
+			"the host that a check asks for", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  virtualhost vs.example\n  retry 0\n" +
+				"  real_server 192.0.2.11 80 { HTTP_GET {\n    url { path /\n      virtualhost url.example\n }\n" +
+				"    virtualhost get.example\n  } }\n  real_server 192.0.2.12 80 { HTTP_GET {\n    url { path /\n }\n" +
+				"    virtualhost get.example\n  } }\n  real_server 192.0.2.13 80 {\n    virtualhost rs.example\n" +
+				"    HTTP_GET { url { path /\n } } }\n}\n",
+			[]string{"    host: url.example\n", "{address: 192.0.2.12, check: {host: get.example}}", "    fall: 2\n",
+				"{address: 192.0.2.13, check: {host: rs.example}}"}, nil,
+		},
+		{
+			"words of a program in quotes", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n" +
+				"    MISC_CHECK { misc_path \"/bin/c 'a b' c\\ d\"\n } }\n}\n",
+			[]string{`exec: [/bin/c, "a b", "c d"]`}, nil,
+		},
+		{
 			"a check that opens a connection as well", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n" +
 				"      connect_timeout 3\n    }\n    HTTP_GET { url { path /h\n } }\n  }\n}\n",
@@ -303,6 +319,9 @@ func TestKinds(t *testing.T) {
 			"f:4 includes a file that is not among these"},
 		{"the state of nobody", convert.HAProxy, galera + "  server a 192.0.2.11:6443 track web/a\n",
 			"f:5 has the state of web/a, which is not in these files"},
+		{"a quote of a program that is left open", convert.Keepalived,
+			"virtual_server 192.0.2.10 80 {\n  protocol UDP\n  real_server 192.0.2.11 80 {\n" +
+				"    MISC_CHECK { misc_path \"/bin/c 'a b\"\n } }\n}\n", "has a quote that is left open"},
 		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
 			"f:5 asks an agent for the server's state"},
 		{"a login over TLS", convert.HAProxy,

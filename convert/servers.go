@@ -100,8 +100,9 @@ func (p *plan) limitBackups(b *balancer) {
 	case !b.OneBackup || backups < 2:
 	case others < 2:
 		b.scheduler = "first"
-		p.Advise(b.LB, b.Statement, "has scheduler: first, because one server serves at a time, and of the backups "+
-			"the first that lives")
+		b.Retries = draft.Number{Set: true} // would go to the next backup
+		p.Advise(b.LB, b.Statement, "has scheduler: first and retries: 0, because one server serves at a time, and of the "+
+			"backups the first that lives")
 	default:
 		seen := false
 		b.servers = slices.DeleteFunc(b.servers, func(srv draft.ServerEntry) bool {

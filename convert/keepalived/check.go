@@ -1,6 +1,7 @@
 package keepalived
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -25,7 +26,11 @@ func (v *virtualServer) readCheck(l draft.Line) {
 		*c = v.usualCheck("tcp")
 	}
 	urls, hosts := 0, 0
-	for _, line := range l.Lines(v.LB, l.Body) {
+	all := l.Lines(v.LB, l.Body)
+	slices.SortStableFunc(all, func(a, b draft.Line) int { // what a url says wins, wherever it stands
+		return cmp.Compare(strings.Index(a.Words[0], "url"), strings.Index(b.Words[0], "url"))
+	})
+	for _, line := range all {
 		switch line.Words[0] {
 		case "helo_name":
 			v.helo(line)
@@ -248,6 +253,7 @@ var checkLines = map[string]reader{
 	"delay_before_retry": func(v *virtualServer, l draft.Line) {
 		l.Span(units, l.Arg(1), draft.MinInter, draft.MaxInter, &v.Check.FastInter)
 	},
+	"virtualhost":  func(v *virtualServer, l draft.Line) { v.Check.Host = l.Arg(1) },
 	"retry":        (*virtualServer).retry,
 	"nb_get_retry": (*virtualServer).retry,
 }
@@ -269,6 +275,15 @@ func (v *virtualServer) checkLine(l draft.Line) {
 	} else if !l.Remark(checkRemarks, l.Words[0]) {
 		l.NoteAll(false, draft.IsUnknown)
 	}
+}
+
+// usualRetry reads how many more checks have to fail where a check does not say it.
+func (v *virtualServer) usualRetry(l draft.Line) {
+	if l.Arg(1) == "0" {
+		l.Moot("keepalived passes over 0 here, and takes its default")
+		return
+	}
+	v.retry(l)
 }
 
 // retry reads how many more checks have to fail.

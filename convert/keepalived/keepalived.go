@@ -114,9 +114,10 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "include includer includem includew includeb includea",
 		Text: "nothing is included; convert those files too"},
 	draft.Remark{Keywords: "vrrp_track_process track_process vrrp_track_file track_file bfd_instance static_ipaddress " +
-		"static_routes static_rules", Text: "is not there; " +
-		"a track that runs a program can look at anything: tracks: [{name: x, exec: [/path]}]"},
+		"static_routes static_rules", Text: isNoTrack},
 )
+
+const isNoTrack = "is not there; a track that runs a program can look at anything: tracks: [{name: x, exec: [/path]}]"
 
 func readGlobal(d *draft.Draft, st syntax.Statement) {
 	for _, l := range d.Lines(nil, st.Body) {
@@ -153,7 +154,7 @@ func Keywords() []draft.Keyword {
 			scriptRemarks),
 		draft.Keywords("virtual_server", draft.Words(lines), lineRemarks),
 		draft.Keywords("real_server", []string{"weight", "uthreshold", "inhibit_on_failure", "TCP_CHECK", "HTTP_GET",
-			"SSL_GET", "SMTP_CHECK", "MISC_CHECK", "notify_up", "notify_down", "retry", "delay_before_retry", "connect_timeout",
+			"SSL_GET", "SMTP_CHECK", "MISC_CHECK", "notify_up", "notify_down", "virtualhost", "retry", "delay_before_retry", "connect_timeout",
 			"delay_loop"},
 			serverRemarks),
 		draft.Keywords("TCP_CHECK, HTTP_GET, SSL_GET, SMTP_CHECK", draft.Words(checkLines, "url", "host", "helo_name"),
@@ -234,6 +235,7 @@ var instanceRemarks = draft.NewRemarks(
 		Moot: true, Text: "has no meaning here"},
 	draft.Remark{Keywords: "nopreempt preempt preempt_delay", Moot: true,
 		Text: "the virtual address never moves unless another peer is better"},
+	draft.Remark{Keywords: "track_process track_file track_bfd", Text: isNoTrack},
 	draft.Remark{Keywords: "virtual_routes virtual_rules",
 		Text: "no routes or rules are written; a hook can: hooks: [{on: [holder], exec: [/path]}]"},
 )

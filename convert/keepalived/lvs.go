@@ -150,7 +150,7 @@ var lines = map[string]reader{
 	},
 	"inhibit_on_failure":   (*virtualServer).keepDown,
 	"sorry_server_inhibit": (*virtualServer).keepDown,
-	"retry":                (*virtualServer).checkLine,
+	"retry":                (*virtualServer).usualRetry,
 	"delay_before_retry":   (*virtualServer).checkLine,
 	"connect_timeout":      (*virtualServer).checkLine,
 	"warmup":               (*virtualServer).checkLine,
@@ -254,9 +254,14 @@ func (v *virtualServer) realServer(l draft.Line) {
 	defer func() { v.Check, v.usual = before, usual }()
 	srv.Check = &draft.HealthCheck{Type: "none"}
 	for _, line := range l.Lines(v.LB, l.Body) {
-		if w := line.Words[0]; w == "retry" || w == "delay_before_retry" || w == "connect_timeout" || w == "delay_loop" {
+		switch w := line.Words[0]; w {
+		case "delay_before_retry", "connect_timeout", "delay_loop", "virtualhost", "retry":
 			v.Check = v.usual
-			v.checkLine(line)
+			if w == "retry" {
+				v.usualRetry(line)
+			} else {
+				v.checkLine(line)
+			}
 			v.usual = v.Check
 		}
 	}
@@ -295,7 +300,7 @@ func (v *virtualServer) realServer(l draft.Line) {
 			v.notify(line, "backend-up")
 		case "notify_down":
 			v.notify(line, "backend-down")
-		case "retry", "delay_before_retry", "connect_timeout", "delay_loop": // read before
+		case "retry", "delay_before_retry", "connect_timeout", "delay_loop", "virtualhost": // read before
 		default:
 			if name, _ := only(line); name != "" {
 				v.Refused = line.Place.String() + " is for some machines only, and one file of ours fits all peers"

@@ -136,13 +136,46 @@ func readWeight(l draft.Line, i int, t *draft.TrackDraft) {
 	}
 }
 
+// splitWords cuts a line into words as keepalived does: what quotes enclose, and what a backslash precedes, is part of
+// one.
+func splitWords(line string) (words []string, balanced bool) {
+	var word strings.Builder
+	var quote rune
+	begun, escaped := false, false
+	for _, r := range line + " " {
+		switch {
+		case escaped:
+			word.WriteRune(r)
+			escaped = false
+		case r == '\\' && quote != '\'':
+			begun, escaped = true, true
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote != 0:
+			word.WriteRune(r)
+		case r == '"' || r == '\'':
+			begun, quote = true, r
+		case r == ' ' || r == '\t':
+			if begun {
+				words = append(words, word.String())
+			}
+			word.Reset()
+			begun = false
+		default:
+			begun = true
+			word.WriteRune(r)
+		}
+	}
+	return words, quote == 0 && !escaped
+}
+
 // command splits the line of a script, as keepalived does without a shell; why says why it cannot be run.
 func command(words []string) (exec []string, why string) {
-	for _, w := range words {
-		exec = append(exec, strings.Fields(w)...)
-	}
-	line := strings.Join(exec, " ")
+	line := strings.Join(words, " ")
+	exec, balanced := splitWords(line)
 	switch {
+	case !balanced:
+		return nil, "has a quote that is left open"
 	case len(exec) == 0:
 		return nil, "names no program"
 	case strings.ContainsRune(line, 0):

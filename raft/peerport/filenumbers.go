@@ -60,6 +60,10 @@ func (f *filler) lift(conn net.Conn) net.Conn {
 	if err != nil {
 		return conn
 	}
+	if lifted.RemoteAddr() == nil { // somebody has reset it meanwhile, and the copy does not know who
+		lifted.Close()
+		return conn
+	}
 	tcp.Close()
 	return lifted
 }

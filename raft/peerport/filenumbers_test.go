@@ -67,3 +67,31 @@ func TestLift(t *testing.T) {
 		next.Close()
 	}
 }
+
+// TestLiftAfterReset: a connection that was reset before it was accepted has its source still, or whoever connects to the
+// peer port and resets would stop it.
+func TestLiftAfterReset(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := client.LocalAddr().(*net.TCPAddr).AddrPort().Addr()
+	client.(*net.TCPConn).SetLinger(0) // the end is a reset
+	client.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f filler
+	defer f.empty()
+	conn = f.lift(conn)
+	defer conn.Close()
+	if got := source(conn); got != from {
+		t.Errorf("the connection is from %v, want %v", got, from)
+	}
+}

@@ -36,7 +36,7 @@ func (p *Port) stranger(conn net.Conn, why error) {
 	}
 }
 
-// source is the address of the other end, which a TCP connection always has.
+// source is the address of the other end, which a TCP connection has that was accepted or dialled, even after its end.
 func source(conn net.Conn) netip.Addr {
 	from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 	return from.Addr().Unmap()

@@ -109,7 +109,9 @@ func (g *generator) haproxyCheck(b *strings.Builder, usual string) (kind string)
 	switch own := g.IntN(6); {
 	case own == 0:
 		kind = "http"
-		b.WriteString(" option httpchk " + g.one("", "GET /", "HEAD /") + "\n")
+		b.WriteString(" option httpchk " + g.one("", "GET /", "GET /other", "HEAD /other") + "\n")
+		b.WriteString(g.one("", "", " http-check connect default\n", " http-check connect\n http-check send meth GET\n",
+			" http-check send hdr X y\n", " http-check send uri /other\n"))
 		for range g.IntN(3) {
 			fmt.Fprintf(b, " http-check expect %s\n", g.answer())
 		}

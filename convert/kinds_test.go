@@ -199,6 +199,18 @@ func TestKinds(t *testing.T) {
 			[]string{`exec: [/bin/c, "a b", "c d"]`}, nil,
 		},
 		{
+			"what send does not say is as option httpchk has it", convert.HAProxy,
+			galera + "  option httpchk HEAD /own\n  http-check send hdr X-A y\n" + haproxyServers,
+			[]string{"method: HEAD\n    path: /own\n    headers: {X-A: y}"}, nil,
+		},
+		{
+			"names of services", convert.HAProxy,
+			galera + "  server-template s 3 _db._tcp.example.org check\n  server b _db._tcp.example.org check\n" +
+				haproxyServers,
+			[]string{"f:5: server-template s 3 _db._tcp.example.org check: is looked up by", "f:6: server b"},
+			[]string{"address: _db", `address: "_db`},
+		},
+		{
 			"a check that opens a connection as well", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n" +
 				"      connect_timeout 3\n    }\n    HTTP_GET { url { path /h\n } }\n  }\n}\n",
@@ -322,6 +334,13 @@ func TestKinds(t *testing.T) {
 		{"a quote of a program that is left open", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol UDP\n  real_server 192.0.2.11 80 {\n" +
 				"    MISC_CHECK { misc_path \"/bin/c 'a b\"\n } }\n}\n", "has a quote that is left open"},
+		{"a password in a header", convert.HAProxy, galera + "  option tcp-check\n" +
+			"  tcp-check send GET\\ /\\ HTTP/1.0\\r\\nAuthorization:\\ Basic\\ aHVudGVyMg==\\r\\n\\r\\n\n" +
+			"  tcp-check expect string 200\n" + haproxyServers, "f:6 is not carried over"},
+		{"a password of LDAP", convert.HAProxy, galera + "  option tcp-check\n" +
+			"  tcp-check send-binary 301a0201016015020103\n  tcp-check send-binary 0404636e3d61\n" +
+			"  tcp-check send-binary 800768756e74657232\n  tcp-check expect binary 0a0100\n" +
+			haproxyServers, "its tcp-check lines send a password"},
 		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
 			"f:5 asks an agent for the server's state"},
 		{"a login over TLS", convert.HAProxy,

@@ -94,7 +94,7 @@ func compare(t *testing.T, r rival, number byte, seed uint64) {
 		s := &testServer{name: name, at: netip.AddrPortFrom(at, port())}
 		g.servers[name] = s
 		g.names = append(g.names, name)
-		s.page = s.show(t, []int{200, 404, 503, 302}[i])
+		s.page = s.show(t, i)
 		s.become(t, "")
 		defer s.stop()
 	}
@@ -324,15 +324,20 @@ func (s *testServer) stop() {
 	}
 }
 
-// show has the server show a page with its name, and returns the port.
-func (s *testServer) show(t *testing.T, status int) uint16 {
+// show has the server show a page with its name, and another with the status of the next server, and returns the port.
+func (s *testServer) show(t *testing.T, number int) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(s.at.Addr(), 0).String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	page := func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(status)
+	statuses := []int{200, 404, 503, 302}
+	page := func(w http.ResponseWriter, r *http.Request) {
+		shown := number
+		if r.URL.Path == "/other" {
+			shown = (number + 1) % len(statuses)
+		}
+		w.WriteHeader(statuses[shown])
 		fmt.Fprint(w, "I am "+s.name)
 	}
 	web := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(page)}

@@ -153,11 +153,17 @@ func (p *proxy) httpSend(l draft.Line) {
 			i++
 		}
 	}
-	c.Path, c.Method = cmp.Or(c.Path, "/"), cmp.Or(c.Method, http.MethodGet)
 	if draft.Placeholder(c.Path + c.Host) {
 		p.lose(l, draft.Unfilled)
 	}
-	path(l, c)
+	asked := draft.HealthCheck{Path: cmp.Or(c.Path, "/"), Method: cmp.Or(c.Method, http.MethodGet)}
+	path(l, &asked)
+	if c.Path != "" {
+		c.Path = asked.Path
+	}
+	if c.Method != "" {
+		c.Method = asked.Method
+	}
 }
 
 // expectedStatus reads what http-check expect [!] status or rstatus takes; it returns false if that is nothing.
@@ -242,9 +248,9 @@ func (p *proxy) joinRules() {
 		}
 	case "http":
 		p.to = p.httpTo
-		if p.asks {
-			c.Method, c.Path, c.Host, c.Headers = p.ask.Method, p.ask.Path, cmp.Or(p.ask.Host, c.Host), p.ask.Headers
-		}
+		// What send does not say is as option httpchk has it.
+		c.Method, c.Path = cmp.Or(p.ask.Method, c.Method), cmp.Or(p.ask.Path, c.Path)
+		c.Host, c.Headers = cmp.Or(p.ask.Host, c.Host), append(slices.Clone(c.Headers), p.ask.Headers...)
 		if p.lost.Line > 0 {
 			p.refuse("%s is not carried over, and without it the check takes servers that it is there to keep out; "+
 				"convert without that line, and write what has to come: check: {expect: {contains: ok}}", p.lost.Place)

@@ -29,6 +29,10 @@ func (p *proxy) server(l draft.Line) {
 	}
 	srv := draft.ServerEntry{Statement: l.Statement, Name: l.Arg(1)}
 	host, tail := draft.SplitPort(word)
+	if strings.HasPrefix(host, "_") {
+		l.Note(isSRV)
+		return
+	}
 	if !srv.SetHost(host) {
 		l.Note("%s", draft.WrongAddr(host))
 		return
@@ -53,12 +57,18 @@ func (p *proxy) template(l draft.Line) {
 	}
 	srv := draft.ServerEntry{Statement: l.Statement, Name: l.Arg(1), MaxAddresses: to - from + 1}
 	host, tail := draft.SplitPort(l.Arg(3))
+	if strings.HasPrefix(host, "_") {
+		l.Note(isSRV)
+		return
+	}
 	if err != nil || srv.MaxAddresses < 1 || srv.MaxAddresses > draft.MaxList || !srv.SetHost(host) || srv.Host == "" {
 		l.Note("is no count of servers and a name; write each server")
 		return
 	}
 	p.add(l, srv, tail, l.Words[4:])
 }
+
+const isSRV = "is looked up by records of type SRV, and here names have addresses; write the names and ports themselves"
 
 // add reads the port and the parameters of a server, and adds it.
 func (p *proxy) add(l draft.Line, srv draft.ServerEntry, tail string, words []string) {

@@ -80,7 +80,7 @@ func (p *proxy) tcpCheck(l draft.Line) {
 		switch {
 		case text == "":
 			l.Note("says nothing")
-		case key == "send" && credentials.MatchString(text):
+		case key == "send" && (credentials.MatchString(text) || syntax.HasSecret(text)):
 			c.lacks(l, "a secret is not copied")
 		case len(text) > maxStep || len(c.steps) == maxSteps:
 			c.lacks(l, "is more than a check says here, 50 steps of 4 KiB")
@@ -251,10 +251,36 @@ func (c connection) of(s serverCheck) serverCheck {
 	return s
 }
 
+// logsIn reports whether what is sent at once is a bind of LDAP with a password (RFC 4511, section 4.2): version 3, a
+// name, and tag 128 with the password.
+func (c *conversation) logsIn() bool {
+	const version = "\x02\x01\x03\x04"
+	sent := ""
+	for _, s := range c.steps {
+		if s.Key != "send" {
+			sent = ""
+			continue
+		}
+		sent += s.Bytes
+		_, bind, ok := strings.Cut(sent, version)
+		if !ok || len(bind) == 0 || len(bind) < int(bind[0])+3 {
+			continue
+		}
+		if rest := bind[1+int(bind[0]):]; rest[0] == 0x80 && rest[1] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // joinTalk makes the check of option tcp-check the conversation of the tcp-check lines. Without what it expects,
 // clients would get to servers that the check keeps them from, such as the replicas of a database.
 func (p *proxy) joinTalk(c *draft.HealthCheck) {
 	talk := p.talk
+	if talk.missing.Line == 0 && talk.logsIn() {
+		p.refuse("%s: its tcp-check lines send a password, which is not copied; convert without them, and write "+
+			"check: {type: ldap}, or a program that reads the password", p.checkBy.Place)
+	}
 	if talk.expects && talk.missing.Line > 0 {
 		p.refuse("%s is not carried over, and without it the check takes servers that do not answer as it expects; "+
 			"convert without its tcp-check lines, and write check: {type: exchange, steps: [...]}", talk.missing.Place)

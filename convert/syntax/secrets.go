@@ -21,6 +21,7 @@ var secrets = []*regexp.Regexp{
 	regexp.MustCompile(`(?is)(\btcp-check\s+send\S*\s+)\S.*()`),
 	regexp.MustCompile(`(?is)(\bhttp-check\s+send\b.*?\sbody(?:-file|-lf)?\s+)\S.*()`),
 	regexp.MustCompile(`(?is)(\buser\s+\S+\s+(?:insecure-)?password\s+)\S.*()`),
+	regexp.MustCompile(`(?i)([?&](?:key|sig|signature|sid|session(?:id)?|code)=)[^&\s]+()`),
 	// NAME=value, NAME: value, NAME value and --name value.
 	regexp.MustCompile(`(?is)((?:^|[\s"'$?&{;-])` + secretName + `["']?\s*[=:]\s*)\S.*()`),
 	regexp.MustCompile(`(?is)((?:^|[\s"'])(?:--?|hdr\s+|set-header\s+|add-header\s+|X-)` + secretName + `\s+)\S.*()`),

@@ -265,6 +265,13 @@ func TestKinds(t *testing.T) {
 			[]string{"acceptProxyFrom: [10.0.0.0/8]", "all others come in without one"}, []string{"of anybody"},
 		},
 		{
+			"one server without a PROXY header, and one whose address is for HTTP", convert.Nginx,
+			"http { server { listen 192.0.2.10:80; } }\n" + stream("proxy_protocol on;\n"+
+				"server { listen 192.0.2.10:81; proxy_protocol off; proxy_pass api; }\n"+
+				"server { listen 80; proxy_pass api; }"),
+			[]string{"port: 81\n", "# 2 OF 3 LOAD BALANCERS"}, []string{"sendProxy", "port: 80"},
+		},
+		{
 			"a range of ports in nginx", convert.Nginx,
 			stream("server { listen 192.0.2.10:81-83; listen 192.0.2.10:80; proxy_pass api; }"),
 			[]string{"listen 192.0.2.10:81-83: is a range of ports"}, []string{"port: 81"},
@@ -326,6 +333,9 @@ func TestKinds(t *testing.T) {
 		{"a file that is not there, in nginx", convert.Nginx,
 			stream("server { listen 192.0.2.10:443; include acl.inc; proxy_pass api; }"),
 			"includes a file that is not among these"},
+		{"a file that is not there, beside the servers", convert.Nginx,
+			stream("include acl.inc;\nserver { listen 192.0.2.10:443; proxy_pass api; }"),
+			"f:3 includes a file that is not among these"},
 		{"a file that is not there, in keepalived", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    include check.conf\n  }\n}\n",
 			"f:4 includes a file that is not among these"},

@@ -213,7 +213,8 @@ func (g *generator) same(t *testing.T, f fault, theirs, ours netip.AddrPort, cov
 // come to another, also where that one, which nobody checks, is not well and haproxy tries no other.
 func (g *generator) alike(port uint16, f fault, a, b map[string]int) bool {
 	if g.sticky[port] {
-		return len(f.states) > 0 && servers(a) == "" && len(servers(b)) == 1 || (len(servers(a)) == 1) == (len(servers(b)) == 1) && len(servers(b)) <= 1
+		ails := len(f.states) > 0 && servers(a) == ""
+		return len(servers(b)) == 1 && (ails || len(servers(a)) == 1) || servers(a) == "" && servers(b) == ""
 	}
 	if servers(a) != servers(b) || a[""] == 0 && b[""] > 0 {
 		return false

@@ -34,6 +34,9 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	if slices.ContainsFunc(list, isStream) {
 		stream = nil
 		for _, l := range d.Lines(nil, list) {
+			if l.Words[0] == "http" {
+				d.LoadBalancers = append(d.LoadBalancers, webServers(l.Body)...)
+			}
 			if l.Words[0] == "stream" {
 				stream = append(stream, l.Body...)
 			} else if !l.Remark(mainRemarks, l.Words[0]) {
@@ -53,6 +56,11 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 			readLine(usual, l)
 		}
 	}
+	for _, st := range stream {
+		if st.Words[0] == "include" && !strings.ContainsAny(st.Arg(1), "*?[") {
+			usual.Refused = cmp.Or(usual.Refused, st.Place.String()+isIncluded)
+		}
+	}
 	first := len(d.LoadBalancers)
 	for _, st := range stream {
 		if st.Words[0] == "server" {
@@ -66,6 +74,28 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		}
 	}
 	return nil
+}
+
+const isIncluded = " includes a file that is not among these, which may say who is served; convert that file too"
+
+// webServers are the servers of an http block that listen on an address by name: no other is served there.
+func webServers(list []syntax.Statement) (servers []*draft.LB) {
+	for _, st := range list {
+		if st.Words[0] != "server" {
+			continue
+		}
+		lb := &draft.LB{Statement: st.Head(), Lines: st.Body, Stays: true}
+		for _, l := range draft.New().Lines(nil, st.Body) {
+			if l.Words[0] == "listen" {
+				readListen(lb, l)
+			}
+		}
+		lb.Refused = "it is for HTTP; only TCP is carried"
+		if slices.ContainsFunc(lb.Binds, func(b draft.Bind) bool { return b.Addr.IsValid() }) {
+			servers = append(servers, lb)
+		}
+	}
+	return servers
 }
 
 // refuseNamed refuses servers that share an address and port, of which nginx chooses one by the name that a client asks
@@ -246,8 +276,7 @@ func readServer(d *draft.Draft, st syntax.Statement, usual draft.LB, upstreams m
 		case "proxy_pass":
 			pass = l.Statement
 		case "include":
-			lb.Refused = l.Place.String() + " includes a file that is not among these, which may say who is served; " +
-				"convert that file too"
+			lb.Refused = l.Place.String() + isIncluded
 		default:
 			readLine(lb, l)
 		}
@@ -382,7 +411,7 @@ var lines = map[string]func(lb *draft.LB, l draft.Line){
 		l.AdviseQuiet(lb.Client)
 	},
 	"proxy_protocol": func(lb *draft.LB, l draft.Line) {
-		if l.Arg(1) == "on" {
+		if lb.SendProxy = ""; l.Arg(1) == "on" {
 			lb.SendProxy = "v1"
 		}
 	},

@@ -260,11 +260,11 @@ func (b *builder) as(key string) uint32 {
 	if c.value == "" {
 		return 0
 	}
-	n, ok := decimal(c.value)
+	n, err := strconv.ParseUint(c.value, 10, 32)
 	// 0, the last of two octets, and the last of four are reserved (RFC 7607, RFC 7300); 23456 stands for numbers
 	// that two octets cannot hold (RFC 6793).
 	switch {
-	case !ok || n < 1 || n > 4294967294:
+	case err != nil || strconv.FormatUint(n, 10) != c.value || n < 1 || n > 4294967294:
 		b.bad(key, "%s is not an AS number; write one from 1 to 4294967294, of your own from 64512 to 65534",
 			printable(c.value))
 	case n == 23456 || n == 65535:

@@ -112,7 +112,7 @@ bench-failover bench-idle bench-forward bench-ipvs bench-routers: setup-bench
 .PHONY: release release-test setup-release
 release: setup-release
 	cd release && go run . -root .. -out ../dist -twice $(RELEASE_FLAGS)
-	cd release && RELEASE_DIST=$(CURDIR)/dist go test -count=1 -run TestForeign -v .
+	cd release && RELEASE_DIST=$(CURDIR)/dist go test -count=1 -run 'TestForeign|TestPodman' -v .
 
 # A module of its own, so `go test ./...` does not see it.
 test: release-test

@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"bytes"
+	"debug/elf"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -114,6 +117,9 @@ func writeImage(c *cli.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if err := static(program); err != nil {
+		return err
+	}
 	b := image.Binary{Arch: runtime.GOARCH, Program: program}
 	if b.Arch == "arm" {
 		b.Variant = "v7"
@@ -121,6 +127,21 @@ func writeImage(c *cli.Context, name string) error {
 	return image.Write(c.App.Writer, image.Archive{
 		Name: name, Version: c.App.Version, Created: info.ModTime().Truncate(time.Second), Binaries: []image.Binary{b},
 	})
+}
+
+// static refuses a program that needs libraries: an image has nothing but the program.
+func static(program []byte) error {
+	file, err := elf.NewFile(bytes.NewReader(program))
+	if err != nil {
+		return fmt.Errorf("this program cannot be read: %w", err)
+	}
+	for _, p := range file.Progs {
+		if p.Type == elf.PT_INTERP {
+			return errors.New("this program needs libraries, which an image of it does not have; build it with `make build`, or " +
+				"with CGO_ENABLED=0")
+		}
+	}
+	return nil
 }
 
 // fullImageName is what a container runtime makes of an image's name: docker.io/library/appliance:latest of appliance.

@@ -1,6 +1,10 @@
 package cli
 
-import "testing"
+import (
+	"os"
+	"strings"
+	"testing"
+)
 
 func TestFullImageName(t *testing.T) {
 	for name, want := range map[string]string{
@@ -14,5 +18,16 @@ func TestFullImageName(t *testing.T) {
 		if got := fullImageName(name); got != want {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}
+	}
+}
+
+// An image has no libraries, so a program that needs some is not packed. That the program is, release tests.
+func TestImageOfWhatNeedsLibraries(t *testing.T) {
+	program, err := os.ReadFile("/bin/sh")
+	if err != nil {
+		t.Skip(err)
+	}
+	if err := static(program); err == nil || !strings.Contains(err.Error(), "CGO_ENABLED=0") {
+		t.Errorf("/bin/sh: %v", err)
 	}
 }

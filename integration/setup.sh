@@ -34,7 +34,11 @@ go_is_new_enough || need /usr/lib/go-1.19/bin/go golang-1.19-go golang-1.19-src
 
 case $want in
 build) ;;
-release) need qemu-s390x-static qemu-user-static ;; # runs the programs for other machines
+release)
+	need qemu-s390x-static qemu-user-static # runs the programs for other machines
+	need podman podman                      # takes the image
+	need runc runc
+	;;
 test | bench)
 	need gcc gcc libc6-dev # the race detector needs cgo
 	need ip iproute2

@@ -107,7 +107,9 @@ func (f family) addMeter(t *ruleset.Table, services []service) {
 	}
 	meter.Add("a round has found it", f.path(), in("asked"), notIn("vain"), ruleset.Goto(learn.Name))
 	meter.Add("its second try", f.path(), in("once"), ruleset.Goto(second.Name))
-	meter.Add("its first: the listener here knows its cookies", f.path(), update("once"), accept())
+	// Conntrack would take it for a connection, for days, as no reset tells it better.
+	meter.Add("its first: the listener here knows its cookies", f.path(), update("once"), []expr.Any{&expr.Notrack{}},
+		accept())
 	meter.Add("there are too many", ruleset.Verdict(expr.VerdictDrop))
 
 	flood := func(key uint32) []expr.Any {

@@ -4,7 +4,10 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -230,6 +233,29 @@ func TestDirectMeterSparesConnections(t *testing.T) {
 	during.flow(t)
 	during.end(t)
 	s.end(t)
+}
+
+// Strays fill no table of the kernel's connections, where it tracks them.
+func TestDirectMeterTracksNoStrays(t *testing.T) {
+	l := newLab(t)
+	l.usable()
+	l.apply([]int{1, 2}, nil) // clients on the first node are translated, for an hour at least
+	l.apply([]int{0, 1, 2}, nil)
+	const n = 3000
+	l.strays(l.client.addrs[0], frontends[0], n)
+	l.settled()
+	tracked := 0
+	l.nodes[0].do(func() error {
+		text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+		if err != nil {
+			return err
+		}
+		tracked, err = strconv.Atoi(strings.TrimSpace(string(text)))
+		return err
+	})
+	if tracked > n/10 {
+		t.Errorf("%d connections are tracked after %d strays", tracked, n)
+	}
 }
 
 // nft can list the rules, with and without those for clients on the node.

@@ -28,6 +28,10 @@ func FuzzAnswer(f *testing.F) {
 		}
 		f.Add(icmp)
 	}
+	short := segment.Packet(netip.MustParseAddrPort("192.0.2.10:6443"), netip.MustParseAddrPort("192.0.2.11:1"), 7,
+		segment.SYN|segment.ACK, make([]byte, 16))
+	short[0], short[13] = 4<<4, segment.RST
+	f.Add(short)
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		a, ok := parseAnswer(packet)
 		if !ok {
@@ -35,6 +39,9 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if !a.frontend.Addr().IsValid() || a.result != Served && a.result != Refused && a.result != Unreachable {
 			t.Errorf("%x is read as %+v", packet, a)
+		}
+		if packet[0]>>4 == 4 && packet[0]&0xf < 5 {
+			t.Errorf("%x, whose header ends before it begins, is read as %+v", packet, a)
 		}
 		own := netip.MustParseAddr("192.0.2.11")
 		newNetwork(own, Trial{Frontend: a.frontend, Count: 1}).h.hear(a)

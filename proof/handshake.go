@@ -321,7 +321,7 @@ func parseIP(ip []byte) (src, dst netip.Addr, proto byte, rest []byte, ok bool) 
 	switch {
 	case len(ip) >= 20 && ip[0]>>4 == 4:
 		header := int(ip[0]&0xf) * 4
-		if len(ip) < header+8 {
+		if header < 20 || len(ip) < header+8 {
 			return src, dst, 0, nil, false
 		}
 		return netip.AddrFrom4([4]byte(ip[12:16])), netip.AddrFrom4([4]byte(ip[16:20])), ip[9], ip[header:], true

@@ -29,6 +29,7 @@ func FuzzHear(f *testing.F) {
 		}
 		f.Add([]byte{}, append([]byte{0, 0, 0, 0}, message...))
 	}
+	f.Add([]byte("A00000000\x060000000000"), []byte{}) // a header that ends before it begins
 	f.Fuzz(func(t *testing.T, p, raw []byte) {
 		if b, ok := packet(p); ok && (!b.client.IsValid() || !b.frontend.IsValid() || len(p) < 28) {
 			t.Errorf("%x is read as %+v", p, b)

@@ -221,7 +221,9 @@ func packet(p []byte) (b beginning, ok bool) {
 	switch p[0] >> 4 {
 	case 4:
 		src, dst = netip.AddrFrom4([4]byte(p[12:16])), netip.AddrFrom4([4]byte(p[16:20]))
-		head = int(p[0]&0xf) * 4
+		if head = int(p[0]&0xf) * 4; head < 20 {
+			return b, false
+		}
 	case 6:
 		if len(p) < 40 {
 			return b, false

@@ -97,6 +97,13 @@ SIM_FLAGS :=
 sim: setup-build
 	go test -count=1 -v -timeout 0 -run 'TestSim$$' ./raft -sim.hours=$(SIM_HOURS) $(SIM_FLAGS)
 
+# Clients, strangers and floods at a group for that long, with hand-overs and lost nodes: nothing leaks.
+SOAK_TIME := 10m
+.PHONY: soak
+soak: export APPLIANCE_TEST_SOAK = $(SOAK_TIME)
+soak: setup-test
+	go test -count=1 -timeout 0 -v -run TestSoak ./integration
+
 # Everything that reads foreign bytes, in turns, for that long: 8h, 30m. What is found stays for the next time; an input
 # that fails is written below testdata/fuzz. ONLY='arp|dns' does a part. make test has a few seconds of it.
 FUZZ_TIME := 1h

@@ -15,6 +15,7 @@ var excuses = []struct{ reason, why string }{
 	{"takes the container that TestGuest makes", "TestGuest makes it, in the virtual machine"},
 	{"this kernel has ip_vs", "this machine's kernel; nothing is missing"},
 	{"make compare runs this in a virtual machine", "make compare does; emulation takes minutes"},
+	{"make soak runs it", "it takes ten minutes or more"},
 	{"make guides runs it", "it counts failed requests, on a machine that does nothing else"},
 	{"make skew runs it", "it needs the program of another version"},
 	{"a data plane is forced", "APPLIANCE_TEST_PLANE is set"},

@@ -112,6 +112,7 @@ func (g *generator) haproxyCheck(b *strings.Builder, usual string) (kind string)
 		b.WriteString(" option httpchk " + g.one("", "GET /", "GET /other", "HEAD /other") + "\n")
 		b.WriteString(g.one("", "", " http-check connect default\n", " http-check connect\n http-check send meth GET\n",
 			" http-check send hdr X y\n", " http-check send uri /other\n"))
+		b.WriteString(g.one("", "", "", " http-check disable-on-404\n"))
 		for range g.IntN(3) {
 			fmt.Fprintf(b, " http-check expect %s\n", g.answer())
 		}

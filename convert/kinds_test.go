@@ -211,6 +211,11 @@ func TestKinds(t *testing.T) {
 			[]string{"address: _db", `address: "_db`},
 		},
 		{
+			"servers that answer 404 get no connections", convert.HAProxy,
+			galera + "  option httpchk GET /\n  http-check disable-on-404\n  http-check expect string ok\n" + haproxyServers,
+			[]string{"expect: {status: [200-403, 405-599], contains: ok}"}, nil,
+		},
+		{
 			"a check that opens a connection as well", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n" +
 				"      connect_timeout 3\n    }\n    HTTP_GET { url { path /h\n } }\n  }\n}\n",
@@ -351,6 +356,8 @@ func TestKinds(t *testing.T) {
 			"  tcp-check send-binary 301a0201016015020103\n  tcp-check send-binary 0404636e3d61\n" +
 			"  tcp-check send-binary 800768756e74657232\n  tcp-check expect binary 0a0100\n" +
 			haproxyServers, "its tcp-check lines send a password"},
+		{"404 alone, which keeps servers out", convert.HAProxy,
+			httpchk("  http-check expect status 404\n  http-check disable-on-404\n"), "expects the status 404 alone"},
 		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
 			"f:5 asks an agent for the server's state"},
 		{"a login over TLS", convert.HAProxy,

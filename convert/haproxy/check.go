@@ -119,6 +119,7 @@ func (p *proxy) httpCheck(l draft.Line) {
 	case "expect":
 		p.expect(l, l.Words[2:])
 	case "disable-on-404":
+		p.isOff404 = true
 		l.Note("a server that answers 404 is down; `appliance backends drain` takes one out softly")
 	case "comment", "send-state", "set-var", "set-var-fmt", "unset-var":
 		l.Moot("changes nothing of what a check asks for")
@@ -254,6 +255,17 @@ func (p *proxy) joinRules() {
 		if p.lost.Line > 0 {
 			p.refuse("%s is not carried over, and without it the check takes servers that it is there to keep out; "+
 				"convert without that line, and write what has to come: check: {expect: {contains: ok}}", p.lost.Place)
+		}
+		if p.isOff404 && p.expects {
+			if p.statuses == nil {
+				p.statuses = draft.StatusesThat(func(int) bool { return true })
+			}
+			const below, above = http.StatusNotFound - 1, http.StatusNotFound + 1
+			p.statuses = slices.Concat(draft.InBoth(p.statuses, []draft.Range{{From: 0, To: below}}),
+				draft.InBoth(p.statuses, []draft.Range{{From: above, To: 999}}))
+			if len(p.statuses) == 0 {
+				p.refuse("its check expects the status 404 alone, with which disable-on-404 gives servers no connections")
+			}
 		}
 		c.Status, c.Contains, c.Matches = draft.Statuses(p.statuses), p.ask.Contains, p.ask.Matches
 	}

@@ -31,6 +31,7 @@ type proxy struct {
 	lost                draft.Line // the first http-check line that is not carried over, and would have to be
 	expects, allBackups bool
 	asksMore            bool // a second request has begun
+	isOff404            bool // a server that answers 404 gets no connections
 	// sticks are the lines by which a client keeps its server, by its address or, with onlyOne, as all others do; table
 	// are those of the table, which alone keep nobody anywhere.
 	sticks, onlyOne, table []draft.Line

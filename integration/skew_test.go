@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
 	"appliance/integration/scene"
@@ -43,6 +46,7 @@ func TestVersionSkew(t *testing.T) {
 			tr.Ask(t.Context())
 			replace := func(i int, with string) {
 				t.Helper()
+				defer tr.reset(t, time.Now())
 				if err := tr.app.Stop(i); err != nil {
 					t.Errorf("node %d did not end well: %v", i+1, err)
 				}
@@ -53,10 +57,12 @@ func TestVersionSkew(t *testing.T) {
 					t.Fatal(err)
 				}
 				tr.ready(t, 0, 1, 2)
+				t.Logf("%s node %d serves as another version", time.Now().UTC().Format(stamp), i+1)
 				// Each version holds, beside the other, and hears what another node was told.
 				for to := range 3 {
 					tr.say(t, i, "transfer", tr.Nodes[to].Name)
 					tr.holder(t, to)
+					t.Logf("%s node %d holds", time.Now().UTC().Format(stamp), to+1)
 				}
 				tr.say(t, i, "backends", "drain", tr.Backends[1][0].String())
 				tr.all(t, 1, "drain")
@@ -76,6 +82,19 @@ func TestVersionSkew(t *testing.T) {
 			}
 			tr.oneAnswer(t)
 		})
+	}
+}
+
+// reset fails the test if a request since then was reset: a slow machine may have one time out, but none reset.
+func (tr *trial) reset(t *testing.T, since time.Time) {
+	t.Helper()
+	for k, p := range tr.Probes {
+		for _, try := range p.Tries() {
+			if try.Start.After(since) && errors.Is(try.Err, unix.ECONNRESET) {
+				t.Errorf("%s: a request was reset: from %s to %s, %v", tr.VIPs[k], try.Start.UTC().Format(stamp),
+					try.End.UTC().Format(stamp), try.Err)
+			}
+		}
 	}
 }
 

@@ -199,7 +199,7 @@ func (v *visit) peer(p configs.PeerEntry) (all []Finding, trip time.Duration) {
 		all = append(all, fine("peer", "%s (%s) answers by TCP and UDP, round trip %s", p.ID, at, round(trip)))
 	case errors.Is(err, syscall.ECONNREFUSED):
 		all = append(all, problem("peer", fmt.Sprintf("%s (%s) answers by TCP, and refuses UDP", p.ID, at),
-			"without datagrams the loss of a host is noticed after two heartbeats instead of one",
+			"without datagrams the loss of a host is noticed after four heartbeats or more instead of half of one",
 			fmt.Sprintf("let UDP %d in on that host; or what listens there is no appliance", at.Port())))
 	default:
 		// An appliance answers no datagram without the group's seal, so silence proves nothing.

@@ -318,6 +318,9 @@ func (n *node) followFitness(ctx context.Context) error {
 		trouble := cmp.Or(n.group.Status().Trouble, n.trials.Outvoted())
 		fit := fitness(cut(n.vips()), few, n.verdict.Load(), fault.String(), trouble)
 		n.group.SetFitness(fit)
+		n.group.SetServes(slices.ContainsFunc(n.balancer.Health(), func(lb balancer.LoadBalancerStatus) bool {
+			return lb.Plane == balancer.UserSpace
+		}))
 		why := faultOf(fit, n.hasNoHolder())
 		if event := told.look(time.Now(), why != "", n.holds.Load()); event != "" {
 			n.tell(hook.Notice{Name: event, Reason: mask.Text(why)})

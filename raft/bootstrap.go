@@ -41,6 +41,8 @@ type hello struct {
 	Floor time.Duration `json:"floor,omitempty"`
 	// Pace is the longest that a write to the peer's disk took lately, in nanoseconds.
 	Pace time.Duration `json:"pace,omitempty"`
+	// Serves says that clients of the peer wait for its process: user space serves a load balancer there.
+	Serves bool `json:"serves,omitempty"`
 	// OnLink are addresses of the peer's host on the links of the virtual addresses.
 	OnLink []netip.Addr `json:"onLink,omitempty"`
 	// Removed says that the group has removed the peer that asks.

@@ -2,6 +2,7 @@ package raft
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,10 +17,11 @@ import (
 	"appliance/raft/lease"
 	"appliance/raft/peerport"
 	"appliance/raft/store"
+	"appliance/raft/transport"
 )
 
 // DefaultHeartbeat is how long a peer waits for a word from the leader before it stands for election by
-// itself. The detector notices a lost host after little more than a third of it (one to two heartbeats where
+// itself. The detector notices a lost host after little more than a third of it (four to eight heartbeats where
 // datagrams are blocked), and a killed process is noticed at once. The leader sends five to ten heartbeats in
 // this time, so two may be late or lost. It is a hundred times the round trip of a data centre and ten times
 // that of a city; peers that are farther apart make it longer (lease.Fitting). It has to outlast a host that keeps the process waiting for a core: at ordinary priority,
@@ -81,6 +83,7 @@ type Config struct {
 	Tried func(ctx context.Context, question []byte) ([]byte, error)
 
 	floor   time.Duration                                       // what Heartbeat was before it was stretched
+	kernels func() detector.Kernels                             // tests answer for hosts here,
 	network peerport.Network                                    // tests cut connections here,
 	packets func(bind netip.AddrPort) (detector.Packets, error) // and lose datagrams here
 	disk    func(store.Disk) store.Disk                         // and crash here
@@ -94,6 +97,11 @@ type Config struct {
 // renew the lease several times within its length. If a busy host delays all of them, the holder does not
 // answer for a moment and then goes on.
 func (c *Config) span() time.Duration { return c.Heartbeat * 3 / 10 }
+
+// raftTimeout is after what silence raft's own clocks run out. The detector is sooner where datagrams come through. It
+// is longer than the detector waits for a process whose host answers, so that nobody is deposed by the one clock while
+// the other still waits.
+func (c *Config) raftTimeout() time.Duration { return transport.HeartbeatsUntilTimeout * c.Heartbeat }
 
 func (c *Config) self() Peer {
 	i := slices.IndexFunc(c.Peers, func(p Peer) bool { return p.ID == c.ID })
@@ -128,6 +136,11 @@ func (c *Config) complete() error {
 	}
 	if c.packets == nil {
 		c.packets = detector.Listen
+	}
+	if c.kernels == nil {
+		var process [8]byte
+		rand.Read(process[:])
+		c.kernels = func() detector.Kernels { return detector.AskKernels(process) }
 	}
 	if c.DataDir == "" {
 		return errors.New("no data directory; set one that survives a restart, the vote has to")

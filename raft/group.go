@@ -57,6 +57,7 @@ type Group struct {
 	links                   links
 	feed                    feed.Publisher
 	history                 *history
+	founds                  bool           // this peer has begun the group, as the first of its peers
 	known                   bool           // there was state when the process began
 	position                store.Position // of the disk then
 	replaces                string         // the group that was recovered as this one, as the disk has it
@@ -97,6 +98,7 @@ type Group struct {
 	withheld withheld
 	fitness  Fitness
 	onLink   []netip.Addr
+	serves   bool
 }
 
 // Open takes what the peer needs from the host: data directory, keys, port. The group hears nothing of it
@@ -174,8 +176,8 @@ func Open(cfg Config) (*Group, error) {
 	}
 	if bind.IsValid() {
 		if g.packets, err = cfg.packets(bind); err != nil {
-			cfg.Log.Warn("no datagrams without the peer port's number in UDP; the loss of a host takes two heartbeats "+
-				"to notice instead of half of one; find the program that has it", "port", bind, "error", err)
+			cfg.Log.Warn("no datagrams without the peer port's number in UDP; the loss of a host takes four "+
+				"heartbeats or more to notice instead of half of one; find the program that has it", "port", bind, "error", err)
 		}
 	}
 	g.stream = transport.NewStream(g.port, cfg.Addr)
@@ -393,9 +395,9 @@ func (g *Group) rememberHeartbeat() error {
 func (g *Group) electionTimeout() time.Duration {
 	if g.cfg.self().Witness {
 		// A witness can only hand leadership on; let the others stand first.
-		return 2 * g.cfg.Heartbeat
+		return 2 * g.cfg.raftTimeout()
 	}
-	return g.cfg.Heartbeat
+	return g.cfg.raftTimeout()
 }
 
 func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
@@ -404,7 +406,7 @@ func (g *Group) raftConfig(notify chan<- bool) *hraft.Config {
 	c.HeartbeatTimeout = g.electionTimeout()
 	c.ElectionTimeout = c.HeartbeatTimeout
 	// The leader steps down soon after its lease has run out; until then it can renew it in the same term.
-	c.LeaderLeaseTimeout = g.cfg.Heartbeat
+	c.LeaderLeaseTimeout = g.cfg.raftTimeout()
 	c.CommitTimeout = 50 * time.Millisecond
 	c.NotifyCh = notify
 	c.Logger = g.hlog
@@ -444,8 +446,37 @@ func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	parts.Go(func() error { return g.leaderLoop(inner) })
 	parts.Go(func() error { return g.tellCarrier(inner) })
 	parts.Go(func() error { return g.detect(inner) })
+	if g.founds {
+		parts.Go(func() error { g.standFirst(inner); return nil })
+	}
 	g.change.Fire()
 	return nil
+}
+
+// standFirst has the first of those who begin a group stand for election when all have begun: from then on nobody can be
+// left out by a vote (justBootstrapped). Raft does it by itself after its timeout.
+func (g *Group) standFirst(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, g.cfg.raftTimeout())
+	defer cancel()
+	for g.raft.CurrentTerm() <= 1 {
+		begun := 1
+		if len(g.servers()) > 1 {
+			for _, h := range g.ask(ctx) {
+				if h.HasState {
+					begun++
+				}
+			}
+		}
+		if begun >= len(g.servers()) {
+			_ = g.trans.Stand(ctx)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(g.cfg.Heartbeat / 10):
+		}
+	}
 }
 
 // running is raft once it has been started, and nil before.

@@ -126,6 +126,8 @@ func (g *Group) bootstrap(peers []Peer, why string) error {
 	if err := hraft.BootstrapCluster(g.raftConfig(nil), g.store, g.store, g.store.Snaps, trans, c); err != nil {
 		return fmt.Errorf("beginning the group in %s: %w", g.cfg.DataDir, err)
 	}
+	first := slices.IndexFunc(peers, func(p Peer) bool { return !p.Witness })
+	g.founds = first >= 0 && peers[first].ID == g.cfg.ID
 	g.log.Info("began a new group", "peers", names(peers), "because", why)
 	return nil
 }
@@ -333,6 +335,7 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 		g.withhold(l.ID, *b)
 	}
 	g.detector.Accept(l.ID, rep.Datagrams)
+	g.detector.Serves(l.ID, rep.Hello.Serves)
 	g.mu.Lock()
 	old, met := g.hellos[l.ID]
 	g.hellos[l.ID] = *rep.Hello
@@ -378,7 +381,7 @@ func (g *Group) hello() (h hello) {
 		StartAsLeader: g.cfg.StartAsLeader, Intent: g.intent, Peers: g.cfg.Peers,
 		Self: g.cfg.self(), Joins: len(g.cfg.Join) > 0, Priority: g.cfg.Priority, Fitness: g.fitness, OnLink: g.onLink,
 		Protocol: protocolVersion, Oldest: oldestProtocol, Heartbeat: g.cfg.Heartbeat, Floor: g.cfg.floor,
-		Replaces: g.replaces,
+		Replaces: g.replaces, Serves: g.serves,
 	}
 	if pace := g.store.Pace(); g.isSlow(pace) {
 		h.Pace = pace
@@ -414,6 +417,14 @@ func (g *Group) hello() (h hello) {
 		h.Members = append(h.Members, string(s.ID))
 	}
 	return h
+}
+
+// SetServes tells the other peers whether clients here wait for this process, which is so in user space: then they do
+// not wait for it where it is silent although the host answers. They learn it within a second.
+func (g *Group) SetServes(serves bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.serves = serves
 }
 
 // SetOnLink tells the other peers which addresses this host has on the links of the virtual addresses. They

@@ -462,3 +462,48 @@ func (s *simPackets) Write(b []byte, to netip.AddrPort) error {
 }
 
 func (s *simPackets) Close() {}
+
+// simKernels asks the kernels of other hosts, which answer whatever their processes do.
+type simKernels struct {
+	p        *simProc
+	answered []simEcho // guarded by net.mu
+}
+
+type simEcho struct {
+	at   time.Time
+	from netip.Addr
+	n    uint16
+}
+
+func (k *simKernels) Ask(to netip.Addr, n uint16) {
+	net := k.p.host.net
+	net.mu.Lock()
+	defer net.mu.Unlock()
+	h := net.hosts[to]
+	if h == nil || k.p.dead.Load() || net.isCut(k.p.host.id, h.id) || net.rnd.Float64() < net.loss {
+		return
+	}
+	there := net.way()
+	time.AfterFunc(there, func() {
+		net.mu.Lock()
+		defer net.mu.Unlock()
+		if h.up && !net.isCut(h.id, k.p.host.id) {
+			k.answered = append(k.answered, simEcho{time.Now().Add(net.way()), to, n})
+		}
+	})
+}
+
+func (k *simKernels) Answered() (from netip.Addr, n uint16, ok bool) {
+	net := k.p.host.net
+	net.mu.Lock()
+	defer net.mu.Unlock()
+	i := slices.IndexFunc(k.answered, func(e simEcho) bool { return !time.Now().Before(e.at) })
+	if i < 0 {
+		return netip.Addr{}, 0, false
+	}
+	e := k.answered[i]
+	k.answered = slices.Delete(k.answered, i, i+1)
+	return e.from, e.n, true
+}
+
+func (k *simKernels) Close() {}

@@ -26,7 +26,7 @@ func (g *Group) detect(ctx context.Context) error {
 	}
 	e := &elections{Group: g, ctx: ctx}
 	defer e.running.Wait()
-	return g.detector.Run(ctx, g.packets, e)
+	return g.detector.Run(ctx, g.packets, g.cfg.kernels, e)
 }
 
 // elections is what the detector knows of a group, and does in it.
@@ -87,14 +87,14 @@ func (e *elections) Refresh(leader string, term uint64) (kept, writes bool) {
 	}
 	// As its own heartbeats did, this leaves raft's timeout most of its length, and it spares most turns.
 	since := time.Since(e.raft.LastContact())
-	if since > e.cfg.Heartbeat/3 {
+	if since > e.cfg.raftTimeout()/3 {
 		addr, id := e.raft.LeaderWithID()
 		if string(id) != leader {
 			return false, false
 		}
 		e.trans.Refresh(leader, addr, term)
 	}
-	if since < e.cfg.Heartbeat/2 {
+	if since < e.cfg.raftTimeout()/2 {
 		return true, false
 	}
 	writes = e.store.Writes()

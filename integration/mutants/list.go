@@ -10,6 +10,8 @@ type mutant struct {
 
 var mutants = []mutant{
 	// Step 1: grant.
+	{"a host that does not answer is waited for", "raft/detector/detector.go",
+		"return c.mute < leastSuspicion(d.heartbeat) &&", "return c.mute == c.mute &&", "TestDetectorAsksTheKernel"},
 	{"t0 of a heartbeat is taken after the call", "raft/transport/transport.go",
 		"resp.Success && resp.Term == args.Term {\n\t\tt.rules.Granted(string(id), args.Term, t0)",
 		"resp.Success && resp.Term == args.Term {\n\t\t_ = t0\n\t\tt.rules.Granted(string(id), args.Term, t.rules.Now())",

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"log/slog"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,7 +15,10 @@ import (
 const (
 	ticksPerProbe     = 2
 	ticksPerHeartbeat = 30
-	ticksPerPulse     = 18
+	ticksPerPulse     = 30
+
+	// PatienceForProcesses is for how many heartbeats a silent process is waited for while its host answers.
+	PatienceForProcesses = 3
 
 	// lateTick is how many ticks of silence a late tick adds at most to those after which it was due.
 	lateTick = 1
@@ -36,6 +40,10 @@ type Detector struct {
 	now       func() time.Duration
 	log       *slog.Logger
 	elections Elections
+
+	// kernels is nil while nobody is silent; openKernels may be nil
+	kernels     Kernels
+	openKernels func() Kernels
 
 	mu     sync.Mutex
 	peers  map[string]*contact
@@ -100,7 +108,10 @@ type contact struct {
 	silence  time.Duration // since the last one, in ticks
 	pause    time.Duration // the longest that it made lately
 	vanished bool
-	told     bool // it has been answered since the last turn to probe
+	hasty    bool          // clients wait for its process
+	mute     time.Duration // since its host answered last, in ticks; noAnswer: not in this silence
+	asks     uint16        // how often its host has been asked
+	told     bool          // it has been answered since the last turn to probe
 	warned   bool
 	keyed    time.Duration // when the key came, for warned
 
@@ -108,6 +119,9 @@ type contact struct {
 	viewed uint64
 	asked  uint64 // the first number of the questions about the leader
 }
+
+// noAnswer is the silence of a host that has not been heard of.
+const noAnswer = time.Duration(math.MaxInt64)
 
 type sentProbe struct {
 	seq, term uint64
@@ -177,8 +191,18 @@ func (d *Detector) Accept(peer string, key []byte) {
 	if !c.heard && !c.warned && d.now()-c.keyed > blockedAfter {
 		c.warned = true
 		d.log.Warn("no datagrams come from this peer: let UDP through on the peer port, as TCP; until then the "+
-			"loss of a host takes two heartbeats instead of half of one",
+			"loss of a host takes four heartbeats or more instead of half of one",
 			"peer", peer, "address", c.Addr)
+	}
+}
+
+// Serves says whether clients wait for the process of peer. They do not where the kernel moves their packets: there is
+// time for a process that is silent while its host answers.
+func (d *Detector) Serves(peer string, serves bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.peers[peer]; c != nil {
+		c.hasty = serves
 	}
 }
 
@@ -217,9 +241,11 @@ func (d *Detector) Received(peer string) uint64 {
 }
 
 // Run probes until ctx ends. It looks for datagrams once per tick instead of waiting for each: wake-ups are
-// what costs, and only a peer that suspects the leader is in a hurry.
-func (d *Detector) Run(ctx context.Context, link Packets, elections Elections) error {
+// what costs, and only a peer that suspects the leader is in a hurry. Kernels, if it is not nil, opens what asks hosts.
+func (d *Detector) Run(ctx context.Context, link Packets, kernels func() Kernels, elections Elections) error {
 	defer link.Close()
+	d.openKernels = kernels
+	defer d.closeKernels()
 	d.mu.Lock()
 	d.elections = elections
 	d.last = d.now()
@@ -279,6 +305,68 @@ func (d *Detector) drain(link Packets, b []byte) {
 	}
 }
 
+// askKernels reads which hosts have answered, and asks those whose processes are silent. The caller holds mu.
+func (d *Detector) askKernels(passed time.Duration) {
+	silent := false
+	for _, c := range d.peers {
+		if !c.awaited() || c.silence < d.missed() {
+			c.mute = noAnswer
+			continue
+		}
+		silent = true
+		if c.mute != noAnswer {
+			c.mute += passed
+		}
+	}
+	if !silent {
+		d.closeKernels()
+		return
+	}
+	if d.kernels == nil && d.openKernels != nil {
+		d.kernels = d.openKernels()
+	}
+	if d.kernels == nil {
+		return
+	}
+	for range 256 {
+		from, n, ok := d.kernels.Answered()
+		if !ok {
+			break
+		}
+		for _, c := range d.peers {
+			// An answer to a question of an earlier silence says nothing of this one.
+			if c.Addr.Addr().WithZone("").Unmap() == from && c.asks-n < freshAsks {
+				c.mute = 0
+			}
+		}
+	}
+	for _, c := range d.peers {
+		if c.awaited() && c.silence >= d.missed() {
+			c.asks++
+			d.kernels.Ask(c.Addr.Addr(), c.asks)
+		}
+	}
+}
+
+// freshAsks is how many questions old an answer may be: one is asked each tick, and a heartbeat is six round trips.
+const freshAsks = ticksPerHeartbeat / 3
+
+// awaited says that the silence of c would be judged.
+func (c *contact) awaited() bool { return c.heard && !c.vanished && !c.hasty }
+
+func (d *Detector) closeKernels() {
+	if d.kernels != nil {
+		d.kernels.Close()
+		d.kernels = nil
+	}
+}
+
+// isLate says that the process of c is silent, and its host is there. The caller holds mu.
+func (d *Detector) isLate(c *contact) bool {
+	return c.mute < leastSuspicion(d.heartbeat) &&
+		c.silence < time.Duration(PatienceForProcesses*float64(d.heartbeat))
+}
+
 // asks tells whether the others have been asked about the leader.
 func (d *Detector) asks() bool {
 	d.mu.Lock()
@@ -309,7 +397,18 @@ func (d *Detector) step(link Packets) {
 		if was := c.silence; was < d.missed() && was+passed >= d.missed() {
 			missed = true
 		}
-		if c.silence += passed; c.silence >= d.suspicion(c) && !c.vanished {
+		c.silence += passed
+	}
+	d.askKernels(passed)
+	leader, term := d.elections.Follows()
+	for _, c := range d.peers {
+		switch {
+		case !c.heard || c.vanished || c.silence < d.suspicion(c):
+		case d.isLate(c):
+			if c.ID == leader {
+				d.elections.Refresh(leader, term) // raft waits for it too
+			}
+		default:
 			c.vanished, changed = true, true
 			d.log.Info("a peer has vanished", "peer", c.ID, "silent", c.silence)
 		}

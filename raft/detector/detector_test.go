@@ -33,6 +33,7 @@ type hall struct {
 	replaced map[string]time.Duration // by whom, when
 	terms    map[string]uint64
 	changes  int
+	asking   map[string]int  // sockets to ask kernels by
 	deaf     map[string]bool // whose raft does not follow the leader
 	// when the leader was told that a raft needs no other heartbeat, and when who was told to look
 	refreshed map[string]time.Duration
@@ -290,8 +291,8 @@ func TestProbesAreHeartbeats(t *testing.T) {
 		t.Errorf("c does not follow the leader, and was said to need no heartbeat at %v", at)
 	}
 	all := h.pulses["a"]
-	if n := len(all); n < 10 || n > 13 {
-		t.Errorf("the leader was told %d times in a second, want every 90 ms", n)
+	if n := len(all); n < 6 || n > 8 {
+		t.Errorf("the leader was told %d times in a second, want every 150 ms", n)
 	}
 	if len(h.pulses["b"]) > 0 {
 		t.Errorf("a follower was told: %v", h.pulses["b"])
@@ -398,6 +399,87 @@ func TestDetectorLearnsPauses(t *testing.T) {
 	h.run(time.Second)
 	if took := h.replaced["b"] - began; took < 60*ms || took > 190*ms {
 		t.Errorf("stood %v after the fault", took)
+	}
+}
+
+// hallKernels answers for the hosts in the hall, whether their processes run or not.
+type hallKernels struct {
+	*desk
+	answers []parcelOf
+}
+
+type parcelOf struct {
+	from netip.Addr
+	n    uint16
+}
+
+func (k *hallKernels) Ask(to netip.Addr, n uint16) {
+	id := k.ids[to.As4()[3]]
+	if !k.cut[[2]string{k.id, id}] && !k.cut[[2]string{id, k.id}] {
+		k.answers = append(k.answers, parcelOf{to, n})
+	}
+}
+
+func (k *hallKernels) Answered() (from netip.Addr, n uint16, ok bool) {
+	if len(k.answers) == 0 {
+		return from, 0, false
+	}
+	a := k.answers[0]
+	k.answers = k.answers[1:]
+	return a.from, a.n, true
+}
+
+func (k *hallKernels) Close() { k.asking[k.id]-- }
+
+// TestDetectorAsksTheKernel: a process that is silent while its host answers is only late, for a while, unless clients
+// wait for it. A host that does not answer is lost as soon as ever.
+func TestDetectorAsksTheKernel(t *testing.T) {
+	const patience = time.Duration(PatienceForProcesses * float64(heartbeat))
+	for name, c := range map[string]struct {
+		serves     bool
+		fault      func(h *hall)
+		from, upTo time.Duration // when b stands after it; 0: it does not
+	}{
+		"a stall": {false, func(h *hall) { h.asleep["a"] = h.now + 300*ms }, 0, 0},
+		"stalls": {false, func(h *hall) {
+			for range 5 {
+				h.asleep["a"] = h.now + 200*ms
+				h.run(250 * ms)
+			}
+		}, 0, 0},
+		"frozen":                   {false, func(h *hall) { h.asleep["a"] = h.now + time.Hour }, patience - 10*ms, patience + 40*ms},
+		"frozen, and clients wait": {true, func(h *hall) { h.asleep["a"] = h.now + time.Hour }, 40 * ms, 85 * ms},
+		"lost":                     {false, func(h *hall) { h.isolate("a", true) }, 40 * ms, 85 * ms},
+		"frozen, and lost afterwards": {false, func(h *hall) {
+			h.asleep["a"] = h.now + time.Hour
+			h.run(200 * ms)
+			h.isolate("a", true)
+		}, 240 * ms, 300 * ms},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHall(t, 3)
+			h.asking = make(map[string]int)
+			for id, d := range h.ds {
+				d.openKernels = func() Kernels { h.asking[id]++; return &hallKernels{desk: &desk{h, id}} }
+				d.Serves("a", c.serves)
+			}
+			h.run(time.Second)
+			began, changes := h.now, h.changes
+			c.fault(h)
+			h.run(time.Second)
+			at, stood := h.replaced["b"]
+			switch took := at - began; {
+			case stood != (c.upTo > 0):
+				t.Errorf("b stands: %v, after %v", stood, took)
+			case stood && (took < c.from || took > c.upTo):
+				t.Errorf("b stands after %v, want %v to %v", took, c.from, c.upTo)
+			case !stood && h.changes != changes:
+				t.Error("a was said to have vanished")
+			}
+			if h.asking["b"] != 0 {
+				t.Errorf("b still has %d sockets to ask by", h.asking["b"])
+			}
+		})
 	}
 }
 

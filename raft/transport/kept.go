@@ -20,15 +20,19 @@ import (
 // to verify a leader. It keeps the library's own clocks from running out, on both sides. A message goes out as
 // ever once replies are missing for keptFor, after any failure, if it says anything new, and every truthEvery.
 
+// HeartbeatsUntilTimeout is the timeout of the library's clocks, in heartbeats.
+const HeartbeatsUntilTimeout = 4
+
 const (
 	// keptFor is how old the reply may be that an answer from here rests on, in heartbeats: three probes. The
 	// lease, three tenths, has not run out by then, and a real heartbeat can renew it.
 	keptFor = 0.2
 	// restFor is how long a heartbeat waits here at most, in heartbeats. With the library's own pause of up to a
-	// fifth it stays below a heartbeat, after which the leader would step down.
-	restFor = 0.7
-	// truthEvery bounds how long it goes unnoticed that TCP does not pass although datagrams do.
-	truthEvery = time.Second
+	// fifth of its timeout it stays below that timeout, after which the leader would step down.
+	restFor = 0.7 * HeartbeatsUntilTimeout
+	// truthEvery is how often a message is sent all the same, and truthTakes how long its answer may take: together they
+	// bound how long it goes unnoticed that TCP does not pass although datagrams do.
+	truthEvery, truthTakes = time.Second, time.Second
 	// longestWrite is how long a peer may wait for its disk before raft here counts it as silent.
 	longestWrite = 10 * time.Second
 )
@@ -48,6 +52,8 @@ type keeping struct {
 	writes bool // it waits for its disk, and answers raft's messages after that
 	beats  said
 	log    said
+	asking bool   // a heartbeat is under way beside those that are answered here
+	turns  uint64 // of heartbeats that are sent by the library
 }
 
 // said is the last message that was answered, and when.
@@ -67,6 +73,21 @@ func (k *kept) of(id hraft.ServerID) *keeping {
 		k.by[id] = &keeping{}
 	}
 	return k.by[id]
+}
+
+// turn begins the time after a heartbeat that the library sends to id, and isOver says that it has sent another one.
+func (k *kept) turn(id hraft.ServerID) uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.of(id)
+	p.turns++
+	return p.turns
+}
+
+func (k *kept) isOver(id hraft.ServerID, turn uint64) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.of(id).turns != turn
 }
 
 // isKept says that the latest reply of p is new enough at now to rest on.
@@ -124,14 +145,40 @@ func (t *Transport) spares(id hraft.ServerID, args *hraft.AppendEntriesRequest) 
 		return false
 	}
 	if isHeartbeat(args) {
-		every := truthEvery
-		if p.writes {
-			every = longestWrite
-		}
-		return p.beats.ok && p.beats.term == args.Term && now-p.beats.at < every
+		return p.beats.ok && p.beats.term == args.Term && now-p.beats.at < p.every()+truthTakes
 	}
 	return p.log.ok && p.log.term == args.Term && p.log.prev == args.PrevLogEntry &&
 		p.log.commit == args.LeaderCommitIndex && now-p.log.at < truthEvery
+}
+
+// every is how often a heartbeat is sent to p all the same.
+func (p *keeping) every() time.Duration {
+	if p.writes {
+		return longestWrite
+	}
+	return truthEvery
+}
+
+// check sends a heartbeat now and then to a peer that needs none. It does not wait for the answer, which takes its time
+// where a host is busy: the peer has said by its datagrams that it is there.
+func (t *Transport) check(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest) {
+	k, now := &t.kept, t.rules.Now()
+	k.mu.Lock()
+	p := k.of(id)
+	due := !p.asking && now-p.beats.at >= p.every()
+	p.asking = p.asking || due
+	k.mu.Unlock()
+	if !due {
+		return
+	}
+	own := *args
+	t.repeats.Go(func() {
+		var resp hraft.AppendEntriesResponse
+		_ = t.appendEntries(id, target, &own, &resp) // a failure is noted there
+		k.mu.Lock()
+		p.asking = false
+		k.mu.Unlock()
+	})
 }
 
 // rest waits as long as id needs not be sent args, and not too long. It returns false if args have to be sent, and

@@ -84,6 +84,7 @@ func (w *keptWire) sends(what string, args hraft.AppendEntriesRequest, want bool
 			wake()
 		}
 	}
+	w.repeats.Wait() // what is sent in the background
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if sent := w.sent > before; sent != want {

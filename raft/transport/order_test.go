@@ -50,7 +50,7 @@ func TestGrantCountsFromBeforeTheCall(t *testing.T) {
 			rules.Now = func() time.Duration { return time.Duration(clock.Load()) }
 			var at []time.Duration
 			rules.Granted = func(_ string, _ uint64, t0 time.Duration) { at = append(at, t0) }
-			tr := &Transport{NetworkTransport: libraryWire(t, "127.0.0.1:0"), rules: rules}
+			tr := &Transport{NetworkTransport: libraryWire(t, "127.0.0.1:0"), rules: rules, kept: kept{heartbeat: time.Hour}}
 			tr.AppendEntries("b", addr, &hraft.AppendEntriesRequest{Term: 7}, new(hraft.AppendEntriesResponse))
 			tr.RequestVote("b", addr, &hraft.RequestVoteRequest{Term: 7}, new(hraft.RequestVoteResponse))
 			switch {

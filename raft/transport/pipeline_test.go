@@ -15,7 +15,7 @@ func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
 	stop := make(chan struct{})
 	leader := &Transport{
 		NetworkTransport: own, stop: stop, rpcs: make(chan hraft.RPC),
-		rules: freeRules(),
+		rules: freeRules(), kept: kept{heartbeat: time.Hour},
 	}
 
 	ended, done := make(chan struct{}), make(chan struct{})

@@ -36,7 +36,7 @@ func TestPieceFollowsHeartbeat(t *testing.T) {
 	stop := make(chan struct{})
 	leader := &Transport{
 		NetworkTransport: libraryWire(t, "127.0.0.1:0"), stop: stop,
-		rules: freeRules(),
+		rules: freeRules(), kept: kept{heartbeat: time.Hour},
 	}
 	t.Cleanup(func() { close(stop) })
 	send := func(args hraft.AppendEntriesRequest) (hraft.AppendEntriesResponse, error) {

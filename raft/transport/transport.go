@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -140,17 +141,21 @@ type Transport struct {
 	stop     <-chan struct{}
 	replicas replicas
 	kept     kept
+	repeats  sync.WaitGroup
 	voted    atomic.Int64 // when this peer last stood, or was asked for its vote, by rules.Now; 0: never
 }
+
+// repeatsPerHeartbeat is how often heartbeats are sent where no probes are: three in the length of a lease.
+const repeatsPerHeartbeat = 10
 
 // longestRest is how long a piece of the log waits for a peer that does not answer.
 const longestRest = 10 * time.Second
 
-// New returns the transport over s. RPCs have two heartbeats: with more, the retry after a healed partition
-// would wait for TCP's own backoff; with less, a slow disk would look like a dead peer.
+// New returns the transport over s. RPCs have as long as raft's clocks: with more, the retry after a healed partition
+// would wait for TCP's own backoff; with less, a slow disk or a busy host would look like a dead peer.
 func New(s *Stream, heartbeat time.Duration, rules Rules, log hclog.Logger) *Transport {
 	net := hraft.NewNetworkTransportWithConfig(&hraft.NetworkTransportConfig{
-		Stream: s, MaxPool: 3, Timeout: max(2*heartbeat, 250*time.Millisecond), Logger: log,
+		Stream: s, MaxPool: 3, Timeout: max(HeartbeatsUntilTimeout*heartbeat, 250*time.Millisecond), Logger: log,
 	})
 	if rules.Patience == nil {
 		rules.Patience = func() time.Duration { return 0 }
@@ -176,6 +181,7 @@ func (t *Transport) Consumer() <-chan hraft.RPC { return t.rpcs }
 
 // Relay passes RPCs on to raft, after they have been noted as possible grants.
 func (t *Transport) Relay(ctx context.Context) error {
+	defer t.repeats.Wait()
 	for {
 		select {
 		case <-ctx.Done():
@@ -284,14 +290,41 @@ func (t *Transport) stamped(id hraft.ServerID, header hraft.RPCHeader) hraft.RPC
 func (t *Transport) AppendEntries(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest,
 	resp *hraft.AppendEntriesResponse) error {
 	if t.rest(id, args) {
+		if isHeartbeat(args) {
+			t.check(id, target, args)
+		}
 		*resp = hraft.AppendEntriesResponse{Term: args.Term, LastLog: args.PrevLogEntry, Success: true}
 		return nil
 	}
 	err := t.appendEntries(id, target, args, resp)
+	if err == nil && resp.Success && isHeartbeat(args) {
+		t.repeat(id, target, args)
+	}
 	if err == nil || isHeartbeat(args) || !t.replicas.awaitAnswer(id, longestRest, t.stop) {
 		return err
 	}
 	return t.appendEntries(id, target, args, resp)
+}
+
+// repeat sends a heartbeat again and again in the pause that the library makes after it, for the lease: to a peer from
+// which no datagrams come, the library's own are too far apart.
+func (t *Transport) repeat(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest) {
+	again, turn := *args, t.kept.turn(id)
+	t.repeats.Go(func() {
+		tick := time.NewTicker(t.kept.heartbeat / repeatsPerHeartbeat)
+		defer tick.Stop()
+		for range repeatsPerHeartbeat * HeartbeatsUntilTimeout / 5 { // the longest that the library pauses
+			select {
+			case <-tick.C:
+			case <-t.stop:
+				return
+			}
+			var resp hraft.AppendEntriesResponse
+			if t.kept.isOver(id, turn) || t.spares(id, &again) || t.appendEntries(id, target, &again, &resp) != nil || !resp.Success {
+				return
+			}
+		}
+	})
 }
 
 func (t *Transport) appendEntries(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest,

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,7 +58,6 @@ type Group struct {
 	links                   links
 	feed                    feed.Publisher
 	history                 *history
-	founds                  bool           // this peer has begun the group, as the first of its peers
 	known                   bool           // there was state when the process began
 	position                store.Position // of the disk then
 	replaces                string         // the group that was recovered as this one, as the disk has it
@@ -446,29 +446,42 @@ func (g *Group) start(parts *errgroup.Group, inner context.Context) error {
 	parts.Go(func() error { return g.leaderLoop(inner) })
 	parts.Go(func() error { return g.tellCarrier(inner) })
 	parts.Go(func() error { return g.detect(inner) })
-	if g.founds {
-		parts.Go(func() error { g.standFirst(inner); return nil })
-	}
+	parts.Go(func() error { g.standFirst(inner); return nil })
 	g.change.Fire()
 	return nil
 }
 
-// standFirst has the first of those who begin a group stand for election when all have begun: from then on nobody can be
-// left out by a vote (justBootstrapped). Raft does it by itself after its timeout.
+// standFirst has the most wanted of those who begin at the same time stand for election at once: raft's own timeout is
+// for a leader that was there. When a group is founded it waits for all, since nobody may begin it after a vote
+// (justBootstrapped); later a majority will do. If it cannot be said who that is, the timeout decides.
 func (g *Group) standFirst(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, g.cfg.raftTimeout())
 	defer cancel()
-	for g.raft.CurrentTerm() <= 1 {
-		begun := 1
-		if len(g.servers()) > 1 {
+	for {
+		voters := g.voters(nil)
+		begun := map[string]bool{g.cfg.ID: true}
+		if len(voters) > 1 {
 			for _, h := range g.ask(ctx) {
-				if h.HasState {
-					begun++
+				if h.Leader != "" {
+					return
 				}
+				begun[h.ID] = h.HasState
 			}
 		}
-		if begun >= len(g.servers()) {
-			_ = g.trans.Stand(ctx)
+		all := len(voters)
+		voters = slices.DeleteFunc(voters, func(id string) bool { return !begun[id] })
+		if leader, _ := (&elections{Group: g}).Follows(); leader != "" || g.raft.State() != hraft.Follower {
+			return
+		}
+		if n := len(voters); n == all || n > all/2 && g.raft.CurrentTerm() > 1 {
+			for _, p := range g.byPreference() {
+				if !p.Witness && slices.Contains(voters, p.ID) {
+					if p.ID == g.cfg.ID {
+						_ = g.trans.Stand(ctx)
+					}
+					return
+				}
+			}
 			return
 		}
 		select {

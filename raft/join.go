@@ -126,8 +126,6 @@ func (g *Group) bootstrap(peers []Peer, why string) error {
 	if err := hraft.BootstrapCluster(g.raftConfig(nil), g.store, g.store, g.store.Snaps, trans, c); err != nil {
 		return fmt.Errorf("beginning the group in %s: %w", g.cfg.DataDir, err)
 	}
-	first := slices.IndexFunc(peers, func(p Peer) bool { return !p.Witness })
-	g.founds = first >= 0 && peers[first].ID == g.cfg.ID
 	g.log.Info("began a new group", "peers", names(peers), "because", why)
 	return nil
 }

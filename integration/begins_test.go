@@ -44,6 +44,13 @@ func TestBeginningsAreLogged(t *testing.T) {
 			w.await(t, i, lb.name, served(balancer.PlaneName(lb.name), len(peers)))
 		}
 	}
+	w.begins(t, balances, func(lb balance) balancer.PlaneName { return balancer.PlaneName(lb.name) })
+}
+
+// begins connects to load balancers whose beginnings are logged, from the link and from afar, and finds one line for
+// each.
+func (w *world) begins(t *testing.T, balances []balance, planeOf func(lb balance) balancer.PlaneName) {
+	t.Helper()
 	var wants []string
 	for _, from := range []*lab.Machine{w.client, w.far} {
 		for _, lb := range balances {
@@ -59,7 +66,7 @@ func TestBeginningsAreLogged(t *testing.T) {
 				}); err != nil {
 					t.Fatalf("%s from %s: %v", lb.name, from.Name, err)
 				}
-				wants = append(wants, fmt.Sprintf("%s %s begins to=%s plane=%s\n", client, lb.name, w.target(lb.port), lb.name))
+				wants = append(wants, fmt.Sprintf("%s %s begins to=%s plane=%s\n", client, lb.name, w.target(lb.port), planeOf(lb)))
 			}
 		}
 	}

@@ -58,13 +58,16 @@ func TestGuest(t *testing.T) {
 		t.Run(string(family), func(t *testing.T) {
 			began := time.Now()
 			lbs := balances(balancer.IPVS)
-			lbs[0].check = asked
+			lbs[0].check, lbs[0].more = asked, "  logBegin: text\n"
 			w := newWorld(t, family)
 			doctors := w.doctors(t, lbs[0].nodes...)
 			w.start(t, string(balancer.IPVS), lbs)
 			t.Logf("ready after %v", time.Since(began).Round(time.Second))
 			w.positions(t, balancer.IPVS, lbs)
 			t.Logf("tried from everywhere after %v", time.Since(began).Round(time.Second))
+			t.Run("beginnings are logged", func(t *testing.T) {
+				w.begins(t, lbs[:1], func(balance) balancer.PlaneName { return balancer.IPVS })
+			})
 			w.withstands(t, balancer.IPVS, lbs[0], w.holder(t))
 			t.Logf("damaged and repaired after %v", time.Since(began).Round(time.Second))
 			t.Run("no backend", func(t *testing.T) { w.refuses(t, lbs[0], balancer.IPVS, doctors) })

@@ -30,8 +30,10 @@ import (
 // soakEnv is for how long TestSoak goes on.
 const soakEnv = "APPLIANCE_TEST_SOAK"
 
-// soakRest is longer than the rules keep what they have learned of strangers.
-const soakRest = 70 * time.Second
+// soakRest is longer than the rules keep what they have learned of strangers, and than the kernel tracks a handshake
+// that never ends: a minute from its last SYN-ACK on, which goes out after another. What checks and clients have closed
+// is tracked for two minutes: some hundreds.
+const soakRest = 130 * time.Second
 
 // Ports of a soak: one for each data plane.
 const (
@@ -91,7 +93,7 @@ type gauges map[string]int
 // slack is how many more there may be, beside a quarter.
 var slack = gauges{
 	"files": 16, "goroutines": 20, "sockets": 40, "KiB of heap": 8 << 10, "KiB of memory": 24 << 10, "KiB on disk": 4 << 10,
-	"lines of rules": 20, "set elements": 50, "connections tracked": 200, "neighbours": 20, "lines of log": 200,
+	"lines of rules": 20, "set elements": 50, "connections tracked": 1000, "neighbours": 20, "lines of log": 200,
 }
 
 func (w *world) gauges(t *testing.T) map[string]gauges {

@@ -294,7 +294,7 @@ func freePort(t *testing.T, number byte) uint16 {
 	for range 1000 {
 		port := 10_000 + 6000*uint16(number) + uint16(rand.IntN(6000))
 		if l, err := net.Listen("tcp4", fmt.Sprintf(":%d", port)); err == nil {
-			l.Close()
+			endListening(t, l)
 			return port
 		}
 	}
@@ -364,7 +364,7 @@ func (s *testServer) become(t *testing.T, state string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.end = func() { l.Close() }
+		s.end = func() { endListening(t, l) }
 		go func() {
 			for {
 				conn, err := l.Accept()
@@ -406,6 +406,20 @@ func fill(t *testing.T, at netip.AddrPort) (end func()) {
 		for _, c := range held {
 			c.Close()
 		}
+		_ = syscall.Shutdown(fd, syscall.SHUT_RD) // endListening
 		syscall.Close(fd)
 	}
+}
+
+// endListening frees the address of l at once. A program that is being started has a copy of the socket for a moment, and
+// while the copy listens the address is in use.
+func endListening(t *testing.T, l net.Listener) {
+	raw, err := l.(*net.TCPListener).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { _ = syscall.Shutdown(int(fd), syscall.SHUT_RD) })
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	l.Close()
 }

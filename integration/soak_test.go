@@ -92,7 +92,8 @@ type gauges map[string]int
 
 // slack is how many more there may be, beside a quarter.
 var slack = gauges{
-	"files": 16, "goroutines": 20, "sockets": 40, "KiB of heap": 8 << 10, "KiB of memory": 24 << 10, "KiB on disk": 4 << 10,
+	"files": 16, "goroutines": 20, "sockets": 40, "KiB of heap": 8 << 10, "KiB of memory": 24 << 10,
+	"KiB on disk":    4 << 10,
 	"lines of rules": 20, "set elements": 50, "connections tracked": 1000, "neighbours": 20, "lines of log": 200,
 }
 

@@ -31,9 +31,9 @@ func (s *sim) followers() (all []*simHost) {
 	return all
 }
 
-// TestRemovalBesideALostDisk: a peer that has lost its disk answers, and has no vote. While it is on its way back, the
+// TestSimRemovalBesideALostDisk: a peer that has lost its disk answers, and has no vote. While it is on its way back, the
 // removal of another leaves nobody without a leader for good.
-func TestRemovalBesideALostDisk(t *testing.T) {
+func TestSimRemovalBesideALostDisk(t *testing.T) {
 	playDisks(t, func(s *sim) {
 		lost, other := s.followers()[0], s.followers()[1]
 		holder := s.holder()
@@ -55,9 +55,9 @@ func TestRemovalBesideALostDisk(t *testing.T) {
 	})
 }
 
-// TestMemoryOfAnOlderDisk: what a peer with an older disk remembers of another's is older as well. It keeps nobody from
+// TestSimMemoryOfAnOlderDisk: what a peer with an older disk remembers of another's is older as well. It keeps nobody from
 // voting who has caught up since.
-func TestMemoryOfAnOlderDisk(t *testing.T) {
+func TestSimMemoryOfAnOlderDisk(t *testing.T) {
 	playDisks(t, func(s *sim) {
 		propose := func(key string) bool {
 			return s.await("a setting to be taken", time.Minute, func() bool {
@@ -106,9 +106,9 @@ func TestMemoryOfAnOlderDisk(t *testing.T) {
 	})
 }
 
-// TestSlowDisks: with disks that take their time for a write, nothing moves at rest, and a lost holder has a successor
+// TestSimSlowDisks: with disks that take their time for a write, nothing moves at rest, and a lost holder has a successor
 // after a few writes and not many elections.
-func TestSlowDisks(t *testing.T) {
+func TestSimSlowDisks(t *testing.T) {
 	for _, takes := range []time.Duration{300 * ms, 3 * time.Second} {
 		for what, lose := range map[string]func(s *sim, h *simHost) (dir string){
 			"no host": func(s *sim, h *simHost) string { return s.crash(h, true) },
@@ -156,9 +156,9 @@ func TestSlowDisks(t *testing.T) {
 
 func (h *simHost) elections() uint64 { return h.proc.group.Load().Status().Counters.Elections }
 
-// TestRemovedBeforeTheGroupHadAName: a founder that was cut off, removed, and added again has a disk of which nobody
+// TestSimRemovedBeforeTheGroupHadAName: a founder that was cut off, removed, and added again has a disk of which nobody
 // can say that it is of this group. It comes back all the same.
-func TestRemovedBeforeTheGroupHadAName(t *testing.T) {
+func TestSimRemovedBeforeTheGroupHadAName(t *testing.T) {
 	// A peer that hears of the others late joins them, and knows the name from its first moment. Then it is tried again.
 	for seed, began := uint64(1), false; !began && !t.Failed(); seed++ {
 		if seed > 50 {

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// TestFarPeers: peers that are far apart take a longer heartbeat by themselves, and then rest; a lost holder has a
+// TestSimFarPeers: peers that are far apart take a longer heartbeat by themselves, and then rest; a lost holder has a
 // successor within about what Status says.
-func TestFarPeers(t *testing.T) {
+func TestSimFarPeers(t *testing.T) {
 	for _, trip := range []time.Duration{50 * ms, 150 * ms, 300 * ms} {
 		t.Run(fmt.Sprint(trip), func(t *testing.T) {
 			simulate(t, 1, 3, func(s *sim) {

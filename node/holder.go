@@ -311,18 +311,23 @@ func (n *node) followFitness(ctx context.Context) error {
 	tick := time.NewTicker(fitnessEvery)
 	defer tick.Stop()
 	var d damped
-	var told faultTold
+	var lately faultTold
 	for {
 		fault, changed := n.wire.Fault()
 		few := d.look(time.Now(), unserved(n.balancer.Health(), n.trials.Unserved))
 		trouble := cmp.Or(n.group.Status().Trouble, n.trials.Outvoted())
 		fit := fitness(cut(n.vips()), few, n.verdict.Load(), fault.String(), trouble)
-		n.group.SetFitness(fit)
+		told := fit
+		if n.planes.Prober != nil && !n.holds.Load() && n.planes.Prober.Meets() {
+			// A holder that hands on to some of the nodes only would reset connections that the others have.
+			told.Barred = cmp.Or(told.Barred, "it has just started, and the other nodes and it do not know each other yet")
+		}
+		n.group.SetFitness(told)
 		n.group.SetServes(slices.ContainsFunc(n.balancer.Health(), func(lb balancer.LoadBalancerStatus) bool {
 			return lb.Plane == balancer.UserSpace
 		}))
 		why := faultOf(fit, n.hasNoHolder())
-		if event := told.look(time.Now(), why != "", n.holds.Load()); event != "" {
+		if event := lately.look(time.Now(), why != "", n.holds.Load()); event != "" {
 			n.tell(hook.Notice{Name: event, Reason: mask.Text(why)})
 		}
 		select {

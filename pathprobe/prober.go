@@ -481,6 +481,14 @@ func (p *EthernetProber) answerTo(m probe) probeKind {
 	return m.kind + p.self.answer(n.ID, m.frontend, p.cfg.Worker, meetingRounds*p.cfg.Every, p.hasMet)
 }
 
+// Meets says that this node is new, and that it and the others do not know each other yet: what is handed on here does
+// not reach all that may have the connection.
+func (p *EthernetProber) Meets() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.self.meets(meetingRounds*p.cfg.Every, p.hasMet)
+}
+
 // hasMet says whether this node and all others know each other: what it hands on
 // reaches no node that takes it for a client's packet, and reaches all that may
 // have the connection. Called with mu held.

@@ -39,6 +39,16 @@ func (r *readiness) inForce(known map[string]bool, handsTo map[netip.AddrPort]ma
 	return true
 }
 
+// meets says that this node has the VIPs and rules, and that it and the others do not know each other yet. hasMet is asked
+// only until they do.
+func (r *readiness) meets(patience time.Duration, hasMet func() bool) bool {
+	if r.known == nil || r.opened.IsZero() {
+		return false
+	}
+	r.met = r.met || time.Since(r.opened) > patience || hasMet()
+	return !r.met
+}
+
 // answer is the word for a node that asks about a frontend. isWorker says that
 // this node is a worker; hasMet is asked only while the node is meeting others.
 func (r *readiness) answer(node string, frontend netip.AddrPort, isWorker bool, patience time.Duration,
@@ -50,11 +60,8 @@ func (r *readiness) answer(node string, frontend netip.AddrPort, isWorker bool, 
 	case closed:
 		return kindNotReady
 	}
-	if rules && !r.met {
-		r.met = time.Since(r.opened) > patience || hasMet()
-		if !r.met {
-			return kindNotReady
-		}
+	if r.meets(patience, hasMet) {
+		return kindNotReady
 	}
 	if isWorker && r.handsTo[frontend] == nil {
 		return kindNotReady

@@ -33,6 +33,10 @@ func TestReadiness(t *testing.T) {
 		{"a worker that serves it", readiness{opened: now, known: known, handsTo: map[netip.AddrPort]map[string]bool{f: {}}},
 			"a", true, true, kindReady},
 	} {
+		meets := tt.r.known != nil && !tt.r.opened.IsZero() && !tt.r.met && !tt.met && tt.r.opened != long
+		if got := tt.r.meets(time.Minute, func() bool { return tt.met }); got != meets {
+			t.Errorf("%s: meets is %v, want %v", tt.what, got, meets)
+		}
 		if got := tt.r.answer(tt.node, f, tt.worker, time.Minute, func() bool { return tt.met }); got != tt.want {
 			t.Errorf("%s: the answer is %d, want %d", tt.what, got, tt.want)
 		}

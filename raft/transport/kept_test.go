@@ -34,7 +34,11 @@ func newKeptWire(t *testing.T) *keptWire {
 		defer w.mu.Unlock()
 		return w.now
 	}
-	rules.Granted = func(string, uint64, time.Duration) { w.granted++ }
+	rules.Granted = func(string, uint64, time.Duration) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.granted++
+	}
 	rules.Grown = &w.grown
 	w.Transport = &Transport{NetworkTransport: libraryWire(t, "127.0.0.1:0"), stop: make(chan struct{}),
 		rules: rules, rpcs: make(chan hraft.RPC), kept: kept{heartbeat: time.Hour}} // the test fires the pulse
@@ -84,7 +88,15 @@ func (w *keptWire) sends(what string, args hraft.AppendEntriesRequest, want bool
 			wake()
 		}
 	}
-	w.repeats.Wait() // what is sent in the background
+	gone := func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.sent > before && (w.granted > granted || w.refuse.Load())
+	}
+	// It may be sent in the background.
+	for end := time.Now().Add(10 * time.Second); want && !gone() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if sent := w.sent > before; sent != want {

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
 	}
 
 	ended, done := make(chan struct{}), make(chan struct{})
-	pieces := 0
+	var pieces atomic.Int64
 	go func() {
 		defer close(done)
 		for {
@@ -36,8 +37,7 @@ func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
 					answer := &hraft.AppendEntriesResponse{Term: cmd.Term,
 						LastLog: cmd.PrevLogEntry + uint64(len(cmd.Entries)), Success: true}
 					if len(cmd.Entries) > 0 {
-						pieces++
-						answer.Success = pieces%3 > 0
+						answer.Success = pieces.Add(1)%3 > 0
 					}
 					rpc.Respond(answer, nil)
 				}
@@ -62,7 +62,8 @@ func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
 			t.Fatal("no leader")
 		}
 	}
-	for range 2000 {
+	const enough = 100
+	for end := time.Now().Add(time.Minute); pieces.Load() < enough && time.Now().Before(end); {
 		r.Apply([]byte("change"), time.Second)
 		time.Sleep(100 * time.Microsecond)
 	}
@@ -80,7 +81,7 @@ func TestLeaderEndsThoughPiecesAreRefused(t *testing.T) {
 	}
 	close(ended)
 	<-done
-	if pieces < 100 {
-		t.Errorf("%d pieces of the log were sent: the test tests nothing", pieces)
+	if n := pieces.Load(); n < enough {
+		t.Errorf("%d pieces of the log were sent: the test tests nothing", n)
 	}
 }

@@ -143,6 +143,7 @@ func (w *walker) killAt(t *testing.T, n int, stops bool) (step string, more bool
 	}
 	ctx := patient(t)
 	var said []string
+	var served time.Time // since when it serves; what it said before may come later
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -156,7 +157,11 @@ func (w *walker) killAt(t *testing.T, n int, stops bool) (step string, more bool
 				return line, true
 			}
 		case <-tick.C:
-			if !stops && w.isServing(ctx) == nil {
+			switch {
+			case stops || served.IsZero() && w.isServing(ctx) != nil:
+			case served.IsZero():
+				served = time.Now()
+			case time.Since(served) > 300*time.Millisecond:
 				return "", false
 			}
 		case <-ctx.Done():

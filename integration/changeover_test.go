@@ -111,8 +111,8 @@ spec:
 	}
 }
 
-// TestFromKubeVIP changes kube-vip in ARP mode over, by the commands of the guide, and back: two nodes by install, one by
-// a static pod. What stands for kube-vip is in standIn.
+// TestFromKubeVIP changes kube-vip in ARP mode over, by the commands of the guide, and back: two nodes by install, one
+// by a static pod. What stands for kube-vip is in standIn.
 func TestFromKubeVIP(t *testing.T) {
 	guidesOnly(t)
 	t.Parallel()
@@ -151,27 +151,7 @@ spec:
 			})
 		}
 	}
-	if err := s.client.WaitPort(patient(t), vip); err != nil {
-		t.Fatal(err)
-	}
-	resolver, err := s.watcher.Resolve(t.Context(), lab.Resolve{VIP: vip.Addr(), Every: 50 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resolver.Stop()
-	clients := s.ask(t)
-	open, err := s.client.OpenConns(t.Context(), lab.LongConns{Target: vip, N: longConns, Every: 50 * time.Millisecond,
-		Patience: patience, TLS: s.tls})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer open.Close()
-	goOn := func(happened string) {
-		t.Helper()
-		if n := open.Await(patient(t), time.Second); n.OK != longConns {
-			t.Errorf("after %s: %+v", happened, n)
-		}
-	}
+	m := s.watch(t)
 
 	first, rest := s.boxes[0], s.boxes[1:]
 	first.run(t, slowly+guide["kube-vip, the first node"])
@@ -191,25 +171,16 @@ spec:
 			return err
 		})
 	}
-	goOn("the start beside kube-vip")
+	m.goOn(t, "the start beside kube-vip")
 	runAll(t, guide["kube-vip, nodes without the address"], rest...)
 	said := first.run(t, guide["kube-vip, the node with the address"])
-	if !strings.Contains(said, "answers for "+vip.Addr().String()) {
-		t.Errorf("takeover says: %s", said)
-	}
-	ready(t, s.boxes...)
-	goOn("the takeover")
+	m.isOver(t, s, first, said)
 	if st, err := first.status(t.Context()); err == nil {
 		t.Logf("served by %s", st.LoadBalancers[0].Plane)
 	}
-	for _, mac := range resolver.Replies().MACs() {
-		if mac != first.MAC().String() {
-			t.Errorf("%s answered for the address during the takeover, and not %s alone", mac, first.Name)
-		}
-	}
-	open.Close()
+	m.open.Close()
 	time.Sleep(time.Second)
-	clients.noticed(t, "the takeover")
+	m.clients.noticed(t, "the takeover")
 
 	rest[1].run(t, "mv /etc/kubernetes/manifests/appliance.yaml /root/")
 	runAll(t, guide["kube-vip, back"], s.boxes[:2]...)

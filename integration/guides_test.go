@@ -395,6 +395,60 @@ func (s *street) populate(t *testing.T) {
 	s.watcher = s.machine(t, "watcher", many...)
 }
 
+// A move is what clients and the link see of a virtual address while one program takes it over from another.
+type move struct {
+	vip      netip.AddrPort
+	resolver *lab.Resolver
+	clients  patients
+	open     *lab.Conns
+}
+
+// watch begins to look at the first of the virtual addresses, which is answered for.
+func (s *street) watch(t *testing.T) *move {
+	t.Helper()
+	m := &move{vip: s.targets()[0]}
+	if err := s.client.WaitPort(patient(t), m.vip); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	m.resolver, err = s.watcher.Resolve(t.Context(), lab.Resolve{VIP: m.vip.Addr(), Every: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.resolver.Stop() })
+	m.clients = s.ask(t)
+	m.open, err = s.client.OpenConns(t.Context(), lab.LongConns{Target: m.vip, N: longConns, Every: 50 * time.Millisecond,
+		Patience: patience, TLS: s.tls})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.open.Close)
+	return m
+}
+
+// goOn wants every open connection to be served still.
+func (m *move) goOn(t *testing.T, happened string) {
+	t.Helper()
+	if n := m.open.Await(patient(t), time.Second); n.OK != longConns {
+		t.Errorf("after %s: %+v", happened, n)
+	}
+}
+
+// isOver wants the address to be answered for by first alone, as it has said, and the open connections to go on.
+func (m *move) isOver(t *testing.T, s *street, first *box, said string) {
+	t.Helper()
+	if !strings.Contains(said, "answers for "+m.vip.Addr().String()) {
+		t.Errorf("takeover says: %s", said)
+	}
+	ready(t, s.boxes...)
+	m.goOn(t, "the takeover")
+	for _, mac := range m.resolver.Replies().MACs() {
+		if mac != first.MAC().String() {
+			t.Errorf("%s answered for the address during the takeover, and not %s alone", mac, first.Name)
+		}
+	}
+}
+
 // ask starts clients of the virtual addresses that are as patient as TCP: one that fails was turned away.
 func (s *street) ask(t *testing.T) (all patients) {
 	for _, target := range s.targets() {

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"appliance/lab"
 )
 
 // TestTakeover changes keepalived and haproxy over, by the commands of the guide, while clients ask and have
@@ -40,27 +38,7 @@ func TestTakeover(t *testing.T) {
 					return err
 				})
 			}
-			if err := s.client.WaitPort(patient(t), vip); err != nil {
-				t.Fatal(err)
-			}
-			resolver, err := s.watcher.Resolve(t.Context(), lab.Resolve{VIP: vip.Addr(), Every: 50 * time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer resolver.Stop()
-			clients := s.ask(t)
-			open, err := s.client.OpenConns(t.Context(), lab.LongConns{Target: vip, N: longConns, Every: 50 * time.Millisecond,
-				Patience: patience})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer open.Close()
-			goOn := func(happened string) {
-				t.Helper()
-				if n := open.Await(patient(t), time.Second); n.OK != longConns {
-					t.Errorf("after %s: %+v", happened, n)
-				}
-			}
+			m := s.watch(t)
 
 			first, rest := s.boxes[0], s.boxes[1:]
 			first.run(t, guide["convert"])
@@ -75,23 +53,14 @@ func TestTakeover(t *testing.T) {
 			for _, b := range rest {
 				b.waits(t, "another machine")
 			}
-			goOn("the start beside keepalived")
+			m.goOn(t, "the start beside keepalived")
 			runAll(t, guide["takeover, boxes without the address"], rest...)
 			said := first.run(t, guide["takeover, the box with the address"])
-			if !strings.Contains(said, "answers for "+vip.Addr().String()) {
-				t.Errorf("takeover says: %s", said)
-			}
-			ready(t, s.boxes...)
-			goOn("the takeover")
-			for _, mac := range resolver.Replies().MACs() {
-				if mac != first.MAC().String() {
-					t.Errorf("%s answered for the address during the takeover, and not %s alone", mac, first.Name)
-				}
-			}
-			open.Close()
+			m.isOver(t, s, first, said)
+			m.open.Close()
 			runAll(t, guide["takeover, haproxy"], s.boxes...)
 			time.Sleep(time.Second)
-			clients.noticed(t, "the takeover")
+			m.clients.noticed(t, "the takeover")
 
 			runAll(t, guide["takeover, back"], s.boxes...)
 			if err := s.client.WaitPort(patient(t), vip); err != nil {

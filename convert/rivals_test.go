@@ -411,8 +411,8 @@ func fill(t *testing.T, at netip.AddrPort) (end func()) {
 	}
 }
 
-// endListening frees the address of l at once. A program that is being started has a copy of the socket for a moment, and
-// while the copy listens the address is in use.
+// endListening frees the address of l at once. A program that is being started has a copy of the socket for a moment,
+// and while the copy listens the address is in use.
 func endListening(t *testing.T, l net.Listener) {
 	raw, err := l.(*net.TCPListener).SyscallConn()
 	if err == nil {

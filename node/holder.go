@@ -314,7 +314,8 @@ func (n *node) followFitness(ctx context.Context) error {
 	var lately faultTold
 	for {
 		fault, changed := n.wire.Fault()
-		few := d.look(time.Now(), unserved(n.balancer.Health(), n.trials.Unserved))
+		health := n.balancer.Health()
+		few := d.look(time.Now(), unserved(health, n.trials.Unserved))
 		trouble := cmp.Or(n.group.Status().Trouble, n.trials.Outvoted())
 		fit := fitness(cut(n.vips()), few, n.verdict.Load(), fault.String(), trouble)
 		told := fit
@@ -323,7 +324,7 @@ func (n *node) followFitness(ctx context.Context) error {
 			told.Barred = cmp.Or(told.Barred, "it has just started, and the other nodes and it do not know each other yet")
 		}
 		n.group.SetFitness(told)
-		n.group.SetServes(slices.ContainsFunc(n.balancer.Health(), func(lb balancer.LoadBalancerStatus) bool {
+		n.group.SetServes(slices.ContainsFunc(health, func(lb balancer.LoadBalancerStatus) bool {
 			return lb.Plane == balancer.UserSpace
 		}))
 		why := faultOf(fit, n.hasNoHolder())

@@ -39,8 +39,8 @@ func (r *readiness) inForce(known map[string]bool, handsTo map[netip.AddrPort]ma
 	return true
 }
 
-// meets says that this node has the VIPs and rules, and that it and the others do not know each other yet. hasMet is asked
-// only until they do.
+// meets says that this node has the VIPs and rules, and that it and the others do not know each other yet. hasMet is
+// asked only until they do.
 func (r *readiness) meets(patience time.Duration, hasMet func() bool) bool {
 	if r.known == nil || r.opened.IsZero() {
 		return false

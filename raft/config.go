@@ -2,7 +2,6 @@ package raft
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,13 +19,10 @@ import (
 	"appliance/raft/transport"
 )
 
-// DefaultHeartbeat is how long a peer waits for a word from the leader before it stands for election by
-// itself. The detector notices a lost host after little more than a third of it (four to eight heartbeats where
-// datagrams are blocked), and a killed process is noticed at once. The leader sends five to ten heartbeats in
-// this time, so two may be late or lost. It is a hundred times the round trip of a data centre and ten times
-// that of a city; peers that are farther apart make it longer (lease.Fitting). It has to outlast a host that keeps the process waiting for a core: at ordinary priority,
-// on a host with four busy processes per core, that has been seen to take longer, at raised priority (nice
-// -15) never.
+// DefaultHeartbeat is the measure of all other times in a group. The detector notices a lost host after little more than
+// a third of it (four to eight heartbeats where datagrams are blocked), waits three for a process that is late on a host
+// that answers, and notices a killed process at once. It is a hundred times the round trip of a data centre and ten
+// times that of a city; peers that are farther apart make it longer (lease.Fitting).
 const DefaultHeartbeat = 150 * time.Millisecond
 
 // A Peer is one voting member of the group as the operator lists it.
@@ -83,7 +79,7 @@ type Config struct {
 	Tried func(ctx context.Context, question []byte) ([]byte, error)
 
 	floor   time.Duration                                       // what Heartbeat was before it was stretched
-	kernels func() detector.Kernels                             // tests answer for hosts here,
+	kernels func(process [8]byte) detector.Kernels              // tests answer for hosts here,
 	network peerport.Network                                    // tests cut connections here,
 	packets func(bind netip.AddrPort) (detector.Packets, error) // and lose datagrams here
 	disk    func(store.Disk) store.Disk                         // and crash here
@@ -138,9 +134,7 @@ func (c *Config) complete() error {
 		c.packets = detector.Listen
 	}
 	if c.kernels == nil {
-		var process [8]byte
-		rand.Read(process[:])
-		c.kernels = func() detector.Kernels { return detector.AskKernels(process) }
+		c.kernels = detector.AskKernels
 	}
 	if c.DataDir == "" {
 		return errors.New("no data directory; set one that survives a restart, the vote has to")

@@ -344,7 +344,9 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 	}
 	g.gaveWay.Learn(l.ID, rep.Hello.GaveWay, g.cfg.now())
 	g.heardOfRemoval(*rep.Hello)
-	if why := conflict(g.hello(), *rep.Hello); why != "" && !willFit(g.hello(), *rep.Hello) && (!met || why != conflict(g.hello(), old)) {
+	self := g.hello()
+	if why := conflict(self, *rep.Hello); why != "" && !willFit(self, *rep.Hello) &&
+		(!met || why != conflict(self, old)) {
 		g.log.Warn("refused a peer", "peer", l.ID, "why", why)
 	}
 	return *rep.Hello, nil

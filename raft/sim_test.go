@@ -219,7 +219,7 @@ func (s *sim) config(p *simProc) Config {
 		Log:     slog.New(slog.NewTextHandler(s, opts)).With("on", p.host.id),
 		network: peerport.Network{Dial: p.dial, Listen: p.listen},
 		packets: func(netip.AddrPort) (detector.Packets, error) { return p.packets(), nil },
-		kernels: func() detector.Kernels { return &simKernels{p: p} },
+		kernels: func([8]byte) detector.Kernels { return &simKernels{p: p} },
 		disk:    func(d store.Disk) store.Disk { return simDisk{d, p} },
 		now:     p.host.clock,
 	}

@@ -105,8 +105,8 @@ func revise(o balancer.Override, disabled bool, do, weight string) (balancer.Ove
 		return o, nil
 	case "weight":
 		w, err := strconv.Atoi(weight)
-		if err != nil || w < 0 || w > 256 {
-			return o, fmt.Errorf("weight %q is not a number from 0 to 256; write one", weight)
+		if err != nil || w < 0 || w > heaviest {
+			return o, fmt.Errorf("weight %q is not a number from 0 to %d; write one", weight, heaviest)
 		}
 		o.Weight = &w
 		return o, nil

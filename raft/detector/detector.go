@@ -17,8 +17,8 @@ const (
 	ticksPerHeartbeat = 30
 	ticksPerPulse     = 30
 
-	// PatienceForProcesses is for how many heartbeats a silent process is waited for while its host answers.
-	PatienceForProcesses = 3
+	// patienceForProcesses is for how many heartbeats a silent process is waited for while its host answers.
+	patienceForProcesses = 3
 
 	// lateTick is how many ticks of silence a late tick adds at most to those after which it was due.
 	lateTick = 1
@@ -43,7 +43,7 @@ type Detector struct {
 
 	// kernels is nil while nobody is silent; openKernels may be nil
 	kernels     Kernels
-	openKernels func() Kernels
+	openKernels func(process [8]byte) Kernels
 
 	mu     sync.Mutex
 	peers  map[string]*contact
@@ -242,7 +242,9 @@ func (d *Detector) Received(peer string) uint64 {
 
 // Run probes until ctx ends. It looks for datagrams once per tick instead of waiting for each: wake-ups are
 // what costs, and only a peer that suspects the leader is in a hurry. Kernels, if it is not nil, opens what asks hosts.
-func (d *Detector) Run(ctx context.Context, link Packets, kernels func() Kernels, elections Elections) error {
+func (d *Detector) Run(
+	ctx context.Context, link Packets, kernels func(process [8]byte) Kernels, elections Elections,
+) error {
 	defer link.Close()
 	d.openKernels = kernels
 	defer d.closeKernels()
@@ -309,7 +311,7 @@ func (d *Detector) drain(link Packets, b []byte) {
 func (d *Detector) askKernels(passed time.Duration) {
 	silent := false
 	for _, c := range d.peers {
-		if !c.awaited() || c.silence < d.missed() {
+		if !d.misses(c) {
 			c.mute = noAnswer
 			continue
 		}
@@ -323,7 +325,7 @@ func (d *Detector) askKernels(passed time.Duration) {
 		return
 	}
 	if d.kernels == nil && d.openKernels != nil {
-		d.kernels = d.openKernels()
+		d.kernels = d.openKernels(d.process)
 	}
 	if d.kernels == nil {
 		return
@@ -341,7 +343,7 @@ func (d *Detector) askKernels(passed time.Duration) {
 		}
 	}
 	for _, c := range d.peers {
-		if c.awaited() && c.silence >= d.missed() {
+		if d.misses(c) {
 			c.asks++
 			d.kernels.Ask(c.Addr.Addr(), c.asks)
 		}
@@ -351,8 +353,10 @@ func (d *Detector) askKernels(passed time.Duration) {
 // freshAsks is how many questions old an answer may be: one is asked each tick, and a heartbeat is six round trips.
 const freshAsks = ticksPerHeartbeat / 3
 
-// awaited says that the silence of c would be judged.
-func (c *contact) awaited() bool { return c.heard && !c.vanished && !c.hasty }
+// misses says that c is silent, and that its host is asked before it is judged. The caller holds mu.
+func (d *Detector) misses(c *contact) bool {
+	return c.heard && !c.vanished && !c.hasty && c.silence >= d.missed()
+}
 
 func (d *Detector) closeKernels() {
 	if d.kernels != nil {
@@ -363,8 +367,7 @@ func (d *Detector) closeKernels() {
 
 // isLate says that the process of c is silent, and its host is there. The caller holds mu.
 func (d *Detector) isLate(c *contact) bool {
-	return c.mute < leastSuspicion(d.heartbeat) &&
-		c.silence < time.Duration(PatienceForProcesses*float64(d.heartbeat))
+	return c.mute < leastSuspicion(d.heartbeat) && c.silence < patienceForProcesses*d.heartbeat
 }
 
 // asks tells whether the others have been asked about the leader.

@@ -434,7 +434,7 @@ func (k *hallKernels) Close() { k.asking[k.id]-- }
 // TestDetectorAsksTheKernel: a process that is silent while its host answers is only late, for a while, unless clients
 // wait for it. A host that does not answer is lost as soon as ever.
 func TestDetectorAsksTheKernel(t *testing.T) {
-	const patience = time.Duration(PatienceForProcesses * float64(heartbeat))
+	const patience = patienceForProcesses * heartbeat
 	for name, c := range map[string]struct {
 		serves     bool
 		fault      func(h *hall)
@@ -460,7 +460,7 @@ func TestDetectorAsksTheKernel(t *testing.T) {
 			h := newHall(t, 3)
 			h.asking = make(map[string]int)
 			for id, d := range h.ds {
-				d.openKernels = func() Kernels { h.asking[id]++; return &hallKernels{desk: &desk{h, id}} }
+				d.openKernels = func([8]byte) Kernels { h.asking[id]++; return &hallKernels{desk: &desk{h, id}} }
 				d.Serves("a", c.serves)
 			}
 			h.run(time.Second)

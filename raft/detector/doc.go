@@ -17,9 +17,9 @@
 // the pauses that busy hosts make: a peer is suspected after twice its longest recent pause, if that is more
 // than the above.
 //
-// Silence of a process says little of its host where every core is busy. So a peer that misses two probes asks the other
-// host's kernel by ICMP echo, every tick. While that answers, the process is only late, and nobody says that it has
-// vanished, for three heartbeats at most. Where user space serves clients there is no such patience: they wait for the
+// Silence of a process says little of its host where every core is busy. So a peer that misses two probes asks the
+// other host's kernel by ICMP echo, every tick. While that answers, the process is only late, and nobody says that it
+// has vanished, for three heartbeats at most. Where user space serves clients there is no such patience: they wait for the
 // process. A process that has ended is noticed without any of this: package deathwatch. Raft's own clocks have four
 // heartbeats, so that they do not run out before.
 //
@@ -33,5 +33,6 @@
 // the votes. In a group of two, both are needed for a majority, so the detector never elects there.
 //
 // Where a firewall swallows the datagrams, nobody is ever heard, so nobody is suspected, and Raft's heartbeat
-// timeout, four to eight heartbeats, has to do. Raft's own messages keep up the lease then: they renew it two to three times in its length.
+// timeout, four to eight heartbeats, has to do. Raft's own messages keep up the lease then: they renew it two to
+// three times in its length.
 package detector

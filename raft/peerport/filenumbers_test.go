@@ -68,8 +68,8 @@ func TestLift(t *testing.T) {
 	}
 }
 
-// TestLiftAfterReset: a connection that was reset before it was accepted has its source still, or whoever connects to the
-// peer port and resets would stop it.
+// TestLiftAfterReset: a connection that was reset before it was accepted has its source still, or whoever connects to
+// the peer port and resets would stop it.
 func TestLiftAfterReset(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -73,7 +73,8 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 			want[t] = true
 			p, check := m.probes[t], lb.check(b)
 			if p != nil && reflect.DeepEqual(p.check, check) {
-				p.backend, p.maxFails, p.failTimeout = b, lb.MaxFails, lb.FailTimeout
+				p.backend = b
+				p.maxFails, p.failTimeout = lb.fails(b)
 				continue
 			}
 			checker := usual
@@ -85,9 +86,9 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 			next := &probe{
 				target: t, check: check, checker: checker, backend: b,
 				wake: make(chan struct{}, 1), bar: make(chan struct{}, 1),
-				maxFails: lb.MaxFails, failTimeout: lb.FailTimeout,
 				record: record{Health: Health{State: Unknown, Reason: "not checked yet", Since: time.Now()}},
 			}
+			next.maxFails, next.failTimeout = lb.fails(b)
 			next.reported = next.record.Health
 			if p != nil {
 				next.record, next.reported = p.record, p.reported

@@ -146,6 +146,32 @@ func TestPassive(t *testing.T) {
 	})
 }
 
+// A backend may say itself how many failures take it out and for how long, or that none do.
+func TestPassiveOfABackend(t *testing.T) {
+	lb := lbOf("api", 3)
+	lb.MaxFails, lb.FailTimeout = 1, 10*time.Second
+	lb.Backends[0].MaxFails = NeverOut
+	lb.Backends[1].MaxFails, lb.Backends[1].FailTimeout = 2, time.Second
+	run(t, []LoadBalancer{lb}, nil, func(b *bench) {
+		fail := func(n int) { b.b.Report(Target{"api", addr(n)}, errors.New("timeout")) }
+		for n := range 3 {
+			fail(n + 1)
+		}
+		if got := b.planes[Direct].serves(); got != "api[1,2|3]" {
+			t.Errorf("after one failure of each: %s", got)
+		}
+		fail(1)
+		fail(2)
+		if got := b.planes[Direct].serves(); got != "api[1|2,3]" {
+			t.Errorf("after two: %s", got)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		if got := b.planes[Direct].serves(); got != "api[1,2|3]" {
+			t.Errorf("a second later: %s", got)
+		}
+	})
+}
+
 // For a server without a check only clients' connections count.
 func TestPassiveAlone(t *testing.T) {
 	lb := lbOf("api", 2)

@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"time"
@@ -34,9 +35,16 @@ type Backend struct {
 	// OnMarkedDown is what happens to the open connections of this backend when it is marked down: KeepSessions or
 	// EndSessions. Empty means what the ConnOptions say.
 	OnMarkedDown string `json:"onMarkedDown,omitempty"`
+	// MaxFails and FailTimeout are those of this backend; zero means what the load balancer says, and a MaxFails of
+	// NeverOut that failed connections of clients never take it out of rotation.
+	MaxFails    int           `json:"maxFails,omitempty"`
+	FailTimeout time.Duration `json:"failTimeout,omitempty"`
 	// Check is how this backend is checked; nil means as the load balancer says.
 	Check *Check `json:"-"`
 }
+
+// NeverOut is the MaxFails of a backend that checks alone take out of rotation.
+const NeverOut = -1
 
 // ProxyOff is the SendProxy of a backend that gets no PROXY header whatever the load balancer says.
 const ProxyOff = "off"
@@ -53,6 +61,11 @@ func (lb LoadBalancer) keepsDown(b Backend) bool {
 		return lb.ConnOptions.KeepDown
 	}
 	return b.OnMarkedDown == KeepSessions
+}
+
+// fails says how many failed connections of clients within what time bar b, a backend of lb; 0 is never.
+func (lb LoadBalancer) fails(b Backend) (most int, within time.Duration) {
+	return max(0, cmp.Or(b.MaxFails, lb.MaxFails)), cmp.Or(b.FailTimeout, lb.FailTimeout)
 }
 
 // check is how b, a backend of lb, is checked.

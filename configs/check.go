@@ -118,7 +118,7 @@ func talkSettings(prefix string) []Setting {
 			Usage: "how the check introduces itself: HELO name or EHLO name (smtp)",
 			Why:   "haproxy's; every server knows it"},
 		{Key: prefix + "tls.on", Type: Bool, Default: "false",
-			Usage: "talk over TLS (exchange, redis, smtp, ldap)",
+			Usage: "talk over TLS from the first byte (exchange, redis, smtp, mysql, pgsql, ldap)",
 			Why:   "the well-known ports of these protocols are in clear"},
 	}
 }
@@ -435,6 +435,7 @@ func (b *builder) rejectIrrelevant(prefix, checkType string) {
 		{"user", []string{balancer.CheckMySQL, balancer.CheckPgSQL, balancer.CheckProgram}},
 		{"exec", []string{balancer.CheckProgram}},
 		{"tls.on", []string{balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckLDAP,
+			balancer.CheckMySQL, balancer.CheckPgSQL,
 			// These take no tls at all.
 			balancer.CheckTCP, balancer.CheckHTTP, balancer.CheckNone, balancer.CheckProgram}},
 	} {
@@ -443,11 +444,9 @@ func (b *builder) rejectIrrelevant(prefix, checkType string) {
 		}
 	}
 	switch checkType {
-	case balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckLDAP:
+	case balancer.CheckExchange, balancer.CheckRedis, balancer.CheckSMTP, balancer.CheckLDAP, balancer.CheckMySQL,
+		balancer.CheckPgSQL:
 		reject(request, balancer.CheckHTTPS)
-	case balancer.CheckMySQL, balancer.CheckPgSQL:
-		reject(request, balancer.CheckHTTPS)
-		reject([]string{"tls"}, balancer.CheckTLS)
 	case balancer.CheckTCP, balancer.CheckProgram:
 		reject(request, balancer.CheckHTTPS)
 		reject([]string{"tls", "sendProxy"}, balancer.CheckTLS)

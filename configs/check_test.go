@@ -213,7 +213,8 @@ func TestCheckRefused(t *testing.T) {
 
 func TestTalkingChecks(t *testing.T) {
 	for yaml, want := range map[string]balancer.Check{
-		"{type: redis}": {Type: "redis"},
+		"{type: redis}":                                 {Type: "redis"},
+		"{type: mysql, tls: {on: true}}":                {Type: "mysql", TLS: balancer.TLSOptions{On: true}},
 		"{type: redis, tls: {on: true, serverName: r}}": {Type: "redis", TLS: balancer.TLSOptions{On: true, ServerName: "r"}},
 		"{type: ldap, tls: true}":                       {Type: "ldap", TLS: balancer.TLSOptions{On: true}},
 		"{type: smtp}":                                  {Type: "smtp", Hello: "HELO localhost"},
@@ -244,7 +245,7 @@ func TestTalkingChecks(t *testing.T) {
 		{"{type: http, steps: [{send: a}]}",
 			"check.steps: means nothing to a check of type http; remove it, or write type: exchange"},
 		{"{type: redis, path: /}", "check.path: means nothing to a check of type redis"},
-		{"{type: mysql, tls: {on: true}}", "check.tls: means nothing to a check of type mysql"},
+		{"{type: mysql, tls: {verify: true}}", "check.tls.verify: has no effect in clear; write tls: {on: true} beside it"},
 		{"{type: https, tls: {on: true}}", "check.tls.on: means nothing to a check of type https"},
 		{"{type: ldap, tls: {caFile: /a}}", "check.tls.caFile: has no effect in clear; write tls: {on: true} beside it"},
 		{"{type: smtp, helo: mx}", "check.helo: mx is no greeting; write HELO name or EHLO name"},

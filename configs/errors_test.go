@@ -48,6 +48,13 @@ func TestErrors(t *testing.T) {
 			[]string{"3: remotePeers: has 1001 entries; write 1000 at most"}},
 		{"list as key", good + "[a]: b\n", []string{"3: has a list as a key; write a name"}},
 
+		{"peers as backends of nothing", good + "loadBalancers: []\naddPeersAsBackends: true\n",
+			[]string{"4: addPeersAsBackends: is true, but loadBalancers (line 3) is empty, which balances nothing; " +
+				"remove one of the two"}},
+		{"worker without load balancers", "role: worker\nloadBalancers: []\n",
+			[]string{"1: role: is worker, which serves load balancers, and loadBalancers (line 2) is empty; " +
+				"write role: peer, or list some"}},
+
 		// Keys.
 		{"unknown key", good + "interfcae: eth0\n", []string{"3: interfcae: is not a known key; did you mean interface?"}},
 		{"unknown key below", withLB + "  chekc: {}\n" + servers, []string{"5: loadBalancers[0].chekc: " +
@@ -379,6 +386,10 @@ func TestErrorsBesideTheFile(t *testing.T) {
 			nil,
 			"--lb-port: is for the load balancer that is made when none is listed, but f:3 lists some; " +
 				"set loadBalancers[0].port there"},
+		{"load balancer's port and none", good + "loadBalancers: []\n", map[string]string{"lb-port": "443"}, nil,
+			"--lb-port: is for a load balancer, but f:3 says that there is none; remove one of the two"},
+		{"listen and none", good + "loadBalancers: []\n", map[string]string{"listen": "127.0.0.1"}, nil,
+			"--listen: is for a load balancer, but f:3 says that there is none; remove one of the two"},
 		{"nothing", "", nil, nil, "vips: is missing; write vips: [192.0.2.10] with a free address of the network, " +
 			"or give --vip\n" +
 			"peers: is missing; list every node's address, or write singleNode: true for a group of one"},

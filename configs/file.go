@@ -47,6 +47,12 @@ func (r *rawConfig) remove(key string) {
 	maps.DeleteFunc(r.origins, func(k string, _ Origin) bool { return isAtOrBelow(k, key) })
 }
 
+// hasEmpty reports whether key is a list that was written and has nothing in it.
+func (r *rawConfig) hasEmpty(key string) bool {
+	n, listed := r.lists[key]
+	return listed && n == 0
+}
+
 // isSet reports whether key or anything below it was set.
 func (r *rawConfig) isSet(key string) bool {
 	if _, ok := r.values[key]; ok || r.lists[key] > 0 {

@@ -157,6 +157,9 @@ func overlay(raw *rawConfig, src Source, rep *report) {
 			raw.remove("localPeer")
 			raw.remove("remotePeers")
 			raw.setList(keyPeers, ".address", c)
+		case strings.HasPrefix(set.Key, keyLBs+"[]") && raw.hasEmpty(keyLBs):
+			rep.problem(c.origin, set.Key, "is for a load balancer, but %s says that there is none; remove one of the two",
+				raw.originOf(keyLBs))
 		case set.Flag == "listen" && raw.lists[keyLBs] == 0:
 			raw.setList(keyLBs+"[0].listen", "", c)
 		case strings.HasPrefix(set.Key, keyLBs+"[]"):

@@ -149,10 +149,18 @@ func connSettings(prefix string) []Setting {
 var kernelSchedulers = []string{"mh", "sed", "nq", "dh", "lblc", "lblcr", "ovf", "fo", "twos"}
 
 // loadBalancers reads the list. Without a list, port 6443 of the VIPs is spread
-// over the peers.
+// over the peers; with an empty one, nothing is balanced.
 func (b *builder) loadBalancers(addPeers bool) []LoadBalancerEntry {
 	n := b.lists[keyLBs]
-	if n == 0 {
+	switch {
+	case b.hasEmpty(keyLBs):
+		b.show(keyLBs, "[]", b.origin(keyLBs))
+		if addPeers {
+			b.bad("addPeersAsBackends", "is true, but loadBalancers%s is empty, which balances nothing; remove one of the two",
+				b.lineOf(keyLBs))
+		}
+		return nil
+	case n == 0:
 		return []LoadBalancerEntry{b.loadBalancer(0, "kube-apiserver", true)}
 	}
 	lbs := make([]LoadBalancerEntry, n)
@@ -432,6 +440,14 @@ func (b *builder) backend(key, usualCheck string, defaultPort uint16) (BackendEn
 	be.Disabled = b.bool(key + ".disabled")
 	be.SendProxy = b.text(key + ".sendProxy")
 	be.OnMarkedDown = b.text(key + ".onMarkedDown")
+	if b.get(key+".maxFails").value != "" {
+		if be.MaxFails = b.int(key+".maxFails", 0, 1000); be.MaxFails == 0 {
+			be.MaxFails = balancer.NeverOut // zero is what the load balancer says
+		}
+	}
+	if b.get(key+".failTimeout").value != "" {
+		be.FailTimeout = b.duration(key+".failTimeout", 100*time.Millisecond, day)
+	}
 	be.Check = b.ownCheck(key+".check.", usualCheck)
 	return be, true
 }

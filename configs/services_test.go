@@ -44,8 +44,9 @@ loadBalancers:
   onMarkedDown: keep
   onMarkedUp: shutdown-backup-sessions
   backends:
-  - {address: 192.0.2.21, name: a, weight: 2, maxconn: 3, maxqueue: 4, slowstart: 5s, onMarkedDown: shutdown-sessions}
-  - {address: 192.0.2.22, backup: true, disabled: true, sendProxy: "off", check: {port: 1}}
+  - {address: 192.0.2.21, name: a, weight: 2, maxconn: 3, maxqueue: 4, slowstart: 5s, onMarkedDown: shutdown-sessions,
+    maxFails: 0, failTimeout: 7s}
+  - {address: 192.0.2.22, backup: true, disabled: true, maxFails: 6, sendProxy: "off", check: {port: 1}}
 `), source(nil, nil))
 	if err != nil {
 		t.Fatal(err)
@@ -65,9 +66,10 @@ loadBalancers:
 		},
 		Backends: []balancer.Backend{
 			{Name: "a", Addr: netip.MustParseAddrPort("192.0.2.21:6443"), Weight: 2, MaxConn: 3, MaxQueue: 4,
-				SlowStart: 5 * time.Second, OnMarkedDown: balancer.EndSessions},
+				SlowStart: 5 * time.Second, OnMarkedDown: balancer.EndSessions, MaxFails: balancer.NeverOut,
+				FailTimeout: 7 * time.Second},
 			{Addr: netip.MustParseAddrPort("192.0.2.22:6443"), Weight: 1, Backup: true, Disabled: true, SendProxy: "off",
-				Check: &own},
+				MaxFails: 6, Check: &own},
 		},
 	}}
 	got := c.ForBalancer()

@@ -301,6 +301,12 @@ var settings = slices.Concat([]Setting{
 	{Key: "loadBalancers[].backends[].onMarkedDown", Type: String, Choices: markedDown,
 		Usage: "what happens to its open connections when it is marked down",
 		Why:   "onMarkedDown above"},
+	{Key: "loadBalancers[].backends[].maxFails", Type: Int,
+		Usage: "failed connections of clients within failTimeout that keep it from new ones for failTimeout; 0: off",
+		Why:   "maxFails above"},
+	{Key: "loadBalancers[].backends[].failTimeout", Type: Duration,
+		Usage: "the time of its maxFails",
+		Why:   "failTimeout above"},
 }, ownCheckSettings(ownCheckPrefix), []Setting{
 	{Key: "resolver.nameservers[]", Type: List,
 		Usage: "the DNS servers that are asked for names, each as address or address:port",

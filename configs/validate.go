@@ -32,6 +32,10 @@ func (b *builder) validateWorker() {
 		b.bad("role", "is worker, which is outside the group, but startAsLeader or singleNode is true; "+
 			"write role: peer, or remove them")
 	}
+	if len(c.LoadBalancers) == 0 {
+		b.bad("role", "is worker, which serves load balancers, and loadBalancers%s is empty; write role: peer, or list some",
+			b.lineOf(keyLBs))
+	}
 	for i, lb := range c.LoadBalancers {
 		if len(lb.VIPs) == 0 && len(lb.Listen) == 0 && lb.BindToVIP {
 			b.missing(keyVIPs, "is missing, and %s listens nowhere else; write vips, or %s: [127.0.0.1, \"::1\"] (--listen)",

@@ -110,3 +110,17 @@ func TestWrongVIPsOfLoadBalancers(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// TestNothingBalanced: an empty list is none, and one without a value, or not there, is the usual one.
+func TestNothingBalanced(t *testing.T) {
+	for text, want := range map[string]int{"loadBalancers: []\n": 0, "loadBalancers:\n": 1, "": 1} {
+		cfg, err := Parse("f", []byte(good+"group: {insecure: true}\n"+text), Source{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown := slices.ContainsFunc(cfg.Show(), func(v Value) bool { return v.Key == keyLBs && v.Value == "[]" })
+		if len(cfg.LoadBalancers) != want || shown != (want == 0) {
+			t.Errorf("%q: %+v, shown %v", text, cfg.LoadBalancers, shown)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package integration
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -51,6 +52,64 @@ func TestLoadBalancersNameTheirVIPs(t *testing.T) {
 			}
 			// Nothing is served there, so the node's own server has it, as at any other port of the VIP.
 			w.leads(t, w.client, netip.AddrPortFrom(outer, twin), w.nodes[holder].Name)
+		})
+	}
+}
+
+// TestVIPsAlone: where nothing is balanced, the holder's own servers have the VIP. It moves with the holder, also when a
+// track finds that server gone, and each node reaches its own server there. Load balancers come and go with the file.
+func TestVIPsAlone(t *testing.T) {
+	for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
+		t.Run(string(family), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, family)
+			group, own := w.keys(t)
+			lb := balance{name: "a", port: scene.Port, backend: scene.Port, scheduler: "rr", nodes: []string{"s1"}}
+			config := func(i int) string {
+				if i == worker {
+					return w.config("", own, []balance{lb})
+				}
+				alone := strings.Replace(w.config("", group, nil), "loadBalancers:", "loadBalancers: []", 1)
+				return alone + fmt.Sprintf("tracks: [{name: web, check: {type: tcp, address: %q}, inter: 200ms}]\n",
+					netip.AddrPortFrom(w.addr(w.nodes[i].Name), scene.Port))
+			}
+			w.begin(t, config)
+			w.resolve(t)
+			holder := w.holder(t)
+			for _, from := range []*lab.Machine{w.client, w.far, w.nodes[holder]} {
+				w.leads(t, from, w.target(scene.Port), w.nodes[holder].Name)
+			}
+			second := others(holder)[0]
+			w.leads(t, w.nodes[second], w.target(scene.Port), w.nodes[second].Name)
+			s := w.ready(t, holder)
+			if len(s.LoadBalancers) != 0 || s.VIPs[0].Interface == "" {
+				t.Errorf("%s says %+v", s.ID, s)
+			}
+
+			w.byName[fmt.Sprintf("%s:%d", w.nodes[holder].Name, scene.Port)].Close()
+			var next int
+			eventually(t, func() error {
+				if next = w.holder(t); next == holder {
+					return fmt.Errorf("%s still holds, without a server", w.nodes[holder].Name)
+				}
+				return nil
+			})
+			w.leads(t, w.client, w.target(scene.Port), w.nodes[next].Name)
+			w.apps[next].stop(t)
+			last := 3 - holder - next
+			w.leads(t, w.client, w.target(scene.Port), w.nodes[last].Name)
+
+			for _, lbs := range [][]balance{{lb}, nil} {
+				text, server := config(last), w.nodes[last].Name
+				if lbs != nil {
+					text, server = w.config("", group, lbs), "s1"
+				}
+				if err := os.WriteFile(w.apps[last].path+".yaml", []byte(text), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				w.leads(t, w.client, w.target(scene.Port), server)
+			}
+			w.oneAnswer(t)
 		})
 	}
 }

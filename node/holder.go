@@ -120,11 +120,18 @@ func (n *node) announceView() announcing.SelfView {
 			v.Unserved[vip.VIP] = vip.Interface + " has no carrier"
 		case vip.Fault != "":
 			v.Unserved[vip.VIP] = vip.Interface + " " + vip.Fault
-		case !served[vip.VIP]:
+		case !served[vip.VIP] && n.balances(vip.VIP):
 			v.Unserved[vip.VIP] = "no load balancer has it"
 		}
 	}
 	return v
+}
+
+// balances reports whether a load balancer is for a VIP. The ports of another one are those of the host.
+func (n *node) balances(vip netip.Addr) bool {
+	return slices.ContainsFunc(n.state.Load().Config.LoadBalancers, func(lb configs.LoadBalancerEntry) bool {
+		return !lb.BindToVIP || slices.Contains(lb.VIPs, vip)
+	})
 }
 
 // seesServers reports whether all servers whose state has changed since a time take connections from here.

@@ -25,6 +25,9 @@ func Text(w io.Writer, s status.Snapshot, colour, why bool) error {
 		t.vips(s)
 		t.announce(s)
 	}
+	if len(s.VIPs) > 0 && len(s.LoadBalancers) == 0 {
+		t.line("\nnothing is balanced: the virtual addresses lead to the holder's own servers")
+	}
 	for _, lb := range s.LoadBalancers {
 		t.loadBalancer(lb, s.Time)
 	}

@@ -28,6 +28,9 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 	routers := statustest.New(t, at, 1, 2)
 	routers.Route()
 
+	alone := statustest.New(t, at, 1, 2).Snapshots["n2"]
+	alone.LoadBalancers = nil
+
 	followed := statustest.New(t, at, 1, 2).Snapshots["n2"]
 	followed.Group.WorkersTotal = 1200
 	for i := range status.MaxWorkers {
@@ -52,6 +55,10 @@ func TestTextOfTheHolderAndOfAWorker(t *testing.T) {
 		},
 		"worker": {
 			worker, []string{"n2  worker, appliance v0.1.0", "load balancer "}, []string{"holder", "term", "PEER"},
+		},
+		"nothing balanced": {
+			alone, []string{"\nnothing is balanced: the virtual addresses lead to the holder's own servers\n"},
+			[]string{"load balancer "},
 		},
 		"routers": {
 			routers.Snapshots["n3"],

@@ -1,6 +1,8 @@
 package web
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -51,5 +53,26 @@ func TestWorkersOnThePage(t *testing.T) {
 	p.cfg.HideVersion = true
 	if html := workers(); strings.Contains(html, "v7") || !strings.Contains(html, "w1") {
 		t.Errorf("without versions, the page has %s", html)
+	}
+}
+
+func TestNothingBalancedOnThePage(t *testing.T) {
+	for _, alone := range []bool{false, true} {
+		c := statustest.New(t, time.Now(), 1, 2)
+		p, s := newPage(t, c), c.Snapshots["n1"]
+		if alone {
+			s.LoadBalancers = nil
+		}
+		if err := p.render(s); err != nil {
+			t.Fatal(err)
+		}
+		verdict, page := string(p.shown.parts[0].HTML), httptest.NewRecorder()
+		if strings.Contains(verdict, "nothing is balanced") != alone || strings.Contains(verdict, "Backends up") == alone {
+			t.Errorf("nothing balanced %v: %s", alone, verdict)
+		}
+		p.write(page, http.StatusOK, "layout.html", map[string]any{"Parts": p.shown.parts, "Now": s.Time})
+		if strings.Contains(page.Body.String(), "#loadbalancers") == alone {
+			t.Errorf("nothing balanced %v: %s", alone, page.Body)
+		}
 	}
 }

@@ -82,7 +82,9 @@ FOR := 5m
 compare: setup-test
 	go test -count=1 -timeout 0 -v -run TestServesTheSame ./convert -compare.for=$(FOR)
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && CGO_ENABLED=0 go test -c -o "$$dir/convert.test" ./convert && \
-	go run ./integration/vm/run -timeout 3h bash -c 'ip link set lo up; ipvsadm -Ln >/dev/null; exec "$$@"' bash \
+	go run ./integration/vm/run -timeout 3h bash -c \
+		'ip link set lo up; ip address add 198.51.100.1/32 dev lo; ip address add 198.51.100.2/32 dev lo; ipvsadm -Ln >/dev/null; \
+		exec "$$@"' bash \
 		"$$dir/convert.test" -test.timeout=0 -test.v -test.run=TestServesTheSame/keepalived -compare.for=$(FOR)
 
 # Each of a list of one-line changes of what "never two" rests on has to make the test fail that is named for it.

@@ -111,6 +111,9 @@ func printCounts(w io.Writer, o convert.Output) {
 	switch {
 	case o.Refused > 0:
 		fmt.Fprintf(w, "%d of %d load balancers were not carried over; ", o.Refused, o.LoadBalancers)
+	case o.Alone:
+		fmt.Fprint(w, "no load balancer is in these files, so the result has none, and the virtual addresses lead to the "+
+			"holder's own servers; ")
 	case o.LoadBalancers == 0:
 		fmt.Fprint(w, "no load balancer is in these files, so the result balances port 6443 over the peers; ")
 	}

@@ -35,6 +35,8 @@ type Output struct {
 	Statements, Decide, Moot int
 	// LoadBalancers is how many the files have, and Refused how many of these were not carried over.
 	LoadBalancers, Refused int
+	// Alone means that the files have virtual addresses and no load balancer, and so has YAML.
+	Alone bool
 }
 
 // maxFile is how many bytes our loader reads.
@@ -65,7 +67,7 @@ func Convert(files []File, given Addresses) (Output, error) {
 		}
 	}
 	out := Output{YAML: text, Statements: d.Statements, Decide: len(decide), LoadBalancers: len(d.LoadBalancers),
-		Refused: p.refused()}
+		Refused: p.refused(), Alone: p.Alone}
 	for at := range moot {
 		if !decide[at] {
 			out.Moot++
@@ -79,6 +81,38 @@ type program struct {
 	format  Format
 	grammar syntax.Grammar
 	read    func(*draft.Draft, []syntax.Statement) error
+}
+
+// parse cuts a file into statements. keepalived's own definitions are replaced before.
+func parse(p program, f File) ([]syntax.Statement, error) {
+	if p.format != Keepalived {
+		return p.grammar.Parse(f.Name, f.Data)
+	}
+	text, lines, err := keepalived.Unfold(f.Name, f.Data)
+	if err != nil {
+		return nil, err
+	}
+	list, err := p.grammar.Parse(f.Name, text)
+	if err != nil { // the lines are those of the text
+		for i, n := range lines {
+			if n != i+1 {
+				return nil, fmt.Errorf("%w (lines are counted with what definitions stand for)", err)
+			}
+		}
+		return nil, err
+	}
+	renumber(list, lines)
+	return list, nil
+}
+
+// renumber gives statements the lines of the file that they are from.
+func renumber(list []syntax.Statement, lines []int) {
+	for i := range list {
+		if n := list[i].Line; n > 0 && n <= len(lines) {
+			list[i].Line = lines[n-1]
+		}
+		renumber(list[i].Body, lines)
+	}
 }
 
 var programs = []program{
@@ -112,7 +146,7 @@ func readAll(d *draft.Draft, files []File) error {
 		if i < 0 {
 			return fmt.Errorf("%s: %q is no kind of configuration; write %s", name, f.Format, formatNames())
 		}
-		list, err := programs[i].grammar.Parse(f.Name, f.Data)
+		list, err := parse(programs[i], f)
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"appliance/balancer"
 	"appliance/configs"
 	"appliance/convert"
 )
@@ -199,5 +200,69 @@ func asks(t *testing.T, from netip.Addr, port uint16) (string, error) {
 		}
 		name, _ := io.ReadAll(conn) // a reset says no as well as the end does
 		return string(name), nil
+	}
+}
+
+// TestLoginOverTLSAsHAProxy: with check-ssl, haproxy begins TLS at once, whatever steps the protocol has for it, and so
+// does the check that its line becomes.
+func TestLoginOverTLSAsHAProxy(t *testing.T) {
+	binary, err := exec.LookPath("haproxy")
+	if err != nil {
+		t.Skip("haproxy is not installed")
+	}
+	for _, option := range []string{"mysql-check user x", "pgsql-check user x"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		first := func() string {
+			t.Helper()
+			_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(30 * time.Second))
+			conn, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+			b := make([]byte, 2)
+			if _, err := io.ReadFull(conn, b); err != nil {
+				t.Fatal(err)
+			}
+			return string(b)
+		}
+		dir := t.TempDir()
+		config := fmt.Sprintf("defaults\n mode tcp\n timeout connect 20s\n timeout client 20s\n timeout server 20s\n"+
+			"listen a\n bind unix@%s/a\n bind 127.0.0.1:1\n option %s\n server s %s check check-ssl verify none inter 20s\n", dir,
+			option, l.Addr())
+		path := filepath.Join(dir, "haproxy.cfg")
+		theirs := strings.Replace(config, " bind 127.0.0.1:1\n", "", 1)
+		if err := os.WriteFile(path, []byte(theirs), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(binary, "-db", "-f", path)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		handshake := first()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if handshake != "\x16\x03" { // RFC 8446, section 5.1
+			t.Errorf("%s: haproxy begins with %q", option, handshake)
+		}
+		lb := byPort(t, path, config)[1]
+		checker, err := balancer.NewChecker(lb.Check)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			_ = checker.Check(t.Context(), lb.Backends[0].Backend)
+			close(ended)
+		}()
+		if got := first(); got != handshake {
+			t.Errorf("%s: we begin with %q", option, got)
+		}
+		<-ended
 	}
 }

@@ -13,6 +13,9 @@ type generator struct {
 	servers map[string]*testServer
 	names   []string
 	ports   []uint16
+	// at are the addresses of keepalived's servers, which with moves are those of vrrp_instances.
+	at    []netip.Addr
+	moves bool
 	// sticky are the ports whose clients stay with one server, even those where they are spread by weight.
 	sticky, even map[uint16]bool
 }
@@ -110,10 +113,14 @@ func (g *generator) haproxyCheck(b *strings.Builder, usual string) (kind string)
 	case own == 0:
 		kind = "http"
 		b.WriteString(" option httpchk " + g.one("", "GET /", "GET /other", "HEAD /other") + "\n")
-		b.WriteString(g.one("", "", " http-check connect default\n", " http-check connect\n http-check send meth GET\n",
-			" http-check send hdr X y\n", " http-check send uri /other\n"))
-		b.WriteString(g.one("", "", "", " http-check disable-on-404\n"))
-		for range g.IntN(3) {
+		asks := g.one("", "", " http-check connect default\n", " http-check connect\n http-check send meth GET\n",
+			" http-check send hdr X y\n", " http-check send uri /other\n")
+		b.WriteString(asks + g.one("", "", "", " http-check disable-on-404\n"))
+		expects := g.IntN(3)
+		if strings.Contains(asks, "connect") && !strings.Contains(asks, "send") {
+			expects = 0 // haproxy then wants a send line
+		}
+		for range expects {
 			fmt.Fprintf(b, " http-check expect %s\n", g.answer())
 		}
 	case own == 1, own == 2 && usual == "tcp":
@@ -212,40 +219,101 @@ func (g *generator) nginx() string {
 	return b.String() + "}\n"
 }
 
-// keepalived has at least one check for each server: without any, LVS knows no server that is down.
+// keepalived has at least one check for each server: without any, LVS knows no server that is down. Where the machine
+// has addresses for it, they are those of vrrp_instances, or on no interface of theirs.
 func (g *generator) keepalived() string {
 	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
 	var b strings.Builder
-	b.WriteString("global_defs {\n router_id x\n}\n")
-	for _, port := range g.ports {
-		for _, at := range addresses[:1+g.IntN(len(addresses))] {
-			algo := g.one("rr", "wrr", "lc", "wlc", "sh")
-			g.sticky[port] = g.sticky[port] || algo == "sh"
-			g.even[port] = (algo == "rr" || algo == "wrr") && (g.even[port] || at == addresses[0])
-			fmt.Fprintf(&b, "virtual_server %s %d {\n delay_loop 1\n delay_before_retry 1\n"+
-				" lb_algo %s\n lb_kind NAT\n protocol TCP\n", at, port, algo)
-			list := g.some(2 + g.IntN(3))
-			if g.IntN(3) == 0 {
-				fmt.Fprintf(&b, " sorry_server %s %d\n", list[0].at.Addr(), list[0].at.Port())
-				list = list[1:]
-			}
-			if g.IntN(4) == 0 {
-				b.WriteString(" retry 2\n")
-			}
-			for _, s := range list {
-				fmt.Fprintf(&b, " real_server %s %d {\n  weight %s\n", s.at.Addr(), s.at.Port(), g.one("1", "1", "3"))
-				if g.IntN(6) == 0 {
-					b.WriteString("  inhibit_on_failure\n")
-				}
-				if g.IntN(3) > 0 {
-					b.WriteString("  TCP_CHECK {\n   connect_timeout 1\n   retry 1\n  }\n }\n")
-					continue
-				}
-				fmt.Fprintf(&b, "  HTTP_GET {\n   url {\n    path /\n%s   }\n   connect_port %d\n   connect_timeout 1\n  }\n }\n",
-					g.one("", "", "    status_code 404\n", "    status_code 200-302\n", "    regex am.[ab]\n"), s.page)
+	b.WriteString("$DELAY=2\nglobal_defs {\n router_id x\n}\n")
+	if g.moves {
+		g.vrrp(&b)
+	}
+	for n, port := range g.ports {
+		if g.IntN(4) == 0 {
+			fmt.Fprintf(&b, "virtual_server_group g%d {\n", n)
+			for _, at := range g.at {
+				fmt.Fprintf(&b, " %s %d\n", at, port)
 			}
 			b.WriteString("}\n")
+			g.virtualServer(&b, fmt.Sprintf("group g%d", n), port, true)
+			continue
+		}
+		for i, at := range g.at[:1+g.IntN(len(g.at))] {
+			g.virtualServer(&b, fmt.Sprintf("%s %d", at, port), port, i == 0)
 		}
 	}
+	if g.IntN(2) == 0 { // is refused, and nothing of it may be served
+		fmt.Fprintf(&b, "virtual_server fwmark 1 {\n protocol TCP\n delay_loop 1\n real_server %s %d {\n  TCP_CHECK {\n  }\n }\n}\n",
+			g.servers["a"].at.Addr(), g.servers["a"].at.Port())
+	}
 	return b.String()
+}
+
+// vrrp writes instances for the addresses, together or each of its own.
+func (g *generator) vrrp(b *strings.Builder) {
+	fmt.Fprintf(b, "vrrp_script t {\n script \"/bin/true\"\n interval 1\n%s}\n", g.one("", " weight -20\n", " fall 2\n rise 2\n"))
+	list := [][]netip.Addr{g.at}
+	if g.IntN(2) == 0 {
+		list = [][]netip.Addr{g.at[:1], g.at[1:]}
+	}
+	for n, some := range list {
+		fmt.Fprintf(b, "vrrp_instance v%d {\n interface eth0\n state %s\n priority %s\n virtual_router_id %d\n%s"+
+			" unicast_src_ip 192.0.2.1\n unicast_peer {\n  192.0.2.2\n  192.0.2.3\n }\n%s virtual_ipaddress {\n", n,
+			g.one("MASTER", "BACKUP"), g.one("100", "150"), n+1, g.one("", " nopreempt\n", " preempt_delay 5\n"),
+			g.one("", " track_script {\n  t\n }\n", " track_script {\n  t weight 5\n }\n"))
+		for _, at := range some {
+			fmt.Fprintf(b, "  %s/32\n", at)
+		}
+		b.WriteString(" }\n}\n")
+	}
+}
+
+// virtualServer writes one, which is the first at its port or not.
+func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, first bool) {
+	algo := g.one("rr", "wrr", "lc", "wlc", "sh", "")
+	stays := algo == "sh"
+	fmt.Fprintf(b, "virtual_server %s {\n delay_loop $DELAY\n delay_before_retry 1\n lb_kind NAT\n protocol TCP\n", at)
+	if algo != "" {
+		fmt.Fprintf(b, " %s %s\n", g.one("lb_algo", "lvs_sched"), algo)
+	}
+	if g.IntN(5) == 0 {
+		b.WriteString(g.one(" persistence_timeout 300\n", " persistence_timeout\n"))
+		stays = true
+	}
+	g.sticky[port] = g.sticky[port] || stays
+	g.even[port] = (algo == "rr" || algo == "wrr") && (g.even[port] || first)
+	list := g.some(2 + g.IntN(3))
+	if g.IntN(3) == 0 {
+		fmt.Fprintf(b, " sorry_server %s %d\n%s", list[0].at.Addr(), list[0].at.Port(), g.one("", " sorry_server_inhibit\n"))
+		list = list[1:]
+	}
+	if g.IntN(4) == 0 {
+		b.WriteString(" retry 2\n")
+	}
+	for _, s := range list {
+		fmt.Fprintf(b, " real_server %s %d {\n  weight %s\n", s.at.Addr(), s.at.Port(), g.one("1", "1", "3", "2"))
+		if g.IntN(6) == 0 {
+			b.WriteString("  inhibit_on_failure\n")
+		}
+		page := func(kind string, port uint16) string {
+			return fmt.Sprintf("  %s {\n   url {\n    path %s\n%s   }\n   connect_port %d\n   connect_timeout 9\n  }\n", kind,
+				g.one("/", "/other"), g.one("", "", "    status_code 404\n", "    status_code 200-302\n", "    regex am.[ab]\n"), port)
+		}
+		switch g.IntN(9) {
+		case 0:
+			b.WriteString(page("HTTP_GET", s.page))
+		case 1:
+			b.WriteString(page("SSL_GET", s.safe))
+		case 2:
+			fmt.Fprintf(b, "  SMTP_CHECK {\n   connect_port %d\n   connect_timeout 9\n   helo_name x.example.org\n  }\n",
+				[]uint16{s.mail, s.mail, s.page}[g.IntN(3)])
+		case 3:
+			fmt.Fprintf(b, "  delay_loop 9\n  MISC_CHECK {\n   misc_path \"/bin/%s\"\n   misc_timeout 9\n   user root\n  }\n",
+				g.one("true", "true", "false"))
+		default:
+			b.WriteString("  TCP_CHECK {\n   connect_timeout 1\n   retry 1\n  }\n")
+		}
+		b.WriteString(" }\n")
+	}
+	b.WriteString("}\n")
 }

@@ -123,6 +123,38 @@ func TestKinds(t *testing.T) {
 			[]string{"hunter2"},
 		},
 		{
+			"failed connections take out the servers that say so", convert.HAProxy,
+			galera + "  default-server observe layer4 error-limit 5\n  server a 192.0.2.11:6443 check\n" +
+				"  server b 192.0.2.12:6443 check error-limit 7 on-error mark-down\n" +
+				"  server c 192.0.2.13:6443 check on-error fastinter\n  server d 192.0.2.14:6443 check observe layer7\n",
+			[]string{"  maxFails: 5\n", "{name: a, address: 192.0.2.11, port: 6443}", "f:6: ", "has maxFails: 5",
+				"{name: b, address: 192.0.2.12, port: 6443, maxFails: 7}", "{name: c, address: 192.0.2.13, port: 6443, maxFails: 0}",
+				"{name: d, address: 192.0.2.14, port: 6443, maxFails: 0}", `carried over without "observe layer7"`}, nil,
+		},
+		{
+			"error-limit alone does nothing in haproxy", convert.HAProxy,
+			galera + "  server a 192.0.2.11:6443 check error-limit 5\n  server b 192.0.2.12:6443 check\n",
+			nil, []string{"maxFails"},
+		},
+		{
+			"each server of nginx fails in its own way", convert.Nginx,
+			stream("server { listen 192.0.2.10:1; proxy_pass u; }\nupstream u { server 192.0.2.11:1 max_fails=3;\n" +
+				"server 192.0.2.12:1; server 192.0.2.13:1 max_fails=0 fail_timeout=30s; }"),
+			[]string{"  maxFails: 3\n  failTimeout: 10s\n", "- {address: 192.0.2.11}\n",
+				"- {address: 192.0.2.12, maxFails: 1}\n", "- {address: 192.0.2.13, maxFails: 0, failTimeout: 30s}\n"}, nil,
+		},
+		{
+			"addresses alone, with what looks after the servers there", convert.Keepalived,
+			"vrrp_script nginx {\n  script \"killall -0 nginx\"\n  interval 2\n}\n" +
+				"vrrp_script haproxy {\n  script \"/usr/bin/pidof haproxy\"\n  user root\n}\n" +
+				keepalived("  virtual_ipaddress {\n    192.0.2.10\n  }\n  track_script {\n    nginx\n    haproxy\n  }\n"+
+					"  notify_master \"/usr/bin/systemctl reload nginx\"\n"),
+			[]string{"\nloadBalancers: []\n", "# Nothing is balanced in these files", "exec: [/usr/bin/killall, \"-0\", nginx]",
+				"f:2: script killall -0 nginx: became /usr/bin/killall", "f:2: script killall -0 nginx: runs as nobody, who may not",
+				"exec: [/usr/bin/pidof, haproxy]\n  user: root\n", "exec: [/usr/bin/systemctl, reload, nginx]"},
+			[]string{"not needed any more"},
+		},
+		{
 			"addresses that nobody answers for", convert.Keepalived,
 			keepalived("  virtual_ipaddress {\n    192.0.2.10/24\n    192.0.2.20/32 dev lo\n  }\n") + lvs +
 				strings.ReplaceAll(lvs, "192.0.2.10", "192.0.2.20"),
@@ -311,8 +343,11 @@ func TestKinds(t *testing.T) {
 		text string
 		want string
 	}{
-		{"nothing served", convert.Keepalived, keepalived("  virtual_ipaddress {\n    192.0.2.10\n  }\n"),
-			"there are virtual addresses in these files and nothing that is served on them"},
+		{"definitions in a circle", convert.Keepalived, "$A= \\\n  x \\\n  $B\n$B= \\\n  y \\\n  $A\n$A\n" + lvs,
+			"f:6: definitions use each other in a circle"},
+		{"a block without an end", convert.Keepalived, "~SEQ(A, 1, 0, 5) $B\n" + lvs, "f:1: ~SEQ(A, 1, 0, 5) is no block"},
+		{"what is served may be included", convert.Keepalived, "include /etc/keepalived/conf.d/*.conf\n" +
+			keepalived("  virtual_ipaddress {\n    192.0.2.10\n  }\n"), "nothing in these files is served"},
 		{"three texts", convert.HAProxy, httpchk("  http-check expect string a\n  http-check expect string b\n" +
 			"  http-check expect string c\n"), "f:8 is " + keepOut},
 		{"two patterns", convert.HAProxy, httpchk("  http-check expect rstring a\n  http-check expect rstring b\n"),
@@ -360,9 +395,6 @@ func TestKinds(t *testing.T) {
 			httpchk("  http-check expect status 404\n  http-check disable-on-404\n"), "expects the status 404 alone"},
 		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
 			"f:5 asks an agent for the server's state"},
-		{"a login over TLS", convert.HAProxy,
-			galera + "  option mysql-check user x\n  server a 192.0.2.11:3306 check check-ssl verify none\n",
-			"f:5 is asked over TLS"},
 		{"a text that must not be there", convert.Keepalived, urls("url {\n path /h\n regex bad\n regex_no_match\n }\n"),
 			"f:7 is " + keepOut},
 		{"a digest", convert.Keepalived, urls("url {\n path /h\n digest 640205b7b0fc66c1ea91c463fac6334d\n }\n"),

@@ -124,15 +124,26 @@ func (p *plan) planLoadBalancers() error {
 		}
 	}
 	if len(p.balancers) == 0 && len(p.LoadBalancers) > 0 {
-		return fmt.Errorf("none of the %d load balancers in these files could be carried over%s",
-			len(p.LoadBalancers), p.FirstReasons())
+		alone := ""
+		ends := func(lb *draft.LB) bool { return !lb.Stays }
+		if p.Group && !slices.ContainsFunc(p.LoadBalancers, ends) {
+			alone = "; convert keepalived.conf by itself, if their program is to go on and only the addresses are to move"
+		}
+		return fmt.Errorf("none of the %d load balancers in these files could be carried over%s%s",
+			len(p.LoadBalancers), alone, p.FirstReasons())
 	}
-	if len(p.balancers) == 0 && !p.worker && !p.Usual {
-		return fmt.Errorf("there are virtual addresses in these files and nothing that is served on them, and the "+
-			"appliance answers for an address where it balances a port of it; convert haproxy.cfg or nginx.conf of the "+
-			"same machine together with them, or, where each of these machines serves by itself, a haproxy.cfg that says "+
-			"so, for each port:\n  listen web\n    mode tcp\n    bind :443\n    server a ADDRESS:443 check\n"+
-			"    server b ADDRESS:443 check%s", p.FirstReasons())
+	switch {
+	case len(p.balancers) > 0 || p.Usual:
+	case p.Alone:
+		p.hint("loadBalancers",
+			"Nothing is balanced in these files, so nothing is here: the virtual addresses move, and lead to the holder's own",
+			"servers. Other than with keepalived, each node has them all the time: its servers may listen on them, its own",
+			"clients reach its own server there, and what must run on the holder alone has to be started and stopped by hooks.",
+			"If haproxy or nginx of these machines is to be replaced as well, convert its file together with this one.")
+		return nil
+	case !p.worker:
+		return fmt.Errorf("nothing in these files is served; convert haproxy.cfg, nginx.conf and keepalived.conf of the same "+
+			"machine together, with what they include%s", p.FirstReasons())
 	}
 	if len(p.balancers) == 0 {
 		p.hint("loadBalancers",

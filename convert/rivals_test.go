@@ -1,16 +1,19 @@
 package convert_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -25,7 +28,15 @@ import (
 	"appliance/balancer/forward"
 	"appliance/configs"
 	"appliance/convert"
+	"appliance/node"
+	"appliance/script"
 )
+
+// TestMain is also the program that checks run programs by.
+func TestMain(m *testing.M) {
+	script.RunIfChild()
+	os.Exit(m.Run())
+}
 
 var compareFor = flag.Duration("compare.for", 0,
 	"for how long programs and what is made of their configurations are compared; 0: one configuration of each")
@@ -61,9 +72,10 @@ func TestServesTheSame(t *testing.T) {
 			if *compareFor > 0 {
 				seed = uint64(began.UnixNano())
 			}
-			for ; !t.Failed(); seed++ {
+			for first := seed; !t.Failed(); seed++ {
 				compare(t, r, byte(n), seed)
 				if time.Since(began) >= *compareFor {
+					t.Logf("%d configurations", seed-first+1)
 					return
 				}
 			}
@@ -94,12 +106,17 @@ func compare(t *testing.T, r rival, number byte, seed uint64) {
 		s := &testServer{name: name, at: netip.AddrPortFrom(at, port())}
 		g.servers[name] = s
 		g.names = append(g.names, name)
-		s.page = s.show(t, i)
+		s.page, s.safe = s.show(t, i, false), s.show(t, i, true)
+		s.mail = s.greetMail(t)
 		s.become(t, "")
 		defer s.stop()
 	}
 	for range 4 {
 		g.ports = append(g.ports, port())
+	}
+	g.at = addresses
+	if r.kind == convert.Keepalived && moves[0] == here(moves[0]) {
+		g.at, g.moves = moves, g.IntN(3) > 0
 	}
 	config := r.generate(g)
 	path := filepath.Join(t.TempDir(), string(r.kind)+".conf")
@@ -155,7 +172,7 @@ func compare(t *testing.T, r rival, number byte, seed uint64) {
 			s.become(t, f.states[name])
 		}
 		for _, port := range g.ports {
-			for _, vip := range addresses {
+			for _, vip := range g.at {
 				if covers(cfg, port, vip) {
 					covered++
 				}
@@ -171,15 +188,27 @@ func compare(t *testing.T, r rival, number byte, seed uint64) {
 // addresses are those of the machine to which clients connect, and clients their own.
 var (
 	addresses = []netip.Addr{netip.MustParseAddr("127.2.0.1"), netip.MustParseAddr("127.2.0.2")}
-	clients   = []netip.Addr{netip.MustParseAddr("127.0.1.1"), netip.MustParseAddr("127.0.1.77"),
+	// moves are those that no loopback interface has by itself; make compare gives them to the virtual machine.
+	moves   = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("198.51.100.2")}
+	clients = []netip.Addr{netip.MustParseAddr("127.0.1.1"), netip.MustParseAddr("127.0.1.77"),
 		netip.MustParseAddr("127.0.1.200")}
 )
 
 // covers reports whether a load balancer of ours is served there.
 func covers(cfg *configs.Config, port uint16, a netip.Addr) bool {
 	return slices.ContainsFunc(cfg.LoadBalancers, func(lb configs.LoadBalancerEntry) bool {
-		return lb.Port == port && (!lb.BindToVIP || slices.Contains(lb.Listen, a))
+		return lb.Port == port && (!lb.BindToVIP || slices.Contains(lb.Listen, a) || slices.Contains(lb.VIPs, a))
 	})
+}
+
+// here is a if this machine has it, and no address otherwise.
+func here(a netip.Addr) netip.Addr {
+	l, err := net.Listen("tcp", netip.AddrPortFrom(a, 0).String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	l.Close()
+	return a
 }
 
 // same waits until clients of both places reach the same servers.
@@ -197,7 +226,7 @@ func (g *generator) same(t *testing.T, f fault, theirs, ours netip.AddrPort, cov
 			continue
 		}
 		var a, b map[string]int
-		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			a, b = reached(client, theirs, often), reached(client, ours, often)
 			if g.alike(theirs.Port(), f, a, b) {
 				break
@@ -270,7 +299,7 @@ func serve(t *testing.T, cfg *configs.Config, ports map[uint16]uint16) (stop fun
 	var b *balancer.Balancer
 	plane := forward.New(forward.Config{Report: func(to balancer.Target, err error) { b.Report(to, err) }, Loops: 1})
 	b, err := balancer.New(balancer.Config{Planes: []balancer.Plane{plane}, LoadBalancers: lbs,
-		Log: slog.New(slog.DiscardHandler)})
+		Checker: node.NewChecker, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -314,6 +343,8 @@ type testServer struct {
 	name  string
 	at    netip.AddrPort
 	page  uint16 // the port of its HTTP server, which is always well
+	safe  uint16 // that of the same over TLS
+	mail  uint16 // that of its SMTP server
 	state string
 	end   func()
 }
@@ -326,7 +357,7 @@ func (s *testServer) stop() {
 }
 
 // show has the server show a page with its name, and another with the status of the next server, and returns the port.
-func (s *testServer) show(t *testing.T, number int) uint16 {
+func (s *testServer) show(t *testing.T, number int, overTLS bool) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", netip.AddrPortFrom(s.at.Addr(), 0).String())
 	if err != nil {
@@ -341,9 +372,44 @@ func (s *testServer) show(t *testing.T, number int) uint16 {
 		w.WriteHeader(statuses[shown])
 		fmt.Fprint(w, "I am "+s.name)
 	}
-	web := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(page)}
-	t.Cleanup(func() { web.Close() })
-	go func() { _ = web.Serve(l) }()
+	at := uint16(l.Addr().(*net.TCPAddr).Port)
+	web := httptest.NewUnstartedServer(http.HandlerFunc(page))
+	web.Listener.Close()
+	web.Listener, web.Config.ErrorLog = l, log.New(io.Discard, "", 0)
+	t.Cleanup(web.Close)
+	if overTLS {
+		web.StartTLS()
+	} else {
+		web.Start()
+	}
+	return at
+}
+
+// greetMail has the server take mail, and returns the port.
+func (s *testServer) greetMail(t *testing.T) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", netip.AddrPortFrom(s.at.Addr(), 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				fmt.Fprint(conn, "220 "+s.name+" ESMTP\r\n")
+				for in := bufio.NewScanner(conn); in.Scan(); {
+					if fmt.Fprint(conn, "250 well\r\n"); strings.HasPrefix(in.Text(), "QUIT") {
+						return
+					}
+				}
+			}()
+		}
+	}()
 	return uint16(l.Addr().(*net.TCPAddr).Port)
 }
 

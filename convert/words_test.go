@@ -492,3 +492,80 @@ func TestTime(t *testing.T) {
 		}
 	}
 }
+
+// TestDefinitions reads keepalived's own definitions as keepalived.conf(5) has them: replaced where they are used, by
+// what they mean then, over several lines too, and in blocks that are read several times.
+func TestDefinitions(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		want       []string
+	}{
+		{
+			"several lines", `
+$NET=192.0.${SUB}
+$SUB=9
+$INSTANCE= \
+  vrrp_instance v${NUM} { \
+    interface eth${NUM} \
+    virtual_ipaddress { \
+      ${NET}.1${NUM}/24 \
+    } \
+  }
+$SUB=2
+$NUM=0
+$INSTANCE
+$NUM=1
+  $INSTANCE
+$RS= \
+  real_server ${NET}.${N} $PORT { \
+
+    TCP_CHECK { \
+    } \
+  }
+$PORT=80
+virtual_server 192.0.2.10 $PORT {
+  protocol TCP
+  frobnicate
+  $N=21
+  $RS
+  $N=22
+  ${RS}
+  ~SEQ(N, 31, 33) $RS
+  ~SEQx(N, 0x20, 0x10, 0x30) ~LST({P, Q}, {1, 2}, {3, 4}) real_server 192.0.2.1${P}${Q} 8${Q} { }
+}
+`, []string{"- {address: 192.0.2.10, interface: eth0}\n- {address: 192.0.2.11, interface: eth1}\n",
+				"  - {address: 192.0.2.21}\n  - {address: 192.0.2.22}\n  - {address: 192.0.2.31}\n  - {address: 192.0.2.32}\n" +
+					"  - {address: 192.0.2.33}\n  - {address: 192.0.2.112, port: 82, check: {type: none}}\n" +
+					"  - {address: 192.0.2.134, port: 84, check: {type: none}}\n", "f:25: frobnicate: is not known"},
+		},
+		{
+			"what is no definition's name", `
+$N=0
+vrrp_instance a {
+  interface eth0
+  virtual_ipaddress {
+    192.0.2.1$N
+    192.0.2.1${N}
+    192.0.2.$N/24
+    192.0.2.${UNKNOWN}
+  }
+}
+` + lvs, []string{"f:8: 192.0.2.$N/24: ", "f:9: 192.0.2.${UNKNOWN}: ", "vips: [192.0.2.10]\n"},
+		},
+		{"a secret", "$VRRP_PASSWORD=hunter2\nvrrp_instance a {\n  authentication {\n    auth_pass ${VRRP_PASSWORD}\n  }\n" +
+			"  virtual_ipaddress { 192.0.2.10\n }\n}\n" + lvs, []string{"auth_pass ****"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			res, err := convert.Convert([]convert.File{{Name: "f", Format: convert.Keepalived, Data: []byte(tt.text)}},
+				convert.Addresses{Peers: group.Peers})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(string(res.YAML), want) {
+					t.Errorf("lacks %q:\n%s", want, res.YAML)
+				}
+			}
+		})
+	}
+}

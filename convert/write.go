@@ -55,8 +55,11 @@ func write(p *plan, files []File) []byte {
 	w.writeHooks()
 	w.line("")
 	w.writeHints("", "loadBalancers")
-	if len(p.balancers) > 0 {
+	switch {
+	case len(p.balancers) > 0:
 		w.line("loadBalancers:")
+	case p.Alone:
+		w.line("loadBalancers: []")
 	}
 	for i, b := range p.balancers {
 		if i > 0 {
@@ -367,6 +370,8 @@ func serverFlow(srv draft.ServerEntry, port uint16, usual draft.HealthCheck) dra
 	}
 	f.Word("sendProxy", srv.SendProxy)
 	f.Word("onMarkedDown", srv.OnMarkedDown)
+	f.Number("maxFails", srv.MaxFails)
+	f.Span("failTimeout", srv.FailTimeout)
 	if srv.Check != nil {
 		if own := checkDifference(usual, *srv.Check); len(own) > 0 {
 			f.Add("check", own.String())

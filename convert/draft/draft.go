@@ -28,6 +28,9 @@ type Draft struct {
 	Hooks         []HookDraft
 	Admin         AdminEntry
 	Single        bool
+	// Alone means that the files have virtual addresses and balance nothing: the machines' own programs serve there, and
+	// go on to.
+	Alone bool
 	// Usual means that a file without load balancers has one for kube-apiservers, as ours.
 	Usual bool
 	// PeersAsBackends is kube-vip's addPeersAsBackends.
@@ -161,7 +164,10 @@ type ServerEntry struct {
 	Weight, MaxConn, MaxQueued Number
 	SlowStart                  Span
 	Backup, Disabled           bool
-	Peer                       bool // added by addPeersAsBackends
+	// MaxFails and FailTimeout are its own, where they are not those of the load balancer.
+	MaxFails    Number
+	FailTimeout Span
+	Peer        bool // added by addPeersAsBackends
 	// SendProxy is the version of its PROXY header if that is another than the load balancer's, or off.
 	SendProxy string
 	// OnMarkedDown is what happens to its connections when it is marked down, if that is not as the load balancer says.

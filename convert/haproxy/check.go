@@ -378,9 +378,6 @@ func (p *proxy) checkOf(d *draft.Draft, section draft.HealthCheck, first serverC
 	case !first.ssl:
 	case overTLS != "":
 		c.Type = overTLS
-	case c.Type == "mysql" || c.Type == "pgsql":
-		p.refuse("%s is asked over TLS, and checks of that protocol are in clear here; convert without check-ssl or without "+
-			"that line, and write check: {type: tls} if a handshake is enough", p.checkBy.Place)
 	case c.Talks():
 		c.OverTLS = true
 	}

@@ -21,6 +21,8 @@ type proxy struct {
 	checks     []serverCheck
 	checkWords string           // which option that is
 	checkBy    syntax.Statement // the line that says how servers are checked
+	// observes says of each server whether failed connections take it out.
+	observes []bool
 	// ask is what http-check send and expect say, with statuses; talk what tcp-check lines say; httpTo and tcpTo the
 	// connect lines, of which to is the one in force.
 	ask                 draft.HealthCheck
@@ -141,6 +143,7 @@ func newProxy(d *draft.Draft, s section, others map[string]section) *proxy {
 	p.logged(d)
 	p.OneBackup = !p.allBackups
 	if s.Words[0] != "frontend" {
+		p.joinObserved()
 		p.joinChecks(d)
 	}
 	return p

@@ -2,6 +2,7 @@ package haproxy
 
 import (
 	"cmp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,10 @@ type server struct {
 	// another place.
 	tls, checkProxy         bool
 	sendProxy, onDown, onUp string
+	// observes means that failed connections count as failed checks, of which limit is the most; notOut that they only
+	// hurry checks.
+	observes, notOut bool
+	limit            draft.Number
 }
 
 // server reads a server line: name, address, parameters. Its notes always belong to the section.
@@ -107,11 +112,46 @@ func (p *proxy) add(l draft.Line, srv draft.ServerEntry, tail string, words []st
 			srv.OnMarkedDown = down
 		}
 	}
+	p.observed(l, &srv, set)
 	if set.onUp != p.OnMarkedUp {
 		l.Advise("does something else than the first server when it comes back; what the first one does is for all")
 	}
 	p.checks = append(p.checks, set.check)
 	p.Servers = append(p.Servers, srv)
+}
+
+// observed reads what failed connections of clients do to a server: with observe layer4 they take it out. Beside such a
+// server, they do nothing to one without.
+func (p *proxy) observed(l draft.Line, srv *draft.ServerEntry, set server) {
+	const usualLimit = 10 // haproxy's error-limit
+	out := set.observes && !set.notOut
+	if out {
+		srv.MaxFails = draft.Number{Value: usualLimit, Set: true}
+		if set.limit.Set {
+			srv.MaxFails = set.limit
+		}
+		l.Advise("has maxFails: %d: so many failed connections within failTimeout keep it from new ones for that time, and a "+
+			"check follows each; in haproxy they count as failed checks, however long they take", srv.MaxFails.Value)
+	}
+	p.observes = append(p.observes, out)
+}
+
+// joinObserved says for every server what failed connections do, if they take some of them out.
+func (p *proxy) joinObserved() {
+	if !slices.Contains(p.observes, true) {
+		return
+	}
+	for i := range p.Servers {
+		if !p.observes[i] {
+			p.Servers[i].MaxFails = draft.Number{Set: true}
+		}
+	}
+	p.MaxFails = p.Servers[0].MaxFails
+	for i := range p.Servers {
+		if p.Servers[i].MaxFails == p.MaxFails {
+			p.Servers[i].MaxFails = draft.Number{}
+		}
+	}
 }
 
 // A reading is the words of one server while they are read.
@@ -223,9 +263,10 @@ var parameters = map[string]func(s *server, r *reading){
 			s.onUp = "shutdown-backup-sessions"
 		}
 	},
-	"observe": func(_ *server, r *reading) {
-		if r.word() == "layer4" && !r.proxy.MaxFails.Set {
-			r.proxy.MaxFails = draft.Number{Value: 10, Set: true} // the default of error-limit
+	"observe": func(s *server, r *reading) {
+		what := r.word()
+		if s.observes = what == "layer4"; what == "layer7" {
+			r.unknown = append(r.unknown, "observe layer7")
 		}
 	},
 	"agent-check": func(_ *server, r *reading) {
@@ -233,14 +274,10 @@ var parameters = map[string]func(s *server, r *reading){
 			"agent-check, and write check: {type: program, exec: [...]} if the agent keeps clients away", r.Place)
 	},
 	"no-agent-check": func(*server, *reading) {},
-	"error-limit":    func(_ *server, r *reading) { r.number(1, draft.MaxCount, &r.proxy.MaxFails) },
-	"on-error": func(_ *server, r *reading) {
-		if mode := r.word(); mode != "mark-down" {
-			r.unknown = append(r.unknown, strings.TrimSpace("on-error "+mode))
-		}
-	},
-	"ssl":    func(s *server, _ *reading) { s.tls, s.check.ssl = true, true },
-	"no-ssl": func(s *server, _ *reading) { s.tls, s.check.ssl = false, false },
+	"error-limit":    func(s *server, r *reading) { r.number(1, draft.MaxCount, &s.limit) },
+	"on-error":       func(s *server, r *reading) { s.notOut = r.word() == "fastinter" },
+	"ssl":            func(s *server, _ *reading) { s.tls, s.check.ssl = true, true },
+	"no-ssl":         func(s *server, _ *reading) { s.tls, s.check.ssl = false, false },
 }
 
 func (r *reading) number(low, high int, into *draft.Number) { r.Number(r.word(), low, high, into) }

@@ -78,7 +78,7 @@ func (v *virtualServer) program(l draft.Line) *draft.HealthCheck {
 	for _, line := range lines {
 		switch line.Words[0] {
 		case "misc_path":
-			c.Exec, why = command(line.Words[1:])
+			c.Exec, why = command(line, line.Words[1:])
 		case "misc_dynamic":
 			weighs = true
 		}

@@ -22,6 +22,10 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	var instances []*instance
 	together := false // a vrrp_sync_group has all of them
 	usual := scriptUser(d, list)
+	mayHave := func(st syntax.Statement) bool { // what is included may
+		return st.Words[0] == "virtual_server" || strings.HasPrefix(st.Words[0], "include")
+	}
+	d.Alone = len(d.LoadBalancers) == 0 && count(list, "vrrp_instance") > 0 && !slices.ContainsFunc(list, mayHave)
 	for _, st := range list {
 		switch st.Words[0] {
 		case "vrrp_script":
@@ -256,7 +260,7 @@ func readNotify(l draft.Line, user, kind, name string) {
 	w := l.Words[0]
 	switch on := notifyEvents[w]; {
 	case on != "" || w == "notify":
-		exec, why := command(l.Words[1:min(2, len(l.Words))]) // what follows is user and group
+		exec, why := command(l, l.Words[1:min(2, len(l.Words))]) // what follows is user and group
 		if why != "" {
 			l.Note("%s", why)
 			return

@@ -364,7 +364,7 @@ const isOtherCheck = "is not made here; what stands in check below is made inste
 
 // notify reads a script that follows a change of a server's state.
 func (v *virtualServer) notify(l draft.Line, on string) {
-	exec, why := command(l.Words[1:min(2, len(l.Words))])
+	exec, why := command(l, l.Words[1:min(2, len(l.Words))])
 	if why != "" {
 		l.Note("%s", why)
 		return

@@ -1,6 +1,7 @@
 package keepalived
 
 import (
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -30,7 +31,7 @@ func readScript(d *draft.Draft, st syntax.Statement, usual string) {
 		switch l.Words[0] {
 		case "script":
 			named = true
-			exec, why := command(l.Words[1:])
+			exec, why := command(l, l.Words[1:])
 			if why != "" {
 				l.Note("%s", why)
 				continue
@@ -61,7 +62,11 @@ func readScript(d *draft.Draft, st syntax.Statement, usual string) {
 		}
 		return
 	}
-	if t.User == "" {
+	switch {
+	case t.User == "" && slices.Contains([]string{"kill", "killall", "pkill"}, path.Base(t.Exec[0])):
+		scriptAt.Advise("runs as nobody, who may not ask for processes of others, so that the track fails; write user: root, " +
+			"or ask the server itself: check: {type: tcp, address: 127.0.0.1:80}")
+	case t.User == "":
 		scriptAt.Advise(noUser)
 	}
 	if t.Timeout.Set && !t.Inter.Set {
@@ -170,7 +175,7 @@ func splitWords(line string) (words []string, balanced bool) {
 }
 
 // command splits the line of a script, as keepalived does without a shell; why says why it cannot be run.
-func command(words []string) (exec []string, why string) {
+func command(l draft.Line, words []string) (exec []string, why string) {
 	line := strings.Join(words, " ")
 	exec, balanced := splitWords(line)
 	switch {
@@ -180,7 +185,7 @@ func command(words []string) (exec []string, why string) {
 		return nil, "names no program"
 	case strings.ContainsRune(line, 0):
 		return nil, "has a zero byte, which no program can be given"
-	case strings.Contains(line, "haproxy") || strings.Contains(line, "nginx"):
+	case !l.Alone && (strings.Contains(line, "haproxy") || strings.Contains(line, "nginx")):
 		return nil, "looks after a program that is not needed any more; " +
 			"a holder whose load balancers have no healthy backend gives way by itself"
 	case syntax.HasSecret(line):
@@ -191,8 +196,11 @@ func command(words []string) (exec []string, why string) {
 			"put it in a file that only root may write, with #!/bin/sh and mode 0700, and name that in tracks or hooks"
 	case draft.Placeholder(line):
 		return nil, draft.Unfilled
+	case strings.Contains(exec[0], "/") && !strings.HasPrefix(exec[0], "/"):
+		return nil, "has no absolute path; write it in tracks or hooks: exec: [/path, ...]"
 	case !strings.HasPrefix(exec[0], "/"):
-		return nil, "has no absolute path; write it in tracks or hooks: exec: [/usr/bin/" + exec[0] + ", ...]"
+		exec[0] = "/usr/bin/" + exec[0]
+		l.Advise("became %s: keepalived looks for the program in PATH; write its path if it is elsewhere", exec[0])
 	}
 	return exec, ""
 }

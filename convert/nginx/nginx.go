@@ -167,13 +167,8 @@ func readUpstream(d *draft.Draft, st syntax.Statement) *upstream {
 			}
 		}
 	}
-	if len(lb.Servers) > 1 { // a single server is tried always
-		if !lb.MaxFails.Set {
-			lb.MaxFails = draft.Number{Value: defaultMaxFails, Set: true}
-		}
-		if !lb.FailTimeout.Set {
-			lb.FailTimeout = draft.Span{Value: defaultFailTimeout, Set: true}
-		}
+	if len(lb.Servers) == 1 { // it is tried always
+		lb.MaxFails, lb.FailTimeout = draft.Number{}, draft.Span{}
 	}
 	return &upstream{LB: lb}
 }
@@ -223,7 +218,8 @@ func readBackend(lb *draft.LB, l draft.Line) {
 		l.Note("%s", why)
 		return
 	}
-	maxFails, failTimeout := lb.MaxFails, lb.FailTimeout
+	maxFails := draft.Number{Value: defaultMaxFails, Set: true}
+	failTimeout := draft.Span{Value: defaultFailTimeout, Set: true}
 	var unknown []string
 	for _, w := range l.Words[2:] {
 		name, value, _ := strings.Cut(w, "=")
@@ -250,11 +246,14 @@ func readBackend(lb *draft.LB, l draft.Line) {
 	if len(unknown) > 0 {
 		l.Advise("carried over without %q", strings.Join(unknown, " "))
 	}
-	if len(lb.Servers) > 0 && (maxFails != lb.MaxFails || failTimeout != lb.FailTimeout) {
-		l.Advise("fails in another way than the servers before it; " +
-			"maxFails and failTimeout are those of the first")
-	} else {
+	if len(lb.Servers) == 0 {
 		lb.MaxFails, lb.FailTimeout = maxFails, failTimeout
+	}
+	if maxFails != lb.MaxFails {
+		srv.MaxFails = maxFails
+	}
+	if failTimeout != lb.FailTimeout {
+		srv.FailTimeout = failTimeout
 	}
 	lb.Servers = append(lb.Servers, srv)
 }

@@ -46,6 +46,7 @@ const (
 	PathProved               // a client's packet arrived unaltered, and so did the answer
 	PathFiltered             // the node answers, but a client's packet does not arrive
 	PathUnready              // packets arrive, but the node does not take clients' yet
+	PathUnmet                // packets arrive, but the node's rules do not know this node yet
 )
 
 // CloneNodes is a deep copy of nodes.

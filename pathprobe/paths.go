@@ -17,11 +17,12 @@ type pathID struct {
 
 // A pathState is what is known of one path. Its states and transitions:
 //
-//	state         ready answer  other answer  control answer only  nothing        leave notice
-//	PathNoAnswer  PathProved    PathUnready   PathFiltered (2nd)   –              –
-//	PathProved    PathProved    PathUnready   PathFiltered (3rd)   NoAnswer (3rd) PathNoAnswer
-//	PathUnready   PathProved    PathUnready   PathFiltered (3rd)   NoAnswer (3rd) PathNoAnswer
-//	PathFiltered  PathProved    PathUnready   –                    –              –
+//	state         ready answer  not ready    unknown    control answer only  nothing        leave notice
+//	PathNoAnswer  PathProved    PathUnready  PathUnmet  PathFiltered (2nd)   –              –
+//	PathProved    PathProved    PathUnready  PathUnmet  PathFiltered (3rd)   NoAnswer (3rd) PathNoAnswer
+//	PathUnready   PathProved    PathUnready  PathUnmet  PathFiltered (3rd)   NoAnswer (3rd) PathNoAnswer
+//	PathUnmet     PathProved    PathUnready  PathUnmet  PathFiltered (3rd)   NoAnswer (3rd) PathNoAnswer
+//	PathFiltered  PathProved    PathUnready  PathUnmet  –                    –              –
 //
 // An answer to the path probe counts at once, the last columns at the end of a
 // round; (2nd) and (3rd) are rounds in a row. A filtered path stays filtered while
@@ -55,9 +56,13 @@ func (s *pathState) answer(kind, word probeKind, n nonce) bool {
 	s.heard[kind] = true
 	s.knowsUs = word != kindUnknown
 	if kind == kindPath {
-		s.path = PathUnready
-		if word == kindReady {
+		switch word {
+		case kindReady:
 			s.path = PathProved
+		case kindUnknown:
+			s.path = PathUnmet
+		default:
+			s.path = PathUnready
 		}
 	}
 	return true
@@ -65,7 +70,7 @@ func (s *pathState) answer(kind, word probeKind, n nonce) bool {
 
 // leave takes a leave notice.
 func (s *pathState) leave() {
-	if s.path == PathProved || s.path == PathUnready {
+	if s.path != PathFiltered && s.path != PathNoAnswer {
 		s.path, s.sent = PathNoAnswer, false
 	}
 	s.knowsUs = false
@@ -87,7 +92,7 @@ func (s *pathState) end(silent bool) {
 		}
 	default:
 		if s.silent++; s.silent >= maxLost {
-			if s.path != PathFiltered {
+			if s.path != PathFiltered && s.path != PathNoAnswer {
 				s.path = PathNoAnswer
 			}
 			s.lost, s.knowsUs = 0, false
@@ -184,6 +189,9 @@ func (t *pathTable) end() (changed bool) {
 
 // report logs what has become of a node, once for all its frontends.
 func (t *pathTable) report(id pathID, path Path) {
+	if path == PathUnmet {
+		path = PathUnready // for an operator it is the same
+	}
 	if t.logged[id.node] == path {
 		return
 	}

@@ -27,33 +27,35 @@ func TestPathStates(t *testing.T) {
 		PathNoAnswer: func(*pathState) {},
 		PathProved:   path(kindReady),
 		PathUnready:  path(kindNotReady),
+		PathUnmet:    path(kindUnknown),
 		PathFiltered: times(2, control),
 	}
+	// all is each state that a path may have come from, with the one that it gets.
+	all := func(to Path) map[Path]Path {
+		return map[Path]Path{PathNoAnswer: to, PathProved: to, PathUnready: to, PathUnmet: to, PathFiltered: to}
+	}
+	silent := map[Path]Path{PathProved: PathNoAnswer, PathUnready: PathNoAnswer, PathUnmet: PathNoAnswer}
 	for _, tt := range []struct {
 		event string
 		do    func(*pathState)
 		want  map[Path]Path // states that are not in it stay
 	}{
-		{"ready", path(kindReady), map[Path]Path{PathNoAnswer: PathProved, PathUnready: PathProved,
-			PathFiltered: PathProved}},
-		{"not ready", path(kindNotReady), map[Path]Path{PathNoAnswer: PathUnready, PathProved: PathUnready,
-			PathFiltered: PathUnready}},
-		{"unknown", path(kindUnknown), map[Path]Path{PathNoAnswer: PathUnready, PathProved: PathUnready,
-			PathFiltered: PathUnready}},
+		{"ready", path(kindReady), all(PathProved)},
+		{"not ready", path(kindNotReady), all(PathUnready)},
+		{"unknown", path(kindUnknown), all(PathUnmet)},
 		{"control only", control, nil},
 		{"control only twice", times(2, control), map[Path]Path{PathNoAnswer: PathFiltered}},
 		{"control only three times", times(3, control),
-			map[Path]Path{PathNoAnswer: PathFiltered, PathProved: PathFiltered, PathUnready: PathFiltered}},
+			all(PathFiltered)},
 		{"nothing twice", times(2, nothing), nil},
-		{"nothing three times", times(3, nothing), map[Path]Path{PathProved: PathNoAnswer, PathUnready: PathNoAnswer}},
+		{"nothing three times", times(3, nothing), silent},
 		{"lost, heard, lost", func(s *pathState) { times(2, control)(s); path(kindReady)(s); times(2, control)(s) },
-			map[Path]Path{PathNoAnswer: PathProved, PathUnready: PathProved, PathFiltered: PathProved}},
-		{"leave notice", leave, map[Path]Path{PathProved: PathNoAnswer, PathUnready: PathNoAnswer}},
+			all(PathProved)},
+		{"leave notice", leave, silent},
 		{"answer of an earlier round", func(s *pathState) { s.begin(); s.answer(kindPath, kindReady, nonce{1}) }, nil},
 		{"end without a round", func(s *pathState) { s.end(false) }, nil},
 		{"others are not answered either, twice", times(2, func(s *pathState) { s.end(true) }), nil},
-		{"others are not answered either, three times", times(3, func(s *pathState) { s.end(true) }),
-			map[Path]Path{PathProved: PathNoAnswer, PathUnready: PathNoAnswer}},
+		{"others are not answered either, three times", times(3, func(s *pathState) { s.end(true) }), silent},
 	} {
 		for from, to := range begin {
 			var s pathState

@@ -338,7 +338,7 @@ func (p *EthernetProber) probes(sockets map[string]probeSocket, newRound bool) (
 		}
 	}
 	proved := make(map[way][]target)
-	meets := p.self.known != nil && !p.self.met
+	meets := p.meets()
 	for _, t := range p.targets(sockets, macs) {
 		if !announced {
 			out = append(out, outgoing{t, kindAskAgain, nonce{}})
@@ -453,7 +453,7 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 		if !s.answer(kind, word, m.nonce) {
 			return
 		}
-		if !knewUs && s.knowsUs && !p.self.met {
+		if !knewUs && s.knowsUs && !p.self.settled {
 			p.announce()
 		}
 		if kind == kindPath && word == kindReady && node.Worker {
@@ -478,7 +478,7 @@ func (p *EthernetProber) answerTo(m probe) probeKind {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n, _ := NodeAt(p.nodes, m.from)
-	return m.kind + p.self.answer(n.ID, m.frontend, p.cfg.Worker, meetingRounds*p.cfg.Every, p.hasMet)
+	return m.kind + p.self.answer(n.ID, m.frontend, p.cfg.Worker, p.meets())
 }
 
 // Meets says that this node is new, and that it and the others do not know each other yet: what is handed on here does
@@ -486,26 +486,37 @@ func (p *EthernetProber) answerTo(m probe) probeKind {
 func (p *EthernetProber) Meets() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.self.meets(meetingRounds*p.cfg.Every, p.hasMet)
+	return p.meets()
 }
 
-// hasMet says whether this node and all others know each other: what it hands on
-// reaches no node that takes it for a client's packet, and reaches all that may
+// meets is Meets, called with mu held.
+func (p *EthernetProber) meets() bool {
+	var others []string
+	for _, n := range p.nodes {
+		if n.ID != p.cfg.Self {
+			others = append(others, n.ID)
+		}
+	}
+	return p.self.meets(meetingRounds*p.cfg.Every, others, p.hasMet)
+}
+
+// hasMet says whether this node and another know each other: what is handed on
+// reaches a node that does not take it for a client's packet, and reaches all that may
 // have the connection. Called with mu held.
-func (p *EthernetProber) hasMet() bool {
+func (p *EthernetProber) hasMet(id string) bool {
 	for f := range p.wanted {
 		for _, n := range p.nodes {
 			a, ok := AddrOf(p.nodes, n.ID, f.Addr())
-			if !ok || n.ID == p.cfg.Self || n.Worker && p.workers.proofs[a] != ProofPath {
+			if !ok || n.ID != id || n.Worker && p.workers.proofs[a] != ProofPath {
 				continue
 			}
 			s := p.paths.states[pathID{f, n.ID}]
-			if s == nil || !s.knowsUs {
+			if s == nil || !s.knowsUs || s.path == PathNoAnswer {
 				return false
 			}
-			// The node may have connections whose packets come here, even more so
-			// while the balancer here does not know its backend yet.
-			if s.path == PathProved && slices.Contains(n.Serves, f) && !p.self.handsTo[f][n.ID] {
+			// The node may have connections whose packets come here, even if it takes no
+			// new ones yet, and even more so while the balancer here does not know its backend.
+			if s.path != PathFiltered && slices.Contains(n.Serves, f) && !p.self.handsTo[f][n.ID] {
 				return false
 			}
 		}

@@ -16,16 +16,21 @@ const meetingRounds = 3
 //
 //	state    begins with               its answer to a node that the rules know
 //	closed   New                       not ready; unknown while there are no rules
-//	meeting  Open                      not ready, if there are rules
+//	meeting  Open, or a first node     not ready, if there are rules
 //	open     all met, or three rounds  ready; a worker only for what its rules serve
+//
+// Who has been alone meets the first others as who has just begun. Within the three rounds each node that appears is to
+// be met; a node that was met is so for good.
 //
 // A node that is not in the rules is told that it is unknown. A peer that serves
 // with another data plane has no rules, and its answer is ready as soon as it has
 // the VIPs: there are no rules that could harm.
 type readiness struct {
 	opened    time.Time // zero: closed
-	met       bool      // open; it never becomes false again
-	announced bool      // the others know what this node says now
+	alone     bool      // when last looked at, there was nobody to meet
+	met       map[string]bool
+	settled   bool // it has met those of the first rounds; it never becomes false again
+	announced bool // the others know what this node says now
 	known     map[string]bool
 	handsTo   map[netip.AddrPort]map[string]bool
 }
@@ -40,19 +45,33 @@ func (r *readiness) inForce(known map[string]bool, handsTo map[netip.AddrPort]ma
 }
 
 // meets says that this node has the VIPs and rules, and that it and the others do not know each other yet. hasMet is
-// asked only until they do.
-func (r *readiness) meets(patience time.Duration, hasMet func() bool) bool {
-	if r.known == nil || r.opened.IsZero() {
+// asked of each until they do.
+func (r *readiness) meets(patience time.Duration, others []string, hasMet func(node string) bool) bool {
+	if r.known == nil || r.opened.IsZero() || r.settled {
 		return false
 	}
-	r.met = r.met || time.Since(r.opened) > patience || hasMet()
-	return !r.met
+	if len(others) == 0 {
+		r.alone = true
+		return false
+	}
+	if r.alone {
+		r.alone, r.opened = false, time.Now()
+	}
+	if r.met == nil {
+		r.met = make(map[string]bool)
+	}
+	all := true
+	for _, n := range others {
+		r.met[n] = r.met[n] || hasMet(n)
+		all = all && r.met[n]
+	}
+	r.settled = time.Since(r.opened) > patience
+	return !all && !r.settled
 }
 
-// answer is the word for a node that asks about a frontend. isWorker says that
-// this node is a worker; hasMet is asked only while the node is meeting others.
-func (r *readiness) answer(node string, frontend netip.AddrPort, isWorker bool, patience time.Duration,
-	hasMet func() bool) probeKind {
+// answer is the word for a node that asks about a frontend. meets says that this node is meeting others; isWorker that
+// it is a worker.
+func (r *readiness) answer(node string, frontend netip.AddrPort, isWorker, meets bool) probeKind {
 	rules, closed := r.known != nil, r.opened.IsZero()
 	switch {
 	case rules && !r.known[node], !rules && closed:
@@ -60,7 +79,7 @@ func (r *readiness) answer(node string, frontend netip.AddrPort, isWorker bool, 
 	case closed:
 		return kindNotReady
 	}
-	if r.meets(patience, hasMet) {
+	if meets {
 		return kindNotReady
 	}
 	if isWorker && r.handsTo[frontend] == nil {

@@ -23,6 +23,7 @@ type summary struct {
 	stages  []stage
 	closing []string // the lines with which go test ends packages
 	skipped []skip
+	failed  []string // what the tests that failed have said
 	tests   []timed
 }
 
@@ -77,6 +78,9 @@ func (s *summary) read(in io.Reader, out io.Writer, verbose bool) error {
 			}
 			delete(lines, test)
 		case "pass", "fail":
+			if e.Test != "" && e.Action == "fail" {
+				s.failed = append(s.failed, short(test)+"\n"+gist(lines[test]))
+			}
 			switch {
 			case e.Test == "" && e.Action == "fail":
 				fmt.Fprint(out, strings.Join(said[e.Package], ""))
@@ -107,6 +111,26 @@ func reason(text string) string {
 		return "no reason"
 	}
 	return all[len(all)-1][1]
+}
+
+// mostOfOne is how many lines of one thing said are told again at the end. Errors are shorter, logs of nodes longer.
+const mostOfOne = 8
+
+// gist is what a test has said, without most of what is long.
+func gist(text string) string {
+	var b strings.Builder
+	n := 0
+	for line := range strings.Lines(text) {
+		if said.MatchString(line) {
+			n = 0
+		} else if !strings.HasPrefix(line, "     ") { // of go test itself
+			continue
+		}
+		if n++; n <= mostOfOne {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // most is how many tests are listed that took longest.
@@ -152,6 +176,9 @@ func (s *summary) write(out io.Writer) bool {
 	}
 	if len(s.closing) > 0 {
 		fmt.Fprintf(out, "\n%s", strings.Join(s.closing, ""))
+	}
+	if len(s.failed) > 0 {
+		fmt.Fprintf(out, "\n== what failed\n%s", strings.Join(s.failed, ""))
 	}
 	if !good {
 		fmt.Fprintln(out, "FAIL")

@@ -19,11 +19,16 @@ const events = `{"Action":"start","Package":"appliance/a"}
 {"Action":"output","Package":"appliance/a","Output":"ok  \tappliance/a\t61.3s\n"}
 {"Action":"pass","Package":"appliance/a","Elapsed":61.3}
 {"Action":"output","Package":"appliance/b","Test":"TestBad","Output":"    bad_test.go:7: it is bad\n"}
+{"Action":"output","Package":"appliance/b","Test":"TestBad","Output":"    main_test.go:3: log\n        1\n        2\n        3\n"}
+{"Action":"output","Package":"appliance/b","Test":"TestBad","Output":"        4\n        5\n        6\n        7\n        8\n        9\n"}
 {"Action":"fail","Package":"appliance/b","Test":"TestBad","Elapsed":0.1}
 {"Action":"output","Package":"appliance/b","Output":"FAIL\n"}
 {"Action":"output","Package":"appliance/b","Output":"FAIL\tappliance/b\t0.1s\n"}
 {"Action":"fail","Package":"appliance/b","Elapsed":0.1}
 `
+
+// long is what one test prints first of the log of a node.
+const long = "    main_test.go:3: log\n        1\n        2\n        3\n        4\n        5\n        6\n        7\n"
 
 func TestRead(t *testing.T) {
 	for _, tt := range []struct {
@@ -35,9 +40,9 @@ func TestRead(t *testing.T) {
 			"    nat_test.go:9: no iptables\n" +
 			"    kernel_test.go:7: this kernel has ip_vs\n" +
 			"PASS\nok  \tappliance/a\t61.3s\n" +
-			"    bad_test.go:7: it is bad\nFAIL\nFAIL\tappliance/b\t0.1s\n"},
+			"    bad_test.go:7: it is bad\n" + long + "        8\n        9\nFAIL\nFAIL\tappliance/b\t0.1s\n"},
 		{"what failed", false, "ok  \tappliance/a\t61.3s\n" +
-			"FAIL\tappliance/b\t0.1s\n    bad_test.go:7: it is bad\nFAIL\n"},
+			"FAIL\tappliance/b\t0.1s\n    bad_test.go:7: it is bad\n" + long + "        8\n        9\nFAIL\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var out strings.Builder
@@ -67,7 +72,8 @@ a.TestKernel
 
 == stages
 `
-	const closing = "\nok  \tappliance/a\t61.3s\nFAIL\tappliance/b\t0.1s\n"
+	const closing = "\nok  \tappliance/a\t61.3s\nFAIL\tappliance/b\t0.1s\n" +
+		"\n== what failed\nb.TestBad\n    bad_test.go:7: it is bad\n" + long
 	for _, tt := range []struct {
 		name string
 		ci   bool

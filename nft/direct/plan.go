@@ -114,9 +114,9 @@ func (d *DataPlane) reach(backend, frontend netip.AddrPort, l neighbours.Link, n
 		return n, h, false, why
 	}
 	// A node that has stopped answering may keep its open connections: its process
-	// restarts, or probes got lost. A node that never answered has none, and may not
-	// know what to do with those of others.
-	if why == "" {
+	// restarts, or probes got lost. A node that has never known this one would not
+	// know what to do with what is handed on to it.
+	if p := d.path(frontend, n.ID); p == pathprobe.PathProved || p == pathprobe.PathUnready {
 		delete(d.newcomers, n.ID)
 	}
 	return n, h, !d.newcomers[n.ID], why

@@ -236,10 +236,10 @@ func TestNodesComeAndGo(t *testing.T) {
 	l.applyAt(1, []int{0, 1}, nil)
 	third, _ := l.probingAt(2, 2*time.Second) // it waits for others for 6 s
 	all[2].do(func() error { return l.planes[2].Usable(context.Background(), l.loadBalancer()) })
-	becomes(t, probers[0], "node3", pathprobe.PathUnready)
+	becomes(t, probers[0], "node3", pathprobe.PathUnmet)
 	l.applyAt(2, []int{2}, nil)
 	becomes(t, third, "node1", pathprobe.PathProved)
-	becomes(t, third, "node2", pathprobe.PathUnready)
+	becomes(t, third, "node2", pathprobe.PathUnmet)
 	third.Open()
 	never(t, probers[0], "node3", pathprobe.PathProved)
 	l.planes[1].SetNodes([]pathprobe.Node{{ID: all[0].name, Addrs: all[0].addrs}, {ID: all[1].name, Addrs: all[1].addrs},

@@ -72,7 +72,7 @@ func whyNot(p pathprobe.Path, node pathprobe.Node) string {
 		return ""
 	case pathprobe.PathFiltered:
 		return fmt.Sprintf("the network does not carry packets of clients to %v", node)
-	case pathprobe.PathUnready:
+	case pathprobe.PathUnready, pathprobe.PathUnmet:
 		return fmt.Sprintf("%v does not take packets of clients from here yet: it has just begun, or does not know this "+
 			"node", node)
 	}

@@ -146,7 +146,6 @@ func (d *Dispatcher) Counts() (delivered, failed, dropped uint64) {
 
 // Run delivers until ctx ends, and for finalWithin more what was sent before.
 func (d *Dispatcher) Run(ctx context.Context) error {
-	defer d.workers.Wait()
 	after, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(finalWithin, cancel) })()
 	for {

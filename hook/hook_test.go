@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,4 +229,46 @@ func TestWebhook(t *testing.T) {
 	if got := asked(); len(got) != 4 {
 		t.Errorf("%d requests, so a redirect was followed: %q", len(got), got)
 	}
+}
+
+// ending is a context that breaks whoever asks for it in Run, once it is broken.
+type ending struct {
+	context.Context
+	broken atomic.Bool
+}
+
+func (e *ending) Done() <-chan struct{} {
+	at, _, _, _ := runtime.Caller(1)
+	if e.broken.Load() && strings.HasSuffix(runtime.FuncForPC(at).Name(), ".Run") {
+		panic("broken")
+	}
+	return e.Context.Done()
+}
+
+// A fault in Run ends the process: it does not wait for the deliverers, which go on.
+func TestAPanicIsNotHidden(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ctx := &ending{Context: inner}
+		d := New(nil)
+		d.Set([]Receiver{{Name: "a", Timeout: time.Second, Do: new(recorder).do}})
+		panicked := make(chan any, 1)
+		go func() {
+			defer func() { panicked <- recover() }()
+			d.Run(ctx)
+		}()
+		synctest.Wait()
+		ctx.broken.Store(true)
+		d.wake <- struct{}{}
+		synctest.Wait()
+		select {
+		case why := <-panicked:
+			if why == nil {
+				t.Error("it did not panic")
+			}
+		default:
+			t.Error("the panic waits for a deliverer to end")
+		}
+	})
 }

@@ -25,8 +25,9 @@ func (g *Group) detect(ctx context.Context) error {
 		return nil
 	}
 	e := &elections{Group: g, ctx: ctx}
-	defer e.running.Wait()
-	return g.detector.Run(ctx, g.packets, g.cfg.kernels, e)
+	err := g.detector.Run(ctx, g.packets, g.cfg.kernels, e)
+	e.running.Wait()
+	return err
 }
 
 // elections is what the detector knows of a group, and does in it.

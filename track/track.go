@@ -99,11 +99,11 @@ func (t *Tracker) Set(conditions []Condition) {
 
 // Run probes until ctx ends.
 func (t *Tracker) Run(ctx context.Context) error {
-	defer t.loops.Wait()
 	for {
 		t.adopt(ctx)
 		select {
 		case <-ctx.Done():
+			t.loops.Wait()
 			return nil
 		case <-t.wake:
 		}

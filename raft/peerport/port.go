@@ -153,12 +153,18 @@ func (p *Port) Serve(handlers map[byte]func(net.Conn, auth.Identity)) error {
 	p.low.fill()
 	defer p.low.empty()
 	var wg sync.WaitGroup
-	defer wg.Wait()
+	p.accept(&wg, handlers)
+	wg.Wait()
+	return nil
+}
+
+// accept hands connections over to handlers, in goroutines of wg, until the port is closed.
+func (p *Port) accept(wg *sync.WaitGroup, handlers map[byte]func(net.Conn, auth.Identity)) {
 	ours, theirs := make(chan struct{}, MaxHandshakes), make(chan struct{}, MaxHandshakes)
 	for {
 		conn, err := p.l.Accept()
 		if errors.Is(err, net.ErrClosed) {
-			return nil
+			return
 		}
 		if err != nil {
 			// The process is out of files, or a connection died in the backlog: neither is a reason to leave

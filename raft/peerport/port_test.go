@@ -2,10 +2,12 @@ package peerport
 
 import (
 	"bufio"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"appliance/raft/auth"
 )
@@ -65,5 +67,47 @@ func TestLongLines(t *testing.T) {
 		if err := readLine(bufio.NewReader(strings.NewReader(line)), tt.most, &into); (err == nil) != tt.ok {
 			t.Errorf("%d of %d: %v", tt.length, tt.most, err)
 		}
+	}
+}
+
+// panicking is a listener that gives out one connection, and panics then.
+type panicking struct {
+	net.Listener
+	conns chan net.Conn
+}
+
+func (l panicking) Accept() (net.Conn, error) { return <-l.conns, nil }
+
+// TestAPanicIsNotHidden: a fault while connections are accepted ends the process, whoever is connected. If the handlers
+// were waited for first, the port would take nobody any more, and nobody would know.
+func TestAPanicIsNotHidden(t *testing.T) {
+	l := panicking{conns: make(chan net.Conn)}
+	p := &Port{l: l, conns: make(map[net.Conn]seat), log: slog.New(slog.DiscardHandler)}
+	p.Expect(nil)
+	connected, end := make(chan struct{}), make(chan struct{})
+	defer close(end)
+	panicked := make(chan any)
+	go func() {
+		defer func() { panicked <- recover() }()
+		p.Serve(map[byte]func(net.Conn, auth.Identity){PreambleRaft: func(net.Conn, auth.Identity) {
+			close(connected)
+			<-end
+		}})
+	}()
+	here, there := net.Pipe()
+	defer there.Close()
+	l.conns <- here
+	if _, err := there.Write([]byte{PreambleRaft}); err != nil {
+		t.Fatal(err)
+	}
+	<-connected
+	l.conns <- nil // its address is asked for
+	select {
+	case why := <-panicked:
+		if why == nil {
+			t.Error("it did not panic")
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the panic waits for a connection to end")
 	}
 }

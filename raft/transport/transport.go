@@ -181,11 +181,16 @@ func (t *Transport) Consumer() <-chan hraft.RPC { return t.rpcs }
 
 // Relay passes RPCs on to raft, after they have been noted as possible grants.
 func (t *Transport) Relay(ctx context.Context) error {
-	defer t.repeats.Wait()
+	t.relay(ctx)
+	t.repeats.Wait()
+	return nil
+}
+
+func (t *Transport) relay(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case rpc := <-t.consumer:
 			if err := t.refuses(rpc.Command); err != nil {
 				if rpc.Reader != nil {
@@ -206,7 +211,7 @@ func (t *Transport) Relay(ctx context.Context) error {
 			case t.rpcs <- rpc:
 			case <-ctx.Done():
 				rpc.Respond(nil, hraft.ErrRaftShutdown)
-				return nil
+				return
 			}
 		}
 	}

@@ -111,7 +111,12 @@ func (p *Page) wakeUp() {
 
 // Run renders until ctx ends.
 func (p *Page) Run(ctx context.Context) error {
-	defer p.peers.Wait()
+	p.follow(ctx)
+	p.peers.Wait()
+	return nil
+}
+
+func (p *Page) follow(ctx context.Context) {
 	tick := time.NewTicker(renderEvery)
 	defer tick.Stop()
 	_, event := p.cfg.Journal.Since(0)
@@ -119,7 +124,7 @@ func (p *Page) Run(ctx context.Context) error {
 		urgent := false // an event happened, so the last reports of the peers may be out of date
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case done := <-p.wanted:
 			p.update(ctx, true, false)
 			close(done)
@@ -136,7 +141,7 @@ func (p *Page) Run(ctx context.Context) error {
 		p.update(ctx, false, urgent)
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(renderAtMost):
 		}
 	}

@@ -233,8 +233,8 @@ var arrows = map[string]struct {
 	"appliance/image":     {nil, "an image is made of a program's bytes, whatever they do"},
 	"appliance/doctor": {
 		[]string{
-			"appliance/arp", "appliance/configs", "appliance/nft", "appliance/nft/ruleset", "appliance/raft/auth",
-			"appliance/raft/lease",
+			"appliance/arp", "appliance/configs", "appliance/keyfile", "appliance/nft", "appliance/nft/ruleset",
+			"appliance/raft/auth", "appliance/raft/lease",
 		},
 		"the doctor asks each room whether it could work here, and has none of them do it",
 	},

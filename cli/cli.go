@@ -66,6 +66,7 @@ func NewApp(build Build, stdout, stderr io.Writer) *cli.App {
 			imageCommand(build),
 			installCommand(),
 			uninstallCommand(),
+			prepareCommand(),
 			doctorCommand(),
 			endpointsCommand(),
 			demoCommand(),

@@ -53,7 +53,7 @@ func uninstallCommand() *cli.Command {
 			if err := noArgs(c); err != nil {
 				return err
 			}
-			steps := install.Uninstall(c.String("root"), c.Bool("purge"), systemctlHere(c))
+			steps := install.Uninstall(c.String("root"), c.Bool("purge"), accountsHere(c), systemctlHere(c))
 			return install.Run(c.App.Writer, steps, c.Bool("dry-run"))
 		},
 	}
@@ -122,7 +122,14 @@ func installParams(c *cli.Context) (install.Installation, error) {
 		return p, fmt.Errorf("the group key %s does not exist; give --new-key on the first peer, or --key-from FILE on the "+
 			"others", p.KeyFile)
 	}
-	if p.From, p.Unit, err = programAndUnit(cfg); err != nil {
+	p.Accounts = accountsHere(c)
+	o := manifest.New(cfg, "", install.ConfigFile, nil)
+	o.Binary = install.Program
+	p.Files, p.DataDir, p.AsRoot, p.DropIn = o.Files, o.DataDir, o.AsRoot != "", manifest.DropIn(o)
+	if p.AsRoot {
+		fmt.Fprintf(c.App.ErrWriter, "the service will run as root, because %s\n", o.AsRoot)
+	}
+	if p.From, p.Unit, err = programAndUnit(o); err != nil {
 		return p, err
 	}
 	if !c.Bool("no-start") {
@@ -157,17 +164,61 @@ func checkKey(cfg *configs.Config, from string) (err error) {
 
 // programAndUnit are this program's path and the unit that runs its copy. A program that a package installed stays
 // where it is, with the package's unit.
-func programAndUnit(cfg *configs.Config) (program string, unit []byte, err error) {
+func programAndUnit(o manifest.Params) (program string, unit []byte, err error) {
 	if program, err = os.Executable(); err != nil {
 		return "", nil, err
 	}
 	if program == "/usr/bin/appliance" {
 		return "", nil, nil
 	}
-	o := manifest.New(cfg, "", install.ConfigFile, nil)
-	o.Binary = install.Program
 	unit, err = manifest.Unit(o)
 	return program, unit, err
+}
+
+// accountsHere are the users of this machine; nil where another root is meant.
+func accountsHere(c *cli.Context) install.Accounts {
+	if c.String("root") != "/" {
+		return nil
+	}
+	return install.Local{}
+}
+
+// prepareCommand is what the unit runs as root before the service starts.
+func prepareCommand() *cli.Command {
+	return &cli.Command{
+		Name: "prepare",
+		Usage: "as root, let the service's own user read its configuration and keys, and have its data; the systemd unit " +
+			"runs this",
+		Flags: append(settingFlags(),
+			&cli.BoolFlag{Name: "unit", Usage: "adapt the package's unit to the configuration, too: more capabilities for " +
+				"programs, or root where nothing else will do"},
+			&cli.BoolFlag{Name: "dry-run", Usage: "print the steps, and do none"},
+		),
+		OnUsageError: usageError,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			file := usualPath(c)
+			cfg, err := loadFile(file, flagSource(c))
+			if err != nil {
+				// What is wrong is said by the service, if it may read it.
+				return errors.Join(err, install.Run(c.App.Writer, install.Prepare("/", install.Local{},
+					[]string{file, configs.DefaultKeyFile}, "", nil), c.Bool("dry-run")))
+			}
+			o := manifest.New(cfg, "", file, nil)
+			var dropIn []byte
+			if c.Bool("unit") {
+				dropIn = append([]byte{}, manifest.DropIn(o)...)
+			}
+			if o.AsRoot != "" { // it is root who reads
+				fmt.Fprintf(c.App.ErrWriter, "the service runs as root, because %s\n", o.AsRoot)
+				o.Files, o.DataDir = nil, ""
+			}
+			return install.Run(c.App.Writer, install.Prepare("/", install.Local{}, o.Files, o.DataDir, dropIn),
+				c.Bool("dry-run"))
+		},
+	}
 }
 
 // systemctlHere runs systemctl; nil where systemd does not run, or another root is meant.

@@ -3,6 +3,7 @@ package configs
 import (
 	"cmp"
 	_ "embed"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -97,6 +98,10 @@ func read(path string) ([]byte, error) {
 		reason := err
 		if e, ok := err.(*fs.PathError); ok {
 			reason = e.Err
+		}
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("%s: %w; run this as root, or let the service's user read it: `appliance prepare`",
+				path, reason)
 		}
 		return nil, fmt.Errorf("%s: %w; write one with `appliance config sample > %s`, or give --vip and --peers",
 			path, reason, path)

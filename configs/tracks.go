@@ -45,16 +45,24 @@ type HookEntry struct {
 
 // ProgramsOfOthers reports whether checks, tracks or hooks run programs as another user than root, which takes
 // capabilities.
-func (c *Config) ProgramsOfOthers() bool {
-	other := func(exec []string, user string) bool { return len(exec) > 0 && user != "root" && user != "0" }
+func (c *Config) ProgramsOfOthers() bool { return c.programs(func(user string) bool { return !isRoot(user) }) }
+
+// ProgramsOfRoot reports whether some of them are to run as root.
+func (c *Config) ProgramsOfRoot() bool { return c.programs(isRoot) }
+
+func isRoot(user string) bool { return user == "root" || user == "0" }
+
+// programs reports whether there is a program whose user satisfies of.
+func (c *Config) programs(of func(user string) bool) bool {
+	has := func(exec []string, user string) bool { return len(exec) > 0 && of(user) }
 	for _, lb := range c.LoadBalancers {
-		checks := func(be BackendEntry) bool { return be.Check != nil && other(be.Check.Exec, be.Check.User) }
-		if other(lb.Check.Exec, lb.Check.User) || slices.ContainsFunc(lb.Backends, checks) {
+		checks := func(be BackendEntry) bool { return be.Check != nil && has(be.Check.Exec, be.Check.User) }
+		if has(lb.Check.Exec, lb.Check.User) || slices.ContainsFunc(lb.Backends, checks) {
 			return true
 		}
 	}
-	return slices.ContainsFunc(c.Tracks, func(t TrackEntry) bool { return other(t.Exec, t.User) }) ||
-		slices.ContainsFunc(c.Hooks, func(h HookEntry) bool { return other(h.Exec, h.User) })
+	return slices.ContainsFunc(c.Tracks, func(t TrackEntry) bool { return has(t.Exec, t.User) }) ||
+		slices.ContainsFunc(c.Hooks, func(h HookEntry) bool { return has(h.Exec, h.User) })
 }
 
 const (

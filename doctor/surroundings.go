@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"appliance/configs"
+	"appliance/keyfile"
 	"appliance/raft/auth"
 )
 
@@ -62,7 +63,7 @@ func (v *visit) readable(file string) error {
 // mode warns of secrets that others may read, where the appliance itself does not refuse them.
 func (v *visit) mode(file string, all *[]Finding) {
 	info, err := fs.Stat(v.files, strings.TrimPrefix(file, "/"))
-	if err != nil || info.Mode().Perm()&0o077 == 0 || strings.HasSuffix(file, ".crt") || file == v.cfg.Group.CAFile ||
+	if err != nil || info.Mode().Perm()&0o077 == 0 || info.Mode().Perm()&0o037 == 0 && keyfile.ForService(info) || strings.HasSuffix(file, ".crt") || file == v.cfg.Group.CAFile ||
 		file == v.cfg.Group.CertFile || file == v.cfg.Admin.CertFile {
 		return
 	}

@@ -17,6 +17,8 @@ const (
 	UnitFile   = "/etc/systemd/system/appliance.service"
 	configDir  = "/etc/appliance"
 	dataDir    = "/var/lib/appliance"
+	// sysusersFile has systemd make the user, see sysusers.d(5).
+	sysusersFile = "/etc/sysusers.d/appliance.conf"
 )
 
 // mark begins a unit that this package wrote, so that nobody else's is touched.
@@ -33,6 +35,15 @@ type Installation struct {
 	// KeyFile gets the group key Key, if there is one.
 	KeyFile string
 	Key     []byte
+	// Files are what the service reads, DataDir is where it writes.
+	Files   []string
+	DataDir string
+	// AsRoot says that the service has no user of its own.
+	AsRoot bool
+	// DropIn is what a package's unit needs beside it.
+	DropIn []byte
+	// Accounts makes the user, where Root is this machine; nil otherwise.
+	Accounts Accounts
 	// Systemctl runs systemctl, if systemd runs here; nil otherwise.
 	Systemctl func(args ...string) error
 }
@@ -46,7 +57,11 @@ type Step struct {
 // Install lists the steps that put p on the machine. What is there already is kept.
 func Install(p Installation) ([]Step, error) {
 	h := host{p.Root}
-	steps := []Step{h.dir(configDir, 0o700), h.dir(dataDir, 0o700)}
+	var steps []Step
+	if !p.AsRoot {
+		steps = append(steps, h.user(p.Accounts))
+	}
+	steps = append(steps, h.dir(configDir, 0o700), h.dir(dataDir, 0o700))
 	if p.From != "" {
 		program, err := os.ReadFile(p.From)
 		if err != nil {
@@ -62,6 +77,12 @@ func Install(p Installation) ([]Step, error) {
 		steps = append(steps, h.file(p.KeyFile, p.Key, 0o600, false))
 	}
 	steps = append(steps, h.file(ConfigFile, p.Config, 0o600, false))
+	if p.Accounts != nil && !p.AsRoot {
+		steps = append(steps, h.owned(p.Accounts, p.Files, p.DataDir)...)
+	}
+	if p.From == "" {
+		steps = append(steps, h.dropIn(p.DropIn)...)
+	}
 	if p.Systemctl != nil {
 		steps = append(steps,
 			Step{"systemctl daemon-reload", func() error { return p.Systemctl("daemon-reload") }},
@@ -73,8 +94,20 @@ func Install(p Installation) ([]Step, error) {
 	return steps, nil
 }
 
-// Uninstall lists the steps that undo Install. With purge configuration, keys and the group's data go too.
-func Uninstall(root string, purge bool, systemctl func(args ...string) error) []Step {
+// user makes the service's user, or has systemd make it when it starts the first time.
+func (h host) user(accounts Accounts) Step {
+	if accounts == nil {
+		return h.file(sysusersFile, []byte(fmt.Sprintf("u %s - - %s\n", User, dataDir)), 0o644, true)
+	}
+	if _, _, ok := accounts.IDs(); ok {
+		return Step{"keep user " + User, nil}
+	}
+	return Step{"add system user " + User, accounts.Make}
+}
+
+// Uninstall lists the steps that undo Install. With purge configuration, keys, the group's data and the service's user
+// go too.
+func Uninstall(root string, purge bool, accounts Accounts, systemctl func(args ...string) error) []Step {
 	h := host{root}
 	var steps []Step
 	unit, err := h.read(UnitFile)
@@ -88,6 +121,7 @@ func Uninstall(root string, purge bool, systemctl func(args ...string) error) []
 		fallthrough
 	case ours:
 		steps = append(steps, h.remove(UnitFile), h.remove(Program))
+		steps = append(steps, h.dropIn(nil)...)
 		if systemctl != nil {
 			steps = append(steps, Step{"systemctl daemon-reload", func() error { return systemctl("daemon-reload") }})
 		}
@@ -100,7 +134,14 @@ func Uninstall(root string, purge bool, systemctl func(args ...string) error) []
 		return append(steps, Step{"keep " + configDir + " and " + dataDir +
 			"; --purge removes configuration, key and the group's data", nil})
 	}
-	return append(steps, h.removeAll(configDir), h.removeAll(dataDir))
+	steps = append(steps, h.removeAll(configDir), h.removeAll(dataDir))
+	if accounts == nil {
+		return append(steps, h.remove(sysusersFile))
+	}
+	if _, _, ok := accounts.IDs(); !ok {
+		return append(steps, Step{"user " + User + " is gone already", nil})
+	}
+	return append(steps, Step{"remove user " + User + ", if `appliance install` or a package has made it", accounts.Remove})
 }
 
 // Run does the steps and prints each; with dry it only prints. The error names the step that failed.

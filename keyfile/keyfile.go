@@ -5,6 +5,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/user"
+	"strconv"
 	"syscall"
 )
 
@@ -17,13 +19,45 @@ const (
 // maxSize is more than any key has.
 const maxSize = 1 << 20
 
+// serviceGroup is the group of the service's own user, which has nobody else.
+const serviceGroup = "appliance"
+
+// ForService reports whether a file is root's and of the service's own group: that group may read it.
+func ForService(info fs.FileInfo) bool { return ofGroup(info, serviceGroupID()) }
+
+// serviceGroupID is the number of the service's own group; without one it is root's.
+func serviceGroupID() int {
+	g, err := user.LookupGroup(serviceGroup)
+	if err != nil {
+		return 0
+	}
+	id, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return 0
+	}
+	return id
+}
+
+func ofGroup(info fs.FileInfo, gid int) bool {
+	s, ok := info.Sys().(*syscall.Stat_t)
+	return ok && gid != 0 && s.Uid == 0 && int(s.Gid) == gid
+}
+
 // Check says what is wrong with a file for a secret. Only root or this user may own it, and deny are the permissions
-// that it may not have.
+// that it may not have, but that the service's own group may read what is root's.
 func Check(path string, info fs.FileInfo, deny fs.FileMode) error {
+	return check(path, info, deny, serviceGroupID)
+}
+
+func check(path string, info fs.FileInfo, deny fs.FileMode, service func() int) error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file; write the key to a file", path)
 	}
-	if mode := info.Mode().Perm(); mode&deny != 0 {
+	mode := info.Mode().Perm()
+	if mode&0o040 != 0 && ofGroup(info, service()) {
+		deny &^= 0o040
+	}
+	if mode&deny != 0 {
 		does := "read"
 		if mode&deny&0o044 == 0 {
 			does = "changed"

@@ -1,6 +1,7 @@
 package keyfile
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -51,5 +52,41 @@ func TestRead(t *testing.T) {
 	}
 	if _, err := Read(path, OwnerOnly); err == nil || !strings.Contains(err.Error(), "belongs to user 12345") {
 		t.Error(err)
+	}
+}
+
+// The service's own group may read what is root's, and nothing more.
+func TestServiceGroup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	const gid = 4242
+	path := filepath.Join(t.TempDir(), "key")
+	for _, tt := range []struct {
+		uid, gid, service int
+		mode              fs.FileMode
+		ok                bool
+	}{
+		{0, gid, gid, 0o640, true},
+		{0, gid, gid, 0o440, true},
+		{0, gid, gid, 0o660, false},   // it could exchange it
+		{0, gid, gid, 0o644, false},   // others
+		{0, 100, gid, 0o640, false},   // another group
+		{0, 0, 0, 0o640, false},       // there is no such group
+		{gid, gid, gid, 0o640, false}, // it is not root's
+	} {
+		os.Remove(path)
+		err := errors.Join(os.WriteFile(path, []byte("secret\n"), 0o600), os.Chown(path, tt.uid, tt.gid),
+			os.Chmod(path, tt.mode))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := check(path, info, OwnerOnly, func() int { return tt.service }); (err == nil) != tt.ok {
+			t.Errorf("%+v: %v", tt, err)
+		}
 	}
 }

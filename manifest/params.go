@@ -32,6 +32,8 @@ type Params struct {
 	LowPort bool
 	// Programs says that tracks or hooks run programs as another user.
 	Programs bool
+	// AsRoot says why the systemd service has to run as root; empty: it has a user of its own.
+	AsRoot string
 	// UserSpace says that the kernel is not programmed: this is a worker without virtual addresses.
 	UserSpace bool
 }
@@ -60,11 +62,32 @@ func New(cfg *configs.Config, image, file string, args []string) Params {
 		}
 	}
 	o.Programs = cfg.ProgramsOfOthers()
+	o.AsRoot = o.needsRoot(cfg)
 	o.LowPort = cfg.SpeaksBGP() && cfg.Announce.BGP.Port > 0 && cfg.Announce.BGP.Port < 1024
 	for _, lb := range cfg.LoadBalancers {
 		o.LowPort = o.LowPort || lb.Port < 1024
 	}
 	return o
+}
+
+// needsRoot says why a systemd service of a user of its own would not do, or nothing. Such a user gets what root has below
+// /etc/appliance, and what systemd makes for it below /var/lib and /run.
+func (o Params) needsRoot(cfg *configs.Config) string {
+	if cfg.ProgramsOfRoot() {
+		return "it runs programs with `user: root`"
+	}
+	for _, f := range o.Files {
+		if path.IsAbs(f) && below("/etc/appliance", f) == "" {
+			return f + " is not below /etc/appliance"
+		}
+	}
+	if below("/var/lib", cmp.Or(o.DataDir, "/var/lib/appliance")) == "" {
+		return "dataDir is not below /var/lib"
+	}
+	if below("/run", path.Dir(cmp.Or(o.Socket, "/run/appliance/appliance.sock"))) == "" {
+		return "socket is not in a directory below /run"
+	}
+	return ""
 }
 
 // withDefaults fills in what is empty, and refuses what a manifest cannot express.
@@ -96,6 +119,9 @@ func (o Params) withDefaults(binary string) (Params, error) {
 	return o, nil
 }
 
+// programCapabilities are to run programs as nobody, and to end them.
+var programCapabilities = []string{"SETUID", "SETGID", "KILL"}
+
 // capabilities are all that the appliance needs (R14).
 func (o Params) capabilities() []string {
 	caps := []string{
@@ -106,7 +132,7 @@ func (o Params) capabilities() []string {
 		caps = append(caps, "NET_BIND_SERVICE")
 	}
 	if o.Programs {
-		caps = append(caps, "SETUID", "SETGID", "KILL") // to run them as nobody, and to end them
+		caps = append(caps, programCapabilities...)
 	}
 	return caps
 }

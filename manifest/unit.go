@@ -17,15 +17,15 @@ func Unit(o Params) ([]byte, error) {
 	for i, w := range words {
 		words[i] = quote(w)
 	}
-	caps := o.capabilities()
-	for i, c := range caps {
-		caps[i] = "CAP_" + c
-	}
+	o.LowPort = true // a file that is read again may bring one
 	var text strings.Builder
+	first := append([]string{words[0], "prepare"}, words[2:]...)
 	err = unit.Execute(&text, map[string]any{
 		"Exec":    strings.Join(words, " "),
+		"Prepare": strings.Join(first, " "),
+		"AsRoot":  o.AsRoot,
 		"Reload":  quote(o.Binary) + " reload " + quote("--socket="+o.Socket),
-		"Caps":    strings.Join(caps, " "),
+		"Caps":    linuxNames(o.capabilities()),
 		"Grace":   grace,
 		"State":   below("/var/lib", o.DataDir),
 		"Runtime": below("/run", path.Dir(o.Socket)),
@@ -35,6 +35,22 @@ func Unit(o Params) ([]byte, error) {
 		return nil, fmt.Errorf("write the unit: %w", err)
 	}
 	return []byte(text.String()), nil
+}
+
+// linuxNames writes capabilities as systemd has them.
+func linuxNames(caps []string) string { return "CAP_" + strings.Join(caps, " CAP_") }
+
+// DropIn is what the unit that Unit makes without knowing a configuration needs for o beside it; empty if nothing.
+func DropIn(o Params) []byte {
+	switch {
+	case o.AsRoot != "":
+		return []byte("# As root, because " + o.AsRoot + ".\n[Service]\nUser=root\nGroup=root\nAmbientCapabilities=\n")
+	case o.Programs:
+		more := linuxNames(programCapabilities)
+		return []byte("# To run programs as nobody, and to end them.\n[Service]\nCapabilityBoundingSet=" + more +
+			"\nAmbientCapabilities=" + more + "\n")
+	}
+	return nil
 }
 
 // below is dir relative to parent, or empty if systemd cannot make it there.
@@ -76,9 +92,11 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=exec
-ExecStart={{.Exec}}
+{{if not .AsRoot}}ExecStartPre=-+{{.Prepare}}
+{{end}}ExecStart={{.Exec}}
 # A changed file is noticed anyway; this says what is wrong with it.
-ExecReload={{.Reload}}
+{{if not .AsRoot}}ExecReload=-+{{.Prepare}}
+{{end}}ExecReload={{.Reload}}
 Restart=always
 RestartSec=500ms
 # But not with a configuration that is not valid (EX_CONFIG): correct what the
@@ -106,8 +124,14 @@ RuntimeDirectoryMode=0700{{end}}{{if .Write}}
 ReadWritePaths={{.Write}}{{end}}
 UMask=0077
 
-# Root, because the key and the socket are root's alone; bounded to this:
-CapabilityBoundingSet={{.Caps}}
+{{if .AsRoot}}# As root, because {{.AsRoot}}; bounded to this:
+{{else}}# A user of its own, with no more than this. It cannot write its configuration and
+# keys: they are root's, and its group may read them. "appliance prepare" sees to
+# that, as root, and gives it the data that an older version or root has left.
+User=appliance
+Group=appliance
+AmbientCapabilities={{.Caps}}
+{{end}}CapabilityBoundingSet={{.Caps}}
 NoNewPrivileges=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_PACKET
 SystemCallArchitectures=native

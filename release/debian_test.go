@@ -103,11 +103,33 @@ func TestDebianPackage(t *testing.T) {
 dpkg -i /packages/appliance_v1.2.3_*.deb
 test "$(appliance version)" = 'appliance v1.2.3'
 test "$(stat -c %a /etc/appliance /var/lib/appliance | tr '\n' ' ')" = '700 700 '
+test "$(getent passwd appliance | cut -d: -f6,7)" = /var/lib/appliance:/usr/sbin/nologin
 grep -q 'ExecStart=/usr/bin/appliance' /lib/systemd/system/appliance.service
 test -e /usr/share/man/man8/appliance.8 || test -e /etc/dpkg/dpkg.cfg.d/docker
 cp /usr/share/doc/appliance/config.yaml /etc/appliance/config.yaml
 sed -i 's/heartbeat: 150ms/heartbeat: 333ms/' /etc/appliance/config.yaml
 echo vote > /var/lib/appliance/vote
+(umask 077; appliance keygen > /etc/appliance/group.key)
+service() { setpriv --reuid appliance --regid appliance --clear-groups "$@"; }
+! service appliance config check /etc/appliance/config.yaml
+cp /usr/bin/appliance /usr/bin/whole # the next version is a script
+dpkg -i /packages/appliance_v1.2.3_*.deb # as from a version that ran as root
+service whole config check /etc/appliance/config.yaml
+service test -r /etc/appliance/group.key
+! service test -w /etc/appliance/group.key
+service test -w /var/lib/appliance/vote
+! setpriv --reuid nobody --regid nogroup --clear-groups test -r /etc/appliance/group.key
+dropin=/etc/systemd/system/appliance.service.d/50-configuration.conf
+! test -e $dropin
+whole prepare --unit --config=/etc/appliance/config.yaml > /said
+! test -s /said
+printf 'hooks:\n- exec: [/bin/true]\n' >> /etc/appliance/config.yaml
+whole prepare --unit --config=/etc/appliance/config.yaml
+grep -q '^AmbientCapabilities=CAP_SETUID CAP_SETGID CAP_KILL$' $dropin
+printf '  user: root\n' >> /etc/appliance/config.yaml
+whole prepare --unit --config=/etc/appliance/config.yaml 2> /said
+grep -q 'as root, because it runs programs with' /said
+grep -q '^User=root$' $dropin
 dpkg -i /packages/appliance_v1.2.4_*.deb
 test "$(appliance version)" = 'appliance v1.2.4'
 dpkg-query -W -f '${Version} ${Status}\n' appliance
@@ -121,6 +143,8 @@ dpkg -P appliance
 ! test -e /etc/appliance
 ! test -e /var/lib/appliance
 ! test -e /lib/systemd/system/appliance.service
+! test -e $dropin
+! getent passwd appliance
 `)
 	if !strings.Contains(out, "1.2.4-1 install ok installed") {
 		t.Error(out)
@@ -136,6 +160,7 @@ func TestRPMPackage(t *testing.T) {
 	scratch(t, dist(t), `
 rpm --dbpath /rpm --nodeps --ignorearch -i /packages/appliance_v1.2.3_*.rpm
 test "$(appliance version)" = 'appliance v1.2.3'
+getent passwd appliance
 grep -q 'ExecStart=/usr/bin/appliance' /usr/lib/systemd/system/appliance.service
 echo x > /etc/appliance/config.yaml
 rpm --dbpath /rpm -e appliance

@@ -76,7 +76,7 @@ func LoadKeys(path string) ([]Key, error) {
 			"to every peer", path, path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("group key: %w; run as root or give the file to this user", err)
+		return nil, fmt.Errorf("group key: %w; run as root, or let the service's user read it: `appliance prepare`", err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()

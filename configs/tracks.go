@@ -45,7 +45,9 @@ type HookEntry struct {
 
 // ProgramsOfOthers reports whether checks, tracks or hooks run programs as another user than root, which takes
 // capabilities.
-func (c *Config) ProgramsOfOthers() bool { return c.programs(func(user string) bool { return !isRoot(user) }) }
+func (c *Config) ProgramsOfOthers() bool {
+	return c.programs(func(user string) bool { return !isRoot(user) })
+}
 
 // ProgramsOfRoot reports whether some of them are to run as root.
 func (c *Config) ProgramsOfRoot() bool { return c.programs(isRoot) }

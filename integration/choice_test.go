@@ -77,9 +77,12 @@ func (w *world) chosen(t *testing.T, i int, lb string, plane balancer.PlaneName,
 		}
 	}
 	line := "data plane " + string(plane) + `" loadBalancer=` + lb
-	if !strings.Contains(w.apps[i].log(), line) {
-		t.Errorf("%s has not logged %q", w.nodes[i].Name, line)
-	}
+	eventually(t, func() error { // the log comes later than the service
+		if !strings.Contains(w.apps[i].log(), line) {
+			return fmt.Errorf("%s has not logged %q", w.nodes[i].Name, line)
+		}
+		return nil
+	})
 }
 
 // TestRefusedAtStart starts with configurations that cannot work. The program must

@@ -238,7 +238,8 @@ func (w *world) authority(t *testing.T) (issue func(name string, c x509.Certific
 	t.Helper()
 	write := func(name, kind string, der []byte) string {
 		path := filepath.Join(w.dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		text := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+		if err := errors.Join(os.WriteFile(path, text, 0o600), os.Chown(path, serviceUser, 0)); err != nil {
 			t.Fatal(err)
 		}
 		return path

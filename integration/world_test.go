@@ -3,6 +3,7 @@ package integration
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
 	"appliance/integration/scene"
@@ -50,6 +53,9 @@ type world struct {
 // worker is the index of the worker among nodes and programs.
 const worker = 3
 
+// serviceUser is who the programs of a world run as: like the systemd service, they are not root's.
+const serviceUser = 4242
+
 // twin is the second port of all servers.
 const twin = scene.Port + 1
 
@@ -82,6 +88,10 @@ func newWorld(t *testing.T, family scene.Family) *world {
 	}
 	w := &world{family: family, dir: t.TempDir(), lab: l, byName: map[string]*lab.Server{}}
 	t.Cleanup(w.close(t))
+	// Data and sockets are made there.
+	if err := errors.Join(os.Chown(w.dir, serviceUser, 0), os.Chmod(filepath.Dir(w.dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
 	gateway := w.prefix(1)
 	router, err := l.Router("router", []netip.Prefix{gateway}, []netip.Prefix{away(gateway)})
 	if err != nil {
@@ -294,6 +304,11 @@ func (w *world) keys(t *testing.T) (group, own string) {
 			t.Fatal(err)
 		}
 	}
+	for _, file := range []string{group, own} {
+		if err := os.Chown(file, serviceUser, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return group, own
 }
 
@@ -308,6 +323,11 @@ func (p *program) start(t *testing.T) {
 		p.args...)
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: serviceUser, Gid: serviceUser},
+		// Those of the systemd unit, and one in the place of its Nice=.
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_NICE},
+	}
 	if p.proc, err = p.node.Start(cmd); err != nil {
 		t.Fatal(err)
 	}

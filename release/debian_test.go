@@ -17,6 +17,7 @@ mount -t tmpfs tmpfs "$1"
 mkdir "$1/up" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/root"
 mount -t proc proc "$1/root/proc"
+[ -e "$1/root/dev/null" ] || mknod -m 666 "$1/root/dev/null" c 1 3
 mkdir -p "$1/root/packages"
 cp "$2"/appliance_* "$2"/SHA256SUMS "$1/root/packages/" 2>/dev/null || cp "$2"/appliance_* "$1/root/packages/"
 exec chroot "$1/root" sh -eu -c "$3"
@@ -123,7 +124,7 @@ dropin=/etc/systemd/system/appliance.service.d/50-configuration.conf
 ! test -e $dropin
 whole prepare --unit --config=/etc/appliance/config.yaml > /said
 ! test -s /said
-printf 'hooks:\n- exec: [/bin/true]\n' >> /etc/appliance/config.yaml
+printf 'hooks:\n- on: [holder]\n  exec: [/bin/true]\n' >> /etc/appliance/config.yaml
 whole prepare --unit --config=/etc/appliance/config.yaml
 grep -q '^AmbientCapabilities=CAP_SETUID CAP_SETGID CAP_KILL$' $dropin
 printf '  user: root\n' >> /etc/appliance/config.yaml

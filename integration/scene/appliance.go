@@ -21,6 +21,9 @@ func Compile() (binary string, remove func(), err error) {
 	if err != nil {
 		return "", nil, err
 	}
+	if err := os.Chmod(dir, 0o755); err != nil { // others than root run it, too
+		return "", nil, err
+	}
 	binary = filepath.Join(dir, "appliance")
 	cmd := exec.Command("go", "build", "-o", binary, "appliance")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

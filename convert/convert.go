@@ -133,7 +133,9 @@ func readAll(d *draft.Draft, files []File) error {
 		if f.Format == "" {
 			var err error
 			if f.Format, err = Detect(f.Name, f.Data); err != nil {
-				return err
+				if f.Format = includedBy(f.Name, files); f.Format == "" {
+					return err
+				}
 			}
 		}
 		if f.Format == KubeVIP {

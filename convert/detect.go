@@ -3,6 +3,7 @@ package convert
 import (
 	"bytes"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -44,6 +45,29 @@ var signs = []struct {
 	{KubeVIP, regexp.MustCompile(`(?mi)^(vip|localPeer|remotePeers|loadBalancers|gratuitousARP|startAsLeader|` +
 		`singleNode)[ \t]*:`)},
 	{HAProxy, regexp.MustCompile(`(?m)^[ \t]*(global|defaults|frontend|backend|listen)\b[^;{:]*(:[^;{]*)?$`)},
+}
+
+// include is a line by which nginx or keepalived reads another file.
+var include = regexp.MustCompile(`(?m)^[ \t]*include\S*[ \t]+["']?([^;"'\s]+)`)
+
+// includedBy is the format of the file of files that includes the one of that name, which does not say by itself what it
+// is; empty if there is none.
+func includedBy(name string, files []File) Format {
+	for _, f := range files {
+		for _, m := range include.FindAllSubmatch(f.Data, -1) {
+			if ok, err := path.Match(path.Base(string(m[1])), path.Base(name)); !ok || err != nil || f.Name == name {
+				continue
+			}
+			format := f.Format
+			if format == "" {
+				format, _ = Detect(f.Name, f.Data)
+			}
+			if format == Nginx || format == Keepalived {
+				return format
+			}
+		}
+	}
+	return ""
 }
 
 // manifest is a line of each manifest of Kubernetes.

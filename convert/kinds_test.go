@@ -123,6 +123,24 @@ func TestKinds(t *testing.T) {
 			[]string{"hunter2"},
 		},
 		{
+			"sections around a condition", convert.HAProxy,
+			"defaults\n  mode tcp\n.if defined(X)\nlisten a\n  bind 192.0.2.10:1\n  server a 192.0.2.11:1\n.endif\n" +
+				"listen b\n  bind 192.0.2.10:2\n  server a 192.0.2.11:2\n",
+			[]string{"# 1 OF 2", "f:4: listen a: was not carried over: f:3 decides", "- name: b\n"}, nil,
+		},
+		{
+			"kube-vip looks at no server", convert.KubeVIP,
+			"vip: 192.0.2.10\nloadBalancers:\n- port: 80\n  backends: [{address: 192.0.2.11, port: 8080}]\n" +
+				"- port: 6443\n  backends: [{address: 192.0.2.11, port: 6444}]\n",
+			[]string{"- name: lb-80\n  port: 80\n  check:\n    type: tcp\n", "port: 6443\n  backends:"}, nil,
+		},
+		{
+			"addresses that may be included", convert.Keepalived,
+			keepalived("  include vips.inc\n  virtual_ipaddress {\n    192.0.2.10\n  }\n"),
+			[]string{"f:3: include vips.inc: is not among these files, and may have virtual addresses", "loadBalancers: []"},
+			[]string{"not known"},
+		},
+		{
 			"failed connections take out the servers that say so", convert.HAProxy,
 			galera + "  default-server observe layer4 error-limit 5\n  server a 192.0.2.11:6443 check\n" +
 				"  server b 192.0.2.12:6443 check error-limit 7 on-error mark-down\n" +

@@ -81,15 +81,20 @@ func (p *plan) addPeer(one draft.PeerDraft) {
 
 // checkPeers removes peers that are virtual addresses, and wants enough of them for a group.
 func (p *plan) checkPeers(given Addresses) error {
-	named := len(p.peers)
+	named, wrong := len(p.peers), ""
 	p.peers = slices.DeleteFunc(p.peers, func(one draft.PeerDraft) bool {
 		isVIP := slices.ContainsFunc(one.Addrs(), func(a netip.Addr) bool { return slices.Contains(p.vips, a) })
-		if isVIP {
+		if isVIP && one.Line == 0 { // it was given
+			wrong = cmp.Or(wrong, one.Addr.String())
+		} else if isVIP {
 			p.Note(nil, headOf(one.Place, one.Addr.String()),
 				"is a virtual address; write this peer's own address in peers")
 		}
 		return isVIP
 	})
+	if wrong != "" {
+		return fmt.Errorf("%s is given as a peer and is a virtual address; give each peer's own address with --peers", wrong)
+	}
 	// A group of one would hold on every box that has the file.
 	alone := len(p.peers) == 0 || len(p.peers) == 1 && (named > 1 || len(given.Peers) == 0)
 	if alone && !p.worker && !p.Single {
@@ -137,6 +142,11 @@ func (p *plan) findVIPs(given Addresses) error {
 	}
 	addBinds(func(_ *draft.LB, a netip.Addr) bool { return !p.hasPeer(a) && !slices.Contains(p.Own, a) })
 	if len(p.vips) == 0 {
+		for _, lb := range p.LoadBalancers {
+			if lb.Refused != "" {
+				p.Note(nil, lb.Statement, draft.NotCarried+"%s", lb.Refused)
+			}
+		}
 		return fmt.Errorf("nobody says what the virtual address is; say it with --vip ADDRESS%s", p.FirstReasons())
 	}
 	p.hint("vips", "The addresses that are listened on. If they are not virtual, write the one that is.")

@@ -35,6 +35,8 @@ type balancer struct {
 	name, scheduler, plane string
 	port                   uint16
 	everywhere             bool // listens on every address
+	// closed are all addresses of the family that it does not listen on, where it listens on every address.
+	closed []netip.Prefix
 	// vips are the virtual addresses that it is served on, listen further addresses of the node.
 	vips, listen []netip.Addr
 	servers      []draft.ServerEntry
@@ -180,6 +182,9 @@ func (p *plan) planLoadBalancer(lb *draft.LB) (refused string) {
 		}
 		p.listen(byPort[i], bind)
 	}
+	for _, b := range byPort {
+		p.closeFamily(b)
+	}
 	why := "none of its addresses is one that the appliance serves"
 	added := false
 	for _, b := range byPort {
@@ -271,6 +276,35 @@ func (p *plan) listen(b *balancer, at draft.Bind) {
 	default:
 		p.Note(b.LB, at.Statement, "is neither a virtual address nor a peer; "+
 			"add it to vips if it moves between the nodes")
+	}
+}
+
+// closeFamily keeps clients of the family out on whose addresses the files do not listen: ours that listens everywhere
+// has both.
+func (p *plan) closeFamily(b *balancer) {
+	only4, only6 := true, true
+	for _, at := range b.Binds {
+		if at.Port == b.port && !at.Addr.IsValid() {
+			only4, only6 = only4 && at.Only4, only6 && at.Only6
+		}
+	}
+	if !b.everywhere || b.Everywhere || !only4 && !only6 {
+		return
+	}
+	other, family := draft.Everybody()[0], "IPv4"
+	if only4 {
+		other, family = draft.Everybody()[1], "IPv6"
+	}
+	ours := func(a netip.Prefix) bool { return a.Addr().Is4() == other.Addr().Is4() }
+	switch {
+	case len(b.Allow) > 0 && !slices.ContainsFunc(b.Allow, ours): // nobody of that family may come anyway
+	case b.AcceptProxy:
+		p.Advise(b.LB, b.Statement, "listens on addresses of both families, and deny is about the clients that PROXY headers "+
+			"name: write listen in place of bindToVip: false, if no connection may come by %s", family)
+	default:
+		b.closed = []netip.Prefix{other}
+		p.Advise(b.LB, b.Statement, "does not listen for %s, and bindToVip: false does, so its clients are denied; remove "+
+			"%s from deny to let them in", family, other)
 	}
 }
 

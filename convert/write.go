@@ -333,8 +333,8 @@ func (b *balancer) settings() draft.Flow {
 	if len(b.Allow) > 0 {
 		f.Add("allow", prefixes(b.Allow))
 	}
-	if len(b.Deny) > 0 {
-		f.Add("deny", prefixes(b.Deny))
+	if deny := slices.Concat(b.Deny, b.closed); len(deny) > 0 {
+		f.Add("deny", prefixes(deny))
 	}
 	timeouts.Span("connect", b.Connect)
 	timeouts.Span("client", b.Client)

@@ -80,6 +80,9 @@ func (s section) mode() string {
 	return mode
 }
 
+// branches are the words that decide about lines, and are in no section themselves.
+var branches = []string{".if", ".elif", ".else", ".endif"}
+
 // split cuts the file into sections; first are the lines before them.
 func split(list []syntax.Statement) (first []syntax.Statement, sections []section, err error) {
 	const most = 10 * draft.MaxStatements
@@ -101,7 +104,7 @@ func split(list []syntax.Statement) (first []syntax.Statement, sections []sectio
 			}
 			now := &sections[len(sections)-1]
 			now.lines = append(now.lines, st)
-			if len(open) > 0 && now.conditional.Line == 0 {
+			if len(open) > 0 && now.conditional.Line == 0 && !slices.Contains(branches, st.Words[0]) {
 				now.conditional = open[0]
 			}
 			continue

@@ -230,6 +230,7 @@ var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "source", Text: "the kernel's routes choose the source address"},
 	draft.Remark{Keywords: "fullconn", Text: "limits do not grow with the load; write maxconn at the backends"},
 	draft.Remark{Keywords: "bind-process grace backlog max-keep-alive-queue", Moot: true, Text: draft.IsTuning},
+	draft.Remark{Keywords: "rate-limit", Text: "how fast connections come is not limited; maxconn limits those that are open"},
 	draft.Remark{Keywords: "email-alert", Text: noMail},
 	draft.Remark{Keywords: "external-check", Text: noScript},
 	draft.Remark{Keywords: "errorfile errorloc errorloc302 errorloc303 errorfiles http-request http-response " +

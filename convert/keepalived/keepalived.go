@@ -218,7 +218,10 @@ func (i *instance) line(l draft.Line, on string) {
 			useScript(name)
 		}
 	default:
-		if !l.Remark(instanceRemarks, w) {
+		switch {
+		case strings.HasPrefix(w, "include"):
+			l.Note("is not among these files, and may have virtual addresses or what watches them; convert that file too")
+		case !l.Remark(instanceRemarks, w):
 			readNotify(l, i.user, "INSTANCE", i.Arg(1))
 		}
 	}

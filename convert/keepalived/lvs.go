@@ -159,8 +159,11 @@ var lines = map[string]reader{
 
 // lineRemarks are the keywords of a virtual_server that are noted and nothing else.
 var lineRemarks = draft.NewRemarks(
-	draft.Remark{Keywords: "ha_suspend alpha omega ops flag-1 flag-2 flag-3 sh-port sh-fallback mh-port mh-fallback " +
-		"hysteresis quorum", Text: isMissing},
+	draft.Remark{Keywords: "ha_suspend alpha omega flag-1 flag-2 flag-3 sh-port sh-fallback mh-port mh-fallback",
+		Text: isMissing},
+	draft.Remark{Keywords: "ops", Moot: true, Text: "is for UDP"},
+	draft.Remark{Keywords: "quorum hysteresis", Text: "says with how many servers the sorry_server takes over; " +
+		"here a backup does when no other server is left"},
 	draft.Remark{Keywords: "quorum_up quorum_down", Text: noEvent},
 	draft.Remark{Keywords: "persistence_granularity persistence_engine", Text: "persistence is by the whole address"},
 )

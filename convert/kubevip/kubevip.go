@@ -237,6 +237,14 @@ func readLoadBalancer(of pair, n *yaml.Node) {
 	} else {
 		lb.Binds = append(lb.Binds, b)
 	}
+	const apiserver, beside = 6443, 6444 // the second is kube-vip's example for a server beside it
+	is := func(port uint16) bool { return port == apiserver || port == beside }
+	if !is(b.Port) && !is(lb.BackendPort) &&
+		!slices.ContainsFunc(lb.Servers, func(srv draft.ServerEntry) bool { return is(srv.Port) }) {
+		lb.Check.Type = "tcp"
+		d.Advise(lb, lb.Statement, "kube-vip looks at no server, so check: {type: tcp} was added; for kube-apiservers remove "+
+			"it, which asks https /readyz")
+	}
 	lb.PeersAsBackends = d.PeersAsBackends && (len(d.LoadBalancers) == 0 || len(lb.Servers) == 0)
 	d.LoadBalancers = append(d.LoadBalancers, lb)
 }

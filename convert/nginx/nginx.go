@@ -31,10 +31,13 @@ type upstream struct {
 func Read(d *draft.Draft, list []syntax.Statement) error {
 	stream := list
 	isStream := func(st syntax.Statement) bool { return st.Words[0] == "stream" && st.Body != nil }
-	if slices.ContainsFunc(list, isStream) {
+	isMain := func(st syntax.Statement) bool {
+		return st.Body != nil && slices.Contains([]string{"stream", "http", "mail", "events"}, st.Words[0])
+	}
+	if slices.ContainsFunc(list, isMain) {
 		stream = nil
 		for _, l := range d.Lines(nil, list) {
-			if l.Words[0] == "http" {
+			if l.Words[0] == "http" && slices.ContainsFunc(list, isStream) {
 				d.LoadBalancers = append(d.LoadBalancers, webServers(l.Body)...)
 			}
 			if l.Words[0] == "stream" {

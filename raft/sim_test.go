@@ -152,8 +152,8 @@ func newSim(t *testing.T, seed uint64, n int, root string) *sim {
 	s.net.copies = rnd.Float64() * 0.03
 	for i := range n {
 		h := &simHost{net: s.net, id: string(rune('a' + i)), rate: 0.996 + 0.008*rnd.Float64(), born: time.Now(),
-			at: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 7000),
-			up: true, fsync: 2 * ms, changed: time.Now()}
+			at:   netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 7000),
+			news: make(chan struct{}, 1), up: true, fsync: 2 * ms, changed: time.Now()}
 		s.hosts = append(s.hosts, h)
 		s.net.hosts[h.at.Addr()] = h
 		s.peers = append(s.peers, Peer{ID: h.id, Addr: h.at})

@@ -23,6 +23,7 @@ type simHost struct {
 	at   netip.AddrPort
 	rate float64 // of its clock
 	born time.Time
+	news chan struct{} // something has come into the inbox
 
 	// The rest is guarded by net.mu.
 	up      bool
@@ -43,6 +44,7 @@ type simProc struct {
 	host *simHost
 	dir  string
 	born time.Time
+	news chan struct{} // something has come into the inbox
 
 	until atomic.Int64 // it is paused until then
 	dead  atomic.Bool  // what it does from now on reaches nobody

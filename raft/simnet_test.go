@@ -418,11 +418,41 @@ func (p *simProc) packets() *simPackets { return &simPackets{p} }
 type simPackets struct{ p *simProc }
 
 // Wait waits by the bubble's clock.
-func (*simPackets) Wait(ctx context.Context, at time.Time) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(time.Until(at)):
+func (s *simPackets) Wait(ctx context.Context, at time.Time, datagrams bool) (due bool) {
+	for {
+		until := at
+		if datagrams {
+			until = s.next(at)
+		}
+		if !until.After(time.Now()) {
+			return !at.After(time.Now())
+		}
+		timer := time.NewTimer(time.Until(until))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-s.p.host.news:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return true
+		}
 	}
+}
+
+// next is when the first datagram is there to be read, at the latest at.
+func (s *simPackets) next(at time.Time) time.Time {
+	h := s.p.host
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.proc == s.p {
+		for _, m := range h.inbox {
+			if m.at.Before(at) {
+				at = m.at
+			}
+		}
+	}
+	return at
 }
 
 func (s *simPackets) ReadNow(b []byte) (int, error) {
@@ -457,6 +487,10 @@ func (s *simPackets) Write(b []byte, to netip.AddrPort) error {
 	h.inbox = append(h.inbox, simPacket{s.p.now().Add(n.way()), slices.Clone(b)})
 	if n.rnd.Float64() < n.copies {
 		h.inbox = append(h.inbox, simPacket{s.p.now().Add(n.way()), slices.Clone(b)})
+	}
+	select {
+	case h.news <- struct{}{}:
+	default:
 	}
 	return nil
 }

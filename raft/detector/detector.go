@@ -13,9 +13,13 @@ import (
 )
 
 const (
-	ticksPerProbe     = 2
 	ticksPerHeartbeat = 30
 	ticksPerPulse     = 30
+
+	ticksPerProbe = 4  // the leader's, while each is answered
+	ticksPerDoubt = 2  // probes of those whose answer is missing
+	ticksPerSign  = 20 // between peers that do not depend on each other
+	ticksToMiss   = 6  // a probe is late
 
 	// patienceForProcesses is for how many heartbeats a silent process is waited for while its host answers.
 	patienceForProcesses = 3
@@ -47,10 +51,11 @@ type Detector struct {
 
 	mu     sync.Mutex
 	peers  map[string]*contact
-	last   time.Duration // the latest tick
-	rests  int           // after how many ticks the next is due
-	due    int           // ticks until the next turn to probe
-	pulse  int           // ticks until the next Pulse
+	last   time.Duration // the latest look
+	passed time.Duration // what counts of the time before it
+	rests  time.Duration // after it the next one is due, if nothing comes before
+	pulsed time.Duration // the latest Pulse
+	askedK time.Duration // when kernels were asked last
 	since  time.Duration // when this peer's turn to stand began to count, 0: it does not
 	asking bool          // others have been asked about the leader
 	stood  uint64        // the last term whose leader was to be replaced
@@ -105,13 +110,17 @@ type contact struct {
 	sent    [32]sentProbe
 
 	heard    bool          // there has been a sign of life
-	silence  time.Duration // since the last one, in ticks
-	pause    time.Duration // the longest that it made lately
+	silence  time.Duration // since the last one, as this process counts
+	pause    time.Duration // the longest that it made lately, beyond what is usual
+	usual    time.Duration // the silence that says nothing: it has no reason to send
+	missing  bool          // it has been said that it is missed
 	vanished bool
 	hasty    bool          // clients wait for its process
 	mute     time.Duration // since its host answered last, in ticks; noAnswer: not in this silence
 	asks     uint16        // how often its host has been asked
-	told     bool          // it has been answered since the last turn to probe
+	shown    time.Duration // when it was sent something last
+	probed   uint64        // the number of the latest probe
+	answered uint64        // the highest number of a probe that was answered
 	warned   bool
 	keyed    time.Duration // when the key came, for warned
 
@@ -136,24 +145,28 @@ func New(self Host, process [8]byte, heartbeat time.Duration, now func() time.Du
 		peers: make(map[string]*contact), buf: make([]byte, 0, maxDatagram),
 	}
 	rand.Read(d.secret[:])
-	d.last, d.rests = now(), 1
+	d.last, d.rests = now(), d.tick()
 	return d
 }
 
-func (d *Detector) tick() time.Duration { return d.heartbeat / ticksPerHeartbeat }
+func (d *Detector) tick() time.Duration                 { return d.ticks(1) }
+func (d *Detector) ticks(n time.Duration) time.Duration { return d.heartbeat * n / ticksPerHeartbeat }
 
 // leastSuspicion is the silence after which a peer that made no pause lately is suspected.
 func leastSuspicion(heartbeat time.Duration) time.Duration { return heartbeat * 11 / ticksPerHeartbeat }
 
 // Suspicion is about how long it takes until a peer whose host is lost is suspected.
 func Suspicion(heartbeat time.Duration) time.Duration {
-	return leastSuspicion(heartbeat) + heartbeat*ticksPerProbe/ticksPerHeartbeat
+	return leastSuspicion(heartbeat) + heartbeat/ticksPerHeartbeat
 }
 
-// suspicion is the silence after which c is suspected.
+// suspicion is the unusual silence after which c is suspected.
 func (d *Detector) suspicion(c *contact) time.Duration {
 	return min(max(leastSuspicion(d.heartbeat), 2*c.pause), d.heartbeat)
 }
+
+// unusual is the silence of c beyond what is usual.
+func (c *contact) unusual() time.Duration { return max(0, c.silence-c.usual) }
 
 // Follow sets who the peers are.
 func (d *Detector) Follow(hosts []Host) {
@@ -240,8 +253,9 @@ func (d *Detector) Received(peer string) uint64 {
 	return 0
 }
 
-// Run probes until ctx ends. It looks for datagrams once per tick instead of waiting for each: wake-ups are
-// what costs, and only a peer that suspects the leader is in a hurry. Kernels, if it is not nil, opens what asks hosts.
+// Run probes until ctx ends. It looks when a datagram has come, and when something is due. Wake-ups are what an idle peer
+// costs: what is no peer's datagram wakes it once, and is then left until the next thing is due. Kernels, if it is not
+// nil, opens what asks hosts.
 func (d *Detector) Run(
 	ctx context.Context, link Packets, kernels func(process [8]byte) Kernels, elections Elections,
 ) error {
@@ -256,68 +270,77 @@ func (d *Detector) Run(
 	stop := context.AfterFunc(ctx, link.Close)
 	defer stop()
 	b := make([]byte, maxDatagram)
-	for at := time.Now(); ctx.Err() == nil; link.Wait(ctx, at) {
-		d.drain(link, b)
+	due := false
+	for ctx.Err() == nil {
+		d.pass()
+		heard := d.drain(link, b)
 		d.step(link)
 		for until := time.Now().Add(d.tick()); d.asks() && time.Now().Before(until) && ctx.Err() == nil; {
 			time.Sleep(d.tick() / 5)
-			d.drain(link, b)
+			heard = d.drain(link, b) || heard
 			d.count(link)
 		}
-		if at = at.Add(d.rest()); at.Before(time.Now()) {
-			at = time.Now() // missed ticks are not made up for
-		}
+		due = link.Wait(ctx, time.Now().Add(d.rest()), heard || due)
 	}
 	return nil
 }
 
-// rest is how long after the latest tick the next one is due.
+// rest is how long after the latest look the next one is due.
 func (d *Detector) rest() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return time.Duration(d.rests) * d.tick()
+	return d.rests
 }
 
-// pace is after how many ticks this peer looks again: wake-ups are what an idle peer costs. A peer that misses
-// another has to see at once when the silence is too long, and a leader what still comes for its lease. The
-// caller holds mu.
-func (d *Detector) pace() int {
+// plan is when the next look is due if nothing comes before: when somebody is to be shown something, or would be missed.
+// A peer that misses another has to see at once when the silence is too long. The caller holds mu.
+func (d *Detector) plan(now time.Duration, term uint64, leader string) time.Duration {
 	if d.asking {
-		return 1
+		return d.tick()
 	}
+	rest := d.ticks(ticksPerSign)
 	for _, c := range d.peers {
-		if c.heard && !c.vanished && c.silence >= d.missed() {
-			return 1
+		if d.isMissed(c) {
+			return d.tick()
+		}
+		if c.heard && !c.vanished {
+			rest = min(rest, d.ticks(ticksToMiss)-c.unusual())
+		}
+		if every := d.every(c, term, leader); every > 0 {
+			rest = min(rest, c.shown+every-now)
 		}
 	}
-	return ticksPerProbe
+	return max(rest, d.tick()/2)
 }
 
-// missed is the silence of a peer of which two probes in a row have not come.
-func (d *Detector) missed() time.Duration { return 2 * ticksPerProbe * d.tick() }
+// isMissed says that what c should have sent is late. The caller holds mu.
+func (d *Detector) isMissed(c *contact) bool {
+	return c.heard && !c.vanished && c.unusual() >= d.ticks(ticksToMiss)
+}
 
-// drain reads what has come, before anybody is judged.
-func (d *Detector) drain(link Packets, b []byte) {
-	for range 64 {
+// drain reads what has come, before anybody is judged. It says whether any of it was a peer's.
+func (d *Detector) drain(link Packets, b []byte) (heard bool) {
+	for range 256 {
 		n, err := link.ReadNow(b)
 		if err != nil {
-			return // nothing is left; other errors only cost time
+			return heard // nothing is left; other errors only cost time
 		}
-		d.receive(link, b[:n])
+		heard = d.receive(link, b[:n]) || heard
 	}
+	return heard
 }
 
 // askKernels reads which hosts have answered, and asks those whose processes are silent. The caller holds mu.
-func (d *Detector) askKernels(passed time.Duration) {
+func (d *Detector) askKernels(now time.Duration) {
 	silent := false
 	for _, c := range d.peers {
-		if !d.misses(c) {
+		if !d.isMissed(c) || c.hasty {
 			c.mute = noAnswer
 			continue
 		}
 		silent = true
 		if c.mute != noAnswer {
-			c.mute += passed
+			c.mute += d.passed
 		}
 	}
 	if !silent {
@@ -342,8 +365,12 @@ func (d *Detector) askKernels(passed time.Duration) {
 			}
 		}
 	}
+	if now-d.askedK < d.tick()/2 {
+		return
+	}
+	d.askedK = now
 	for _, c := range d.peers {
-		if d.misses(c) {
+		if d.isMissed(c) && !c.hasty {
 			c.asks++
 			d.kernels.Ask(c.Addr.Addr(), c.asks)
 		}
@@ -352,11 +379,6 @@ func (d *Detector) askKernels(passed time.Duration) {
 
 // freshAsks is how many questions old an answer may be: one is asked each tick, and a heartbeat is six round trips.
 const freshAsks = ticksPerHeartbeat / 3
-
-// misses says that c is silent, and that its host is asked before it is judged. The caller holds mu.
-func (d *Detector) misses(c *contact) bool {
-	return c.heard && !c.vanished && !c.hasty && c.silence >= d.missed()
-}
 
 func (d *Detector) closeKernels() {
 	if d.kernels != nil {
@@ -367,7 +389,7 @@ func (d *Detector) closeKernels() {
 
 // isLate says that the process of c is silent, and its host is there. The caller holds mu.
 func (d *Detector) isLate(c *contact) bool {
-	return c.mute < leastSuspicion(d.heartbeat) && c.silence < patienceForProcesses*d.heartbeat
+	return c.mute < leastSuspicion(d.heartbeat) && c.unusual() < patienceForProcesses*d.heartbeat
 }
 
 // asks tells whether the others have been asked about the leader.
@@ -384,79 +406,131 @@ func (d *Detector) count(link Packets) {
 	d.consider(link, d.now(), false)
 }
 
-// step is one tick.
-func (d *Detector) step(link Packets) {
+// pass counts the time since the latest look, before anything that has come is read. A late look counts for one tick more
+// than it was due after.
+func (d *Detector) pass() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()
-	passed := min(now-d.last, time.Duration(d.rests+lateTick)*d.tick())
+	d.passed = min(now-d.last, d.rests+lateTick*d.tick())
 	d.last = now
+	forgotten := float64(d.passed) / float64(d.ticks(forgetTicks))
+	for _, c := range d.peers {
+		c.pause -= time.Duration(float64(c.pause) * forgotten)
+		if c.heard {
+			c.silence += d.passed
+		}
+	}
+}
+
+// step judges and shows, after what has come was read.
+func (d *Detector) step(link Packets) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.last
+	term := d.elections.LeadsIn()
+	leader, follows := d.elections.Follows()
 	changed, missed := false, false
 	for _, c := range d.peers {
-		c.pause -= c.pause * time.Duration(d.rests) / forgetTicks
-		if !c.heard {
-			continue
+		d.depend(c, term != 0 || leader == "" || c.ID == leader)
+		if is := d.isMissed(c); is != c.missing {
+			c.missing, missed = is, missed || is
 		}
-		if was := c.silence; was < d.missed() && was+passed >= d.missed() {
-			missed = true
-		}
-		c.silence += passed
 	}
-	d.askKernels(passed)
-	leader, term := d.elections.Follows()
+	d.askKernels(now)
 	for _, c := range d.peers {
 		switch {
-		case !c.heard || c.vanished || c.silence < d.suspicion(c):
+		case !c.heard || c.vanished || c.unusual() < d.suspicion(c):
 		case d.isLate(c):
 			if c.ID == leader {
-				d.elections.Refresh(leader, term) // raft waits for it too
+				d.elections.Refresh(leader, follows) // raft waits for it too
 			}
 		default:
 			c.vanished, changed = true, true
 			d.log.Info("a peer has vanished", "peer", c.ID, "silent", c.silence)
 		}
 	}
-	if d.due -= d.rests; d.due <= 0 {
-		d.due = ticksPerProbe
-		term := d.elections.LeadsIn()
-		for _, c := range d.peers {
-			d.show(link, c, term, now)
-		}
-	}
+	d.show(link, term, leader, now)
 	d.consider(link, now, true)
-	if d.pulse -= d.rests; d.pulse <= 0 || missed {
-		d.pulse = ticksPerPulse
-		if d.elections.LeadsIn() != 0 {
+	if now-d.pulsed >= d.ticks(ticksPerPulse)-d.tick()/2 || missed {
+		d.pulsed = now
+		if term != 0 {
 			d.elections.Pulse(missed)
 		}
 	}
-	d.rests = d.pace()
+	d.rests = d.plan(now, term, leader)
 	if changed {
 		d.elections.ReachChanged()
 	}
 }
 
-// show tells c that this peer is there. A leader wants a reply, for the lease, and so does a peer that does
-// not hear c yet or hears little of it. Everybody else needs no more than the sign that c sends by itself.
-// The caller holds mu.
-func (d *Detector) show(link Packets, c *contact, term uint64, now time.Duration) {
-	told := c.told
-	c.told = false
+// depend says whether this peer and c depend on each other: the leader and its followers do, and everybody while there is
+// no leader. Others send each other no more than signs, so silence begins to say something when they do. The caller
+// holds mu.
+func (d *Detector) depend(c *contact, depends bool) {
 	switch {
-	case term != 0 || !c.heard || c.silence > d.missed():
-		d.probe(link, c, term, now)
-	case !told && c.key != nil:
-		c.seq++
-		d.send(link, c, datagram{kind: datagramSign, echo: c.got})
+	case !depends:
+		c.usual = d.ticks(ticksPerSign)
+	case c.usual > 0:
+		c.usual = 0
+		if c.heard && !c.vanished {
+			c.silence = 0
+		}
+	}
+}
+
+// every is after how long c is to be shown again that this peer is there, 0 for never: answers to the leader's probes are
+// enough. The caller holds mu.
+func (d *Detector) every(c *contact, term uint64, leader string) time.Duration {
+	switch {
+	case !c.heard || c.vanished:
+		return d.ticks(ticksPerSign)
+	case term != 0 && c.answered >= c.probed:
+		return d.ticks(ticksPerProbe)
+	case term != 0 || leader == "" || d.isMissed(c):
+		return d.ticks(ticksPerDoubt)
+	case c.ID == leader:
+		return 0
+	}
+	return d.ticks(ticksPerSign)
+}
+
+// show tells the others that this peer is there, when somebody is due. Those who are half due go along, so that they
+// share the wake-up. A leader wants replies, for the lease, and so does a peer that does not hear another yet, or misses
+// it, or has no leader. Everybody else needs no more than a sign. The caller holds mu.
+func (d *Detector) show(link Packets, term uint64, leader string, now time.Duration) {
+	due := false
+	for _, c := range d.peers {
+		every := d.every(c, term, leader)
+		due = due || every > 0 && now-c.shown >= every-d.tick()/2
+	}
+	if !due {
+		return
+	}
+	for _, c := range d.peers {
+		every := d.every(c, term, leader)
+		switch {
+		case every == 0 || now-c.shown < every/2:
+		case every == d.ticks(ticksPerSign) && c.heard && !c.vanished:
+			c.shown = now
+			if c.key != nil {
+				c.seq++
+				d.send(link, c, datagram{kind: datagramSign, echo: c.got})
+			}
+		default:
+			d.probe(link, c, term, now)
+		}
 	}
 }
 
 // probe sends one probe to c. The caller holds mu.
 func (d *Detector) probe(link Packets, c *contact, term uint64, t0 time.Duration) {
+	c.shown = t0
 	if c.key == nil {
 		return
 	}
 	c.seq++
+	c.probed = c.seq
 	c.sent[c.seq%uint64(len(c.sent))] = sentProbe{seq: c.seq, term: term, t0: t0}
 	d.send(link, c, datagram{kind: datagramProbe, echo: c.got, term: term})
 }
@@ -466,7 +540,7 @@ func (d *Detector) send(link Packets, c *contact, m datagram) {
 	if m.kind == datagramReply {
 		for id, o := range d.peers {
 			if o.heard && id != c.ID && len(id) < 100 {
-				m.silence = append(m.silence, silenceOf{id, uint16(min(o.silence/time.Millisecond, 1<<16-1))})
+				m.silence = append(m.silence, silenceOf{id, uint16(min(o.unusual()/time.Millisecond, 1<<16-1))})
 			}
 		}
 	}
@@ -474,8 +548,8 @@ func (d *Detector) send(link Packets, c *contact, m datagram) {
 	link.Write(d.buf, c.Addr) // a datagram that is not sent counts as lost
 }
 
-// receive takes one datagram.
-func (d *Detector) receive(link Packets, b []byte) {
+// receive takes one datagram, and says whether it is a peer's.
+func (d *Detector) receive(link Packets, b []byte) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	m, err := openDatagram(b, func(from string) *macKey {
@@ -485,13 +559,13 @@ func (d *Detector) receive(link Packets, b []byte) {
 		return nil
 	})
 	if err != nil {
-		return
+		return false
 	}
 	c := d.peers[m.from]
 	fresh := m.to == d.process && m.echo > 0 && m.echo <= c.seq && m.echo+freshWindow > c.seq
 	switch {
 	case m.process == c.process && m.seq <= c.got:
-		return // a copy, or overtaken
+		return false // a copy, or overtaken
 	case fresh:
 		c.process, c.got = m.process, m.seq
 		d.alive(c)
@@ -503,8 +577,9 @@ func (d *Detector) receive(link Packets, b []byte) {
 		d.answer(link, c, m)
 	case datagramReply:
 		if !fresh {
-			return
+			return true
 		}
+		c.answered = max(c.answered, m.echo)
 		if s := c.sent[m.echo%uint64(len(c.sent))]; s.seq == m.echo && s.term == m.term && m.term != 0 {
 			d.elections.Granted(c.ID, m.term, s.t0)
 			if m.refreshed {
@@ -516,6 +591,7 @@ func (d *Detector) receive(link Packets, b []byte) {
 			c.view[s.id] = time.Duration(s.ms) * time.Millisecond
 		}
 	}
+	return true
 }
 
 // answer answers a probe. For a leader's it is a grant: step 1 in package lease.
@@ -532,7 +608,7 @@ func (d *Detector) answer(link Packets, c *contact, m datagram) {
 	if c.key == nil {
 		return
 	}
-	c.told = true
+	c.shown = d.last
 	c.seq++
 	was := c.process
 	c.process = m.process // the reply is for the process that asked, which may be new
@@ -547,8 +623,8 @@ func (d *Detector) alive(c *contact) {
 		d.elections.ReachChanged()
 	}
 	// A long outage is not a pause that a busy host makes.
-	if c.heard && c.silence < 2*d.heartbeat {
-		c.pause = max(c.pause, c.silence)
+	if c.heard && c.unusual() < 2*d.heartbeat {
+		c.pause = max(c.pause, c.unusual())
 	}
 	if c.warned {
 		d.log.Info("datagrams come from this peer now", "peer", c.ID)
@@ -580,7 +656,7 @@ func (d *Detector) consider(link Packets, now time.Duration, ask bool) {
 			if o.asked == 0 {
 				o.asked = o.seq + 1
 			}
-			if o.viewed >= o.asked && o.view[leader] >= d.suspicion(c)-2*ticksPerProbe*d.tick() {
+			if o.viewed >= o.asked && o.view[leader] >= d.suspicion(c)-d.ticks(ticksPerProbe) {
 				agree++
 			}
 			if ask {

@@ -16,11 +16,12 @@ const (
 	heartbeat = 150 * ms
 )
 
-// hall is some detectors in fake time, with a network of its own. Peer a leads, the others follow.
+// hall is some detectors in fake time, with a network of its own. Peer a leads at first, the others follow.
 type hall struct {
 	t      *testing.T
 	now    time.Duration
 	ids    []string
+	leader string
 	ds     map[string]*Detector
 	cut    map[[2]string]bool
 	await  map[string][]parcel // sent and not read yet
@@ -54,7 +55,7 @@ type parcel struct {
 func newHall(t *testing.T, n int) *hall {
 	h := &hall{t: t, ds: make(map[string]*Detector), cut: make(map[[2]string]bool), await: make(map[string][]parcel),
 		asleep: make(map[string]time.Duration), ended: make(map[string]bool), sent: make(map[[2]string]int),
-		now:    time.Hour,
+		now: time.Hour, leader: "a",
 		grants: make(map[string]time.Duration), heard: make(map[string]uint64),
 		replaced: make(map[string]time.Duration), terms: make(map[string]uint64), deaf: make(map[string]bool),
 		refreshed: make(map[string]time.Duration), pulses: make(map[string][]pulse)}
@@ -96,15 +97,18 @@ func (h *hall) run(d time.Duration) {
 	for end := h.now + d; h.now < end; {
 		h.now += h.ds["a"].tick() / 2
 		for _, id := range h.ids {
-			if h.now < h.asleep[id] || h.ended[id] {
-				continue
-			}
-			h.read(id)
-			if dt := h.ds[id]; h.now-dt.last >= dt.rest() {
-				dt.step(&desk{h, id})
+			if dt := h.ds[id]; h.now >= h.asleep[id] && !h.ended[id] &&
+				(len(h.await[id]) > 0 || h.now-dt.last >= dt.rest()) {
+				h.look(id)
 			}
 		}
 	}
+}
+
+func (h *hall) look(id string) {
+	h.ds[id].pass()
+	h.read(id)
+	h.ds[id].step(&desk{h, id})
 }
 
 func (h *hall) read(id string) {
@@ -129,16 +133,16 @@ type desk struct {
 
 func (d *desk) Term() uint64 { return d.terms[d.id] }
 func (d *desk) LeadsIn() uint64 {
-	if d.id == "a" {
-		return d.terms["a"]
+	if d.id == d.leader {
+		return d.terms[d.id]
 	}
 	return 0
 }
 func (d *desk) Follows() (string, uint64) {
-	if d.id == "a" {
+	if d.id == d.leader {
 		return "", 0
 	}
-	return "a", d.terms[d.id]
+	return d.leader, d.terms[d.id]
 }
 func (d *desk) Electorate() []string { return d.ids }
 func (d *desk) HeardFrom(peer string, term uint64) bool {
@@ -172,7 +176,7 @@ func (d *desk) Pulse(missed bool) {
 	d.pulses[d.id] = append(d.pulses[d.id], pulse{d.now, missed})
 }
 
-func (d *desk) Wait(context.Context, time.Time) { panic("unused") }
+func (d *desk) Wait(context.Context, time.Time, bool) bool { panic("unused") }
 
 func (d *desk) ReadNow([]byte) (int, error) { panic("unused") }
 func (d *desk) Close()                      {}
@@ -203,8 +207,6 @@ func TestDetectorRenewsTheLease(t *testing.T) {
 	}
 }
 
-// A peer hears each other peer once per interval: a peer that answers the leader sends it no sign as well,
-// and the others need no answers.
 // TestProbeIsGrantedByTheTermAfterTheEntry is step 1 of package lease for probes: raft may reach a newer term
 // after the entry, and the grant must not be given then.
 func TestProbeIsGrantedByTheTermAfterTheEntry(t *testing.T) {
@@ -241,41 +243,94 @@ func TestProbeCountsFromBeforeItWasSent(t *testing.T) {
 	}
 }
 
+// The leader and its followers hear each other every 20 ms, by a probe and an answer; others need no more than a sign now
+// and then. Whose answer is missing is asked twice as often.
 func TestDetectorSaysNothingTwice(t *testing.T) {
 	h := newHall(t, 5)
 	h.run(time.Second)
-	clear(h.sent)
-	h.run(time.Second)
-	for _, from := range h.ids {
-		for _, to := range h.ids {
-			if n := h.sent[[2]string{from, to}]; from != to && (n < 90 || n > 110) {
-				t.Errorf("%s sent %d datagrams to %s in a second, want one every 10 ms", from, n, to)
-			}
+	sent := func(during time.Duration) map[[2]string]int {
+		clear(h.sent)
+		h.run(during)
+		return h.sent
+	}
+	for link, n := range sent(time.Second) {
+		want := 10
+		if link[0] == "a" || link[1] == "a" {
+			want = 50
 		}
+		if n < want*9/10 || n > want*11/10 {
+			t.Errorf("%s sent %d datagrams to %s in a second, want %d", link[0], n, link[1], want)
+		}
+	}
+	h.isolate("c", true)
+	h.run(20 * ms)
+	if n := sent(30 * ms)[[2]string{"a", "c"}]; n < 3 {
+		t.Errorf("the leader sent %d datagrams in 30 ms to a follower that does not answer, want 3", n)
+	}
+	h.run(time.Second)
+	if n := sent(time.Second)[[2]string{"b", "c"}]; n > 20 {
+		t.Errorf("a peer that has vanished was sent %d datagrams in a second, want 10", n)
 	}
 }
 
-// A peer that misses nobody wakes up half as often.
+// TestDetectorRests: a peer that misses nobody wakes up for what comes, and when it has to send; one that misses another
+// counts each tick.
 func TestDetectorRests(t *testing.T) {
 	h := newHall(t, 3)
 	h.run(time.Second)
-	rests := func(id string, want int) {
+	rests := func(id string, from, upTo time.Duration) {
 		t.Helper()
-		if got := h.ds[id].rest(); got != time.Duration(want)*h.ds[id].tick() {
-			t.Errorf("%s looks again after %v, want %d ticks", id, got, want)
+		if got := h.ds[id].rest(); got < from || got > upTo {
+			t.Errorf("%s looks again after %v, want %v to %v", id, got, from, upTo)
 		}
 	}
-	rests("a", 2)
-	rests("b", 2)
+	rests("a", 15*ms, 20*ms)
+	rests("b", 15*ms, 30*ms)
 	h.isolate("c", true)
-	h.run(35 * ms)
-	rests("a", 1)
-	rests("b", 1)
+	h.run(32 * ms)
+	rests("a", 5*ms, 5*ms)
+	counted := 0
+	for range 75 {
+		h.run(2 * ms)
+		if h.ds["b"].rest() == 5*ms {
+			counted++
+		}
+	}
+	if counted < 5 || counted > 30 {
+		t.Errorf("b, to whom c says little, counted ticks at %d of 75 moments, want it to for 25 ms of 190", counted)
+	}
 	h.run(time.Second)
-	rests("b", 2) // it has vanished, and that is that
+	rests("b", 15*ms, 30*ms) // it has vanished, and that is that
 	h.isolate("c", false)
 	h.run(time.Second)
-	rests("c", 2)
+	rests("c", 15*ms, 30*ms)
+}
+
+// TestDetectorOfANewLeader: nobody is missed because it had no reason to send before.
+func TestDetectorOfANewLeader(t *testing.T) {
+	h := newHall(t, 5)
+	h.run(time.Second)
+	changes := h.changes
+	for _, next := range []string{"c", "e", "b"} {
+		h.leader = next
+		for _, id := range h.ids {
+			h.terms[id]++
+		}
+		h.run(83 * ms)
+		if age := h.now - h.grants["d"]; age > 30*ms {
+			t.Errorf("d granted %s, which leads now, %v ago", next, age)
+		}
+	}
+	h.run(time.Second)
+	if h.changes != changes {
+		t.Error("somebody has vanished")
+	}
+	began := h.now
+	h.isolate("b", true)
+	h.run(time.Second)
+	if took := h.replaced["a"] - began; took < 30*ms || took > 85*ms {
+		t.Errorf("a stands %v after the new leader is lost", took)
+	}
 }
 
 // A raft that follows the leader needs no other heartbeats than probes, and the leader knows of each whether that
@@ -284,8 +339,8 @@ func TestProbesAreHeartbeats(t *testing.T) {
 	h := newHall(t, 3)
 	h.deaf["c"] = true // it has restarted, say
 	h.run(time.Second)
-	if age := h.now - h.refreshed["b"]; age > 20*ms {
-		t.Errorf("that b needs no heartbeat was told %v ago, want every 10 ms", age)
+	if age := h.now - h.refreshed["b"]; age > 30*ms {
+		t.Errorf("that b needs no heartbeat was told %v ago, want every 20 ms", age)
 	}
 	if at, told := h.refreshed["c"]; told {
 		t.Errorf("c does not follow the leader, and was said to need no heartbeat at %v", at)
@@ -386,10 +441,10 @@ func TestDetectorLearnsPauses(t *testing.T) {
 	h := newHall(t, 3)
 	h.run(time.Second)
 	for range 5 {
-		h.asleep["a"] = h.now + 45*ms
+		h.asleep["a"] = h.now + 33*ms
 		h.run(300 * ms)
 	}
-	h.asleep["a"] = h.now + 75*ms
+	h.asleep["a"] = h.now + 55*ms
 	h.run(300 * ms)
 	if len(h.replaced) > 0 {
 		t.Errorf("a pause a little longer than the usual ones: %v", h.replaced)
@@ -447,7 +502,7 @@ func TestDetectorAsksTheKernel(t *testing.T) {
 				h.run(250 * ms)
 			}
 		}, 0, 0},
-		"frozen":                   {false, func(h *hall) { h.asleep["a"] = h.now + time.Hour }, patience - 10*ms, patience + 40*ms},
+		"frozen":                   {false, func(h *hall) { h.asleep["a"] = h.now + time.Hour }, patience - 20*ms, patience + 40*ms},
 		"frozen, and clients wait": {true, func(h *hall) { h.asleep["a"] = h.now + time.Hour }, 40 * ms, 85 * ms},
 		"lost":                     {false, func(h *hall) { h.isolate("a", true) }, 40 * ms, 85 * ms},
 		"frozen, and lost afterwards": {false, func(h *hall) {
@@ -551,10 +606,10 @@ func TestDatagramsAreNotReplayed(t *testing.T) {
 	var tape []parcel
 	for range 20 {
 		h.now += h.ds["a"].tick()
-		h.ds["a"].step(&desk{h, "a"})
+		h.look("a")
 		tape = append(tape, h.await["b"]...)
-		h.read("b")
-		h.read("a")
+		h.look("b")
+		h.look("a")
 	}
 	h.isolate("a", true)
 	for range 200 {

@@ -1,23 +1,29 @@
 // Package detector finds out within half a heartbeat that a host has vanished.
 //
-// Raft notices a silent leader after one to two heartbeat timeouts. The detector sends a datagram to every
-// other peer fifteen times per heartbeat, and needs little more than a third of one:
+// Raft notices a silent leader after one to two heartbeat timeouts. The detector needs little more than a third of one:
+// the leader and each follower hear each other 20 ms by default, by a probe and its answer.
 //
-//	heartbeat / 30      tick      5 ms by default; a peer that misses no other skips every second one
-//	heartbeat / 15      probe    10 ms   to every peer; the holder's are answered at the next tick
-//	heartbeat * 3/10    lease    45 ms   after that the holder is silent: package lease
-//	heartbeat * 11/30   silence  55 ms   after that a silent peer is suspected
+//	heartbeat / 30      tick       5 ms by default
+//	heartbeat / 15      doubt     10 ms   probes of who has not answered, and of everybody where there is no leader
+//	heartbeat * 2/15    probe     20 ms   the leader's; they are answered as they come
+//	heartbeat / 5       missing   30 ms   after that each tick counts, and the other host's kernel is asked
+//	heartbeat * 3/10    lease     45 ms   after that the holder is silent: package lease
+//	heartbeat * 11/30   silence   55 ms   after that a silent peer is suspected
+//	heartbeat * 2/3     sign     100 ms   between peers of which none leads; as much more silence is usual there
+//
+// Followers do not depend on each other until the leader is lost, and then they ask each other at once. So the datagrams
+// of a group grow with its size, and not with the square of it.
 //
 // The order of the last two makes failovers quick, not safe: a new leader waits for older leases whoever has
 // elected it and why. With lease < silence there is nothing left to wait for.
 //
-// Silence is counted in ticks of this process, not by the clock: a late tick counts for at most one tick more
-// than those after which it was due, and everything that has arrived is read before anybody is judged. So a
+// Silence is counted by the looks of this process, not by the clock: a late look counts for at most one tick more
+// than it was due after, and everything that has arrived is read before anybody is judged. So a
 // process that was frozen, or had to wait for a core, suspects nobody when it goes on. The detector also learns
 // the pauses that busy hosts make: a peer is suspected after twice its longest recent pause, if that is more
 // than the above.
 //
-// Silence of a process says little of its host where every core is busy. So a peer that misses two probes asks the
+// Silence of a process says little of its host where every core is busy. So a peer that misses a probe asks the
 // other host's kernel by ICMP echo, every tick. While that answers, the process is only late, and nobody says that it
 // has vanished, for three heartbeats at most. Where user space serves clients there is no such patience: they wait for the
 // process. A process that has ended is noticed without any of this: package deathwatch. Raft's own clocks have four

@@ -19,10 +19,7 @@ func TestPackets(t *testing.T) {
 				t.Skipf("no such address here: %v", err)
 			}
 			defer p.Close()
-			local, err := netip.ParseAddrPort(p.(*udp).LocalAddr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
+			local := portOf(t, p)
 			b := make([]byte, maxDatagram)
 			if n, err := p.ReadNow(b); !errors.Is(err, unix.EAGAIN) {
 				t.Fatalf("nothing has come, and it is read as %d bytes, %v", n, err)
@@ -33,7 +30,7 @@ func TestPackets(t *testing.T) {
 				if addr.Unmap().Is4() != bound.Is4() && !bound.IsUnspecified() {
 					continue
 				}
-				at := netip.AddrPortFrom(addr, local.Port())
+				at := netip.AddrPortFrom(addr, local)
 				if err := p.Write([]byte(to), at); err != nil {
 					if addr.Is6() && !addr.Is4In6() {
 						continue // IPv6 is off
@@ -42,7 +39,7 @@ func TestPackets(t *testing.T) {
 				}
 				var got string
 				for until := time.Now().Add(30 * time.Second); got == "" && time.Now().Before(until); {
-					p.Wait(t.Context(), time.Now().Add(time.Millisecond))
+					p.Wait(t.Context(), time.Now().Add(time.Second), true)
 					if n, err := p.ReadNow(b); err == nil {
 						got = string(b[:n])
 					}
@@ -55,23 +52,53 @@ func TestPackets(t *testing.T) {
 	}
 }
 
+func portOf(t *testing.T, p Packets) uint16 {
+	t.Helper()
+	at, err := unix.Getsockname(p.(*udp).socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, ok := at.(*unix.SockaddrInet6); ok {
+		return uint16(at.Port)
+	}
+	return uint16(at.(*unix.SockaddrInet4).Port)
+}
+
 func TestPacketsWait(t *testing.T) {
 	p, err := Listen(netip.MustParseAddrPort("127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	p.Wait(t.Context(), began.Add(20*ms))
-	if took := time.Since(began); took < 20*ms {
-		t.Errorf("returned after %v, want 20 ms", took)
+	if due := p.Wait(t.Context(), began.Add(20*ms), true); !due || time.Since(began) < 20*ms {
+		t.Errorf("returned after %v, want 20 ms; due: %v", time.Since(began), due)
 	}
-	p.Wait(t.Context(), began) // that is over: at once
+	p.Wait(t.Context(), began, true) // that is over: at once
+
+	// A datagram is worth a look, or can wait.
+	self := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), portOf(t, p))
+	if err := p.Write([]byte("now"), self); err != nil {
+		t.Fatal(err)
+	}
+	if due := p.Wait(t.Context(), time.Now().Add(time.Hour), true); due {
+		t.Error("a datagram was taken for the time")
+	}
+	began = time.Now()
+	if due := p.Wait(t.Context(), began.Add(20*ms), false); !due || time.Since(began) < 20*ms {
+		t.Errorf("a datagram that can wait ended it after %v", time.Since(began))
+	}
+	if due := p.Wait(t.Context(), time.Now().Add(time.Hour), true); due {
+		t.Error("the datagram that waited was taken for the time")
+	}
+	if n, err := p.ReadNow(make([]byte, 10)); n != 3 || err != nil {
+		t.Errorf("read %d, %v", n, err)
+	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p.Wait(ctx, time.Now().Add(time.Hour))
+		p.Wait(ctx, time.Now().Add(time.Hour), true)
 	}()
 	cancel()
 	p.Close()
@@ -80,5 +107,5 @@ func TestPacketsWait(t *testing.T) {
 	case <-time.After(30 * time.Second):
 		t.Fatal("still waits though the port is closed")
 	}
-	p.Wait(t.Context(), time.Now().Add(time.Millisecond)) // closed: it does not spin
+	p.Wait(t.Context(), time.Now().Add(time.Millisecond), true) // closed: it does not spin
 }

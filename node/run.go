@@ -150,7 +150,7 @@ func runOnce(
 	parts := append(n.observer.Parts(),
 		lifecycle.Part{Name: "log level", Run: book.FollowSignals},
 		lifecycle.Part{Name: "status", Run: func(ctx context.Context) error {
-			return web.Serve(ctx, socket, n.handler(book, reload.handle, n.handleBackends, n.handlePeers))
+			return web.Serve(ctx, socket, n.handler(book, reload.handle, n.handleBackends, n.handlePeers), log)
 		}},
 		lifecycle.Part{Name: "reload", Run: reload.run},
 		// Among the first to start, so that the hooks hear of the end.

@@ -178,7 +178,7 @@ func (o *Observer) serve(ctx context.Context) error {
 	g.Go(func() error { return o.samples.Run(ctx, o.cfg.Snapshot) })
 	g.Go(func() error { return o.forget(ctx) })
 	for _, l := range o.listeners {
-		g.Go(func() error { return web.Serve(ctx, l.Listener, l.handler) })
+		g.Go(func() error { return web.Serve(ctx, l.Listener, l.handler, o.cfg.Log) })
 	}
 	return g.Wait()
 }

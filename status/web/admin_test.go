@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -340,7 +341,7 @@ func TestSecure(t *testing.T) {
 	}
 	ctx, end := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, site(t, nil)) }()
+	go func() { done <- Serve(ctx, l, site(t, nil), slog.Default()) }()
 	if got := serial(raw.Addr().String()); got != first {
 		t.Errorf("serial %s, want %s", got, first)
 	}
@@ -355,5 +356,36 @@ func TestSecure(t *testing.T) {
 	end()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A handler that panics is a fault of ours, and told; what a stranger sends is not.
+func TestFaultsAreTold(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, line := io.Pipe()
+	ctx, end := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	broken := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("broken") })
+	go func() { done <- Serve(ctx, l, broken, slog.New(slog.NewTextHandler(line, nil))) }()
+	t.Cleanup(func() { end(); said.Close(); <-done })
+	ask := func(text string) {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		io.WriteString(c, text)
+		io.Copy(io.Discard, c)
+	}
+	ask("\x16\x03\x01 garbage\r\n\r\n")
+	go http.Get("http://" + l.Addr().String())
+	text := make([]byte, 4096)
+	n, err := said.Read(text)
+	if got := string(text[:n]); err != nil || !strings.Contains(got, "fault of this program") ||
+		!strings.Contains(got, "broken") {
+		t.Errorf("%q, %v", got, err)
 	}
 }

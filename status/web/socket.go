@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -89,8 +89,19 @@ func listenUnix(path string, mode os.FileMode) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve answers requests on l with h until ctx ends, and closes l.
-func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+// faults are the lines that the server logs: those of handlers that panicked. What strangers send says nothing about our
+// state, and would fill the log.
+type faults struct{ log *slog.Logger }
+
+func (f faults) Write(line []byte) (int, error) {
+	if text, is := strings.CutPrefix(string(line), "http: panic serving "); is {
+		f.log.Error("a request was ended by a fault of this program; please report it", "error", text)
+	}
+	return len(line), nil
+}
+
+// Serve answers requests on l with h until ctx ends, and closes l. A handler that panics ends its request only.
+func Serve(ctx context.Context, l net.Listener, h http.Handler, told *slog.Logger) error {
 	srv := &http.Server{
 		Handler: h,
 		// Slow readers and writers are cut off; a snapshot is a few kilobytes. Streams set the time for each of their
@@ -99,8 +110,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 		WriteTimeout:   30 * time.Second,
 		IdleTimeout:    30 * time.Second,
 		MaxHeaderBytes: 16 << 10,
-		// What strangers send says nothing about our state, and would fill the log.
-		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorLog:       log.New(faults{told}, "", 0),
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

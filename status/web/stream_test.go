@@ -38,7 +38,7 @@ func server(t *testing.T, c *statustest.Cluster) (addr string, p *Page) {
 	h := Admin(AdminConfig{
 		Snapshot: snapshot, Page: p, Journal: c.Journals["n1"], Metrics: metrics.New(snapshot, "").Handler(),
 	})
-	wg.Go(func() { Serve(ctx, l, h) })
+	wg.Go(func() { Serve(ctx, l, h, slog.Default()) })
 	t.Cleanup(func() { end(); wg.Wait(); http.DefaultClient.CloseIdleConnections() })
 	return l.Addr().String(), p
 }

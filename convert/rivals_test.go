@@ -99,7 +99,15 @@ var faults = []fault{
 // compare compares a generated configuration.
 func compare(t *testing.T, r rival, number byte, seed uint64) {
 	t.Helper()
-	port := func() uint16 { return freePort(t, number) }
+	var taken []uint16
+	port := func() uint16 {
+		for {
+			if p := freePort(t, number); !slices.Contains(taken, p) {
+				taken = append(taken, p)
+				return p
+			}
+		}
+	}
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 1)), servers: map[string]*testServer{}}
 	for i, name := range []string{"a", "b", "c", "d"} {
 		at := netip.AddrFrom4([4]byte{127, 0, 2 + number, byte(i + 1)})

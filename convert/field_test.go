@@ -28,6 +28,18 @@ func TestFilesOfAMachine(t *testing.T) {
 			[]string{"k.conf", "nginx.conf"},
 			[]string{"loadBalancers: []", "nginx.conf:3: http: only TCP is carried", "user www: is the business of systemd"},
 			[]string{"not known"}},
+		{"a program that goes on", map[string]string{
+			"h.cfg": "listen a\n  mode http\n  bind :80\n  server a 192.0.2.11:80\nlisten b\n  bind :81\n  server a 192.0.2.11:81\n",
+			"k.conf": "vrrp_script h {\n  script \"/usr/bin/pidof haproxy\"\n}\nvrrp_instance a {\n  interface eth0\n" +
+				"  virtual_ipaddress {\n    192.0.2.10\n  }\n  track_script {\n    h\n  }\n}\n"},
+			[]string{"h.cfg", "k.conf"},
+			[]string{"exec: [/usr/bin/pidof, haproxy]"}, []string{"not needed any more"}},
+		{"a program that is not needed any more", map[string]string{
+			"h.cfg": "listen b\n  mode tcp\n  bind :81\n  server a 192.0.2.11:81\n",
+			"k.conf": "vrrp_script h {\n  script \"/usr/bin/pidof haproxy\"\n}\nvrrp_instance a {\n  interface eth0\n" +
+				"  virtual_ipaddress {\n    192.0.2.10\n  }\n  track_script {\n    h\n  }\n}\n"},
+			[]string{"h.cfg", "k.conf"},
+			[]string{"not needed any more"}, []string{"exec: [/usr/bin/pidof"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var files []convert.File

@@ -31,6 +31,8 @@ type Draft struct {
 	// Alone means that the files have virtual addresses and balance nothing: the machines' own programs serve there, and
 	// go on to.
 	Alone bool
+	// GoesOn means that haproxy or nginx of these machines goes on to serve something, so that it is still looked after.
+	GoesOn bool
 	// Usual means that a file without load balancers has one for kube-apiservers, as ours.
 	Usual bool
 	// PeersAsBackends is kube-vip's addPeersAsBackends.

@@ -287,7 +287,7 @@ func readOtherMode(d *draft.Draft, s section) {
 			p.bind(draft.Line{Draft: draft.New(), Statement: st})
 		}
 	}
-	p.Refused, p.Stays = "it "+why, true
+	p.Refused, p.Stays, d.GoesOn = "it "+why, true, true
 	d.LoadBalancers = append(d.LoadBalancers, p.LB)
 }
 

@@ -185,7 +185,7 @@ func command(l draft.Line, words []string) (exec []string, why string) {
 		return nil, "names no program"
 	case strings.ContainsRune(line, 0):
 		return nil, "has a zero byte, which no program can be given"
-	case !l.Alone && (strings.Contains(line, "haproxy") || strings.Contains(line, "nginx")):
+	case !l.Alone && !l.GoesOn && (strings.Contains(line, "haproxy") || strings.Contains(line, "nginx")):
 		return nil, "looks after a program that is not needed any more; " +
 			"a holder whose load balancers have no healthy backend gives way by itself"
 	case syntax.HasSecret(line):

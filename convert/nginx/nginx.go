@@ -37,6 +37,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	if slices.ContainsFunc(list, isMain) {
 		stream = nil
 		for _, l := range d.Lines(nil, list) {
+			d.GoesOn = d.GoesOn || l.Words[0] == "http"
 			if l.Words[0] == "http" && slices.ContainsFunc(list, isStream) {
 				d.LoadBalancers = append(d.LoadBalancers, webServers(l.Body)...)
 			}

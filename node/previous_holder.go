@@ -35,10 +35,29 @@ func (n *node) lingerAfterTenure(ctx context.Context) error {
 // handBackFor is how long a holder gives connections back to the previous one.
 const handBackFor = balancer.ConnLifetime
 
-// A previousHolder is another peer that was holder, and the last term in which it was.
+// silentFor is how long the previous holder's host may be silent before the connections that it has are given up. A busy
+// host is back sooner, and each packet that reaches this node meanwhile would end its connection by a reset.
+const silentFor = time.Second
+
+// A previousHolder is another peer that was holder, the last term in which it was, and when its host was last heard.
 type previousHolder struct {
-	id   string
-	term uint64
+	id    string
+	term  uint64
+	heard time.Time
+}
+
+// follow returns the previous holder after s, in which holder holds.
+func (f previousHolder) follow(s raft.Status, holder string, now time.Time) previousHolder {
+	if holder != "" && holder != s.ID {
+		if f.id != holder {
+			f.heard = time.Time{}
+		}
+		f.id, f.term = holder, s.Term
+	}
+	if slices.ContainsFunc(s.Peers, func(p raft.PeerStatus) bool { return p.ID == f.id && !p.Vanished }) {
+		f.heard = now
+	}
+	return f
 }
 
 // handBack sends packets of connections that this node does not know to the last other holder. The rules are in place
@@ -52,9 +71,7 @@ func (n *node) handBack(ctx context.Context) error {
 	for {
 		changed := n.group.Changed()
 		s := n.group.Status()
-		if holder := n.holder(s); holder != "" && holder != s.ID {
-			last = previousHolder{holder, s.Term}
-		}
+		last = last.follow(s, n.holder(s), time.Now())
 		to, frontends := last.keeps(s, n.balancer.Health(), n.interfaces(), n.cfg.Linger)
 		repaired, err := n.planes.Handback.To(to, n.interfaces(), frontends)
 		n.wire.Repaired(repaired)
@@ -79,7 +96,7 @@ func (f previousHolder) keeps(
 	s raft.Status, lbs []balancer.LoadBalancerStatus, vips map[netip.Addr]string, linger time.Duration,
 ) ([]netip.Addr, []netip.AddrPort) {
 	i := slices.IndexFunc(s.Peers, func(p raft.PeerStatus) bool { return p.ID == f.id && !p.Self })
-	if i < 0 || s.Peers[i].Vanished || s.Holder && time.Since(s.Since) > handBackFor {
+	if i < 0 || s.Peers[i].Vanished && time.Since(f.heard) >= silentFor || s.Holder && time.Since(s.Since) > handBackFor {
 		return nil, nil
 	}
 	p := s.Peers[i]

@@ -84,7 +84,7 @@ func TestPreviousHolderKeeps(t *testing.T) {
 		tt.peer.ID = "a"
 		s := raft.Status{Peers: []raft.PeerStatus{{ID: "b"}, tt.peer}}
 		ports := []uint16{}
-		_, frontends := previousHolder{"a", 7}.keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, 30*time.Second)
+		_, frontends := previousHolder{id: "a", term: 7}.keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, 30*time.Second)
 		for _, f := range frontends {
 			if f.Addr() != vip {
 				t.Errorf("%s: frontend %v", name, f)
@@ -97,7 +97,7 @@ func TestPreviousHolderKeeps(t *testing.T) {
 	}
 	for ago, want := range map[time.Duration]int{time.Minute: 4, 2 * time.Hour: 0} {
 		s := raft.Status{Holder: true, Since: now.Add(-ago), Peers: []raft.PeerStatus{{ID: "a", Connected: true}}}
-		if _, frontends := (previousHolder{"a", 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(
+		if _, frontends := (previousHolder{id: "a", term: 7}).keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute); len(
 			frontends,
 		) != want {
 			t.Errorf("after a tenure of %v: %v", ago, frontends)
@@ -107,4 +107,40 @@ func TestPreviousHolderKeeps(t *testing.T) {
 	if _, frontends := (previousHolder{}).keeps(s, lbs, nil, time.Minute); frontends != nil {
 		t.Errorf("nobody held before: %v", frontends)
 	}
+}
+
+// A host that is silent for a moment still has its connections; one that stays silent has not.
+func TestPreviousHolderIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vip := netip.MustParseAddr("192.0.2.10")
+		lbs := []balancer.LoadBalancerStatus{{Plane: balancer.UserSpace,
+			Frontends: []netip.AddrPort{netip.AddrPortFrom(vip, 6443)}}}
+		status := func(vanished bool) raft.Status {
+			return raft.Status{ID: "b", Holder: true, Since: time.Now(), Term: 8, Peers: []raft.PeerStatus{
+				{ID: "a", Connected: true, Vanished: vanished}, {ID: "b", Self: true}}}
+		}
+		keeps := func(f previousHolder, s raft.Status) bool {
+			_, frontends := f.keeps(s, lbs, map[netip.Addr]string{vip: "eth0"}, time.Minute)
+			return len(frontends) > 0
+		}
+		var f previousHolder
+		f = f.follow(status(false), "a", time.Now())
+		time.Sleep(silentFor / 2)
+		f = f.follow(status(true), "b", time.Now())
+		if f.id != "a" || !keeps(f, status(true)) {
+			t.Errorf("%+v: given up although it was heard a moment ago", f)
+		}
+		time.Sleep(silentFor)
+		f = f.follow(status(true), "b", time.Now())
+		if keeps(f, status(true)) {
+			t.Errorf("%+v: kept although it stays silent", f)
+		}
+		if f = f.follow(status(false), "b", time.Now()); !keeps(f, status(false)) {
+			t.Errorf("%+v: given up although it is back", f)
+		}
+		// Of another holder nothing has been heard yet.
+		if f = f.follow(status(true), "c", time.Now()); f.id != "c" || !f.heard.IsZero() {
+			t.Errorf("%+v", f)
+		}
+	})
 }

@@ -39,7 +39,11 @@ func TestCleanup(t *testing.T) {
 			!slices.Contains(on, theirs) {
 			t.Errorf("addresses on lo %v, %v", on, err)
 		}
-		on, err := AddrsOn("eth0", "no such interface")
+		var on []netip.Addr
+		eventually(t, "eth0 to have made itself an address", func() bool {
+			on, err = AddrsOn("eth0", "no such interface")
+			return err != nil || len(on) > 1
+		})
 		if err != nil || len(on) < 2 || slices.Contains(on, theirs) ||
 			!slices.Contains(on, netip.MustParseAddr("192.0.2.11")) ||
 			slices.ContainsFunc(on[1:], netip.Addr.IsLinkLocalUnicast) {

@@ -27,7 +27,7 @@ type arpSocket struct {
 }
 
 func openARP(ifi *net.Interface, vips []netip.Addr) (*arpSocket, error) {
-	s, err := openFrames(ifi, unix.ETH_P_ARP, arpFilter(vips))
+	s, err := openFrames(ifi, unix.ETH_P_ARP, len(vips), arpFilter(vips))
 	if err != nil {
 		return nil, err
 	}

@@ -150,9 +150,10 @@ const (
 	// meterWindow is the time over which frames are counted.
 	meterWindow = 100 * time.Millisecond
 
-	// sourceMax is how many frames about VIPs one source may send in a window, a thousand a second. A machine that
-	// looks for a VIP sends one in a second.
-	sourceMax = 100
+	// sourceMax is how many frames about VIPs one source may send in a window, a thousand a second, or framesPerVIP for
+	// each, if that is more. A machine that looks for a VIP sends one in a second; a holder announces all at once.
+	sourceMax    = 100
+	framesPerVIP = 4
 
 	// blockFor is how long the kernel drops the frames of a source that sent more.
 	blockFor = time.Second
@@ -195,7 +196,11 @@ type meter struct {
 	began     time.Time // the window
 	strangers int       // frames in it from sources that are not exempt from sampling
 	sampled   time.Time // when the sample was last made coarser or finer
+	vips      int
 }
+
+// atMost is most, or what the VIPs need.
+func (m *meter) atMost(most int) int { return max(most, framesPerVIP*m.vips) }
 
 type meterSource struct {
 	first, last time.Time
@@ -222,15 +227,15 @@ func (m *meter) take(mac string, now time.Time) (handle, changed, flooder bool) 
 	switch {
 	case now.Before(s.until):
 		return false, changed, false // it was on its way when the filter was set
-	case s.frames > sourceMax && len(m.admitted.blocked) < blockedMax:
+	case s.frames > m.atMost(sourceMax) && len(m.admitted.blocked) < blockedMax:
 		s.until, s.first = now.Add(blockFor), now
 		m.admitted.blocked = append(slices.Clone(m.admitted.blocked), mac)
 		m.forget(mac)
 		return false, true, true
-	case s.frames > sourceMax:
+	case s.frames > m.atMost(sourceMax):
 		return false, changed, false
 	case slices.Contains(m.admitted.known, mac):
-		if s.frames > acquaintanceMax {
+		if s.frames > m.atMost(acquaintanceMax) {
 			m.forget(mac)
 			changed = true
 		}
@@ -246,7 +251,7 @@ func (m *meter) forget(mac string) {
 
 // takeStranger counts a frame of a source that is not exempt from sampling.
 func (m *meter) takeStranger(now time.Time, filter bool) (handle, changed, flooder bool) {
-	if m.strangers++; m.strangers <= strangersMax {
+	if m.strangers++; m.strangers <= m.atMost(strangersMax) {
 		return true, filter, false
 	}
 	// So many have come in part of a window. Let half of what is allowed pass.
@@ -266,7 +271,7 @@ func (m *meter) look(now time.Time) (changed bool) {
 		return false
 	}
 	before := m.admitted
-	few := m.strangers < strangersMax/4
+	few := m.strangers < m.atMost(strangersMax)/4
 	m.began, m.strangers = now, 0
 	m.admitted.blocked = slices.DeleteFunc(slices.Clone(m.admitted.blocked), func(mac string) bool {
 		s := m.sources[mac]

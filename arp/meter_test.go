@@ -91,6 +91,22 @@ func TestMeterBlocksAFloodingSource(t *testing.T) {
 	}
 }
 
+// A holder that announces many VIPs at once is no flood, and neither is the one that takes over from it.
+func TestMeterLetsHoldersAnnounce(t *testing.T) {
+	c := newMeterClock()
+	c.vips = 200
+	for range 3 {
+		for i := range 2 * c.vips {
+			c.frame(quietMAC, i)
+			c.frame(forged(7), i)
+		}
+		c.pass(meterWindow)
+	}
+	if got, want := c.handled[quietMAC], 3*2*c.vips; got != want || c.changes > 0 {
+		t.Errorf("%d frames of %d are handled, and the filter is set %d times", got, want, c.changes)
+	}
+}
+
 // Ever other sources flood: a sample passes, and machines that were known before are heard as ever.
 func TestMeterSamplesAFloodOfForgedSources(t *testing.T) {
 	c := newMeterClock()

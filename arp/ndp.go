@@ -43,7 +43,7 @@ func openNDP(ifi *net.Interface, vips []netip.Addr) (*ndpSocket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := openFrames(ifi, unix.ETH_P_IPV6, ndpFilter(vips))
+	s, err := openFrames(ifi, unix.ETH_P_IPV6, len(vips), ndpFilter(vips))
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(groups))
 	}

@@ -101,8 +101,8 @@ type frameSocket struct {
 	meter meter
 }
 
-func openFrames(ifi *net.Interface, etherType uint16, about []bpf.Instruction) (*frameSocket, error) {
-	s := &frameSocket{head: linkFilter(ifi.Index, uint32(etherType)), tail: about}
+func openFrames(ifi *net.Interface, etherType uint16, vips int, about []bpf.Instruction) (*frameSocket, error) {
+	s := &frameSocket{head: linkFilter(ifi.Index, uint32(etherType)), tail: about, meter: meter{vips: vips}}
 	filter, err := s.filter(admission{})
 	if err != nil {
 		return nil, err

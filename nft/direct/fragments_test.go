@@ -121,7 +121,8 @@ func TestDirectFragmentOrder(t *testing.T) {
 	l.usable()
 	l.apply([]int{0, 1, 2}, nil)
 	l.hold(0)
-	for family, f := range frontends {
+	for i, f := range frontends {
+		family := i % 2
 		client := l.client.addrs[family]
 		for port := uint16(20001); port < 20013; port++ {
 			src := netip.AddrPortFrom(client, port)
@@ -282,7 +283,8 @@ func TestAccessOfFragments(t *testing.T) {
 		{"not allowed", balancer.ConnOptions{Allow: elsewhere}, 0},
 	} {
 		apply(tt.options)
-		for family, f := range frontends {
+		for i, f := range frontends {
+			family := i % 2
 			for form, shape := range map[string]func(packet []byte) [][]byte{
 				"whole":          func(p []byte) [][]byte { return [][]byte{p} },
 				"options":        func(p []byte) [][]byte { return [][]byte{withOptions(p)} },

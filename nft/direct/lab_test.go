@@ -29,10 +29,12 @@ import (
 
 const servicePort = 6443
 
-// frontends are the VIPs of a lab.
+// frontends are the VIPs of a lab, of either family in turns. Those of a family have their rules in common.
 var frontends = []netip.AddrPort{
 	netip.MustParseAddrPort("10.77.0.10:6443"),
 	netip.MustParseAddrPort("[fd77::10]:6443"),
+	netip.MustParseAddrPort("10.77.0.20:6443"),
+	netip.MustParseAddrPort("[fd77::20]:6443"),
 }
 
 // A host is a network namespace with threads of its own.
@@ -316,7 +318,7 @@ func (l *lab) loadBalancer() balancer.LoadBalancer {
 
 func (l *lab) loadBalancerOf(nodes ...int) balancer.LoadBalancer {
 	lb := balancer.LoadBalancer{Name: "api", Frontends: frontends}
-	for family := range frontends {
+	for family := range 2 {
 		for _, i := range nodes {
 			lb.Backends = append(lb.Backends, l.backend(i, family))
 		}
@@ -327,7 +329,8 @@ func (l *lab) loadBalancerOf(nodes ...int) balancer.LoadBalancer {
 // services has the nodes in rotation, and others that drain.
 func (l *lab) services(rotation, draining []int) []balancer.Service {
 	var ss []balancer.Service
-	for family, f := range frontends {
+	for i, f := range frontends {
+		family := i % 2
 		s := balancer.Service{LoadBalancer: "api", Frontend: f}
 		for _, i := range rotation {
 			s.Backends = append(s.Backends, l.backend(i, family))

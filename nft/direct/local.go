@@ -74,16 +74,18 @@ func addLocalClients(t *ruleset.Table, f ruleset.IPFamily, services []service) {
 	post := ruleset.NATChain("local_post", *nftables.ChainHookPostrouting, ruleset.PrioritySNAT)
 	var branches []ruleset.Chain
 	for _, s := range services {
-		n := ruleset.NameOf(s.frontend)
-		why := "clients here of " + s.frontend.String()
+		n := s.name()
+		why := "clients here of " + s.String()
 		out.Add(why, s.toFrontend(), ruleset.SYN(), ruleset.Goto("local_"+n))
 		in.Add(why, s.fromLink(expr.CmpOpNeq), s.toFrontend(), ruleset.SYN(), ruleset.Goto("local_"+n))
 		// The client's source is the VIP itself, which the backend has, too.
-		post.Add("answers of "+s.frontend.String()+" come back this way",
-			f.OriginallyTo(), []expr.Any{
-				&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: s.frontend.Addr().AsSlice()},
-				ruleset.Equal(f.PortReg, binaryutil.BigEndian.PutUint16(s.frontend.Port())...),
-			}, ruleset.DNATed(), []expr.Any{&expr.Masq{}})
+		for _, vip := range s.frontends { // nft cannot list a lookup of this address in a set
+			post.Add("answers of "+vip.String()+" come back this way",
+				f.OriginallyTo(), []expr.Any{
+					ruleset.Equal(reg1, vip.Addr().AsSlice()...),
+					ruleset.Equal(f.PortReg, binaryutil.BigEndian.PutUint16(vip.Port())...),
+				}, ruleset.DNATed(), []expr.Any{&expr.Masq{}})
+		}
 		local := ruleset.Chain{Name: "local_" + n, Rules: []ruleset.Rule{
 			ruleset.NewRule("the address is not here any more", ruleset.NotToLocal(), accept()),
 		}}

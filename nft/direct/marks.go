@@ -12,7 +12,7 @@ import (
 type family struct{ ruleset.IPFamily }
 
 func (s service) family() family {
-	if s.frontend.Addr().Is4() {
+	if s.frontends[0].Addr().Is4() {
 		return family{ruleset.IPv4()}
 	}
 	return family{ruleset.IPv6()}

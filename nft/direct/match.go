@@ -1,6 +1,8 @@
 package direct
 
 import (
+	"net/netip"
+
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
@@ -100,11 +102,11 @@ func (s service) toFrontend() []expr.Any {
 	f := s.family()
 	return []expr.Any{
 		ruleset.LoadNetwork(reg1, f.DstOffset, f.AddrLen),
-		ruleset.Equal(reg1, s.frontend.Addr().AsSlice()...),
+		s.isVIP(),
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1},
 		ruleset.Equal(reg1, unix.IPPROTO_TCP),
 		ruleset.LoadTransport(reg1, 2, 2),
-		ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(s.frontend.Port())...),
+		ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(s.port())...),
 	}
 }
 
@@ -121,38 +123,40 @@ func (f family) quotedHeaderLen() uint32 {
 	return 20
 }
 
-// errorAbout matches ICMP errors that quote a packet of the service to a client. The
-// important one is "packet too big", without which path MTU discovery fails at the
-// server that sent the packet (RFC 1191, RFC 8201).
-func (s service) errorAbout() []expr.Any {
-	f := s.family()
+// quotesTCP matches ICMP errors that quote a packet of TCP. The important one is "packet too big", without which path
+// MTU discovery fails at the server that sent the packet (RFC 1191, RFC 8201).
+func (f family) quotesTCP() []expr.Any {
 	at := func(reg, offset, length uint32) *expr.Payload {
 		return ruleset.LoadTransport(reg, icmpQuote+offset, length)
 	}
 	es := append(f.ethertype(), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1})
 	if f.Proto == unix.NFPROTO_IPV6 {
-		es = append(es,
+		return append(es,
 			ruleset.Equal(reg1, unix.IPPROTO_ICMPV6),
 			// Types below 128 are errors (RFC 4443 section 2.1).
 			ruleset.LoadTransport(reg1, 0, 1),
 			&expr.Cmp{Op: expr.CmpOpLt, Register: reg1, Data: []byte{128}},
 			at(reg1, 6, 1), ruleset.Equal(reg1, unix.IPPROTO_TCP),
 		)
-	} else {
-		es = append(es,
-			ruleset.Equal(reg1, unix.IPPROTO_ICMP),
-			// Destination unreachable; code 4 is "fragmentation needed" (RFC 1191).
-			ruleset.LoadTransport(reg1, 0, 1),
-			ruleset.Equal(reg1, 3),
-			at(reg1, 0, 1), ruleset.Equal(reg1, 0x45),
-			at(reg1, 9, 1), ruleset.Equal(reg1, unix.IPPROTO_TCP),
-		)
 	}
 	return append(es,
-		at(reg1, f.SrcOffset, f.AddrLen), ruleset.Equal(reg1, s.frontend.Addr().AsSlice()...),
-		at(reg1, f.quotedHeaderLen(), 2),
-		ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(s.frontend.Port())...),
+		ruleset.Equal(reg1, unix.IPPROTO_ICMP),
+		// Destination unreachable; code 4 is "fragmentation needed" (RFC 1191).
+		ruleset.LoadTransport(reg1, 0, 1),
+		ruleset.Equal(reg1, 3),
+		at(reg1, 0, 1), ruleset.Equal(reg1, 0x45),
+		at(reg1, 9, 1), ruleset.Equal(reg1, unix.IPPROTO_TCP),
 	)
+}
+
+// quotes matches, of such errors, those that quote a packet from the frontend.
+func (f family) quotes(frontend netip.AddrPort) []expr.Any {
+	return []expr.Any{
+		ruleset.LoadTransport(reg1, icmpQuote+f.SrcOffset, f.AddrLen),
+		ruleset.Equal(reg1, frontend.Addr().AsSlice()...),
+		ruleset.LoadTransport(reg1, icmpQuote+f.quotedHeaderLen(), 2),
+		ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(frontend.Port())...),
+	}
 }
 
 // quotedClient leaves the client of a quoted packet, which is its destination, in

@@ -149,7 +149,8 @@ func TestDirectMetersStrays(t *testing.T) {
 			l := newLab(t)
 			l.usable()
 			l.apply([]int{0, 1, 2}, nil)
-			for family, f := range frontends {
+			for i, f := range frontends {
+				family := i % 2
 				packets := make([][]byte, fl.n)
 				for i := range packets {
 					packets[i] = fl.make(l.client.addrs[family], f, i)
@@ -190,7 +191,8 @@ func TestDirectMeterSparesConnections(t *testing.T) {
 	defer wg.Wait()
 	defer stop.Store(true)
 	var sent [2]atomic.Int64
-	for family, f := range frontends {
+	for i, f := range frontends {
+		family := i % 2
 		wg.Go(func() {
 			for !stop.Load() {
 				var packets [][]byte

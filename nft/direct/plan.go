@@ -32,12 +32,13 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 		}
 	}
 	used := make(map[string]preference)
+	same := make(map[string]int) // the place of a service by all that it consists of
 	for _, s := range services {
 		l, ok := now.Links[d.cfg.Interfaces[s.Frontend.Addr()]]
 		if !ok {
 			continue // an event will tell when the interface is back
 		}
-		ds := service{frontend: s.Frontend, link: l, hops: make(map[netip.AddrPort]hop), position: d.position(s.Frontend)}
+		ds := service{frontends: []netip.AddrPort{s.Frontend}, link: l, hops: make(map[netip.AddrPort]hop), position: d.position(s.Frontend)}
 		p.handsTo[s.Frontend] = make(map[string]bool)
 		rotation := make(map[netip.AddrPort]bool)
 		add := func(b balancer.Backend, inRotation bool) {
@@ -66,6 +67,12 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 		}
 		members := d.membersOf(s)
 		key := fmt.Sprint(members)
+		all := fmt.Sprintln(s.LoadBalancer, s.Frontend.Port(), l.Name, key, ds.position, ds.hops, rotation)
+		if i, ok := same[all]; ok {
+			p.services[i].frontends = append(p.services[i].frontends, s.Frontend)
+			continue
+		}
+		same[all] = len(p.services)
 		pref, ok := d.preferences[key]
 		if !ok {
 			pref = prefer(members)
@@ -80,7 +87,10 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 		p.services = append(p.services, ds)
 	}
 	d.preferences = used
-	slices.SortFunc(p.services, func(a, b service) int { return a.frontend.Compare(b.frontend) })
+	for _, s := range p.services {
+		slices.SortFunc(s.frontends, netip.AddrPort.Compare)
+	}
+	slices.SortFunc(p.services, func(a, b service) int { return a.frontends[0].Compare(b.frontends[0]) })
 	return p
 }
 

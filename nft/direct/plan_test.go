@@ -128,6 +128,48 @@ func TestDirectPlanWeightZero(t *testing.T) {
 	}
 }
 
+// VIPs of a load balancer that differ in nothing else have their rules in common, so that two hundred cost little more
+// than one; one that leads elsewhere has its own.
+func TestDirectPlanOfManyVIPs(t *testing.T) {
+	const n = 200
+	cfg := testPlane().cfg
+	var services []balancer.Service
+	for i := range n {
+		vip := netip.AddrFrom4([4]byte{10, 77, 1, byte(i)})
+		cfg.Interfaces[vip] = "eth0"
+		services = append(services, balancer.Service{LoadBalancer: "api", Frontend: netip.AddrPortFrom(vip, 6443),
+			Backends: backends("10.77.0.11:6443", "10.77.0.12:6443")})
+	}
+	size := func(p rulePlan) (n int) {
+		for _, t := range p.tables() {
+			for _, c := range t.Chains {
+				n += len(c.Rules)
+			}
+			for _, s := range t.Sets {
+				n += len(s.Elements)
+			}
+		}
+		return n
+	}
+	d := New(cfg)
+	one, all := d.plan(services[:1], testSurroundings), d.plan(services, testSurroundings)
+	if len(all.services) != 1 || len(all.services[0].frontends) != n {
+		t.Fatalf("%d services, want one for all", len(all.services))
+	}
+	if more := size(all) - size(one); more > 4*n {
+		t.Errorf("%d VIPs take %d rules and elements more than one", n, more)
+	}
+	d.SetCut(map[netip.Addr][]string{services[3].Frontend.Addr(): {"b"}})
+	if got := d.plan(services, testSurroundings).services; len(got) != 2 || len(got[1].frontends) != 1 ||
+		got[1].frontends[0] != services[3].Frontend {
+		t.Errorf("a VIP to whose link a node is cut: %d services", len(got))
+	}
+	services[5].LoadBalancer = "other"
+	if got := d.plan(services, testSurroundings).services; len(got) != 3 {
+		t.Errorf("a VIP of another load balancer: %d services", len(got))
+	}
+}
+
 // A node whose MAC address is unknown gets nothing.
 func TestDirectPlanUnknownNeighbour(t *testing.T) {
 	d := testPlane()
@@ -138,7 +180,7 @@ func TestDirectPlanUnknownNeighbour(t *testing.T) {
 	}}, neighbours.View{Links: testSurroundings.Links})
 	for _, s := range p.services {
 		if !s.reject || len(s.hops) != 0 {
-			t.Errorf("%v: %+v", s.frontend, s.hops)
+			t.Errorf("%v: %+v", s.frontends, s.hops)
 		}
 	}
 }
@@ -206,7 +248,7 @@ func TestDirectSlotsLeadToOwners(t *testing.T) {
 		}
 		var before ruleset.Table
 		for gone := -1; gone < min(n, 3); gone++ {
-			s := service{frontend: netip.MustParseAddrPort("10.77.0.10:6443"), preference: pref,
+			s := service{frontends: []netip.AddrPort{netip.MustParseAddrPort("10.77.0.10:6443")}, preference: pref,
 				hops: make(map[netip.AddrPort]hop)}
 			for i, m := range members {
 				if i != gone {
@@ -219,11 +261,11 @@ func TestDirectSlotsLeadToOwners(t *testing.T) {
 			if len(s.hops) == 0 {
 				continue
 			}
-			verdicts := leads(t, ingress, "slots_"+ruleset.NameOf(s.frontend))
+			verdicts := leads(t, ingress, "slots_"+s.name())
 			for i, slot := range slotsOf(s.slots) {
 				want := expr.Verdict{Kind: expr.VerdictAccept}
 				if h := s.hops[slot.owner]; !h.self {
-					want = expr.Verdict{Kind: expr.VerdictGoto, Chain: "to_" + ruleset.NameOf(s.frontend) + "_" +
+					want = expr.Verdict{Kind: expr.VerdictGoto, Chain: "to_" + s.name() + "_" +
 						ruleset.NameOf(slot.owner)}
 				}
 				if got := verdicts[i]; got != want {

@@ -41,7 +41,9 @@ func TestDirectBalances(t *testing.T) {
 	l := newLab(t)
 	l.usable()
 	l.apply([]int{0, 1, 2}, nil)
-	for family, f := range frontends {
+	opened := [2]map[string]int{{}, {}}
+	for i, f := range frontends {
+		family := i % 2
 		var members []member
 		names := make(map[netip.AddrPort]string)
 		for i, n := range l.nodes {
@@ -69,14 +71,15 @@ func TestDirectBalances(t *testing.T) {
 			}
 			// Each node counts its own; a SYN that was sent again counts again.
 			counted := l.counted(i, f)
-			if own := counted[n.name]; own < got[n.name] || own > got[n.name]+10 || len(counted) != 1 {
-				t.Errorf("%s counted %v of %d connections to %v", n.name, counted, got[n.name], f)
+			opened[family][n.name] += got[n.name]
+			if own, want := counted[n.name], opened[family][n.name]; own < want || own > want+10 || len(counted) != 1 {
+				t.Errorf("%s counted %v of %d connections to %v", n.name, counted, want, f)
 			}
 		}
 	}
 }
 
-// counted is what a node counted for each node's backend, if anything.
+// counted is what a node counted for each node's backend, if anything, at all VIPs that have their rules in common with f.
 func (l *lab) counted(node int, f netip.AddrPort) map[string]int {
 	l.t.Helper()
 	got := make(map[string]int)
@@ -84,7 +87,7 @@ func (l *lab) counted(node int, f netip.AddrPort) map[string]int {
 		s, err := l.planes[node].Stats()
 		for _, c := range s.Counts {
 			for i, n := range l.nodes {
-				if c.Frontend == f && c.Connections > 0 && slices.Contains(l.planes[node].cfg.Nodes[i].Addrs,
+				if c.Frontend.Addr().Is4() == f.Addr().Is4() && c.Connections > 0 && slices.Contains(l.planes[node].cfg.Nodes[i].Addrs,
 					c.Backend.Addr.Addr()) {
 					got[n.name] += int(c.Connections)
 				}
@@ -302,7 +305,9 @@ func TestDirectEndsLoops(t *testing.T) {
 			l.hold(holder)
 			before := l.settled()
 			const strays, tries = 30, 3
-			for family, f := range frontends {
+			sent := uint64(len(frontends) * strays * tries)
+			for i, f := range frontends {
+				family := i % 2
 				for range tries { // at its second try at the latest, each goes round
 					l.strays(l.client.addrs[family], f, strays)
 				}
@@ -310,11 +315,11 @@ func TestDirectEndsLoops(t *testing.T) {
 			// Each may be forwarded, handed on five times (to one of three, to
 			// three in their order and one more, to the owner) and be answered.
 			n := l.settled() - before
-			if n < 2*strays*tries {
-				t.Fatalf("%d stray packets became %d: they did not arrive", 2*strays*tries, n)
+			if n < sent {
+				t.Fatalf("%d stray packets became %d: they did not arrive", sent, n)
 			}
-			if n > 2*strays*tries*7+20 {
-				t.Errorf("%d stray packets became %d at holder %d with views %v", 2*strays*tries, n, holder+1, views)
+			if n > sent*7+20 {
+				t.Errorf("%d stray packets became %d at holder %d with views %v", sent, n, holder+1, views)
 			}
 		}
 	}
@@ -607,7 +612,8 @@ func TestDirectPathMTU(t *testing.T) {
 	l := newLab(t)
 	l.usable()
 	l.apply([]int{0, 1, 2}, nil)
-	for family, f := range frontends {
+	for i, f := range frontends {
+		family := i % 2
 		counter := []string{"Icmp", "InDestUnreachs"}
 		if f.Addr().Is6() {
 			counter = []string{"Icmp6InPktTooBigs"}

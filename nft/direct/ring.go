@@ -77,7 +77,7 @@ func (s service) following() netip.AddrPort {
 
 // addArrival adds the chains for packets that arrive for the service.
 func (s service) addArrival(t *ruleset.Table) {
-	f, n := s.family(), ruleset.NameOf(s.frontend)
+	f, n := s.family(), s.name()
 	have := ruleset.Chain{Name: "have_" + n, Rules: []ruleset.Rule{
 		// A listener on this address only hides whether the connection exists. Then
 		// this node keeps what it gets.
@@ -143,7 +143,7 @@ func (s service) addArrival(t *ruleset.Table) {
 // counting is the chain that counts in a packet how often it has been handed on. The TTL, which the kernel lowers,
 // would end the ring too late.
 func (s service) counting() ruleset.Chain {
-	f, count := s.family(), ruleset.Chain{Name: "count_" + ruleset.NameOf(s.frontend)}
+	f, count := s.family(), ruleset.Chain{Name: "count_" + s.name()}
 	for n := s.handOns() + 1; n > 0; n-- {
 		before := []expr.Any(nil)
 		if n > 1 {
@@ -156,16 +156,16 @@ func (s service) counting() ruleset.Chain {
 
 // handOn are the chains that hand a packet on to a backend.
 func (s service) handOn(to hop) []ruleset.Chain {
-	f, n := s.family(), ruleset.NameOf(s.frontend)+"_"+ruleset.NameOf(to.addr)
+	f, n := s.family(), s.name()+"_"+ruleset.NameOf(to.addr)
 	hand, give := ruleset.Chain{Name: "hand_" + n}, ruleset.Chain{Name: "give_" + n}
 	onto := ruleset.Chain{Name: "onto_" + n}
-	hand.Add("hand on to "+to.addr.Addr().String(), jump("count_"+ruleset.NameOf(s.frontend)))
+	hand.Add("hand on to "+to.addr.Addr().String(), jump("count_"+s.name()))
 	hand.Add("its sender is a node", f.sealable(), f.seal())
 	hand.Add("it goes", ruleset.Goto(onto.Name))
 	give.Add("on its round", f.sealed(expr.CmpOpEq), ruleset.Goto(hand.Name))
 	give.Add("on its round, without a seal", fromNode(false), ruleset.Goto(hand.Name))
 	// Its round, if it needs one, begins at the owner, where it also ends.
-	give.Add("straight from a client to the owner", jump("count_"+ruleset.NameOf(s.frontend)))
+	give.Add("straight from a client to the owner", jump("count_"+s.name()))
 	give.Add("it goes", ruleset.Goto(onto.Name))
 	onto.Add("by way of the stack", []expr.Any{
 		&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},

@@ -1,6 +1,7 @@
 package direct
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,11 +40,12 @@ type hop struct {
 	self bool
 }
 
-// A service is one service with everything that its rules need.
+// A service has everything that the rules of one service need. Services of one load balancer that differ in nothing but
+// the VIP are one: their rules would be the same.
 type service struct {
-	frontend netip.AddrPort
-	link     neighbours.Link
-	slots    table
+	frontends []netip.AddrPort // sorted, of one family and port
+	link      neighbours.Link
+	slots     table
 	// preference is what the slots were made from.
 	preference preference
 	// reject says that nobody gets new connections.
@@ -67,6 +69,40 @@ type rulePlan struct {
 	nat bool
 	// defrag has fragments of clients' packets put together before they go anywhere.
 	defrag *ruleset.Defragmenter
+}
+
+// name is part of the names of chains and sets.
+func (s service) name() string { return ruleset.NameOf(s.frontends[0]) }
+
+func (s service) port() uint16 { return s.frontends[0].Port() }
+
+func (s service) String() string {
+	if n := len(s.frontends); n > 1 {
+		return fmt.Sprintf("%v and %d more", s.frontends[0], n-1)
+	}
+	return s.frontends[0].String()
+}
+
+// isVIP matches the address in reg1 if it is a VIP of the service.
+func (s service) isVIP() expr.Any {
+	if len(s.frontends) == 1 {
+		return ruleset.Equal(reg1, s.frontends[0].Addr().AsSlice()...)
+	}
+	return ruleset.InSet(s.vips())
+}
+
+func (s service) vips() string { return "vips_" + s.name() }
+
+// addVIPs adds the set that isVIP looks at.
+func (s service) addVIPs(t *ruleset.Table) {
+	if len(s.frontends) == 1 {
+		return
+	}
+	set := ruleset.Set{Name: s.vips(), Key: s.family().AddrType}
+	for _, f := range s.frontends {
+		set.Elements = append(set.Elements, nftables.SetElement{Key: f.Addr().AsSlice()})
+	}
+	t.Sets = append(t.Sets, set)
 }
 
 // self is the service's backend on this node, if there is one.
@@ -110,21 +146,21 @@ func (p rulePlan) ingress() ruleset.Table {
 			if s.link.Name != l.Name {
 				continue
 			}
-			c.Add("clients of "+s.frontend.String(), s.unfragmented(), s.toFrontend(),
-				ruleset.Goto("slot_"+ruleset.NameOf(s.frontend)))
-			c.Add("path MTU of clients of "+s.frontend.String(), s.errorAbout(),
-				ruleset.Goto("error_"+ruleset.NameOf(s.frontend)))
+			c.Add("clients of "+s.String(), s.unfragmented(), s.toFrontend(),
+				ruleset.Goto("slot_"+s.name()))
+			c.Add("path MTU of clients of "+s.String(), s.family().quotesTCP(), jump("quoted_"+s.name()))
 		}
 		t.Chains = append(t.Chains, c)
 	}
 	for _, s := range p.services {
+		s.addVIPs(&t)
 		s.addIngress(&t)
 	}
 	return t
 }
 
 func (s service) addIngress(t *ruleset.Table) {
-	f, n := s.family(), ruleset.NameOf(s.frontend)
+	f, n := s.family(), s.name()
 	slots := ruleset.Chain{Name: "slot_" + n}
 	if s.reject {
 		slots.Add("no backend takes new connections", ruleset.SYN(), []expr.Any{ruleset.Reset()})
@@ -132,7 +168,10 @@ func (s service) addIngress(t *ruleset.Table) {
 	if len(s.hops) == 0 {
 		slots.Add("no backend has open connections", []expr.Any{ruleset.Reset()})
 	}
-	errs := ruleset.Chain{Name: "error_" + n}
+	quoted, errs := ruleset.Chain{Name: "quoted_" + n}, ruleset.Chain{Name: "error_" + n}
+	for _, vip := range s.frontends {
+		quoted.Add("a packet of "+vip.String(), f.quotes(vip), ruleset.Goto(errs.Name))
+	}
 	if len(s.hops) > 0 {
 		slots.Add("handed on by a node that has a new card", f.sealed(expr.CmpOpEq), accept())
 		slots.Add("to the owner of the slot", f.SrcAddrPort(), s.lookup("slots_"+n))
@@ -148,7 +187,7 @@ func (s service) addIngress(t *ruleset.Table) {
 	// A packet that gets here was in a table while that was replaced. A lost packet
 	// is sent again; a packet that reaches the wrong server is answered by a reset.
 	slots.Add("never to the wrong server", ruleset.Verdict(expr.VerdictDrop))
-	t.Chains = append(t.Chains, slots, errs)
+	t.Chains = append(t.Chains, slots, quoted, errs)
 	for _, h := range s.others() {
 		// The source becomes this node's: switches keep seeing the client where it
 		// is, and the receiver sees that the packet has been forwarded.
@@ -176,17 +215,17 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 	}}
 	var services []service
 	for _, s := range p.services {
-		if f.Has(s.frontend.Addr()) {
+		if f.Has(s.frontends[0].Addr()) {
 			services = append(services, s)
 		}
 	}
 	for _, s := range services {
-		arrive.Add("arrived for "+s.frontend.String(), s.fromLink(expr.CmpOpEq),
-			s.toFrontend(), ruleset.Goto("have_"+ruleset.NameOf(s.frontend)))
+		arrive.Add("arrived for "+s.String(), s.fromLink(expr.CmpOpEq),
+			s.toFrontend(), ruleset.Goto("have_"+s.name()))
 	}
 	for _, s := range services {
 		if self, ok := s.localBackend(); ok && !p.nat {
-			arrive.Add("clients here of "+s.frontend.String(),
+			arrive.Add("clients here of "+s.String(),
 				s.fromLink(expr.CmpOpNeq), s.toFrontend(), ruleset.SYN(), s.count(&t, self))
 		}
 	}
@@ -195,6 +234,7 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 		family{f}.addMeter(&t, services)
 	}
 	for _, s := range services {
+		s.addVIPs(&t)
 		s.addArrival(&t)
 	}
 	if p.nat {

@@ -15,9 +15,9 @@ import (
 // count counts new connections to a backend. It is only in rules that packets of open
 // connections do not pass, so nothing gets slower. So a node counts what arrives at
 // its own backend, and what its own clients send to others. A SYN that is sent again
-// counts again.
+// counts again. All VIPs of a service are counted as its first one.
 func (s service) count(t *ruleset.Table, h hop) []expr.Any {
-	counter := ruleset.BackendName(s.frontend, h.addr)
+	counter := ruleset.BackendName(s.frontends[0], h.addr)
 	if !slices.Contains(t.Counters, counter) {
 		t.Counters = append(t.Counters, counter)
 	}

@@ -66,7 +66,7 @@ skew: setup-test
 # Every guide by the commands of its page, also those that take long, or a machine that does nothing else, because their
 # clients must notice nothing.
 guides: setup-test
-	APPLIANCE_TEST_GUIDES=1 go test -count=1 -v -run '^(TestTakeover|TestFrom.*|TestKubeadm|TestKubeadmFamilies|TestBoxes)$$' \
+	APPLIANCE_TEST_GUIDES=1 go test -count=1 -v -run '^(TestTakeover|TestFrom.*|TestKubeadm|TestKubeadmFamilies|TestBoxes|TestUnit)$$' \
 		./integration
 
 # Every data plane, family, binding of the servers, position of the client and firewall: each client is served, or

@@ -63,6 +63,25 @@ func TestNobody(t *testing.T) {
 	}
 }
 
+// The same for the service's own user, which has the capabilities for that.
+func TestNobodyOfAService(t *testing.T) {
+	needRoot(t)
+	if os.Geteuid() != 0 {
+		TestNobody(t)
+		return
+	}
+	// The test's directory and program may be root's alone.
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestNobodyOfAService$", "-test.v")
+	cmd.Dir, cmd.Env = "/", append(os.Environ(), "TMPDIR=/tmp")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: 4242, Gid: 4242},
+		AmbientCaps: []uintptr{unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_KILL},
+	}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: TestNobodyOfAService") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // Whoever it runs as, a program has no capabilities, and gets none.
 func TestNoPrivileges(t *testing.T) {
 	users := []string{own}

@@ -28,6 +28,9 @@ then left out, and the others go on.
 const (
 	// A turn is long enough for what the cache has to be read again, and short enough that all have one soon.
 	shortestTurn, longestTurn = 10 * time.Second, 2 * time.Minute
+	// By default each input that leads to new code is made smaller for up to a minute, which large ones, such as
+	// configurations, need: a turn would try nothing else.
+	minimize = time.Second
 	// Of the short form: a build takes longer than that.
 	shortTargets, shortTurn = 2, 2 * time.Second
 )
@@ -135,7 +138,7 @@ var executed = regexp.MustCompile(`execs: (\d+) \(\d+/sec\)(?:, new interesting:
 func (t target) fuzz(ctx context.Context, turn time.Duration, short bool) (said string, ok bool) {
 	if !short {
 		return verdict(t.run(ctx, "", "go", "test", "-run", "^$", "-fuzz", "^"+t.name+"$",
-			"-fuzztime", turn.String(), t.pkg))
+			"-fuzztime", turn.String(), "-fuzzminimizetime", minimize.String(), t.pkg))
 	}
 	dir, err := os.MkdirTemp("", "fuzz-")
 	if err != nil {
@@ -147,7 +150,7 @@ func (t target) fuzz(ctx context.Context, turn time.Duration, short bool) (said 
 		return verdict(out, err)
 	}
 	return verdict(t.run(ctx, t.dir, test, "-test.run", "^$", "-test.fuzz", "^"+t.name+"$",
-		"-test.fuzztime", turn.String(), "-test.fuzzcachedir", dir))
+		"-test.fuzztime", turn.String(), "-test.fuzzminimizetime", minimize.String(), "-test.fuzzcachedir", dir))
 }
 
 func (t target) run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {

@@ -311,7 +311,7 @@ func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, fi
 			fmt.Fprintf(b, "  delay_loop 9\n  MISC_CHECK {\n   misc_path \"/bin/%s\"\n   misc_timeout 9\n   user root\n  }\n",
 				g.one("true", "true", "false"))
 		default:
-			b.WriteString("  TCP_CHECK {\n   connect_timeout 1\n   retry 1\n  }\n")
+			b.WriteString("  TCP_CHECK {\n   connect_timeout 2\n   retry 2\n  }\n")
 		}
 		b.WriteString(" }\n")
 	}

@@ -96,6 +96,7 @@ func TestVIPsAlone(t *testing.T) {
 			})
 			w.leads(t, w.client, w.target(scene.Port), w.nodes[next].Name)
 			w.apps[next].stop(t)
+			w.leads(t, w.nodes[next], w.target(scene.Port), w.nodes[next].Name) // for a restart, as with a kernel's data plane
 			last := 3 - holder - next
 			w.leads(t, w.client, w.target(scene.Port), w.nodes[last].Name)
 

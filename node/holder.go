@@ -285,6 +285,10 @@ func (n *node) setAnswered(ctx context.Context, word string) bool {
 // goes on moving those of open connections, and the next start finds everything as it was. User space ends with the
 // process.
 func (n *node) linger() time.Duration {
+	if len(n.state.Load().Config.LoadBalancers) == 0 { // the host's own servers go on at the addresses
+		n.lingers = true
+		return n.cfg.Linger
+	}
 	for _, lb := range n.balancer.Health() {
 		if n.cfg.Linger > 0 && lb.Plane != "" && lb.Plane != balancer.UserSpace {
 			n.lingers = true

@@ -9,7 +9,9 @@ import (
 
 	"appliance/arp"
 	"appliance/balancer"
+	"appliance/configs"
 	"appliance/hook"
+	"appliance/node/desired"
 	"appliance/raft"
 	"appliance/track"
 )
@@ -153,6 +155,25 @@ func TestFaultTold(t *testing.T) {
 			if got := told.look(begin.Add(l.after), l.fault, l.holds); got != l.want {
 				t.Errorf("%s, look %d: %q, want %q", name, i, got, l.want)
 			}
+		}
+	}
+}
+
+// The ports of a VIP that no load balancer is for are those of the host: routers may be told of it.
+func TestBalances(t *testing.T) {
+	one, other := netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("192.0.2.11")
+	for _, tt := range []struct {
+		lbs       []configs.LoadBalancerEntry
+		one, both bool
+	}{
+		{nil, false, false},
+		{[]configs.LoadBalancerEntry{{BindToVIP: true, VIPs: []netip.Addr{one}}}, true, false},
+		{[]configs.LoadBalancerEntry{{BindToVIP: false}}, true, true},
+	} {
+		n := &node{}
+		n.state.Store(&desired.State{Config: &configs.Config{LoadBalancers: tt.lbs}})
+		if n.balances(one) != tt.one || n.balances(other) != tt.both {
+			t.Errorf("%+v: %v and %v", tt.lbs, n.balances(one), n.balances(other))
 		}
 	}
 }

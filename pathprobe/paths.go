@@ -119,8 +119,7 @@ type pathTable struct {
 }
 
 // perRound is how many proved paths to a node are asked about in a round, in turn: most
-// of what may happen to one happens to all. What has happened to one, as far as it is
-// seen, has all asked about at once.
+// of what may happen to one happens to all. What has happened to most of them has all asked about at once.
 const perRound = 8
 
 // rested are those of the proved paths of a way whose turn it is.
@@ -166,21 +165,24 @@ func (t *pathTable) change(id pathID, s *pathState, f func()) bool {
 
 // end closes the round of all paths, and says whether any has changed.
 func (t *pathTable) end() (changed bool) {
-	asked, answers, lost := make(map[way]bool), make(map[way]bool), make(map[way]bool)
+	asked, answers, lost := make(map[way]int), make(map[way]bool), make(map[way]int)
 	for id, s := range t.states {
 		if w := t.way(id); s.sent {
-			asked[w] = true
+			asked[w]++
 			answers[w] = answers[w] || s.heard[kindControl] || s.heard[kindPath]
-			lost[w] = lost[w] || !s.heard[kindPath]
+			if !s.heard[kindPath] {
+				lost[w]++
+				s.doubt = true
+			}
 		}
 	}
 	for id, s := range t.states {
 		w := t.way(id)
-		changed = t.change(id, s, func() { s.end(asked[w] && !answers[w]) }) || changed
+		changed = t.change(id, s, func() { s.end(asked[w] > 0 && !answers[w]) }) || changed
 	}
 	clear(t.doubted)
-	for w := range lost {
-		if lost[w] {
+	for w, n := range lost {
+		if 2*n > asked[w] { // else it is the lost ones' own matter
 			t.doubt(w)
 		}
 	}

@@ -129,8 +129,13 @@ func TestProvedPathsTakeTurns(t *testing.T) {
 	}
 	lost := all[table.turns[w]+1].pathID
 	round(func(id pathID) bool { return id != lost })
+	if now := round(everybody); len(now) != perRound+1 || !now[lost] {
+		t.Errorf("after one lost probe, %d paths are asked about, want that one and %d others", len(now), perRound)
+	}
+	heard := 0
+	round(func(pathID) bool { heard++; return heard <= perRound/2-1 })
 	if n := len(round(everybody)); n != many {
-		t.Errorf("after one lost probe, %d paths are asked about, want all", n)
+		t.Errorf("when most probes are lost, %d paths are asked about, want all", n)
 	}
 	if n := len(round(everybody)); n != perRound {
 		t.Errorf("when all is well again, %d paths are asked about, want %d", n, perRound)

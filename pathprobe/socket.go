@@ -52,7 +52,7 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 			errs = append(errs, fmt.Errorf("packet socket on %s: %w; give the container the capability NET_RAW", name, err))
 			continue
 		}
-		ignoreOutgoing(conn)
+		prepare(conn)
 		s := probeSocket{l, conn}
 		sockets[name] = s
 		g.Go(func() error {
@@ -63,12 +63,19 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 	return errors.Join(errs...)
 }
 
-// ignoreOutgoing spares the kernel a copy of each packet that it sends, which the
-// filter would drop. Linux before 4.20 makes the copies.
-func ignoreOutgoing(conn *packet.Conn) {
+// receiveBuffer is for the probes and answers of a round about hundreds of VIPs, each of which takes a kilobyte of it.
+const receiveBuffer = 4 << 20
+
+// prepare spares the kernel a copy of each packet that it sends, which the
+// filter would drop, and gives the socket room. Linux before 4.20 makes the copies.
+func prepare(conn *packet.Conn) {
 	if raw, err := conn.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) {
 			_ = unix.SetsockoptInt(int(fd), unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+			// Beyond the system's limit; in a user namespace, up to it.
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+			}
 		})
 	}
 }

@@ -125,7 +125,7 @@ func installParams(c *cli.Context) (install.Installation, error) {
 	p.Accounts = accountsHere(c)
 	o := manifest.New(cfg, "", install.ConfigFile, nil)
 	o.Binary = install.Program
-	p.Files, p.DataDir, p.AsRoot, p.DropIn = o.Files, o.DataDir, o.AsRoot != "", manifest.DropIn(o)
+	p.Files, p.AsRoot, p.DropIn = o.Files, o.AsRoot != "", manifest.DropIn(o)
 	if p.AsRoot {
 		fmt.Fprintf(c.App.ErrWriter, "the service will run as root, because %s\n", o.AsRoot)
 	}
@@ -186,10 +186,10 @@ func accountsHere(c *cli.Context) install.Accounts {
 // prepareCommand is what the unit runs as root before the service starts.
 func prepareCommand() *cli.Command {
 	return &cli.Command{
-		Name: "prepare",
-		Usage: "as root, let the service's own user read its configuration and keys, and have its data; the systemd unit " +
-			"runs this",
+		Name:  "prepare",
+		Usage: "as root, let the service's own user read its configuration and keys; the systemd unit runs this",
 		Flags: append(settingFlags(),
+			&cli.BoolFlag{Name: "data", Usage: "give it the data directory, too: only while the service does not run"},
 			&cli.BoolFlag{Name: "unit", Usage: "adapt the package's unit to the configuration, too: more capabilities for " +
 				"programs, or root where nothing else will do"},
 			&cli.BoolFlag{Name: "dry-run", Usage: "print the steps, and do none"},
@@ -210,6 +210,9 @@ func prepareCommand() *cli.Command {
 			var dropIn []byte
 			if c.Bool("unit") {
 				dropIn = append([]byte{}, manifest.DropIn(o)...)
+			}
+			if !c.Bool("data") {
+				o.DataDir = ""
 			}
 			if o.AsRoot != "" { // it is root who reads
 				fmt.Fprintf(c.App.ErrWriter, "the service runs as root, because %s\n", o.AsRoot)

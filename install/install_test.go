@@ -37,7 +37,7 @@ func params(t *testing.T, root string) Installation {
 	}
 	return Installation{Root: root, From: program, Config: []byte("vips: [192.0.2.10]\n"), Unit: []byte("[Unit]\n"),
 		KeyFile: "/etc/appliance/group.key", Key: []byte("secret\n"),
-		Files: []string{ConfigFile, "/etc/appliance/group.key"}, DataDir: dataDir}
+		Files: []string{ConfigFile, "/etc/appliance/group.key"}}
 }
 
 // accounts are the users of a machine that the test has.
@@ -280,6 +280,9 @@ func TestUserOfItsOwn(t *testing.T) {
 				uid, gid)
 		}
 	}
+	is("var/lib/appliance/raft.db", 0o600, 0, 0) // root may still be writing it
+	prepare := func() string { return do(t, Prepare(root, who, p.Files, dataDir, nil), false) }
+	prepare()
 	check := func() {
 		t.Helper()
 		is("etc/appliance", 0o750, 0, 4343)
@@ -295,7 +298,6 @@ func TestUserOfItsOwn(t *testing.T) {
 		is("var/lib/appliance/snapshots/1/state", 0o600, 4242, 4343)
 	}
 	check()
-	prepare := func() string { return do(t, Prepare(root, who, p.Files, p.DataDir, nil), false) }
 	if out := prepare(); out != "" {
 		t.Errorf("there was something left to do:\n%s", out)
 	}

@@ -35,9 +35,8 @@ type Installation struct {
 	// KeyFile gets the group key Key, if there is one.
 	KeyFile string
 	Key     []byte
-	// Files are what the service reads, DataDir is where it writes.
-	Files   []string
-	DataDir string
+	// Files are what the service reads.
+	Files []string
 	// AsRoot says that the service has no user of its own.
 	AsRoot bool
 	// DropIn is what a package's unit needs beside it.
@@ -78,7 +77,8 @@ func Install(p Installation) ([]Step, error) {
 	}
 	steps = append(steps, h.file(ConfigFile, p.Config, 0o600, false))
 	if p.Accounts != nil && !p.AsRoot {
-		steps = append(steps, h.owned(p.Accounts, p.Files, p.DataDir)...)
+		// Not the data: an older version, which runs as root, may be writing there until the service starts anew.
+		steps = append(steps, h.owned(p.Accounts, p.Files, "")...)
 	}
 	if p.From == "" {
 		steps = append(steps, h.dropIn(p.DropIn)...)

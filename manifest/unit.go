@@ -92,7 +92,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=exec
-{{if not .AsRoot}}ExecStartPre=-+{{.Prepare}}
+{{if not .AsRoot}}ExecStartPre=-+{{.Prepare}} --data
 {{end}}ExecStart={{.Exec}}
 # A changed file is noticed anyway; this says what is wrong with it.
 {{if not .AsRoot}}ExecReload=-+{{.Prepare}}

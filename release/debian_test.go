@@ -118,6 +118,8 @@ dpkg -i /packages/appliance_v1.2.3_*.deb # as from a version that ran as root
 service whole config check /etc/appliance/config.yaml
 service test -r /etc/appliance/group.key
 ! service test -w /etc/appliance/group.key
+! service test -w /var/lib/appliance/vote # an older version may be running
+whole prepare --data --config=/etc/appliance/config.yaml
 service test -w /var/lib/appliance/vote
 ! setpriv --reuid nobody --regid nogroup --clear-groups test -r /etc/appliance/group.key
 dropin=/etc/systemd/system/appliance.service.d/50-configuration.conf

@@ -82,9 +82,9 @@ type EthernetProber struct {
 	// moved carries the MAC addresses of senders to Run.
 	moved chan sender
 
-	mu      sync.Mutex // guards what follows
-	nodes   []Node     // replaced as a whole
-	wanted  map[netip.AddrPort]bool
+	mu      sync.Mutex                   // guards what follows
+	nodes   []Node                       // replaced as a whole
+	wanted  map[netip.AddrPort]time.Time // since when
 	paths   pathTable
 	workers discovery
 	self    readiness
@@ -104,7 +104,7 @@ func New(cfg Config) *EthernetProber {
 		kick:    make(chan struct{}, 1),
 		moved:   make(chan sender, 16),
 		nodes:   cfg.Nodes,
-		wanted:  make(map[netip.AddrPort]bool),
+		wanted:  make(map[netip.AddrPort]time.Time),
 		workers: discovery{proofs: make(map[netip.Addr]Proof), calls: make(map[string]*call)},
 		self:    readiness{announced: true},
 		senders: make(map[senderID]*sighting),
@@ -182,8 +182,8 @@ func (p *EthernetProber) Want(frontends []netip.AddrPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, f := range frontends {
-		if !p.wanted[f] {
-			p.wanted[f] = true
+		if p.wanted[f].IsZero() {
+			p.wanted[f] = time.Now()
 			p.Hurry()
 		}
 	}
@@ -338,7 +338,7 @@ func (p *EthernetProber) probes(sockets map[string]probeSocket, newRound bool) (
 		}
 	}
 	proved := make(map[way][]target)
-	meets := p.meets()
+	meets := p.meetsAny()
 	for _, t := range p.targets(sockets, macs) {
 		if !announced {
 			out = append(out, outgoing{t, kindAskAgain, nonce{}})
@@ -453,7 +453,7 @@ func (p *EthernetProber) hear(m probe) (changed bool) {
 		if !s.answer(kind, word, m.nonce) {
 			return
 		}
-		if !knewUs && s.knowsUs && !p.self.settled {
+		if !knewUs && s.knowsUs && !p.self.met[m.frontend] {
 			p.announce()
 		}
 		if kind == kindPath && word == kindReady && node.Worker {
@@ -478,7 +478,7 @@ func (p *EthernetProber) answerTo(m probe) probeKind {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n, _ := NodeAt(p.nodes, m.from)
-	return m.kind + p.self.answer(n.ID, m.frontend, p.cfg.Worker, p.meets())
+	return m.kind + p.self.answer(n.ID, m.frontend, p.cfg.Worker, p.meets(m.frontend))
 }
 
 // Meets says that this node is new, and that it and the others do not know each other yet: what is handed on here does
@@ -486,39 +486,40 @@ func (p *EthernetProber) answerTo(m probe) probeKind {
 func (p *EthernetProber) Meets() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.meets()
+	return p.meetsAny()
 }
 
-// meets is Meets, called with mu held.
-func (p *EthernetProber) meets() bool {
-	var others []string
-	for _, n := range p.nodes {
-		if n.ID != p.cfg.Self {
-			others = append(others, n.ID)
-		}
-	}
-	return p.self.meets(meetingRounds*p.cfg.Every, others, p.hasMet)
-}
-
-// hasMet says whether this node and another know each other: what is handed on
-// reaches a node that does not take it for a client's packet, and reaches all that may
-// have the connection. Called with mu held.
-func (p *EthernetProber) hasMet(id string) bool {
+// meetsAny is Meets, called with mu held.
+func (p *EthernetProber) meetsAny() (meets bool) {
 	for f := range p.wanted {
-		for _, n := range p.nodes {
-			a, ok := AddrOf(p.nodes, n.ID, f.Addr())
-			if !ok || n.ID != id || n.Worker && p.workers.proofs[a] != ProofPath {
-				continue
-			}
-			s := p.paths.states[pathID{f, n.ID}]
-			if s == nil || !s.knowsUs || s.path == PathNoAnswer {
-				return false
-			}
-			// The node may have connections whose packets come here, even if it takes no
-			// new ones yet, and even more so while the balancer here does not know its backend.
-			if s.path != PathFiltered && slices.Contains(n.Serves, f) && !p.self.handsTo[f][n.ID] {
-				return false
-			}
+		meets = p.meets(f) || meets
+	}
+	return meets
+}
+
+// meets is Meets for a frontend. Called with mu held.
+func (p *EthernetProber) meets(f netip.AddrPort) bool {
+	alone := !slices.ContainsFunc(p.nodes, func(n Node) bool { return n.ID != p.cfg.Self })
+	return p.self.meets(f, p.wanted[f], meetingRounds*p.cfg.Every, alone, func() bool { return p.hasMet(f) })
+}
+
+// hasMet says whether this node and all others know each other: what it hands on
+// reaches no node that takes it for a client's packet, and reaches all that may
+// have the connection. Called with mu held.
+func (p *EthernetProber) hasMet(f netip.AddrPort) bool {
+	for _, n := range p.nodes {
+		a, ok := AddrOf(p.nodes, n.ID, f.Addr())
+		if !ok || n.ID == p.cfg.Self || n.Worker && p.workers.proofs[a] != ProofPath {
+			continue
+		}
+		s := p.paths.states[pathID{f, n.ID}]
+		if s == nil || !s.knowsUs || s.path == PathNoAnswer {
+			return false
+		}
+		// The node may have connections whose packets come here, even if it takes no
+		// new ones yet, and even more so while the balancer here does not know its backend.
+		if s.path != PathFiltered && slices.Contains(n.Serves, f) && !p.self.handsTo[f][n.ID] {
+			return false
 		}
 	}
 	return true

@@ -19,18 +19,17 @@ const meetingRounds = 3
 //	meeting  Open, or a first node     not ready, if there are rules
 //	open     all met, or three rounds  ready; a worker only for what its rules serve
 //
-// Who has been alone meets the first others as who has just begun. Within the three rounds each node that appears is to
-// be met; a node that was met is so for good.
+// Who has been alone meets the first others as who has just begun. Who has met others stays open when more come: it is
+// these that have to meet.
 //
 // A node that is not in the rules is told that it is unknown. A peer that serves
 // with another data plane has no rules, and its answer is ready as soon as it has
 // the VIPs: there are no rules that could harm.
 type readiness struct {
-	opened    time.Time // zero: closed
-	alone     bool      // when last looked at, there was nobody to meet
-	met       map[string]bool
-	settled   bool // it has met those of the first rounds; it never becomes false again
-	announced bool // the others know what this node says now
+	opened    time.Time               // zero: closed
+	alone     bool                    // when last looked at, there was nobody to meet
+	met       map[netip.AddrPort]bool // open; it never becomes false again
+	announced bool                    // the others know what this node says now
 	known     map[string]bool
 	handsTo   map[netip.AddrPort]map[string]bool
 }
@@ -44,29 +43,30 @@ func (r *readiness) inForce(known map[string]bool, handsTo map[netip.AddrPort]ma
 	return true
 }
 
-// meets says that this node has the VIPs and rules, and that it and the others do not know each other yet. hasMet is
-// asked of each until they do.
-func (r *readiness) meets(patience time.Duration, others []string, hasMet func(node string) bool) bool {
-	if r.known == nil || r.opened.IsZero() || r.settled {
+// meets says of a frontend that this node has the VIPs and rules, and that it and the others do not know each other
+// yet. since is when the frontend came, alone that there are no others. hasMet is asked only until they do.
+func (r *readiness) meets(frontend netip.AddrPort, since time.Time, patience time.Duration, alone bool,
+	hasMet func() bool) bool {
+	switch {
+	case r.known == nil || r.opened.IsZero() || r.met[frontend]:
 		return false
-	}
-	if len(others) == 0 {
+	case alone:
 		r.alone = true
 		return false
-	}
-	if r.alone {
+	case r.alone:
 		r.alone, r.opened = false, time.Now()
 	}
+	if r.opened.After(since) {
+		since = r.opened
+	}
+	if time.Since(since) <= patience && !hasMet() {
+		return true
+	}
 	if r.met == nil {
-		r.met = make(map[string]bool)
+		r.met = make(map[netip.AddrPort]bool)
 	}
-	all := true
-	for _, n := range others {
-		r.met[n] = r.met[n] || hasMet(n)
-		all = all && r.met[n]
-	}
-	r.settled = time.Since(r.opened) > patience
-	return !all && !r.settled
+	r.met[frontend] = true
+	return false
 }
 
 // answer is the word for a node that asks about a frontend. meets says that this node is meeting others; isWorker that

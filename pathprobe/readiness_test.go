@@ -27,14 +27,14 @@ func TestReadiness(t *testing.T) {
 		{"others are not met", readiness{opened: now, known: known}, "a", false, false, kindNotReady},
 		{"all are met", readiness{opened: now, known: known}, "a", false, true, kindReady},
 		{"others were not met in time", readiness{opened: long, known: known}, "a", false, false, kindReady},
-		{"all were met once", readiness{opened: now, known: known, met: map[string]bool{"a": true}}, "a", false, false, kindReady},
+		{"all were met once", readiness{opened: now, known: known, met: map[netip.AddrPort]bool{f: true}}, "a", false, false, kindReady},
 		{"a worker that does not serve it", readiness{opened: now, known: known}, "a", true, true, kindNotReady},
 		{"a worker with another plane", readiness{opened: now}, "a", true, true, kindNotReady},
 		{"a worker that serves it", readiness{opened: now, known: known, handsTo: map[netip.AddrPort]map[string]bool{f: {}}},
 			"a", true, true, kindReady},
 	} {
-		meets := tt.r.known != nil && !tt.r.opened.IsZero() && !tt.r.met["a"] && !tt.met && tt.r.opened != long
-		if got := tt.r.meets(time.Minute, []string{"a"}, func(string) bool { return tt.met }); got != meets {
+		meets := tt.r.known != nil && !tt.r.opened.IsZero() && !tt.r.met[f] && !tt.met && tt.r.opened != long
+		if got := tt.r.meets(f, time.Time{}, time.Minute, false, func() bool { return tt.met }); got != meets {
 			t.Errorf("%s: meets is %v, want %v", tt.what, got, meets)
 		}
 		if got := tt.r.answer(tt.node, f, tt.worker, meets); got != tt.want {
@@ -43,26 +43,24 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
-// Who began alone, and finds the group later, has met nobody. Who was met is so for good, and after three rounds
-// nobody is waited for any more.
+// Who began alone, and finds the group later, has met nobody. Who has met others stays open for what it serves, and meets
+// them for what comes later; and after three rounds nobody is waited for any more.
 func TestReadinessMeetsThoseWhoCome(t *testing.T) {
-	r := readiness{opened: time.Now().Add(-time.Hour), known: map[string]bool{}}
-	knows := map[string]bool{}
-	meets := func(want bool, others ...string) {
+	f, g := netip.MustParseAddrPort("10.77.0.10:6443"), netip.MustParseAddrPort("[fd77::10]:6443")
+	longAgo := time.Now().Add(-time.Hour)
+	r := readiness{opened: longAgo, known: map[string]bool{}}
+	meets := func(want bool, f netip.AddrPort, since time.Time, alone, hasMet bool) {
 		t.Helper()
-		if got := r.meets(time.Minute, others, func(n string) bool { return knows[n] }); got != want {
-			t.Errorf("with %v, of whom %v are met: meets is %v, want %v", others, knows, got, want)
+		if got := r.meets(f, since, time.Minute, alone, func() bool { return hasMet }); got != want {
+			t.Errorf("meets at %v is %v, want %v", f, got, want)
 		}
 	}
-	meets(false)
-	meets(true, "a")
-	knows["a"] = true
-	meets(false, "a")
-	meets(true, "a", "b")
-	knows["a"], knows["b"] = false, true
-	meets(false, "a", "b")
+	meets(false, f, longAgo, true, false)
+	meets(true, f, longAgo, false, false)
+	meets(false, f, longAgo, false, true)
+	meets(false, f, longAgo, false, false)
+	meets(true, g, longAgo, false, false)
 	r.opened = time.Now().Add(-2 * time.Minute)
-	meets(false, "a", "b", "c")
-	meets(false)
-	meets(false, "d")
+	meets(true, g, time.Now(), false, false)
+	meets(false, g, longAgo, false, false)
 }

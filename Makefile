@@ -97,7 +97,8 @@ mutants: setup-build
 SIM_HOURS := 2
 SIM_FLAGS :=
 sim: setup-build
-	go test -count=1 -v -timeout 0 -run 'TestSim$$' ./raft -sim.hours=$(SIM_HOURS) $(SIM_FLAGS)
+	go test -tags sim -ldflags=-checklinkname=0 -count=1 -v -timeout 0 -run 'TestSim$$' ./raft \
+		-sim.hours=$(SIM_HOURS) $(SIM_FLAGS)
 
 # Clients, strangers and floods at a group for that long, with hand-overs and lost nodes: nothing leaks.
 SOAK_TIME := 10m

@@ -186,7 +186,7 @@ func (n *node) groupSnapshot(group raft.Status) status.GroupView {
 	g := status.GroupView{
 		State: group.Role, Reason: group.Trouble, Holding: group.Lease, Since: group.Since,
 		Refused: group.Counters.Refused, Elections: group.Counters.Elections,
-		Deaths: group.Counters.Deaths, Missed: group.Counters.Missed,
+		Deaths: group.Counters.Deaths, Missed: group.Counters.Missed, Standstills: group.Counters.Standstills,
 		Commits: group.Counters.Commits, CommitTime: group.Counters.CommitTime, Tenures: group.Counters.Tenures,
 		TenuresEnded: group.Counters.Ended, SlowDisk: group.SlowDisk, Heartbeat: group.Heartbeat,
 		HeartbeatFloor: group.Floor, Failover: group.Failover, Peers: []status.PeerView{},

@@ -15,6 +15,7 @@ import (
 	"appliance/raft/founding"
 	"appliance/raft/lease"
 	"appliance/raft/peerport"
+	"appliance/raft/standstill"
 	"appliance/raft/store"
 	"appliance/raft/transport"
 )
@@ -84,6 +85,7 @@ type Config struct {
 	packets func(bind netip.AddrPort) (detector.Packets, error) // and lose datagrams here
 	disk    func(store.Disk) store.Disk                         // and crash here
 	now     lease.Clock
+	sources func() standstill.Sources // what shows that the machine stood still, beside now
 	// foundingPatience is founding.Patience, or shorter in tests.
 	foundingPatience time.Duration
 }
@@ -98,6 +100,13 @@ func (c *Config) span() time.Duration { return c.Heartbeat * 3 / 10 }
 // is longer than the detector waits for a process whose host answers, so that nobody is deposed by the one clock while
 // the other still waits.
 func (c *Config) raftTimeout() time.Duration { return transport.HeartbeatsUntilTimeout * c.Heartbeat }
+
+func (c *Config) watchMachine() *standstill.Watch {
+	if c.sources == nil {
+		return standstill.New(c.now, standstill.Sources{})
+	}
+	return standstill.New(c.now, c.sources())
+}
 
 func (c *Config) self() Peer {
 	i := slices.IndexFunc(c.Peers, func(p Peer) bool { return p.ID == c.ID })
@@ -126,6 +135,9 @@ func (c *Config) complete() error {
 	}
 	if c.now == nil {
 		c.now = lease.Boottime
+		if c.sources == nil {
+			c.sources = standstill.Host
+		}
 	}
 	if c.foundingPatience == 0 {
 		c.foundingPatience = founding.Patience

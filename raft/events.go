@@ -22,6 +22,7 @@ const (
 	PeerOutOfReach                       // Peer does not answer any more; Detail says why
 	TroubleBegan                         // this peer cannot take part fully; Detail says why
 	TroubleEnded
+	StoodStill // this peer's machine, and its clock with it; Detail says what shows it
 )
 
 // A Cause says why a GroupEvent has come about, as exactly as this peer knows.
@@ -47,6 +48,7 @@ const (
 	Removed          Cause = "removed"             // the group has removed this peer, or does not take it in
 	HeartbeatDiffers Cause = "heartbeat differs"   // from that of a majority
 	DiskBackwards    Cause = "disk went backwards" // as if restored from an older copy
+	MachinePaused    Cause = "machine paused"      // by its hypervisor
 )
 
 // A GroupEvent is one change in the group as this peer saw it.
@@ -254,6 +256,13 @@ func (h *history) troubled(cause Cause, text string) {
 		e.Kind, e.Cause, e.Detail = TroubleBegan, cause, text
 	}
 	h.emit(e)
+}
+
+// stoodStill notes that the machine did.
+func (h *history) stoodStill(why string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.emit(GroupEvent{Kind: StoodStill, Time: h.now(), Cause: MachinePaused, Detail: why})
 }
 
 // signs remembers when peers were heard last in a term that counts. What the holder of a term says in later

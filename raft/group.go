@@ -30,6 +30,7 @@ import (
 	"appliance/raft/peerport"
 	"appliance/raft/raftlog"
 	"appliance/raft/settings"
+	"appliance/raft/standstill"
 	"appliance/raft/store"
 	"appliance/raft/transport"
 )
@@ -45,6 +46,8 @@ type Group struct {
 	store    *store.Store
 	settings *settings.FSM
 	lease    *lease.Lease
+	machine  *standstill.Watch // whether it stood still
+	stood    atomic.Uint64     // how often it did
 	grants   *lease.Grants
 	fence    *fence.Fence // tells strangers from members
 	// heartbeats are what the others have told this process of theirs
@@ -180,6 +183,8 @@ func Open(cfg Config) (*Group, error) {
 				"heartbeats or more to notice instead of half of one; find the program that has it", "port", bind, "error", err)
 		}
 	}
+	g.machine = cfg.watchMachine()
+	g.machine.Stood = g.lease.Lapse
 	g.stream = transport.NewStream(g.port, cfg.Addr)
 	g.links = links{by: make(map[string]*peerport.ControlLink), open: func(p Peer) *peerport.ControlLink {
 		l := g.port.Link(p.ID, p.Addr)
@@ -227,6 +232,7 @@ func (g *Group) Close() error {
 		if g.packets != nil {
 			g.packets.Close()
 		}
+		g.machine.Close()
 		g.stream.Close()
 		err = g.store.Close()
 	})
@@ -260,6 +266,12 @@ func (g *Group) Run(ctx context.Context) error {
 	})
 	parts.Go(func() error { return g.followRoster(inner) })
 	parts.Go(func() error { return g.report(inner) })
+	parts.Go(func() error {
+		if err := g.machine.Listen(inner, func() { g.lookAtMachine() }); err != nil {
+			g.log.Debug("the kernel does not tell when the machine is started from a snapshot", "error", err)
+		}
+		return nil
+	})
 
 	err := g.begin(going, parts, inner)
 	if err == nil {

@@ -28,6 +28,7 @@ func (g *Group) leaderLoop(ctx context.Context) error {
 	defer pause.Stop()
 	for {
 		refitted, changed := g.refitted.Next(), g.change.Next()
+		g.lookAtMachine()
 		if err := g.settings.Err(); err != nil {
 			g.fail(err)
 		}

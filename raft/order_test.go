@@ -18,6 +18,7 @@ import (
 	"appliance/raft/auth"
 	"appliance/raft/lease"
 	"appliance/raft/peerport"
+	"appliance/raft/standstill"
 )
 
 // The tests here are about one ordering each that the argument in package lease rests on. They hold a group
@@ -347,5 +348,30 @@ func TestLateProbeOfAnotherGroup(t *testing.T) {
 			leader, term := e.Follows()
 			return leader != "" && e.HeardFrom(leader, term)
 		})
+	}
+}
+
+// TestStandstillIsSeenBeforeTheNextAnswer: whoever asks whether it may answer after the machine was paused is told no, or
+// the lease is one that was granted since.
+func TestStandstillIsSeenBeforeTheNextAnswer(t *testing.T) {
+	b := newBench(t, 3)
+	var lost atomic.Int64
+	b.tweak = func(c *Config) {
+		c.now = lease.Boottime
+		c.sources = func() standstill.Sources {
+			return standstill.Sources{Clocks: []standstill.OtherClock{{Name: "the host's clock", Apart: true,
+				Read: func() (time.Duration, bool) { return lease.Boottime() + time.Duration(lost.Load()), true }}}}
+		}
+	}
+	b.start("a", "b", "c")
+	b.voters(3)
+	for range 20 {
+		n := b.nodes[b.holder()]
+		b.eventually("a lease", func() bool { return n.Status().Lease || n != b.nodes[b.holder()] })
+		term, before := n.raft.CurrentTerm(), n.Status().Counters.Standstills
+		lost.Add(int64(time.Second))
+		if n.mayAnswer(term) && n.Status().Counters.Standstills == before {
+			t.Fatal("it answers with what was left of its lease")
+		}
 	}
 }

@@ -52,7 +52,8 @@ type sim struct {
 	// founding says that there may be several groups for a while.
 	founding bool
 
-	procs sync.WaitGroup // the judge, and what runs for a host
+	procs  sync.WaitGroup // the judge, and what runs for a host
+	called chan struct{}  // the judge is
 
 	mu      sync.Mutex
 	dirs    int
@@ -68,6 +69,8 @@ type sim struct {
 	disks   int       // lost
 	whole   time.Time // since when all peers that found groups reach each other; zero: they do not
 }
+
+var durable sync.Once
 
 // simBound is within which time a majority that can talk has a holder.
 const simBound = 10 * time.Second
@@ -120,11 +123,13 @@ func simulate(t *testing.T, seed uint64, n int, play func(s *sim)) (s *sim) {
 	if raceDetector {
 		t.Skip("the race detector makes it too slow; the unit stage runs it again without")
 	}
+	durable.Do(letTimePass)
 	root, err := os.MkdirTemp("/dev/shm", "appliance-sim-")
 	if err != nil {
 		root = t.TempDir()
 	}
 	defer os.RemoveAll(root)
+	defer s.forgiveHandOver()
 	synctest.Test(t, func(t *testing.T) {
 		s = newSim(t, seed, n, root)
 		done := make(chan struct{})
@@ -143,13 +148,29 @@ func simulate(t *testing.T, seed uint64, n int, play func(s *sim)) (s *sim) {
 	return s
 }
 
+// forgiveHandOver takes one thing for no error that goroutines of the world are left at its end: if hashicorp/raft hands
+// over while replication to the successor ends, two goroutines wait for each other for ever (leadershipTransfer).
+func (*sim) forgiveHandOver() {
+	r := recover()
+	if r == nil {
+		return
+	}
+	stacks := make([]byte, 8<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	if !strings.Contains(fmt.Sprint(r), "blocked goroutines remain") ||
+		!strings.Contains(string(stacks), "hashicorp/raft.(*Raft).leadershipTransfer") {
+		panic(r)
+	}
+}
+
 func newSim(t *testing.T, seed uint64, n int, root string) *sim {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	s := &sim{t: t, seed: seed, rnd: rnd, net: newSimNet(rand.New(rand.NewPCG(seed, 2))), key: auth.GenerateKey(),
-		root: root, acked: make(map[string]string), begun: time.Now(), quiet: time.Now()}
+		root: root, acked: make(map[string]string), called: make(chan struct{}, 1), begun: time.Now(), quiet: time.Now()}
 	s.net.base = time.Duration(50+rnd.IntN(500)) * time.Microsecond
 	s.net.spread = time.Duration(50+rnd.IntN(2000)) * time.Microsecond
 	s.net.copies = rnd.Float64() * 0.03
+	s.net.say = s.say
 	for i := range n {
 		h := &simHost{net: s.net, id: string(rune('a' + i)), rate: 0.996 + 0.008*rnd.Float64(), born: time.Now(),
 			at:   netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), 7000),
@@ -221,7 +242,8 @@ func (s *sim) config(p *simProc) Config {
 		packets: func(netip.AddrPort) (detector.Packets, error) { return p.packets(), nil },
 		kernels: func([8]byte) detector.Kernels { return &simKernels{p: p} },
 		disk:    func(d store.Disk) store.Disk { return simDisk{d, p} },
-		now:     p.host.clock,
+		now:     p.clock,
+		sources: p.host.sources,
 	}
 	if s.tweak != nil {
 		s.tweak(&c)
@@ -233,7 +255,7 @@ func (s *sim) config(p *simProc) Config {
 func (s *sim) boot(h *simHost, dir string) *simProc {
 	h.powerOn()
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &simProc{host: h, dir: dir, born: time.Now(), cancel: cancel, over: make(chan struct{})}
+	p := &simProc{host: h, dir: dir, born: time.Now(), cancel: cancel, call: s.call, over: make(chan struct{})}
 	s.net.mu.Lock()
 	h.proc, h.inbox, h.changed = p, nil, time.Now()
 	s.net.mu.Unlock()
@@ -272,7 +294,7 @@ func (s *sim) run(ctx context.Context, p *simProc) error {
 			s.mu.Unlock()
 			s.check()
 			<-ctx.Done()
-			p.gate()
+			p.yield(atEnd)
 			s.check()
 			p.may.Store(nil)
 			return nil
@@ -313,16 +335,27 @@ func (s *sim) crash(h *simHost, power bool) (dir string) {
 
 // judge looks at the world all the time.
 func (s *sim) judge(done <-chan struct{}) {
-	for n := 0; !s.broken(); n++ {
+	tick := time.NewTicker(ms)
+	defer tick.Stop()
+	for n := 0; !s.broken(); {
 		select {
 		case <-done:
 			return
-		case <-time.After(250 * time.Microsecond):
+		case <-s.called:
+		case <-tick.C:
+			if n++; n%20 == 0 && !s.founding {
+				s.checkService()
+			}
 		}
 		s.check()
-		if n%80 == 0 && !s.founding {
-			s.checkService()
-		}
+	}
+}
+
+// call has the judge look at this moment.
+func (s *sim) call() {
+	select {
+	case s.called <- struct{}{}:
+	default:
 	}
 }
 
@@ -338,8 +371,7 @@ func (s *sim) check() {
 		if p == nil || p.dead.Load() {
 			continue
 		}
-		may := p.may.Load()
-		if may == nil || !(*may)() || p.dead.Load() {
+		if !p.allowed() || p.dead.Load() {
 			continue
 		}
 		held = append(held, h.id)
@@ -378,11 +410,12 @@ func (s *sim) reached(h *simHost, voters []string) bool {
 func (s *sim) checkService() {
 	procs := s.running()
 	able := make(map[string]bool)
+	patience := time.Duration(0) // of an election, while a disk is known to be slow: a thread that stood still may have
 	voters := make(map[string]bool)
 	var newest uint64
 	for id, p := range procs {
 		g := p.group.Load()
-		if may := p.may.Load(); may != nil && (*may)() {
+		if p.allowed() {
 			s.quiet = time.Now()
 			return
 		}
@@ -390,6 +423,7 @@ func (s *sim) checkService() {
 			continue
 		}
 		able[id] = g.withholds() == nil
+		patience = max(patience, g.Patience())
 		if i := g.raft.CommitIndex(); i >= newest {
 			newest = i
 			clear(voters)
@@ -410,7 +444,7 @@ func (s *sim) checkService() {
 				since = time.Now()
 				break
 			}
-			since = later(since, h.changed, time.Unix(0, procs[h.id].until.Load()))
+			since = later(since, h.changed, time.Unix(0, procs[h.id].until.Load()), time.Unix(0, procs[h.id].late.Load()))
 			for j, o := range s.hosts {
 				way := [2]string{h.id, o.id}
 				if set>>j&1 == 0 || i == j {
@@ -426,7 +460,7 @@ func (s *sim) checkService() {
 		}
 		took := time.Since(since)
 		s.longest = max(s.longest, took)
-		if took > simBound+s.slow {
+		if took > simBound+s.slow+3*patience {
 			s.wrong("nobody answers although a majority of %v could talk for %v", slices.Sorted(maps.Keys(voters)), took)
 			return
 		}
@@ -450,7 +484,7 @@ func later(times ...time.Time) time.Time { return slices.MaxFunc(times, time.Tim
 // holder is who may answer now, or nil.
 func (s *sim) holder() *simHost {
 	for id, p := range s.running() {
-		if may := p.may.Load(); may != nil && (*may)() {
+		if p.allowed() {
 			return s.host(id)
 		}
 	}

@@ -54,6 +54,11 @@ var faults = []fault{
 		}
 	}},
 	{1, func(u *unrest, h, o *simHost) {
+		d := time.Duration(1+u.rnd.IntN(1500)) * ms
+		u.say("the machine of %s is paused for %v, and its clock", h.id, d)
+		h.pause(d)
+	}},
+	{1, func(u *unrest, h, o *simHost) {
 		if h.proc != nil {
 			u.down[h.id] = u.stop(h)
 		}
@@ -166,7 +171,9 @@ func (s *sim) upset(lasts time.Duration) (down map[string]string) {
 	defer u.asked.Wait()
 	s.net.mu.Lock()
 	s.net.loss = s.rnd.Float64() * 0.05
+	s.net.longest = []time.Duration{10 * ms, 100 * ms, 400 * ms}[s.rnd.IntN(3)]
 	s.net.mu.Unlock()
+	s.net.pauses.Store([]int64{0, 500, 3000}[s.rnd.IntN(3)])
 	all := 0
 	for _, f := range faults {
 		all += f.weight
@@ -198,6 +205,7 @@ func (s *sim) mend(down map[string]string) {
 	s.net.heal()
 	s.net.mu.Lock()
 	s.net.loss, s.calm = 0, time.Now()
+	s.net.pauses.Store(0)
 	for _, h := range s.hosts {
 		h.fsync = 2 * ms
 		if h.proc != nil {

@@ -45,7 +45,7 @@ func (w *founders) apart(sides ...string) {
 func (s *sim) holders() map[string]string {
 	held := make(map[string]string)
 	for id, p := range s.running() {
-		if may := p.may.Load(); may != nil && (*may)() {
+		if p.allowed() {
 			held[id] = p.group.Load().cluster()
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	hraft "github.com/hashicorp/raft"
 
+	"appliance/raft/standstill"
 	"appliance/raft/store"
 )
 
@@ -25,6 +26,10 @@ type simHost struct {
 	born time.Time
 	news chan struct{} // something has come into the inbox
 
+	stops   sync.Mutex
+	stopped time.Duration // how long its clock has stood still, to the end of the present stop
+	stopEnd time.Time
+
 	// The rest is guarded by net.mu.
 	up      bool
 	proc    *simProc
@@ -34,9 +39,46 @@ type simHost struct {
 	changed time.Time // when the host or its process last came, went, or went on after a pause
 }
 
+// clock is the host's CLOCK_BOOTTIME for the code under test.
+func (p *simProc) clock() time.Duration {
+	p.yield(beforeClock)
+	now := p.host.clock()
+	if p.may.Load() != nil && p.judged.Load() == 0 {
+		p.call() // what was granted to it until now counts
+	}
+	p.yield(afterClock)
+	return now
+}
+
 // clock is the host's CLOCK_BOOTTIME.
 func (h *simHost) clock() time.Duration {
-	return time.Hour + time.Duration(float64(time.Since(h.born))*h.rate)
+	h.stops.Lock()
+	defer h.stops.Unlock()
+	passed := time.Since(h.born) - h.stopped + max(0, time.Until(h.stopEnd))
+	return time.Hour + time.Duration(float64(passed)*h.rate)
+}
+
+// pause has a hypervisor stop the machine and its clock.
+func (h *simHost) pause(d time.Duration) {
+	h.stops.Lock()
+	defer h.stops.Unlock()
+	if time.Now().Before(h.stopEnd) || h.proc == nil {
+		return
+	}
+	h.stopped, h.stopEnd = h.stopped+d, time.Now().Add(d)
+	h.proc.until.Store(h.stopEnd.UnixNano())
+}
+
+func (h *simHost) isPaused() bool {
+	h.stops.Lock()
+	defer h.stops.Unlock()
+	return time.Now().Before(h.stopEnd)
+}
+
+// sources show that the machine was paused: the hypervisor's own clock.
+func (h *simHost) sources() standstill.Sources {
+	return standstill.Sources{Clocks: []standstill.OtherClock{{Name: "the host's clock", Apart: true,
+		Read: func() (time.Duration, bool) { return time.Since(h.born), true }}}}
 }
 
 // simProc is one process: what the code under test gets for its host.
@@ -46,13 +88,16 @@ type simProc struct {
 	born time.Time
 	news chan struct{} // something has come into the inbox
 
-	until atomic.Int64 // it is paused until then
-	dead  atomic.Bool  // what it does from now on reaches nobody
-	write sync.Mutex   // a crash comes between two transactions
+	until  atomic.Int64 // it is paused until then
+	late   atomic.Int64 // one of its threads is
+	judged atomic.Int32 // somebody outside of it asks what it may do
+	dead   atomic.Bool  // what it does from now on reaches nobody
+	write  sync.Mutex   // a crash comes between two transactions
 
 	listener *simListener // guarded by net.mu
 	group    atomic.Pointer[Group]
 	may      atomic.Pointer[func() bool]
+	call     func() // the judge
 	cancel   context.CancelFunc
 	over     chan struct{} // closed when Run and Lead have returned
 }
@@ -144,7 +189,7 @@ type simDisk struct {
 }
 
 func (d simDisk) do(write func() error) error {
-	d.p.gate()
+	d.p.yield(beforeWrite)
 	n := d.p.host.net
 	n.mu.Lock()
 	takes := time.Duration(n.rnd.Int64N(int64(d.p.host.fsync) + 1))
@@ -155,7 +200,7 @@ func (d simDisk) do(write func() error) error {
 	err := write()
 	d.p.write.Unlock()
 	time.Sleep(after)
-	d.p.gate()
+	d.p.yield(afterWrite)
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -27,6 +28,10 @@ type simNet struct {
 
 	base, spread time.Duration // of a packet's way
 	loss, copies float64       // of packets
+
+	pauses  atomic.Int64  // how often threads and processes stand still, in thousandths of oneIn
+	longest time.Duration // that they do
+	say     func(format string, args ...any)
 }
 
 func newSimNet(rnd *rand.Rand) *simNet {
@@ -157,6 +162,7 @@ func (c *simConn) Read(b []byte) (int, error) {
 		c.proc.gate()
 		n, wait, err := c.take(b)
 		if n > 0 || err != nil || len(b) == 0 {
+			c.proc.yield(afterReceive)
 			return n, err
 		}
 		if timer == nil {
@@ -220,6 +226,7 @@ func (c *simConn) take(b []byte) (n int, wait time.Duration, err error) {
 }
 
 func (c *simConn) Write(b []byte) (int, error) {
+	c.proc.yield(beforeSend)
 	c.net.mu.Lock()
 	defer c.net.mu.Unlock()
 	now := time.Now()
@@ -305,7 +312,7 @@ func (l *simListener) Accept() (net.Conn, error) {
 	case <-l.done:
 		return nil, net.ErrClosed
 	case c := <-l.queue:
-		l.proc.gate()
+		l.proc.yield(afterReceive)
 		return c, nil
 	}
 }
@@ -335,7 +342,8 @@ func (l *simListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.proc.ho
 
 // dial connects as a kernel does: what is lost is sent again after a second.
 func (p *simProc) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	p.gate()
+	p.yield(beforeDial)
+	defer p.yield(afterDial)
 	n := p.host.net
 	for {
 		wait, c, err := p.connect(to)
@@ -476,6 +484,7 @@ func (s *simPackets) ReadNow(b []byte) (int, error) {
 }
 
 func (s *simPackets) Write(b []byte, to netip.AddrPort) error {
+	s.p.yield(beforeSend)
 	n := s.p.host.net
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -521,7 +530,7 @@ func (k *simKernels) Ask(to netip.Addr, n uint16) {
 	time.AfterFunc(there, func() {
 		net.mu.Lock()
 		defer net.mu.Unlock()
-		if h.up && !net.isCut(h.id, k.p.host.id) {
+		if h.up && !h.isPaused() && !net.isCut(h.id, k.p.host.id) {
 			k.answered = append(k.answered, simEcho{time.Now().Add(net.way()), to, n})
 		}
 	})

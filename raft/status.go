@@ -29,6 +29,8 @@ type Counters struct {
 	// request until a majority had them on disk.
 	Commits    uint64        `json:"commits"`
 	CommitTime time.Duration `json:"commitTime"`
+	// Standstills is how often this peer's machine was seen to have stood still, and its clock with it.
+	Standstills uint64 `json:"standstills"`
 	// Ended counts ends of tenures by cause: deposed, leaving, handover, failed.
 	Ended map[string]uint64 `json:"ended,omitempty"`
 }
@@ -152,7 +154,7 @@ func (g *Group) Status() Status {
 	tenure := g.tenure
 	hellos, left := maps.Clone(g.hellos), maps.Clone(g.left)
 	g.mu.Unlock()
-	s.Counters.Refused = g.port.Refused()
+	s.Counters.Refused, s.Counters.Standstills = g.port.Refused(), g.stood.Load()
 	s.Workers = g.workers()
 	if tenure.may != nil {
 		s.Holder, s.Since, s.Lease = true, tenure.since, tenure.may()

@@ -259,11 +259,26 @@ func (g *Group) waitOutLeases(ctx context.Context, term uint64) error {
 
 // mayAnswer says whether this peer may answer now, in term: package lease.
 func (g *Group) mayAnswer(term uint64) bool {
+	g.lookAtMachine()
 	if now, ok := g.leads(); !ok || now != term {
 		return false
 	}
 	var buf [9]string
 	return g.lease.Left(term, g.voters(buf[:0])) > 0
+}
+
+// lookAtMachine ends this peer's leases (Lapse) if the machine stood still and the clock with it: others may hold by now.
+// The look comes before the lease is asked for, so that what was left of it is never used.
+func (g *Group) lookAtMachine() {
+	why := g.machine.Look()
+	if why == "" {
+		return
+	}
+	g.stood.Add(1)
+	g.log.Warn("this machine stood still, and its clock with it, or somebody has set the time: its leases are over, "+
+		"and it holds again when a majority has said so", "because", why)
+	g.history.stoodStill(why)
+	g.change.Fire()
 }
 
 // voters appends the ids of the group's voters, as the newest configuration has them.

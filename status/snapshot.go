@@ -110,6 +110,8 @@ type GroupView struct {
 	Deaths uint64 `json:"deaths"`
 	// Missed counts the holders that a majority of peers, this one among them, no longer heard.
 	Missed uint64 `json:"missed"`
+	// Standstills counts the times that this peer's machine was seen to have stood still, and its clock with it.
+	Standstills uint64 `json:"standstills"`
 	// Commits counts the changes that this peer committed as leader; together they took CommitTime.
 	Commits    uint64        `json:"commits"`
 	CommitTime time.Duration `json:"commitTimeNs"`

@@ -65,7 +65,13 @@ var mutants = []mutant{
 	{"a minority is enough", "raft/lease/lease.go",
 		"return at[len(voters)/2]", "return at[(len(voters)-1)/2]", "TestLeaseNeedsAMajorityThatGrantedLately"},
 	{"grants of an older term count", "raft/lease/lease.go",
-		"if term < l.term {\n\t\treturn", "if false {\n\t\treturn", "TestLeaseNeedsAMajorityThatGrantedLately"},
+		"if term < l.term || t0 <= l.lapsed {", "if t0 <= l.lapsed {", "TestLeaseNeedsAMajorityThatGrantedLately"},
+
+	{"a machine that was paused uses what was left of its lease", "raft/tenure.go",
+		"func (g *Group) mayAnswer(term uint64) bool {\n\tg.lookAtMachine()\n",
+		"func (g *Group) mayAnswer(term uint64) bool {\n", "TestStandstillIsSeenBeforeTheNextAnswer"},
+	{"after a standstill answers to earlier messages count", "raft/lease/lease.go",
+		"if term < l.term || t0 <= l.lapsed {", "if term < l.term {", "TestLapse"},
 
 	// Step 3: waiting out.
 	{"the lease begins before the wait", "raft/tenure.go",

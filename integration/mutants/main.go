@@ -98,8 +98,11 @@ func (m mutant) try(ctx context.Context, dir string, sim bool) error {
 	if err := os.WriteFile(list, overlay, 0o600); err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-overlay", list, "-count=1", "-vet=off", "-timeout", longest.String(),
-		"-run", "^"+test+"$", "./"+folder)
+	args := []string{"test", "-overlay", list, "-count=1", "-vet=off", "-timeout", longest.String()}
+	if sim {
+		args = append(args, "-tags", "sim", "-ldflags=-checklinkname=0") // raft/simlocks_test.go
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "-run", "^"+test+"$", "./"+folder)...)
 	out, err := cmd.CombinedOutput()
 	switch said := string(out); {
 	case err == nil && strings.Contains(said, "no tests to run"):

@@ -11,8 +11,8 @@ import (
 type Clock func() time.Duration
 
 // Boottime is CLOCK_BOOTTIME: unlike the monotonic clock that package time uses it goes on while the host is
-// suspended, so a lease does not survive a suspend. (A paused virtual machine may stop this clock too; then a
-// stale lease is limited to what was left of it when the machine was paused.)
+// suspended, so a lease does not survive a suspend. (A paused virtual machine may stop this clock too:
+// package standstill.)
 func Boottime() time.Duration {
 	var ts unix.Timespec
 	// The runtime is not told of the call, which never waits: it would wake the thread that looks for calls that do.

@@ -89,16 +89,21 @@
 // TestSim in package raft runs whole groups of the real code in virtual time (simnet_test.go): hashicorp/raft,
 // transport, detector, fence, founding, hand-over and TLS, over streams and datagrams that are late, lost, doubled
 // and overtaken, cut in one direction or both, with crashes of processes and hosts, disks that take their time, are
-// older copies or empty, pauses, clocks of different rates, and changes of members. Four times per millisecond it
-// looks for two that may answer, and for one without a majority; besides, that a majority that can talk has a holder
-// within 10 s, and that what was acknowledged is everywhere in the end. `make sim SIM_HOURS=24` plays long. A pause
-// stops a goroutine where it next reads, dials or writes to disk, not between any two instructions. A seed gives the
-// same faults again, but not the same order of goroutines.
+// older copies or empty, clocks of different rates, machines that are paused with their clocks, and changes of members.
+// A thread, or its whole process, stands still for up to 400 ms (nine leases) where the code meets that world: before
+// and after it reads the clock (which is before it locks lease or grants), before it sends, after it has received, before
+// and after it dials or writes to disk, and where hold returns, with whatever locks it has; not between any two
+// instructions. Each millisecond, and whenever a holder has read its clock, it looks for two that may answer, and for one
+// without a majority; besides, that a majority that can talk has a holder within 10 s, or as much longer as a disk that
+// is known to be slow makes elections take, and that what was acknowledged is everywhere in the end. `make sim
+// SIM_HOURS=24` plays long. A seed gives the same faults again, but not the same order of goroutines.
 //
 // # What a program cannot do
 //
 // A virtual machine that is paused may stop CLOCK_BOOTTIME, so that a lease goes on when the machine does, with
-// what was left of it: at most its length. Nothing here detects that.
+// what was left of it: at most its length. Package standstill sees that where the hypervisor shows it, and then the
+// lease ends ([Lease.Lapse]). Only a holder's lease is in danger: a voter whose clock stood still tells of grants that
+// are younger than they are, and a new leader waits longer than it would have to.
 //
 // The gap between the look at the lease and the packet on the wire cannot be closed by a program: a process
 // that is frozen exactly between the two sends one packet when it thaws. So the lease must be looked at

@@ -23,6 +23,7 @@ type Lease struct {
 	term      uint64
 	granted   map[string]time.Duration // voter → t0 of its latest grant in term
 	waitedOut uint64                   // the term for which older leases are over
+	lapsed    time.Duration            // grants of messages that were sent until then do not count
 }
 
 // New returns the lease of peer self, which lasts span from the last majority of grants. Same says that a
@@ -38,7 +39,7 @@ func (l *Lease) Grant(voter string, term uint64, t0 time.Duration) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if term < l.term {
+	if term < l.term || t0 <= l.lapsed {
 		return
 	}
 	if term > l.term {
@@ -48,6 +49,16 @@ func (l *Lease) Grant(voter string, term uint64, t0 time.Duration) {
 	if old, ok := l.granted[voter]; !ok || t0 > old {
 		l.granted[voter] = t0
 	}
+}
+
+// Lapse ends the lease at once, because the clock has stood still for a while that nobody knows: it runs again when a
+// majority has granted to messages that are sent after this.
+func (l *Lease) Lapse() {
+	now := l.now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lapsed = max(l.lapsed, now)
+	clear(l.granted)
 }
 
 // Begin says that no older lease runs any more, so that the lease of term may.
@@ -105,8 +116,9 @@ func (l *Lease) quorumAt(term uint64, voters []string, now time.Duration) time.D
 
 // GrantedAgo is how long ago voter granted last in term.
 func (l *Lease) GrantedAgo(term uint64, voter string) (ago time.Duration, ok bool) {
+	now := l.now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t, ok := l.granted[voter]
-	return l.now() - t, ok && l.term == term
+	return now - t, ok && l.term == term
 }

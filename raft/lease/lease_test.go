@@ -152,3 +152,25 @@ func TestModelNeverTwo(t *testing.T) {
 	t.Logf("%d steps, %d with a holder, %v of model time, %d tenures begun with a wait cut short", steps, held,
 		m.now, m.short)
 }
+
+// TestLapse: after a standstill only what was sent later counts.
+func TestLapse(t *testing.T) {
+	now := time.Second
+	l := New("a", 100*ms, func() time.Duration { return now }, nil)
+	voters := []string{"a", "b", "c"}
+	l.Begin(5)
+	l.Grant("b", 5, now)
+	l.Lapse()
+	if left := l.Left(5, voters); left > 0 {
+		t.Errorf("%v left of a lease from before", left)
+	}
+	l.Grant("c", 5, now-10*ms)
+	if left := l.Left(5, voters); left > 0 {
+		t.Errorf("%v left by an answer to a message from before", left)
+	}
+	now += ms
+	l.Grant("c", 5, now)
+	if left := l.Left(5, voters); left != 100*ms {
+		t.Errorf("%v left after a fresh grant", left)
+	}
+}

@@ -161,6 +161,9 @@ func (s *snapshotMetrics) group(n status.Snapshot) {
 	s.counter("holders_missed_total",
 		"Holders that fell silent for a majority of peers, this one among them, which "+
 			"stood.").add(float64(g.Missed), nil)
+	s.counter("standstills_total",
+		"How often this node's machine was seen to have stood still, and its clock with it: its leases ended at "+
+			"once.").add(float64(g.Standstills), nil)
 	if g.Holding {
 		s.gauge("tenure_start_timestamp_seconds",
 			"When the tenure of this node began; absent while it is not the holder.").

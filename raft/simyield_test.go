@@ -1,0 +1,80 @@
+package raft
+
+import (
+	"time"
+)
+
+// A place is where the real code meets the simulated world. There a thread stands still for a while, or its whole
+// process does: between the clock and a message, between a message and what is made of it, before and after a write.
+type place int
+
+const (
+	beforeClock place = iota
+	afterClock        // before the lock of lease or grants, which is what comes next
+	beforeSend
+	afterReceive
+	beforeDial
+	afterDial
+	beforeWrite // to the disk
+	afterWrite
+	atEnd // hold is about to return
+)
+
+// Of so many visits one ends in a pause: what is seldom stands for more orderings.
+var oneIn = map[place]int{beforeClock: 3000, afterClock: 1500, beforeSend: 400, afterReceive: 400, beforeDial: 60,
+	afterDial: 60, beforeWrite: 40, afterWrite: 40, atEnd: 4}
+
+func (at place) String() string {
+	return [...]string{"reads the clock", "has read the clock", "sends", "has received", "dials", "has dialled", "writes",
+		"has written", "lets go"}[at]
+}
+
+// yield is called at every place. The code under test may hold locks there; others that want them have to wait by the
+// bubble's clock, see durableLocks.
+func (p *simProc) yield(at place) {
+	locked := at == beforeClock || at == afterClock || at == beforeSend
+	if locked && !durableLocks || p.judged.Load() > 0 {
+		return
+	}
+	if durableLocks || at != atEnd {
+		p.gate()
+	}
+	n := p.host.net
+	often := n.pauses.Load()
+	if often == 0 || p.dead.Load() || !durableLocks {
+		return
+	}
+	n.mu.Lock()
+	odds := max(1, int64(oneIn[at])*1000/often)
+	d := time.Duration(0)
+	if n.rnd.Int64N(odds) == 0 {
+		d = time.Duration(n.rnd.Int64N(int64(n.longest)) + 1)
+	}
+	whole := n.rnd.IntN(2) == 0
+	n.mu.Unlock()
+	if d == 0 {
+		return
+	}
+	until := time.Now().Add(d).UnixNano()
+	if whole {
+		n.say("%s stands still for %v where it %v", p.host.id, d.Round(time.Microsecond), at)
+		p.until.Store(max(p.until.Load(), until))
+		p.gate()
+		return
+	}
+	n.say("a thread of %s stands still for %v where it %v", p.host.id, d.Round(time.Microsecond), at)
+	p.late.Store(max(p.late.Load(), until))
+	time.Sleep(d)
+	p.gate()
+}
+
+// allowed asks whether the process may answer now, from outside of it.
+func (p *simProc) allowed() bool {
+	may := p.may.Load()
+	if may == nil || p.host.isPaused() {
+		return false
+	}
+	p.judged.Add(1)
+	defer p.judged.Add(-1)
+	return (*may)()
+}

@@ -92,9 +92,10 @@ compare: setup-test
 mutants: setup-build
 	go run ./integration/mutants -only '$(ONLY)'
 
-# Whole groups in virtual time, for that many hours of theirs. Two cores play more than ten of them in an hour.
+# Whole groups in virtual time, for that many hours of theirs. A second of one core plays about a minute: two cores play
+# four days in an hour.
 # A failure prints its seed: SIM_FLAGS=-sim.seed=N plays it again.
-SIM_HOURS := 2
+SIM_HOURS := 48
 SIM_FLAGS :=
 sim: setup-build
 	go test -tags sim -ldflags=-checklinkname=0 -count=1 -v -timeout 0 -run 'TestSim$$' ./raft \

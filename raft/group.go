@@ -95,6 +95,7 @@ type Group struct {
 	count    Counters
 	written  string // the cluster id that is in the store
 	learned  []Peer // the roster that is in the store, or that a member told
+	latest   rosterKept
 	refused  string // why the group does not want this peer, or ""
 	disk     fence.Told
 	floor    uint64 // the term up to which this peer gives no vote, after its disk went backwards

@@ -22,9 +22,33 @@ import (
 // roster is all peers that are known now, sorted by id.
 func (g *Group) roster() []Peer {
 	g.mu.Lock()
-	learned := g.learned
+	learned, last := g.learned, g.latest
 	g.mu.Unlock()
-	return rosterOf(&g.cfg, learned, g.settings.All(), g.servers())
+	from := rosterSource{edits: g.settings.Edits(), learned: learned, servers: g.servers()} // before the settings
+	if last.roster == nil || !last.from.equal(from) {
+		last = rosterKept{from, rosterOf(&g.cfg, learned, g.settings.All(), from.servers)}
+		g.mu.Lock()
+		g.latest = last
+		g.mu.Unlock()
+	}
+	return slices.Clone(last.roster)
+}
+
+// rosterKept is the roster as it was last, and what it was made of: it is asked for hundreds of times in a second.
+type rosterKept struct {
+	from   rosterSource
+	roster []Peer
+}
+
+type rosterSource struct {
+	edits   uint64
+	learned []Peer // is replaced, and not changed
+	servers []hraft.Server
+}
+
+func (s rosterSource) equal(o rosterSource) bool {
+	same := len(s.learned) == len(o.learned) && (len(s.learned) == 0 || &s.learned[0] == &o.learned[0])
+	return same && s.edits == o.edits && slices.Equal(s.servers, o.servers)
 }
 
 // rosterOf is the members, the peers that the group expects, and listed peers that may still join. The

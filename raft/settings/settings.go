@@ -31,6 +31,7 @@ type FSM struct {
 	mu     sync.Mutex
 	values map[string]string
 	index  uint64 // of the last entry that values has, or 0
+	edits  uint64 // how often values may have changed
 	broken error
 }
 
@@ -53,6 +54,13 @@ func (s *FSM) Get(key string) string {
 	return s.values[key]
 }
 
+// Edits is how often the settings may have changed: while it is the same, so are they.
+func (s *FSM) Edits() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.edits
+}
+
 // All is a copy of the settings.
 func (s *FSM) All() map[string]string {
 	s.mu.Lock()
@@ -64,6 +72,7 @@ func (s *FSM) All() map[string]string {
 func (s *FSM) Edit(edit func(values map[string]string)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.edits++
 	edit(s.values)
 }
 
@@ -115,6 +124,7 @@ func (s *FSM) apply(data []byte) error {
 	if s.broken != nil {
 		return s.broken
 	}
+	s.edits++
 	for k, v := range c.Set {
 		if _, ok := s.values[k]; ok && c.Once {
 			continue
@@ -159,6 +169,7 @@ func (s *FSM) Restore(r io.ReadCloser) error {
 		s.broken = tooNew(f.Version)
 		return s.broken
 	}
+	s.edits++
 	s.broken, s.values, s.index = nil, f.Settings, f.Index
 	if s.values == nil {
 		s.values = make(map[string]string)

@@ -297,7 +297,10 @@ func (s *sim) run(ctx context.Context, p *simProc) error {
 			s.tenures++
 			s.mu.Unlock()
 			s.check()
-			<-ctx.Done()
+			g.mu.Lock()
+			term := g.tenure.term
+			g.mu.Unlock()
+			s.answer(ctx, p, term, may)
 			p.yield(atEnd)
 			s.check()
 			p.may.Store(nil)

@@ -1,6 +1,7 @@
 package raft
 
 import (
+	"context"
 	"time"
 )
 
@@ -17,16 +18,18 @@ const (
 	afterDial
 	beforeWrite // to the disk
 	afterWrite
-	atEnd // hold is about to return
+	atEnd        // hold is about to return
+	beforeAnswer // it may, and is about to
 )
 
 // Of so many visits one ends in a pause: what is seldom stands for more orderings.
 var oneIn = map[place]int{beforeClock: 3000, afterClock: 1500, beforeSend: 400, afterReceive: 400, beforeDial: 60,
-	afterDial: 60, beforeWrite: 40, afterWrite: 40, atEnd: 4}
+	afterDial: 60, beforeWrite: 40, afterWrite: 40, atEnd: 4,
+	beforeAnswer: 30}
 
 func (at place) String() string {
 	return [...]string{"reads the clock", "has read the clock", "sends", "has received", "dials", "has dialled", "writes",
-		"has written", "lets go"}[at]
+		"has written", "lets go", "is about to answer"}[at]
 }
 
 // yield is called at every place. The code under test may hold locks there; others that want them have to wait by the
@@ -36,7 +39,7 @@ func (p *simProc) yield(at place) {
 	if locked && !durableLocks || p.judged.Load() > 0 {
 		return
 	}
-	if durableLocks || at != atEnd {
+	if durableLocks || at != atEnd && at != beforeAnswer {
 		p.gate()
 	}
 	n := p.host.net
@@ -66,6 +69,39 @@ func (p *simProc) yield(at place) {
 	p.late.Store(max(p.late.Load(), until))
 	time.Sleep(d)
 	p.gate()
+}
+
+// answer has the process answer now and then while it may, as long as hold runs. Whoever stands still between the look
+// at the lease and the answer answers late; within the lease nobody else may answer then all the same.
+func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bool) {
+	turn := time.NewTicker(7 * ms)
+	defer turn.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-turn.C:
+		}
+		if !may() {
+			continue
+		}
+		p.yield(beforeAnswer)
+		g := p.group.Load()
+		p.judged.Add(1)
+		left := g.lease.Left(term, g.voters(nil))
+		p.judged.Add(-1)
+		if left <= 0 || p.dead.Load() || p.host.isPaused() {
+			continue
+		}
+		for _, h := range s.hosts {
+			s.net.mu.Lock()
+			o := h.proc
+			s.net.mu.Unlock()
+			if o != nil && o != p && o.allowed() && o.group.Load().cluster() == g.cluster() {
+				s.wrong("%s answers in term %d, and %s may", p.host.id, term, h.id)
+			}
+		}
+	}
 }
 
 // allowed asks whether the process may answer now, from outside of it.

@@ -53,6 +53,17 @@ var faults = []fault{
 			h.proc.until.Store(time.Now().Add(d).UnixNano())
 		}
 	}},
+	{3, func(u *unrest, h, o *simHost) { // a thread, seldom where it would matter by itself
+		at, d := place(u.rnd.IntN(int(beforeAnswer)+1)), time.Duration(20+u.rnd.IntN(400))*ms
+		if u.rnd.IntN(2) == 0 {
+			u.cut("%s is cut off", h, true, true)
+		}
+		h.arm(at, d)
+		if u.rnd.IntN(2) == 0 {
+			time.Sleep(time.Duration(u.rnd.IntN(50)) * ms)
+			u.cut("%s is cut off", h, true, true)
+		}
+	}},
 	{1, func(u *unrest, h, o *simHost) {
 		d := time.Duration(1+u.rnd.IntN(1500)) * ms
 		u.say("the machine of %s is paused for %v, and its clock", h.id, d)

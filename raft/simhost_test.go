@@ -90,6 +90,7 @@ type simProc struct {
 
 	until  atomic.Int64 // it is paused until then
 	late   atomic.Int64 // one of its threads is
+	armed  atomic.Int64 // the place where the next thread stands still, + 1; for armedFor
 	judged atomic.Int32 // somebody outside of it asks what it may do
 	dead   atomic.Bool  // what it does from now on reaches nobody
 	write  sync.Mutex   // a crash comes between two transactions
@@ -97,7 +98,8 @@ type simProc struct {
 	listener *simListener // guarded by net.mu
 	group    atomic.Pointer[Group]
 	may      atomic.Pointer[func() bool]
-	call     func() // the judge
+	call     func()        // the judge
+	armedFor time.Duration // guarded by net.mu
 	cancel   context.CancelFunc
 	over     chan struct{} // closed when Run and Lead have returned
 }

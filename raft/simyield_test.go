@@ -44,7 +44,17 @@ func (p *simProc) yield(at place) {
 	}
 	n := p.host.net
 	often := n.pauses.Load()
-	if often == 0 || p.dead.Load() || !durableLocks {
+	if p.dead.Load() || !durableLocks {
+		return
+	}
+	if p.armed.CompareAndSwap(int64(at)+1, 0) {
+		n.mu.Lock()
+		d := p.armedFor
+		n.mu.Unlock()
+		p.stand(at, d)
+		return
+	}
+	if often == 0 {
 		return
 	}
 	n.mu.Lock()
@@ -58,17 +68,31 @@ func (p *simProc) yield(at place) {
 	if d == 0 {
 		return
 	}
-	until := time.Now().Add(d).UnixNano()
-	if whole {
-		n.say("%s stands still for %v where it %v", p.host.id, d.Round(time.Microsecond), at)
-		p.until.Store(max(p.until.Load(), until))
-		p.gate()
+	if !whole {
+		p.stand(at, d)
 		return
 	}
-	n.say("a thread of %s stands still for %v where it %v", p.host.id, d.Round(time.Microsecond), at)
-	p.late.Store(max(p.late.Load(), until))
+	n.say("%s stands still for %v where it %v", p.host.id, d.Round(time.Microsecond), at)
+	p.until.Store(max(p.until.Load(), time.Now().Add(d).UnixNano()))
+	p.gate()
+}
+
+// stand is a thread that stands still, while others of its process go on.
+func (p *simProc) stand(at place, d time.Duration) {
+	p.host.net.say("a thread of %s stands still for %v where it %v", p.host.id, d.Round(time.Microsecond), at)
+	p.late.Store(max(p.late.Load(), time.Now().Add(d).UnixNano()))
 	time.Sleep(d)
 	p.gate()
+}
+
+// arm has the next thread that comes to the place stand still.
+func (h *simHost) arm(at place, d time.Duration) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.proc != nil {
+		h.proc.armedFor = d
+		h.proc.armed.Store(int64(at) + 1)
+	}
 }
 
 // answer has the process answer now and then while it may, as long as hold runs. Whoever stands still between the look

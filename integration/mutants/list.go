@@ -50,6 +50,10 @@ var mutants = []mutant{
 	{"t0 of a probe is taken when the answer comes", "raft/detector/detector.go",
 		"d.elections.Granted(c.ID, m.term, s.t0)", "d.elections.Granted(c.ID, m.term, d.now())",
 		"TestProbeCountsFromBeforeItWasSent"},
+	{"t0 of a probe is taken when it has been sent", "raft/detector/detector.go",
+		"d.send(link, c, datagram{kind: datagramProbe, echo: c.got, term: term})",
+		"d.send(link, c, datagram{kind: datagramProbe, echo: c.got, term: term})\n" +
+			"\tc.sent[c.seq%uint64(len(c.sent))].t0 = d.now()", "TestProbeCountsFromBeforeItWasSent"},
 	{"a datagram of a leader that raft does not follow is granted", "raft/succession.go",
 		"return leader == peer && in == term && e.fence", "return (leader == peer || in <= term) && e.fence",
 		"TestLateProbeOfAnotherGroup"},

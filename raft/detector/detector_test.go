@@ -225,6 +225,15 @@ func TestProbeIsGrantedByTheTermAfterTheEntry(t *testing.T) {
 	}
 }
 
+// lateDesk is one whose thread stands still when it has sent.
+type lateDesk struct{ *desk }
+
+func (d lateDesk) Write(b []byte, to netip.AddrPort) error {
+	err := d.desk.Write(b, to)
+	d.hall.now += 3 * ms
+	return err
+}
+
 // TestProbeCountsFromBeforeItWasSent: the lease runs from the moment at which the holder asked.
 func TestProbeCountsFromBeforeItWasSent(t *testing.T) {
 	h := newHall(t, 2)
@@ -233,7 +242,7 @@ func TestProbeCountsFromBeforeItWasSent(t *testing.T) {
 	clear(h.grants)
 	h.now += 20 * ms
 	sent := h.now
-	h.ds["a"].probe(&desk{h, "a"}, h.ds["a"].peers["b"], 7, sent)
+	h.ds["a"].probe(lateDesk{&desk{h, "a"}}, h.ds["a"].peers["b"], 7, sent)
 	h.now += 7 * ms // on the way
 	h.read("b")
 	h.now += 11 * ms // and back

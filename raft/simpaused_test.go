@@ -28,3 +28,29 @@ func TestSimPausedMachine(t *testing.T) {
 		}
 	})
 }
+
+// TestSimThreads: at each place where the code meets the world, a thread of the holder stands still for longer than a
+// lease, and meanwhile the holder is cut off.
+func TestSimThreads(t *testing.T) {
+	playDisks(t, func(s *sim) {
+		for round := range 12 * int(beforeAnswer+1) {
+			if !s.await("a whole group", time.Minute, s.complete) {
+				return
+			}
+			h := s.holder()
+			if h == nil {
+				continue
+			}
+			at, d := place(round%int(beforeAnswer+1)), time.Duration(60+s.rnd.IntN(200))*ms
+			h.arm(at, d)
+			time.Sleep(time.Duration(s.rnd.IntN(15)) * ms)
+			(&unrest{sim: s}).cut("%s is cut off", h, true, true)
+			time.Sleep(d + 100*ms)
+			h.disarm()
+			s.net.heal()
+			s.net.mu.Lock()
+			s.calm = time.Now()
+			s.net.mu.Unlock()
+		}
+	})
+}

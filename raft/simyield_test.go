@@ -95,6 +95,15 @@ func (h *simHost) arm(at place, d time.Duration) {
 	}
 }
 
+// disarm has nobody stand still who has not done so yet.
+func (h *simHost) disarm() {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.proc != nil {
+		h.proc.armed.Store(0)
+	}
+}
+
 // answer has the process answer now and then while it may, as long as hold runs. Whoever stands still between the look
 // at the lease and the answer answers late; within the lease nobody else may answer then all the same.
 func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bool) {

@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 	hraft "github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // database keeps log entries and values in a file of bbolt, in the form of hashicorp/raft-boltdb: data of either is
@@ -27,6 +31,17 @@ func openDatabase(path string, options *bbolt.Options) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
+	err = db.View(func(tx *bbolt.Tx) error {
+		file, err := os.Stat(path)
+		if err == nil && file.Size() < tx.Size() {
+			err = fmt.Errorf("%w: the file ends after %d of %d bytes", bolterrors.ErrInvalid, file.Size(), tx.Size())
+		}
+		return err
+	})
+	if err != nil {
+		db.Close()
+		return nil, err
+	}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		_, err := tx.CreateBucketIfNotExists(logsBucket)
 		_, err2 := tx.CreateBucketIfNotExists(valuesBucket)
@@ -41,6 +56,26 @@ func openDatabase(path string, options *bbolt.Options) (*database, error) {
 
 func (d *database) Close() error { return d.db.Close() }
 
+// guarded makes an error of what bbolt meets in a damaged file. It panics when a page makes no sense; and the kernel
+// raises SIGBUS where the file is mapped and has no more pages.
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w (%v)", ErrDamaged, r)
+		}
+	}()
+	return f()
+}
+
+func (d *database) view(f func(tx *bbolt.Tx) error) error {
+	return guarded(func() error { return d.db.View(f) })
+}
+
+func (d *database) update(f func(tx *bbolt.Tx) error) error {
+	return guarded(func() error { return d.db.Update(f) })
+}
+
 // FirstIndex is the index of the oldest entry, 0 without one.
 func (d *database) FirstIndex() (uint64, error) { return d.end((*bbolt.Cursor).First) }
 
@@ -48,7 +83,7 @@ func (d *database) FirstIndex() (uint64, error) { return d.end((*bbolt.Cursor).F
 func (d *database) LastIndex() (uint64, error) { return d.end((*bbolt.Cursor).Last) }
 
 func (d *database) end(of func(*bbolt.Cursor) (key, value []byte)) (index uint64, err error) {
-	err = d.db.View(func(tx *bbolt.Tx) error {
+	err = d.view(func(tx *bbolt.Tx) error {
 		if key, _ := of(tx.Bucket(logsBucket).Cursor()); key != nil {
 			index = binary.BigEndian.Uint64(key)
 		}
@@ -59,7 +94,7 @@ func (d *database) end(of func(*bbolt.Cursor) (key, value []byte)) (index uint64
 
 // GetLog reads an entry.
 func (d *database) GetLog(index uint64, log *hraft.Log) error {
-	return d.db.View(func(tx *bbolt.Tx) error {
+	return d.view(func(tx *bbolt.Tx) error {
 		value := tx.Bucket(logsBucket).Get(number(index))
 		if value == nil {
 			return hraft.ErrLogNotFound
@@ -70,7 +105,7 @@ func (d *database) GetLog(index uint64, log *hraft.Log) error {
 
 // StoreLogs writes entries, all of them or none.
 func (d *database) StoreLogs(logs []*hraft.Log) error {
-	return d.db.Update(func(tx *bbolt.Tx) error {
+	return d.update(func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(logsBucket)
 		for _, log := range logs {
 			var value bytes.Buffer
@@ -90,7 +125,7 @@ func (d *database) StoreLogs(logs []*hraft.Log) error {
 
 // DeleteRange removes the entries from first to last, both included.
 func (d *database) DeleteRange(first, last uint64) error {
-	return d.db.Update(func(tx *bbolt.Tx) error {
+	return d.update(func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(logsBucket)
 		var keys [][]byte // a cursor loses its place where it deletes
 		cursor := bucket.Cursor()
@@ -108,12 +143,12 @@ func (d *database) DeleteRange(first, last uint64) error {
 
 // Set writes a value.
 func (d *database) Set(key, value []byte) error {
-	return d.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(valuesBucket).Put(key, value) })
+	return d.update(func(tx *bbolt.Tx) error { return tx.Bucket(valuesBucket).Put(key, value) })
 }
 
 // Get reads a value; errNoValue means that there is none.
 func (d *database) Get(key []byte) (value []byte, err error) {
-	err = d.db.View(func(tx *bbolt.Tx) error {
+	err = d.view(func(tx *bbolt.Tx) error {
 		if value = bytes.Clone(tx.Bucket(valuesBucket).Get(key)); value == nil {
 			return errNoValue
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -87,8 +88,7 @@ func Open(dir string, over func(Disk) Disk, log hclog.Logger) (*Store, error) {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use by another process; stop the other instance, or give this one its "+
 			"own data directory", path)
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum),
-		errors.Is(err, bolterrors.ErrVersionMismatch):
+	case err != nil && isDamage(err):
 		return nil, fmt.Errorf("%s is %w (%w); move it away, and this peer joins its group again as a new one",
 			path, ErrDamaged, err)
 	case err != nil:
@@ -112,14 +112,20 @@ func Open(dir string, over func(Disk) Disk, log hclog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// openBolt turns bbolt's panics on a damaged file into errors.
+// openBolt opens the file at path.
 func openBolt(path string) (db *database, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			db, err = nil, fmt.Errorf("%w: %v", bolterrors.ErrInvalid, r)
-		}
-	}()
-	return openDatabase(path, &bbolt.Options{Timeout: lockTimeout})
+	err = guarded(func() error {
+		db, err = openDatabase(path, &bbolt.Options{Timeout: lockTimeout})
+		return err
+	})
+	return db, err
+}
+
+// isDamage says that err is about what is in the file, and not about the file itself.
+func isDamage(err error) bool {
+	var path *fs.PathError
+	var number unix.Errno
+	return !errors.As(err, &path) && !errors.As(err, &number)
 }
 
 // FormatKey is where the format of the data directory is stored.
@@ -128,6 +134,9 @@ const FormatKey = "format"
 // CheckFormat refuses data of a format that is newer than known, and marks new data.
 func (s *Store) CheckFormat(known int) error {
 	text, err := s.Get([]byte(FormatKey))
+	if errors.Is(err, ErrDamaged) {
+		return fmt.Errorf("%w; move it away, and this peer joins its group again as a new one", err)
+	}
 	if err != nil || len(text) == 0 {
 		return s.Disk.Set([]byte(FormatKey), []byte(strconv.Itoa(known)))
 	}

@@ -1,9 +1,13 @@
 package store
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -124,5 +128,68 @@ func TestKilledWhileItBeganAGroup(t *testing.T) {
 				t.Errorf("raft finds state: %v, %v", again, err)
 			}
 		})
+	}
+}
+
+// TestDamagedPages: whatever page of a database is gone, or is not what it was, is an error and no crash.
+func TestDamagedPages(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "raft.db")
+	db, err := openBolt(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var logs []*hraft.Log
+	for i := range uint64(100) {
+		logs = append(logs, &hraft.Log{Index: i + 1, Term: 1, Data: bytes.Repeat([]byte{byte(i)}, 100)})
+	}
+	if err := db.StoreLogs(logs); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Set([]byte(FormatKey), []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	refused := 0
+	try := func(what string, content []byte) {
+		dir := t.TempDir() // bbolt forgets to unlock a file that it has panicked about
+		if err := os.WriteFile(filepath.Join(dir, "raft.db"), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(dir, nil, hclog.NewNullLogger())
+		if err != nil {
+			if refused++; !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "move it away") {
+				t.Errorf("%s: %v", what, err)
+			}
+			return
+		}
+		defer s.Close()
+		s.CheckFormat(1)
+		s.HasState()
+		s.FirstIndex()
+		s.LastIndex()
+		for i := range uint64(100) {
+			s.GetLog(i+1, new(hraft.Log))
+		}
+		s.SetOwn("key", "value")
+		s.StoreLog(&hraft.Log{Index: 101})
+		s.DeleteRange(1, 100)
+	}
+	for at := page; at < len(good); at += page {
+		try(fmt.Sprint("cut at ", at), good[:at])
+		for what, b := range map[string]byte{"zeros": 0, "ones": 0xff} {
+			bad := slices.Clone(good)
+			copy(bad[at:], bytes.Repeat([]byte{b}, page))
+			try(fmt.Sprint(what, " at ", at), bad)
+		}
+	}
+	try("a piece of a page", good[:page/2])
+	if refused == 0 {
+		t.Error("nothing is refused")
 	}
 }

@@ -95,8 +95,10 @@
 // and after it dials or writes to disk, and where hold returns, with whatever locks it has; not between any two
 // instructions. Each millisecond, and whenever a holder has read its clock, it looks for two that may answer, and for one
 // without a majority; besides, that a majority that can talk has a holder within 10 s, or as much longer as a disk that
-// is known to be slow makes elections take, and that what was acknowledged is everywhere in the end. `make sim
-// SIM_HOURS=24` plays long. A seed gives the same faults again, but not the same order of goroutines.
+// is known to be slow makes elections take, and that what was acknowledged is everywhere in the end. TestSimThreads has
+// a thread of the holder stand still at each place in turn, and cuts the holder off. A second of one core plays about a
+// minute: the test command plays about half an hour, `make sim SIM_HOURS=48` two days. A seed gives the same faults
+// again, but not the same order of goroutines.
 //
 // # What a program cannot do
 //

@@ -16,9 +16,13 @@ type generator struct {
 	// at are the addresses of keepalived's servers, which with moves are those of vrrp_instances.
 	at    []netip.Addr
 	moves bool
-	// sticky are the ports whose clients stay with one server, even those where they are spread by weight.
-	sticky, even map[uint16]bool
+	// sticky are the places whose clients stay with one server, even those where they are spread by weight; one without an
+	// address is its port on all of them.
+	sticky, even map[netip.AddrPort]bool
 }
+
+// anywhere is a port on all addresses.
+func anywhere(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.Addr{}, port) }
 
 // one is one of some words.
 func (g *generator) one(words ...string) string { return words[g.IntN(len(words))] }
@@ -49,7 +53,7 @@ func (g *generator) places() []string {
 }
 
 func (g *generator) haproxy() string {
-	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
+	g.sticky, g.even = map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
 	var b strings.Builder
 	b.WriteString("global\n maxconn 2000\ndefaults\n mode tcp\n retries 1\n timeout connect 100ms\n timeout client 10s\n" +
 		" timeout server 10s\n timeout check 150ms\n default-server inter 200ms rise 1 fall 1\n")
@@ -86,10 +90,10 @@ func (g *generator) haproxy() string {
 		}
 		if g.IntN(6) == 0 {
 			b.WriteString(" stick-table type ip size 1k expire 30s\n stick on src\n")
-			g.sticky[port] = true
+			g.sticky[anywhere(port)] = true
 		}
-		g.sticky[port] = g.sticky[port] || balance == "source"
-		g.even[port] = balance == "roundrobin" || balance == "static-rr" || balance == ""
+		g.sticky[anywhere(port)] = g.sticky[anywhere(port)] || balance == "source"
+		g.even[anywhere(port)] = balance == "roundrobin" || balance == "static-rr" || balance == ""
 		g.haproxyServers(&b, g.haproxyCheck(&b, usual))
 	}
 	return b.String()
@@ -173,7 +177,7 @@ func (g *generator) haproxyServers(b *strings.Builder, check string) {
 }
 
 func (g *generator) nginx() string {
-	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
+	g.sticky, g.even = map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
 	var b strings.Builder
 	b.WriteString("load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nworker_processes 1;\npid DIR/pid;\n" +
 		"error_log DIR/log;\nevents { worker_connections 500; }\nstream {\n" +
@@ -195,8 +199,8 @@ func (g *generator) nginx() string {
 		if len(list) > 1 || g.IntN(2) == 0 {
 			to = fmt.Sprintf("u%d", i)
 			method := g.one("", "", "least_conn;", "hash $remote_addr consistent;", "hash $remote_addr;", "random;")
-			g.sticky[port] = strings.HasPrefix(method, "hash")
-			g.even[port] = method == ""
+			g.sticky[anywhere(port)] = strings.HasPrefix(method, "hash")
+			g.even[anywhere(port)] = method == ""
 			fmt.Fprintf(&b, " upstream %s {\n %s\n", to, method)
 			for n, s := range list {
 				words := g.one("", "", " weight=3", " max_fails=2")
@@ -222,7 +226,7 @@ func (g *generator) nginx() string {
 // keepalived has at least one check for each server: without any, LVS knows no server that is down. Where the machine
 // has addresses for it, they are those of vrrp_instances, or on no interface of theirs.
 func (g *generator) keepalived() string {
-	g.sticky, g.even = map[uint16]bool{}, map[uint16]bool{}
+	g.sticky, g.even = map[netip.AddrPort]bool{}, map[netip.AddrPort]bool{}
 	var b strings.Builder
 	b.WriteString("$DELAY=2\nglobal_defs {\n router_id x\n}\n")
 	if g.moves {
@@ -235,11 +239,11 @@ func (g *generator) keepalived() string {
 				fmt.Fprintf(&b, " %s %d\n", at, port)
 			}
 			b.WriteString("}\n")
-			g.virtualServer(&b, fmt.Sprintf("group g%d", n), port, true)
+			g.virtualServer(&b, fmt.Sprintf("group g%d", n), port, g.at)
 			continue
 		}
 		for i, at := range g.at[:1+g.IntN(len(g.at))] {
-			g.virtualServer(&b, fmt.Sprintf("%s %d", at, port), port, i == 0)
+			g.virtualServer(&b, fmt.Sprintf("%s %d", at, port), port, g.at[i:i+1])
 		}
 	}
 	if g.IntN(2) == 0 { // is refused, and nothing of it may be served
@@ -268,8 +272,8 @@ func (g *generator) vrrp(b *strings.Builder) {
 	}
 }
 
-// virtualServer writes one, which is the first at its port or not.
-func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, first bool) {
+// virtualServer writes one, which listens on a port of some addresses.
+func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, on []netip.Addr) {
 	algo := g.one("rr", "wrr", "lc", "wlc", "sh", "")
 	stays := algo == "sh"
 	fmt.Fprintf(b, "virtual_server %s {\n delay_loop $DELAY\n delay_before_retry 1\n lb_kind NAT\n protocol TCP\n", at)
@@ -280,8 +284,10 @@ func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, fi
 		b.WriteString(g.one(" persistence_timeout 300\n", " persistence_timeout\n"))
 		stays = true
 	}
-	g.sticky[port] = g.sticky[port] || stays
-	g.even[port] = (algo == "rr" || algo == "wrr") && (g.even[port] || first)
+	for _, a := range on {
+		g.sticky[netip.AddrPortFrom(a, port)] = stays
+		g.even[netip.AddrPortFrom(a, port)] = algo == "rr" || algo == "wrr"
+	}
 	list := g.some(2 + g.IntN(3))
 	if g.IntN(3) == 0 {
 		fmt.Fprintf(b, " sorry_server %s %d\n%s", list[0].at.Addr(), list[0].at.Port(), g.one("", " sorry_server_inhibit\n"))

@@ -236,7 +236,7 @@ func (g *generator) same(t *testing.T, f fault, theirs, ours netip.AddrPort, cov
 		var a, b map[string]int
 		for end := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 			a, b = reached(client, theirs, often), reached(client, ours, often)
-			if g.alike(theirs.Port(), f, a, b) {
+			if g.alike(theirs, f, a, b) {
 				break
 			}
 			if time.Now().After(end) {
@@ -248,8 +248,9 @@ func (g *generator) same(t *testing.T, f fault, theirs, ours netip.AddrPort, cov
 
 // alike reports whether two clients have reached the same servers. One who may come to several and stays with one may
 // come to another, also where that one, which nobody checks, is not well and haproxy tries no other.
-func (g *generator) alike(port uint16, f fault, a, b map[string]int) bool {
-	if g.sticky[port] {
+func (g *generator) alike(at netip.AddrPort, f fault, a, b map[string]int) bool {
+	sticky, even := g.sticky[at] || g.sticky[anywhere(at.Port())], g.even[at] || g.even[anywhere(at.Port())]
+	if sticky {
 		ails := len(f.states) > 0 && servers(a) == ""
 		return len(servers(b)) == 1 && (ails || len(servers(a)) == 1) || servers(a) == "" && servers(b) == ""
 	}
@@ -257,7 +258,7 @@ func (g *generator) alike(port uint16, f fault, a, b map[string]int) bool {
 		return false
 	}
 	for name, n := range a {
-		if g.even[port] && len(a) > 1 && a[""] == 0 && b[""] == 0 && sum(a) == 12 && (n-b[name] > 2 || b[name]-n > 2) {
+		if even && len(a) > 1 && a[""] == 0 && b[""] == 0 && sum(a) == 12 && (n-b[name] > 2 || b[name]-n > 2) {
 			return false
 		}
 	}

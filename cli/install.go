@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -8,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,6 +17,7 @@ import (
 	"appliance/install"
 	"appliance/manifest"
 	"appliance/raft/auth"
+	"appliance/status/client"
 )
 
 func installCommand() *cli.Command {
@@ -66,7 +69,7 @@ func installHere(c *cli.Context) error {
 	if c.Bool("new-key") && c.String("key-from") != "" {
 		return errUsage{fmt.Errorf("--new-key is for the first peer and --key-from for the others; give one of them")}
 	}
-	p, err := installParams(c)
+	p, socket, err := installParams(c)
 	if err != nil {
 		return err
 	}
@@ -77,20 +80,37 @@ func installHere(c *cli.Context) error {
 	if err := install.Run(c.App.Writer, steps, c.Bool("dry-run")); err != nil {
 		return err
 	}
-	if !c.Bool("dry-run") {
+	switch {
+	case c.Bool("dry-run"):
+	case p.Systemctl != nil && !answers(c.Context, socket, answersWithin):
+		fmt.Fprintf(c.App.ErrWriter, "it does not answer on %s yet: `journalctl -u appliance` says what it waits for, and "+
+			"`appliance doctor` what is in the way\n", socket)
+	default:
 		fmt.Fprintln(c.App.ErrWriter, "look at it with `appliance doctor` and `appliance status`")
 	}
 	return nil
 }
 
-// installParams finds out all that is written, and checks it before anything is.
-func installParams(c *cli.Context) (install.Installation, error) {
-	p := install.Installation{Root: c.String("root")}
+// answersWithin is how long a service that has just been started gets until it answers.
+const answersWithin = 10 * time.Second
+
+// answers waits until the appliance answers on the socket, and says whether it did in time.
+func answers(ctx context.Context, socket string, patience time.Duration) bool {
+	for until := time.Now().Add(patience); ; time.Sleep(patience / 100) {
+		_, err := client.New(socket).Snapshot(ctx)
+		if err == nil || ctx.Err() != nil || time.Now().After(until) {
+			return err == nil
+		}
+	}
+}
+
+// installParams finds out all that is written, and checks it before anything is, and where the service will answer.
+func installParams(c *cli.Context) (p install.Installation, socket string, err error) {
+	p.Root = c.String("root")
 	source := flagSource(c)
 	file := configPath(c)
-	var err error
 	if file != "" && len(source.Args()) > 1 {
-		return p, errUsage{fmt.Errorf("--config is copied as it is; write the other settings into the file, or leave it out")}
+		return p, "", errUsage{fmt.Errorf("--config is copied as it is; write the other settings into the file, or leave it out")}
 	}
 	if file != "" {
 		p.Config, err = os.ReadFile(file)
@@ -98,10 +118,10 @@ func installParams(c *cli.Context) (install.Installation, error) {
 		p.Config, err = install.File(source, c.StringSlice("backends"))
 	}
 	if err != nil {
-		return p, err
+		return p, "", err
 	}
 	if p.Key, err = installKey(c); err != nil {
-		return p, err
+		return p, "", err
 	}
 	// The key is checked where it will be, or where it comes from.
 	exists := func(path string) bool {
@@ -110,16 +130,16 @@ func installParams(c *cli.Context) (install.Installation, error) {
 	}
 	cfg, err := configs.Parse("the configuration", p.Config, configs.Source{FileExists: exists})
 	if err != nil {
-		return p, errConfig{fmt.Errorf("%w\n(--new-key makes a group key on the first peer, --key-from FILE copies it on "+
+		return p, "", errConfig{fmt.Errorf("%w\n(--new-key makes a group key on the first peer, --key-from FILE copies it on "+
 			"the others)", err)}
 	}
 	if err := checkKey(cfg, c.String("key-from")); err != nil {
-		return p, err
+		return p, "", err
 	}
 	printWarnings(c.App.ErrWriter, cfg)
 	p.KeyFile = cfg.Group.KeyFile
 	if !exists(p.KeyFile) && p.KeyFile != "" && p.Key == nil {
-		return p, fmt.Errorf("the group key %s does not exist; give --new-key on the first peer, or --key-from FILE on the "+
+		return p, "", fmt.Errorf("the group key %s does not exist; give --new-key on the first peer, or --key-from FILE on the "+
 			"others", p.KeyFile)
 	}
 	p.Accounts = accountsHere(c)
@@ -130,12 +150,12 @@ func installParams(c *cli.Context) (install.Installation, error) {
 		fmt.Fprintf(c.App.ErrWriter, "the service will run as root, because %s\n", o.AsRoot)
 	}
 	if p.From, p.Unit, err = programAndUnit(o); err != nil {
-		return p, err
+		return p, "", err
 	}
 	if !c.Bool("no-start") {
 		p.Systemctl = systemctlHere(c)
 	}
-	return p, nil
+	return p, cfg.Socket, nil
 }
 
 // installKey makes the group key or reads it from where it is said to be; nil is none.

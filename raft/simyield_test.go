@@ -130,7 +130,9 @@ func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bo
 			s.net.mu.Lock()
 			o := h.proc
 			s.net.mu.Unlock()
-			if o != nil && o != p && o.allowed() && o.group.Load().cluster() == g.cluster() {
+			// Groups that were founded apart have no names at first.
+			named := !s.founding || g.cluster() != ""
+			if o != nil && o != p && o.allowed() && named && o.group.Load().cluster() == g.cluster() {
 				s.wrong("%s answers in term %d, and %s may", p.host.id, term, h.id)
 			}
 		}

@@ -70,7 +70,7 @@ func TestPrivileges(t *testing.T) {
 	if err := os.WriteFile(program, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	tr.reconfigure(t, fmt.Sprintf("tracks:\n- exec: [%s]\n", program))
+	tr.reconfigure(t, fmt.Sprintf("tracks:\n- exec: [%s]\n  inter: 20s\n  timeout: 20s\n", program))
 	await(t, func() string {
 		if n := strings.Count(tr.app.Log(), "restart it, or write user: root"); n < 3 {
 			return fmt.Sprintf("%d of 3 nodes have refused the program:\n%s", n, tr.app.Log())

@@ -163,7 +163,7 @@ const (
 func decide(self hello, others []hello) verdict {
 	var differing []string
 	fresh := 1 // peers that may bootstrap together, or have just done so
-	begun, together := "", ""
+	begun, together, alone := "", "", ""
 	starter := ""
 	if self.StartAsLeader {
 		starter = self.ID
@@ -190,8 +190,11 @@ func decide(self hello, others []hello) verdict {
 		case o.StartAsLeader && (starter == "" || o.ID < starter):
 			starter = o.ID
 		}
-		if o.Intent == intentTogether {
+		switch o.Intent {
+		case intentTogether:
 			together = o.ID
+		case intentAlone:
+			alone = o.ID
 		}
 		fresh++
 	}
@@ -200,6 +203,8 @@ func decide(self hello, others []hello) verdict {
 		return verdict{askAgain, strings.Join(differing, "; ")}
 	case begun == "" && starter == self.ID && together != "":
 		return verdict{askAgain, "peer " + together + " is about to begin a group of all listed peers"}
+	case begun == "" && starter == self.ID && alone != "": // it may have asked before this process began
+		return verdict{askAgain, "peer " + alone + " is about to begin a group"}
 	case begun == "" && starter == self.ID:
 		return verdict{bootstrapAlone, "startAsLeader, and no listed peer that answers has a group"}
 	case begun == "" && starter != "":

@@ -25,6 +25,7 @@ func TestDecide(t *testing.T) {
 	voted := func(h *hello) { begun(h); h.Term = 2 }
 	alone := func(h *hello) { begun(h); h.Members = []string{"b"} }
 	together := func(h *hello) { h.Intent = intentTogether }
+	single := func(h *hello) { h.Intent = intentAlone }
 	moved := func(h *hello) {
 		h.Peers = append([]Peer(nil), peers...)
 		h.Peers[0].Addr = netip.MustParseAddrPort("192.0.2.9:10000")
@@ -55,6 +56,8 @@ func TestDecide(t *testing.T) {
 			"peer a is to start"},
 		{"starts, but others are about to begin", h("a", starts), []hello{h("b", together), h("c")}, askAgain,
 			"peer b is about"},
+		{"starts, but another is about to begin alone", h("a", starts), []hello{h("c", starts, single)}, askAgain,
+			"peer c is about"},
 		{"starts, but another has begun together", h("a", starts), []hello{h("b", begun)}, bootstrapTogether, ""},
 		{"lists differ in an address", h("b"), []hello{h("a"), h("c", moved)}, askAgain, "make the lists the same"},
 		{"lists differ in length", h("a"), []hello{h("b", fewer)}, askAgain, "make the lists the same"},

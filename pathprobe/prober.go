@@ -513,12 +513,12 @@ func (p *EthernetProber) hasMet(f netip.AddrPort) bool {
 			continue
 		}
 		s := p.paths.states[pathID{f, n.ID}]
-		if s == nil || !s.knowsUs || s.path == PathNoAnswer {
+		if s == nil || !s.knowsUs || s.path == PathNoAnswer || s.path == PathUnmet {
 			return false
 		}
-		// The node may have connections whose packets come here, even if it takes no
-		// new ones yet, and even more so while the balancer here does not know its backend.
-		if s.path != PathFiltered && slices.Contains(n.Serves, f) && !p.self.handsTo[f][n.ID] {
+		// The node may have connections whose packets come here, even more so
+		// while the balancer here does not know its backend yet.
+		if s.path == PathProved && slices.Contains(n.Serves, f) && !p.self.handsTo[f][n.ID] {
 			return false
 		}
 	}

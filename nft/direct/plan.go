@@ -124,9 +124,9 @@ func (d *DataPlane) reach(backend, frontend netip.AddrPort, l neighbours.Link, n
 		return n, h, false, why
 	}
 	// A node that has stopped answering may keep its open connections: its process
-	// restarts, or probes got lost. A node that has never known this one would not
-	// know what to do with what is handed on to it.
-	if p := d.path(frontend, n.ID); p == pathprobe.PathProved || p == pathprobe.PathUnready {
+	// restarts, or probes got lost. A node that never was ready has none, and may not
+	// know to whom to hand on those of others.
+	if why == "" {
 		delete(d.newcomers, n.ID)
 	}
 	return n, h, !d.newcomers[n.ID], why

@@ -100,8 +100,8 @@ type DataPlane struct {
 	// others.
 	configured  map[string][]balancer.Backend
 	preferences map[string]preference // by fingerprint of the members
-	// newcomers have been added to the nodes and have not known this one yet: none of its packets have gone there, and
-	// they would not know what to do with them.
+	// newcomers have been added to the nodes and were never ready yet: they have no connections, and may not know to whom
+	// to hand on those of others.
 	newcomers    map[string]bool
 	workersSince map[string]time.Time // when workers were added, or could be asked first
 	running      bool

@@ -110,9 +110,9 @@ func (e *elections) Pulse(missed bool) { e.trans.Pulse(missed) }
 
 func (e *elections) ReachChanged() { e.change.Fire() }
 
-func (e *elections) Replace(leader string, term uint64) {
+func (e *elections) Replace(leader string, term uint64) bool {
 	if e.trans.Elects() != nil {
-		return
+		return false
 	}
 	e.running.Go(func() {
 		e.log.Info("a majority does not hear the leader, standing for election", "was", leader, "term", term)
@@ -123,6 +123,7 @@ func (e *elections) Replace(leader string, term uint64) {
 			e.log.Warn("could not stand for election", "error", err)
 		}
 	})
+	return true
 }
 
 // onSilence notes that a process never answers again, by its own word or because it is dead.

@@ -59,6 +59,7 @@ type Detector struct {
 	since  time.Duration // when this peer's turn to stand began to count, 0: it does not
 	asking bool          // others have been asked about the leader
 	stood  uint64        // the last term whose leader was to be replaced
+	waits  time.Duration // until then another election has its chance
 	buf    []byte
 }
 
@@ -90,8 +91,8 @@ type Elections interface {
 	Refreshed(peer string, term uint64, writes bool)
 	// Pulse is called every six tenths of a heartbeat while this peer leads, and at once when it has missed another.
 	Pulse(missed bool)
-	// Replace has this peer stand for election.
-	Replace(leader string, term uint64)
+	// Replace has this peer stand for election, unless another election goes on: then it says false.
+	Replace(leader string, term uint64) bool
 	// Patience is how long an election takes because of the disks, 0 if they are fast.
 	Patience() time.Duration
 	// ReachChanged says that Reach has changed for some peer.
@@ -636,7 +637,7 @@ func (d *Detector) alive(c *contact) {
 func (d *Detector) consider(link Packets, now time.Duration, ask bool) {
 	leader, term := d.elections.Follows()
 	c := d.peers[leader]
-	if c == nil || !c.vanished || term <= d.stood {
+	if c == nil || !c.vanished || term <= d.stood || now < d.waits {
 		d.since, d.asking = 0, false
 		for _, o := range d.peers {
 			o.asked = 0
@@ -675,8 +676,12 @@ func (d *Detector) consider(link Packets, now time.Duration, ask bool) {
 	if rank := d.rank(voters, leader); rank < 0 || now-d.since < time.Duration(rank)*step {
 		return
 	}
-	d.stood, d.asking = term, false
-	d.elections.Replace(leader, term)
+	d.asking = false
+	if d.elections.Replace(leader, term) {
+		d.stood = term
+	} else {
+		d.waits = now + d.heartbeat
+	}
 }
 
 // rank is this peer's place among those that could hold instead of leader; -1: none.

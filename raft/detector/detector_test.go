@@ -39,6 +39,7 @@ type hall struct {
 	// when the leader was told that a raft needs no other heartbeat, and when who was told to look
 	refreshed map[string]time.Duration
 	pulses    map[string][]pulse
+	refusals  int             // how often another election goes on
 	noted     func(id string) // called when a message has been noted as a possible grant of id
 }
 
@@ -158,11 +159,16 @@ func (d *desk) Granted(peer string, term uint64, t0 time.Duration) {
 	}
 	d.grants[peer] = t0
 }
-func (d *desk) Replace(string, uint64) {
+func (d *desk) Replace(string, uint64) bool {
+	if d.refusals > 0 {
+		d.refusals--
+		return false
+	}
 	if _, again := d.replaced[d.id]; again {
 		d.t.Errorf("%s stands twice for one term", d.id)
 	}
 	d.replaced[d.id] = d.now
+	return true
 }
 func (d *desk) Patience() time.Duration { return 0 }
 func (d *desk) ReachChanged()           { d.changes++ }
@@ -398,6 +404,19 @@ func TestDetectorReplacesAVanishedLeader(t *testing.T) {
 				t.Error("b has vanished for c too")
 			}
 		})
+	}
+}
+
+// TestDetectorStandsAgain: an election of others that comes to nothing is no reason never to stand.
+func TestDetectorStandsAgain(t *testing.T) {
+	h := newHall(t, 3)
+	h.run(time.Second)
+	h.refusals = 3
+	h.isolate("a", true)
+	began := h.now
+	h.run(2 * time.Second)
+	if at, ok := h.replaced["b"]; !ok || at-began < 2*heartbeat || at-began > 5*heartbeat {
+		t.Errorf("b stands: %v, after %v", ok, at-began)
 	}
 }
 

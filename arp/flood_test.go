@@ -2,6 +2,7 @@ package arp
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,10 +18,15 @@ import (
 	rawpacket "github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"appliance/flood"
 )
 
-// A flood is what a machine on the link sends as fast as it is told.
-type flood struct {
+// offSourceMAC is where a frame says who sends it.
+const offSourceMAC = 6
+
+// A barrage is what a machine on the link sends as fast as it is told.
+type barrage struct {
 	name  string
 	frame []byte
 	// change makes each frame another; nil leaves it.
@@ -29,7 +35,7 @@ type flood struct {
 	most int
 }
 
-func floods(t *testing.T, vip netip.Addr, attacker, holder net.HardwareAddr) []flood {
+func floods(t *testing.T, vip netip.Addr, attacker, holder net.HardwareAddr) []barrage {
 	t.Helper()
 	randomly := func(from, to int) func([]byte) {
 		return func(f []byte) {
@@ -39,16 +45,16 @@ func floods(t *testing.T, vip netip.Addr, attacker, holder net.HardwareAddr) []f
 			}
 		}
 	}
-	few := 6 * sourceMax
+	few := 6 * flood.SourceMax
 	if vip.Is4() {
 		ask := func(a arpFields) []byte { a.src, a.dst = attacker, holder; return arpFrame(t, a) }
 		q := arpFields{op: arp.OperationRequest, smac: attacker, sip: client4, tip: vip}
 		other, claim := q, q
 		other.tip = netip.MustParseAddr("192.0.2.200")
 		claim.sip = vip
-		return []flood{
+		return []barrage{
 			{"requests", ask(q), randomly(offSenderIP+2, offSenderIP+4), few},
-			{"requests from forged machines", ask(q), randomly(offSourceMAC, offSourceMAC+6), 30 * strangersMax},
+			{"requests from forged machines", ask(q), randomly(offSourceMAC, offSourceMAC+6), 30 * flood.StrangersMax},
 			{"requests for others", ask(other), nil, 0},
 			{"claims of ever other machines", ask(claim), randomly(ethernetHeaderLen+9, ethernetHeaderLen+14), few},
 			{"junk", ask(q), randomly(ethernetHeaderLen, ethernetHeaderLen+8), few},
@@ -57,10 +63,10 @@ func floods(t *testing.T, vip netip.Addr, attacker, holder net.HardwareAddr) []f
 	named := []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: attacker}}
 	other := netip.MustParseAddr("2001:db8::200")
 	frame := func(m ndp.Message, dst netip.Addr) []byte { return ndpFrame(t, m, client6, dst, attacker, holder) }
-	return []flood{
+	return []barrage{
 		{"solicitations", frame(&ndp.NeighborSolicitation{TargetAddress: vip, Options: named}, vip), nil, few},
 		{"solicitations from forged machines", frame(&ndp.NeighborSolicitation{TargetAddress: vip}, vip),
-			randomly(offSourceMAC, offSourceMAC+6), 30 * strangersMax},
+			randomly(offSourceMAC, offSourceMAC+6), 30 * flood.StrangersMax},
 		{"solicitations of others",
 			frame(&ndp.NeighborSolicitation{TargetAddress: other, Options: named}, other), nil, 0},
 		{"claims", frame(&ndp.NeighborAdvertisement{TargetAddress: vip, Options: []ndp.Option{
@@ -91,7 +97,9 @@ func (n *node) cpu() time.Duration {
 // sends everywhere.
 func answersTo(t *testing.T, client *host, holder net.HardwareAddr) *atomic.Int64 {
 	t.Helper()
-	filter, err := bpf.Assemble(append(fromSource(string(holder), bpf.RetConstant{Val: 64}), drop()))
+	f := []bpf.Instruction{bpf.LoadAbsolute{Off: offSourceMAC + 2, Size: 4}}
+	f = append(f, only(binary.BigEndian.Uint32(holder[2:]))...)
+	filter, err := bpf.Assemble(append(f, bpf.RetConstant{Val: 64}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +141,7 @@ func TestFloodsStopInTheKernel(t *testing.T) {
 		attacker := w.host()
 		p.hold()
 		// Known as a client of this link.
-		for end := time.Now().Add(2 * knownAfter); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		for end := time.Now().Add(2 * flood.KnownAfter); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 			w.client.write(everyForm(t, f.vip, w.client, p.mac)[0].frame)
 		}
 		var c *rawpacket.Conn
@@ -149,7 +157,7 @@ func TestFloodsStopInTheKernel(t *testing.T) {
 		answers := answersTo(t, w.client, p.mac)
 		for _, fl := range floods(t, f.vip, attacker.mac, p.mac) {
 			t.Run(f.name+"/"+fl.name, func(t *testing.T) {
-				time.Sleep(blockFor + 2*meterWindow) // what was blocked before is not any more
+				time.Sleep(flood.BlockFor + 2*flood.Window) // what was blocked before is not any more
 				p.do("received")
 				before, used, heard := p.status()[0], p.cpu(), answers.Load()
 				to := &rawpacket.Addr{HardwareAddr: p.mac}

@@ -11,6 +11,8 @@ import (
 	rawpacket "github.com/mdlayher/packet"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"appliance/flood"
 )
 
 const (
@@ -95,15 +97,13 @@ type socket interface {
 // neighbour entry is missing; the frame goes past the queueing discipline to the device (PACKET_QDISC_BYPASS); and a
 // device that is busy drops it. So it is not seen by packet captures on this host either.
 type frameSocket struct {
-	conn  *rawpacket.Conn
-	head  []bpf.Instruction // what comes before the admission of sources
-	tail  []bpf.Instruction // what comes after it
-	meter meter
+	conn *rawpacket.Conn
+	gate *flood.Gate
 }
 
 func openFrames(ifi *net.Interface, etherType uint16, vips int, about []bpf.Instruction) (*frameSocket, error) {
-	s := &frameSocket{head: linkFilter(ifi.Index, uint32(etherType)), tail: about, meter: meter{vips: vips}}
-	filter, err := s.filter(admission{})
+	s := &frameSocket{gate: flood.NewGate(linkFilter(ifi.Index, uint32(etherType)), about, vips)}
+	filter, err := s.gate.Filter()
 	if err != nil {
 		return nil, err
 	}
@@ -126,15 +126,6 @@ func openFrames(ifi *net.Interface, etherType uint16, vips int, about []bpf.Inst
 		return nil, errors.Join(fmt.Errorf("arp: set up packet socket on %s: %w", ifi.Name, err), s.conn.Close())
 	}
 	return s, nil
-}
-
-func (s *frameSocket) filter(a admission) ([]bpf.RawInstruction, error) {
-	f := append(append(append([]bpf.Instruction{}, s.head...), admissionFilter(a)...), s.tail...)
-	raw, err := bpf.Assemble(f)
-	if err != nil {
-		return nil, fmt.Errorf("arp: assemble filter: %w", err)
-	}
-	return raw, nil
 }
 
 // write sends a frame if may returns true. Between that call and the system call are only a few instructions: a process
@@ -164,66 +155,10 @@ func (s *frameSocket) write(frame []byte, may func() bool) error {
 // frames calls handle with every frame until close. The kernel drops those of machines that flood, of whom flooded is
 // told.
 func (s *frameSocket) frames(size int, flooded func(mac string), handle func(frame []byte)) error {
-	raw, err := s.conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	b := make([]byte, size)
-	var n int
-	var failed error
-	receive := func(fd uintptr) (done bool) {
-		n, failed = unix.Read(int(fd), b)
-		return failed != unix.EAGAIN && failed != unix.EINTR
-	}
-	var deadline time.Time
-	for {
-		if next := s.meter.next(); next != deadline {
-			deadline = next
-			if err := s.conn.SetReadDeadline(deadline); err != nil {
-				return err
-			}
-		}
-		err := raw.Read(receive)
-		changed := false
-		switch {
-		case isTimeout(err):
-			changed = s.meter.look(time.Now())
-		case err != nil || failed != nil:
-			return cmp.Or(err, failed)
-		case n < ethernetHeaderLen:
-			continue
-		default:
-			mac := string(b[offSourceMAC : offSourceMAC+ethernetAddrLen])
-			var wanted, flooder bool
-			if wanted, changed, flooder = s.meter.take(mac, time.Now()); wanted {
-				handle(b[:n])
-			}
-			if flooder {
-				flooded(mac)
-			}
-		}
-		if changed {
-			if err := s.admit(s.meter.admitted); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-func (s *frameSocket) admit(a admission) error {
-	filter, err := s.filter(a)
-	if err != nil {
-		return err
-	}
-	if err := s.conn.SetBPF(filter); err != nil {
-		return fmt.Errorf("arp: set filter: %w", err)
-	}
-	return nil
-}
-
-func isTimeout(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout()
+	return s.gate.Frames(s.conn, size, flooded, func(frame []byte) (trusted bool) {
+		handle(frame)
+		return false // anybody can send it
+	})
 }
 
 func (s *frameSocket) close() error { return s.conn.Close() }

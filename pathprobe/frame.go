@@ -187,10 +187,10 @@ func parseProbe(frame, key []byte) (m probe, mac [6]byte, ok bool) {
 }
 
 // probeFilter lets a socket see only probes of all traffic.
-func probeFilter() ([]bpf.RawInstruction, error) {
+func probeFilter() []bpf.Instruction {
 	magic := binary.BigEndian.Uint32([]byte(Magic))
 	const v4, v6 = etherLen + 20 + segment.HeaderLen, etherLen + 40 + segment.HeaderLen
-	return bpf.Assemble([]bpf.Instruction{
+	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 12, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipFalse: 2},
 		bpf.LoadAbsolute{Off: v4, Size: 4},
@@ -200,5 +200,5 @@ func probeFilter() ([]bpf.RawInstruction, error) {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: magic, SkipFalse: 1},
 		bpf.RetConstant{Val: 2048},
 		bpf.RetConstant{Val: 0},
-	})
+	}
 }

@@ -83,15 +83,7 @@ func TestProbeOfTheFirstVersion(t *testing.T) {
 
 func probeVM(t *testing.T) *bpf.VM {
 	t.Helper()
-	raw, err := probeFilter()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ins, ok := bpf.Disassemble(raw)
-	if !ok {
-		t.Fatal("the filter does not disassemble")
-	}
-	vm, err := bpf.NewVM(ins)
+	vm, err := bpf.NewVM(probeFilter())
 	if err != nil {
 		t.Fatal(err)
 	}

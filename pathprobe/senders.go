@@ -163,6 +163,15 @@ func (p *EthernetProber) isFresh(m probe, s *sighting) bool {
 	return path != nil && path.nonces[kind] == m.nonce
 }
 
+// isKnown says that a probe is of the known process of its sender. Everything in such a probe is signed, the MAC
+// addresses too, so nobody else has sent it. A sender of the first form is never known.
+func (p *EthernetProber) isKnown(link string, m probe) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.senders[senderID{link, m.from}]
+	return s != nil && s.proved && m.process == s.process
+}
+
 // forgetMAC has the sender challenged again.
 func (p *EthernetProber) forgetMAC(link string, addr netip.Addr) {
 	p.mu.Lock()

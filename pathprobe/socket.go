@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"appliance/flood"
 	"appliance/neighbours"
 )
 
@@ -42,7 +43,8 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 		if err != nil || open || alone {
 			continue
 		}
-		filter, err := probeFilter()
+		gate := p.gate()
+		filter, err := gate.Filter()
 		if err != nil {
 			return err
 		}
@@ -56,7 +58,7 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 		s := probeSocket{l, conn}
 		sockets[name] = s
 		g.Go(func() error {
-			p.receive(s, changed)
+			p.receive(s, gate, changed)
 			return nil
 		})
 	}
@@ -101,63 +103,76 @@ func (p *EthernetProber) send(o outgoing) {
 	p.write(o.sock, m, o.mac, o.isWorker)
 }
 
+// gate keeps floods of what only looks like probes from a socket. Frames of other nodes' known processes always pass.
+// Until a node is known, it may ask and answer about all frontends at once.
+func (p *EthernetProber) gate() *flood.Gate {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return flood.NewGate(nil, probeFilter(), max(len(p.cfg.Interfaces), len(p.wanted)))
+}
+
 // receive takes probes until the socket is closed or its interface is gone.
-func (p *EthernetProber) receive(s probeSocket, changed func()) {
-	buf := make([]byte, 2048)
+func (p *EthernetProber) receive(s probeSocket, gate *flood.Gate, changed func()) {
+	for {
+		err := gate.Frames(s.conn, 2048, func(mac string) {
+			p.cfg.Log.Debug("the kernel drops path probes of a machine that sends too many", "interface", s.link.Name,
+				"mac", net.HardwareAddr(mac).String())
+		}, func(frame []byte) (known bool) { return p.take(s, frame, changed) })
+		// The link goes down, and may come up again; or the kernel has no room for another filter, and the one before holds.
+		if !errors.Is(err, unix.ENETDOWN) && !errors.Is(err, unix.ENOMEM) {
+			return
+		}
+	}
+}
+
+// take handles a frame that looks like a probe, and says whether it is one of the known process of another node.
+func (p *EthernetProber) take(s probeSocket, frame []byte, changed func()) (known bool) {
 	isWorker := func(addr netip.Addr) bool {
 		n, _ := p.nodeAt(addr)
 		return n.Worker
 	}
-	for {
-		n, _, err := s.conn.ReadFrom(buf)
-		if errors.Is(err, unix.ENETDOWN) {
-			continue // once, when the link goes down; it may come up again
-		}
-		if err != nil {
-			return
-		}
-		m, mac, ok := p.keys.verify(buf[:n], isWorker)
-		if !ok {
-			continue
-		}
-		if self, _ := p.nodeAt(m.to); self.ID != p.cfg.Self || p.cfg.Interfaces[m.frontend.Addr()] != s.link.Name {
-			continue // our own on its way out, handed on, or for a VIP of another interface
-		}
-		if m.isSecondForm() && [6]byte(buf[:6]) != s.link.MAC {
-			continue // seen by a card that shows all frames
-		}
-		admitted, moved, challenge, due := p.admit(s.link.Name, m, mac)
-		if !admitted {
-			continue
-		}
-		if moved {
-			select {
-			case p.moved <- sender{s.link, m.from, mac}:
-			default:
-				p.forgetMAC(s.link.Name, m.from) // the next challenge will do
-			}
-		}
-		if due {
-			p.write(s, probe{
-				kind: kindControl, nonce: challenge, from: m.to, to: m.from, frontend: m.frontend,
-				src: netip.AddrPortFrom(m.to, probePort), dst: netip.AddrPortFrom(m.from, probePort),
-			}, mac, isWorker(m.from))
-		}
-		p.noteSender(m.from)
-		switch m.kind {
-		case kindControl, kindPath:
-			p.write(s, probe{
-				kind: p.answerTo(m), nonce: m.nonce, from: m.to, to: m.from, frontend: m.frontend,
-				src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
-			}, mac, isWorker(m.from))
-		case kindAskAgain:
-			p.askAgain(m)
+	m, mac, ok := p.keys.verify(frame, isWorker)
+	if !ok {
+		return false
+	}
+	if self, _ := p.nodeAt(m.to); self.ID != p.cfg.Self || p.cfg.Interfaces[m.frontend.Addr()] != s.link.Name {
+		return false // our own on its way out, handed on, or for a VIP of another interface
+	}
+	if m.isSecondForm() && [6]byte(frame[:6]) != s.link.MAC {
+		return false // seen by a card that shows all frames
+	}
+	admitted, moved, challenge, due := p.admit(s.link.Name, m, mac)
+	if !admitted {
+		return false
+	}
+	if moved {
+		select {
+		case p.moved <- sender{s.link, m.from, mac}:
 		default:
-			if p.hear(m) {
-				changed()
-			}
+			p.forgetMAC(s.link.Name, m.from) // the next challenge will do
 		}
 	}
+	if due {
+		p.write(s, probe{
+			kind: kindControl, nonce: challenge, from: m.to, to: m.from, frontend: m.frontend,
+			src: netip.AddrPortFrom(m.to, probePort), dst: netip.AddrPortFrom(m.from, probePort),
+		}, mac, isWorker(m.from))
+	}
+	p.noteSender(m.from)
+	switch m.kind {
+	case kindControl, kindPath:
+		p.write(s, probe{
+			kind: p.answerTo(m), nonce: m.nonce, from: m.to, to: m.from, frontend: m.frontend,
+			src: m.dst, dst: netip.AddrPortFrom(m.from, probePort),
+		}, mac, isWorker(m.from))
+	case kindAskAgain:
+		p.askAgain(m)
+	default:
+		if p.hear(m) {
+			changed()
+		}
+	}
+	return p.isKnown(s.link.Name, m)
 }
 
 // noteSender has a machine called at once that has sent something and has no

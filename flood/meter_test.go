@@ -1,4 +1,4 @@
-package arp
+package flood
 
 import (
 	"encoding/binary"
@@ -71,20 +71,20 @@ func TestMeterBlocksAFloodingSource(t *testing.T) {
 		}
 		c.pass(time.Millisecond)
 	}
-	if got, most := c.taken, 2*seconds*sourceMax; got > most {
+	if got, most := c.taken, 2*seconds*SourceMax; got > most {
 		t.Errorf("%d frames of %d reach the process, want at most %d", got, 1000*seconds*rate, most)
 	}
 	if got := c.handled[quietMAC]; got != 10*seconds {
 		t.Errorf("%d frames of the quiet machine are handled, want all %d", got, 10*seconds)
 	}
-	if got := c.handled[flooder]; got == 0 || got > 2*seconds*sourceMax {
+	if got := c.handled[flooder]; got == 0 || got > 2*seconds*SourceMax {
 		t.Errorf("%d frames of the flooding machine are handled, want some", got)
 	}
 	if c.changes > 5*seconds {
 		t.Errorf("the filter is set %d times", c.changes)
 	}
 	for range 30 {
-		c.pass(meterWindow)
+		c.pass(Window)
 	}
 	if a := c.admitted; len(a.blocked) > 0 || a.sample > 0 {
 		t.Errorf("after the flood: %+v", a)
@@ -94,15 +94,15 @@ func TestMeterBlocksAFloodingSource(t *testing.T) {
 // A holder that announces many VIPs at once is no flood, and neither is the one that takes over from it.
 func TestMeterLetsHoldersAnnounce(t *testing.T) {
 	c := newMeterClock()
-	c.vips = 200
+	c.subjects = 200
 	for range 3 {
-		for i := range 2 * c.vips {
+		for i := range 2 * c.subjects {
 			c.frame(quietMAC, i)
 			c.frame(forged(7), i)
 		}
-		c.pass(meterWindow)
+		c.pass(Window)
 	}
-	if got, want := c.handled[quietMAC], 3*2*c.vips; got != want || c.changes > 0 {
+	if got, want := c.handled[quietMAC], 3*2*c.subjects; got != want || c.changes > 0 {
 		t.Errorf("%d frames of %d are handled, and the filter is set %d times", got, want, c.changes)
 	}
 }
@@ -112,7 +112,7 @@ func TestMeterSamplesAFloodOfForgedSources(t *testing.T) {
 	c := newMeterClock()
 	for range 30 {
 		c.frame(quietMAC, 0)
-		c.pass(meterWindow)
+		c.pass(Window)
 	}
 	c.handled = make(map[string]int)
 	const rate, seconds = 200, 10
@@ -128,7 +128,7 @@ func TestMeterSamplesAFloodOfForgedSources(t *testing.T) {
 		}
 		c.pass(time.Millisecond)
 	}
-	if got, most := c.taken, 30*seconds*strangersMax; got > most {
+	if got, most := c.taken, 30*seconds*StrangersMax; got > most {
 		t.Errorf("%d frames of %d reach the process, want at most %d", got, n, most)
 	}
 	if got := c.handled[quietMAC]; got != heard {
@@ -138,7 +138,7 @@ func TestMeterSamplesAFloodOfForgedSources(t *testing.T) {
 		t.Errorf("%d sources are remembered", len(c.sources))
 	}
 	for range 300 {
-		c.pass(meterWindow)
+		c.pass(Window)
 	}
 	if a := c.admitted; a.sample > 0 || len(a.known) > 0 || !c.next().IsZero() {
 		t.Errorf("after the flood: %+v", a)
@@ -150,9 +150,9 @@ func TestMeterExemptsOnlyTheQuiet(t *testing.T) {
 	c := newMeterClock()
 	for range 30 {
 		c.frame(quietMAC, 0)
-		c.pass(meterWindow)
+		c.pass(Window)
 	}
-	for i := range 100 * strangersMax {
+	for i := range 100 * StrangersMax {
 		c.frame(forged(i), i)
 		if c.admitted.sample > 0 {
 			break
@@ -185,10 +185,91 @@ func TestAdmissionFilter(t *testing.T) {
 		{"stranger out of the sample", quietMAC, 9, false},
 		{"differs in the first bytes only", "\x03" + known[1:], 1, false},
 	} {
-		vm := filterVM(t, append(admissionFilter(a), bpf.RetConstant{Val: 1}), tt.random)
+		f := append(admissionFilter(a), bpf.RetConstant{Val: 1})
+		for i, ins := range f {
+			if _, ok := ins.(bpf.LoadExtension); ok { // the virtual machine has no random numbers
+				f[i] = bpf.LoadConstant{Dst: bpf.RegA, Val: tt.random}
+			}
+		}
+		vm, err := bpf.NewVM(f)
+		if err != nil {
+			t.Fatal(err)
+		}
 		frame := append(append(make([]byte, 6), tt.mac...), 0, 0)
 		if n, err := vm.Run(frame); err != nil || (n > 0) != tt.accept {
 			t.Errorf("%s: accepted %v, %v", tt.name, n > 0, err)
 		}
+	}
+}
+
+// The longest filter has as many instructions as is said, and the kernel takes it.
+func TestLongestFilter(t *testing.T) {
+	a := admission{sample: 1}
+	for i := range blockedMax {
+		a.blocked = append(a.blocked, forged(i))
+	}
+	for i := range knownMax + trustedMax {
+		a.known = append(a.known, forged(1000+i))
+	}
+	if got := len(admissionFilter(a)); got != FilterMax {
+		t.Errorf("%d instructions, want %d", got, FilterMax)
+	}
+}
+
+// A machine that proves its frames is heard in every flood: of others, of ever other machines, and of what comes in its
+// own name. It loses that when it has not been heard for long.
+func TestMeterHearsTheTrusted(t *testing.T) {
+	for name, source := range map[string]func(i int) string{
+		"one machine":            func(int) string { return forged(0) },
+		"ever other machines":    forged,
+		"the machine's own name": func(int) string { return quietMAC },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newMeterClock()
+			c.trust(quietMAC, c.now)
+			n, burst, sent := 0, 3*SourceMax, 0
+			for ms := range 5000 {
+				for range 100 {
+					n++
+					c.frame(source(n), n)
+				}
+				if ms%500 == 100 {
+					before := c.handled[quietMAC]
+					for range burst {
+						c.frame(quietMAC, 1)
+					}
+					if got := c.handled[quietMAC] - before; got != burst {
+						t.Errorf("%d frames of %d are handled", got, burst)
+					}
+					sent += burst
+					c.trust(quietMAC, c.now)
+				}
+				c.pass(time.Millisecond)
+			}
+			if most := 3*SourceMax*10 + sent; source(0) != quietMAC && c.taken > 5*most {
+				t.Errorf("%d frames of %d reach the process", c.taken, n)
+			}
+			for range 2 * trustFor / Window {
+				c.now = c.now.Add(Window)
+				c.look(c.now)
+			}
+			if a := c.admitted; len(c.trusted) > 0 || len(a.known) > 0 || a.sample > 0 {
+				t.Errorf("after the flood: %v, %+v", c.trusted, a)
+			}
+		})
+	}
+}
+
+// A machine that is trusted only after the flood has begun is exempt from then on.
+func TestMeterTrustsInAFlood(t *testing.T) {
+	c := newMeterClock()
+	for i := 0; c.admitted.sample < 3; i++ {
+		c.frame(forged(i), 0)
+	}
+	if !c.trust(quietMAC, c.now) || !slices.Contains(c.admitted.known, quietMAC) {
+		t.Errorf("the filter does not know it: %+v", c.admitted)
+	}
+	if c.trust(quietMAC, c.now) {
+		t.Error("the filter is set again for nothing")
 	}
 }

@@ -77,7 +77,7 @@ func TestInstallAndUndo(t *testing.T) {
 		}
 		return do(t, steps, dry)
 	}
-	if out := install(true); strings.Count(out, "would ") != 9 || len(tree(t, root)) > 0 || called != nil {
+	if out := install(true); strings.Count(out, "would ") != 10 || len(tree(t, root)) > 0 || called != nil {
 		t.Errorf("the dry run did something:\n%s\n%v %v", out, tree(t, root), called)
 	}
 	install(false)
@@ -92,7 +92,7 @@ func TestInstallAndUndo(t *testing.T) {
 	if got := tree(t, root); !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if want := []string{"daemon-reload", "enable --now appliance.service"}; !slices.Equal(called, want) {
+	if want := "daemon-reload, enable appliance.service, restart appliance.service"; strings.Join(called, ", ") != want {
 		t.Errorf("called %v", called)
 	}
 	// A configuration that was changed is kept, and so is the key.
@@ -120,6 +120,61 @@ func TestInstallAndUndo(t *testing.T) {
 	do(t, Uninstall(root, true, nil, systemctl), false)
 	if got := strings.Join(tree(t, root), "\n"); strings.Contains(got, "appliance") {
 		t.Error(got)
+	}
+}
+
+// Over an older version that runs, the new program runs at the end, by the new unit; and after a second time, too.
+func TestInstallOverARunningVersion(t *testing.T) {
+	root := t.TempDir()
+	p := params(t, root)
+	read := func(path string) string {
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimPrefix(string(text), mark)
+	}
+	var loaded, running string // the unit that systemd knows; the program and the unit of the process
+	enabled := false
+	p.Systemctl = func(args ...string) error {
+		start := func() { running = read(Program) + " by " + loaded }
+		switch strings.Join(args, " ") {
+		case "daemon-reload":
+			loaded = read(UnitFile)
+		case "enable appliance.service":
+			enabled = true
+		case "enable --now appliance.service":
+			enabled = true
+			if running == "" {
+				start()
+			}
+		case "restart appliance.service":
+			start()
+		case "try-restart appliance.service":
+			if running != "" {
+				start()
+			}
+		default:
+			return errors.New("not known here")
+		}
+		return nil
+	}
+	for _, version := range []string{"old", "new", "new"} {
+		p.Unit = []byte("unit of " + version)
+		if err := os.WriteFile(p.From, []byte(version), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		steps, err := Install(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := do(t, steps, false)
+		if want := version + " by unit of " + version; running != want || !enabled {
+			t.Errorf("%q runs, want %q; enabled: %v", running, want, enabled)
+		}
+		if !strings.Contains(out, "starts it anew if it runs already") {
+			t.Errorf("the steps do not say that a running service is restarted:\n%s", out)
+		}
 	}
 }
 

@@ -86,10 +86,10 @@ func Install(p Installation) ([]Step, error) {
 	if p.Systemctl != nil {
 		steps = append(steps,
 			Step{"systemctl daemon-reload", func() error { return p.Systemctl("daemon-reload") }},
-			Step{"systemctl enable --now appliance.service", func() error {
-				return p.Systemctl("enable", "--now",
-					"appliance.service")
-			}})
+			Step{"systemctl enable appliance.service", func() error { return p.Systemctl("enable", "appliance.service") }},
+			// A start would leave the process of an older version running, or one that has read an older file.
+			Step{"systemctl restart appliance.service, which starts it anew if it runs already",
+				func() error { return p.Systemctl("restart", "appliance.service") }})
 	}
 	return steps, nil
 }

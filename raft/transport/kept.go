@@ -24,9 +24,9 @@ import (
 const HeartbeatsUntilTimeout = 4
 
 const (
-	// keptFor is how old the reply may be that an answer from here rests on, in heartbeats: three probes. The
-	// lease, three tenths, has not run out by then, and a real heartbeat can renew it.
-	keptFor = 0.2
+	// keptFor is how old the reply may be that an answer from here rests on, in heartbeats: two probes, and the one
+	// that goes out sooner when an answer is missing. It is the length of a lease.
+	keptFor = 0.3
 	// restFor is how long a heartbeat waits here at most, in heartbeats. With the library's own pause of up to a
 	// fifth of its timeout it stays below that timeout, after which the leader would step down.
 	restFor = 0.7 * HeartbeatsUntilTimeout
@@ -168,17 +168,60 @@ func (t *Transport) check(id hraft.ServerID, target hraft.ServerAddress, args *h
 	due := !p.asking && now-p.beats.at >= p.every()
 	p.asking = p.asking || due
 	k.mu.Unlock()
-	if !due {
-		return
+	if due {
+		t.beat(p, id, target, args)
 	}
-	own := *args
+}
+
+// beat sends a heartbeat, and returns where its outcome will be. The caller has set p.asking.
+func (t *Transport) beat(p *keeping, id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest,
+) <-chan outcome {
+	own, done := *args, make(chan outcome, 1)
 	t.repeats.Go(func() {
-		var resp hraft.AppendEntriesResponse
-		_ = t.appendEntries(id, target, &own, &resp) // a failure is noted there
-		k.mu.Lock()
+		var o outcome
+		o.err = t.appendEntries(id, target, &own, &o.resp) // a failure is noted there
+		t.kept.mu.Lock()
 		p.asking = false
-		k.mu.Unlock()
+		t.kept.mu.Unlock()
+		done <- o
 	})
+	return done
+}
+
+type outcome struct {
+	resp hraft.AppendEntriesResponse
+	err  error
+}
+
+// heartbeat sends a heartbeat to a peer that needs one. The answer takes its time where a host is busy, and meanwhile the
+// peer may have said by its datagrams again that it is there: then that is the answer.
+func (t *Transport) heartbeat(id hraft.ServerID, target hraft.ServerAddress, args *hraft.AppendEntriesRequest,
+	resp *hraft.AppendEntriesResponse) error {
+	k := &t.kept
+	k.mu.Lock()
+	p := k.of(id)
+	free := !p.asking
+	p.asking = true
+	k.mu.Unlock()
+	if !free { // an earlier one is under way still
+		return t.appendEntries(id, target, args, resp)
+	}
+	done := t.beat(p, id, target, args)
+	for {
+		over := k.pulse.Next()
+		select {
+		case o := <-done:
+			*resp = o.resp
+			return o.err
+		case <-over:
+		case <-t.stop:
+			return hraft.ErrTransportShutdown
+		}
+		if t.spares(id, args) {
+			*resp = hraft.AppendEntriesResponse{Term: args.Term, LastLog: args.PrevLogEntry, Success: true}
+			return nil
+		}
+	}
 }
 
 // rest waits as long as id needs not be sent args, and not too long. It returns false if args have to be sent, and

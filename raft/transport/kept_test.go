@@ -23,6 +23,7 @@ type keptWire struct {
 	sent    int // and answered
 	granted int
 	refuse  atomic.Bool
+	slow    atomic.Bool // the peer is busy, and answers when the test ends
 }
 
 func newKeptWire(t *testing.T) *keptWire {
@@ -53,6 +54,9 @@ func newKeptWire(t *testing.T) *keptWire {
 				w.mu.Lock()
 				w.sent++
 				w.mu.Unlock()
+				if w.slow.Load() {
+					<-done
+				}
 				rpc.Respond(&hraft.AppendEntriesResponse{Term: 7, Success: !w.refuse.Load()}, nil)
 			}
 		}
@@ -159,6 +163,34 @@ func TestProbesSpareHeartbeats(t *testing.T) {
 	w.sends("after refusals", beat, true, pulse)
 	w.sends("after that", beat, false, pulse)
 
+}
+
+// TestDatagramsAnswerABusyPeer: a heartbeat that has to be sent, and whose answer takes its time, is answered as soon as
+// the peer says by datagrams that it is there. Else the leader steps down because a peer is busy.
+func TestDatagramsAnswerABusyPeer(t *testing.T) {
+	w := newKeptWire(t)
+	beat := hraft.AppendEntriesRequest{}
+	w.sends("nobody has told of probes", beat, true, func() { w.Pulse(false) })
+	w.slow.Store(true)
+	answer := w.say(beat)
+	for sent := 0; sent < 2; time.Sleep(time.Millisecond) {
+		w.mu.Lock()
+		sent = w.sent
+		w.mu.Unlock()
+	}
+	w.Kept("b", 7, false)
+	for until := time.Now().Add(30 * time.Second); time.Now().Before(until); {
+		select {
+		case ok := <-answer:
+			if !ok {
+				t.Error("answered without success")
+			}
+			return
+		case <-time.After(time.Millisecond):
+			w.Pulse(false)
+		}
+	}
+	t.Error("not answered")
 }
 
 // TestRefresh: raft sees a probe as the leader's heartbeat, and a busy raft is not waited for.

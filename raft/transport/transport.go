@@ -301,11 +301,15 @@ func (t *Transport) AppendEntries(id hraft.ServerID, target hraft.ServerAddress,
 		*resp = hraft.AppendEntriesResponse{Term: args.Term, LastLog: args.PrevLogEntry, Success: true}
 		return nil
 	}
-	err := t.appendEntries(id, target, args, resp)
-	if err == nil && resp.Success && isHeartbeat(args) {
-		t.repeat(id, target, args)
+	if isHeartbeat(args) {
+		err := t.heartbeat(id, target, args, resp)
+		if err == nil && resp.Success {
+			t.repeat(id, target, args)
+		}
+		return err
 	}
-	if err == nil || isHeartbeat(args) || !t.replicas.awaitAnswer(id, longestRest, t.stop) {
+	err := t.appendEntries(id, target, args, resp)
+	if err == nil || !t.replicas.awaitAnswer(id, longestRest, t.stop) {
 		return err
 	}
 	return t.appendEntries(id, target, args, resp)

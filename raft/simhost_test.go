@@ -86,7 +86,6 @@ type simProc struct {
 	host *simHost
 	dir  string
 	born time.Time
-	news chan struct{} // something has come into the inbox
 
 	until  atomic.Int64 // it is paused until then
 	late   atomic.Int64 // one of its threads is

@@ -58,6 +58,13 @@ func (h *simHost) clock() time.Duration {
 	return time.Hour + time.Duration(float64(passed)*h.rate)
 }
 
+// stood is how long the machine has stood still in all.
+func (h *simHost) stood() time.Duration {
+	h.stops.Lock()
+	defer h.stops.Unlock()
+	return h.stopped
+}
+
 // pause has a hypervisor stop the machine and its clock.
 func (h *simHost) pause(d time.Duration) {
 	h.stops.Lock()

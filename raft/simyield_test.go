@@ -105,7 +105,8 @@ func (h *simHost) disarm() {
 }
 
 // answer has the process answer now and then while it may, as long as hold runs. Whoever stands still between the look
-// at the lease and the answer answers late; within the lease nobody else may answer then all the same.
+// at the lease and the answer answers late; within the lease nobody else may answer then all the same. A machine that is
+// paused in these few instructions answers late too, and no clock of its own says so: docs/security.md names it.
 func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bool) {
 	turn := time.NewTicker(7 * ms)
 	defer turn.Stop()
@@ -118,7 +119,11 @@ func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bo
 		if !may() {
 			continue
 		}
+		paused := p.host.stood()
 		p.yield(beforeAnswer)
+		if p.host.stood() != paused {
+			continue
+		}
 		g := p.group.Load()
 		p.judged.Add(1)
 		left := g.lease.Left(term, g.voters(nil))

@@ -26,7 +26,7 @@ func TestCarrier(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{family: scene.IPv4, dir: t.TempDir(), lab: l, byName: map[string]*lab.Server{}}
+	w := &world{family: scene.IPv4, dir: serviceDir(t), lab: l, byName: map[string]*lab.Server{}}
 	t.Cleanup(w.close(t))
 	key, _ := w.keys(t)
 	config := fmt.Sprintf("vips: [%q]\ngroup: {keyFile: %s, heartbeat: 500ms}\nloadBalancers:\n"+

@@ -138,14 +138,14 @@ func TestRefusedAtStart(t *testing.T) {
 			}
 			defer w.shell(t, 0, "nft", "flush", "ruleset")
 			had := w.kernel(t, 0)
-			config := filepath.Join(t.TempDir(), "appliance.yaml")
+			config := filepath.Join(w.dir, "appliance.yaml")
 			if err := os.WriteFile(config, []byte(w.config(string(tt.plane), group, []balance{tt.lb})), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			var said strings.Builder
 			cmd := exec.Command(binary, "start", "--config", config, "--data-dir", filepath.Join(w.dir, "data"), "--socket",
 				filepath.Join(w.dir, "socket"))
-			cmd.Stderr = &said
+			cmd.Stderr, cmd.SysProcAttr = &said, asService()
 			p, err := w.nodes[0].Start(cmd)
 			if err != nil {
 				t.Fatal(err)

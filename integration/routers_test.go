@@ -167,7 +167,7 @@ func (r *routing) start(t *testing.T, announce string) {
 		t.Fatal(err)
 	}
 	for _, n := range r.nodes {
-		p := &program{node: n, path: filepath.Join(r.dir, n.Name)}
+		p := &program{node: n, path: filepath.Join(r.dir, n.Name), asRoot: true}
 		p.client = client.New(p.path + ".sock")
 		if err := os.WriteFile(p.path+".yaml", []byte(r.config(announce)), 0o644); err != nil {
 			t.Fatal(err)

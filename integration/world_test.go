@@ -56,6 +56,25 @@ const worker = 3
 // serviceUser is who the programs of a world run as: like the systemd service, they are not root's.
 const serviceUser = 4242
 
+// serviceDir is where the service's user makes data and sockets.
+func serviceDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := errors.Join(os.Chown(dir, serviceUser, 0), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// asService is how the systemd unit starts the program.
+func asService() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: serviceUser, Gid: serviceUser},
+		// Those of the unit, and one in the place of its Nice=.
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_NICE},
+	}
+}
+
 // twin is the second port of all servers.
 const twin = scene.Port + 1
 
@@ -86,12 +105,8 @@ func newWorld(t *testing.T, family scene.Family) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{family: family, dir: t.TempDir(), lab: l, byName: map[string]*lab.Server{}}
+	w := &world{family: family, dir: serviceDir(t), lab: l, byName: map[string]*lab.Server{}}
 	t.Cleanup(w.close(t))
-	// Data and sockets are made there.
-	if err := errors.Join(os.Chown(w.dir, serviceUser, 0), os.Chmod(filepath.Dir(w.dir), 0o755)); err != nil {
-		t.Fatal(err)
-	}
 	gateway := w.prefix(1)
 	router, err := l.Router("router", []netip.Prefix{gateway}, []netip.Prefix{away(gateway)})
 	if err != nil {
@@ -225,6 +240,7 @@ type program struct {
 	node   *lab.Machine
 	path   string // of all its files, without their endings
 	args   []string
+	asRoot bool // its files are root's
 	proc   *lab.Process
 	client *client.Client
 }
@@ -323,10 +339,8 @@ func (p *program) start(t *testing.T) {
 		p.args...)
 	cmd := exec.Command(binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: &syscall.Credential{Uid: serviceUser, Gid: serviceUser},
-		// Those of the systemd unit, and one in the place of its Nice=.
-		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_NICE},
+	if !p.asRoot {
+		cmd.SysProcAttr = asService()
 	}
 	if p.proc, err = p.node.Start(cmd); err != nil {
 		t.Fatal(err)

@@ -341,8 +341,8 @@ func kernelHas(t *testing.T, k kind) bool {
 // several, whatever is on top of the bond.
 func TestDirectRefusesBondsOfManyAddresses(t *testing.T) {
 	needsRoot(t)
-	lb := balancer.LoadBalancer{Name: "api", Frontends: frontends}
-	for _, f := range frontends {
+	lb := balancer.LoadBalancer{Name: "api", Frontends: frontends[:2]}
+	for _, f := range lb.Frontends {
 		lb.Backends = append(lb.Backends, balancer.Backend{Addr: netip.AddrPortFrom(f.Addr().Next(), f.Port()), Weight: 1})
 	}
 	for mode, refused := range map[netlink.BondMode]bool{
@@ -368,7 +368,7 @@ func TestDirectRefusesBondsOfManyAddresses(t *testing.T) {
 		h := l.host("node1", 11)
 		cfg := Config{Interfaces: make(map[netip.Addr]string), Self: "node1",
 			Nodes: []pathprobe.Node{{ID: "node1", Addrs: []netip.Addr{lb.Backends[0].Addr.Addr(), lb.Backends[1].Addr.Addr()}}}}
-		for _, f := range frontends {
+		for _, f := range lb.Frontends {
 			cfg.Interfaces[f.Addr()] = "eth0"
 		}
 		err := h.try(func() error { return New(cfg).Usable(t.Context(), lb) })

@@ -50,16 +50,7 @@ func TestFilesOfAMachine(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, want := range tt.want {
-				if !strings.Contains(string(res.YAML), want) {
-					t.Errorf("lacks %q:\n%s", want, res.YAML)
-				}
-			}
-			for _, not := range tt.not {
-				if strings.Contains(string(res.YAML), not) {
-					t.Errorf("has %q:\n%s", not, res.YAML)
-				}
-			}
+			has(t, string(res.YAML), tt.want, tt.not)
 		})
 	}
 	_, err := convert.Convert([]convert.File{{Name: "f", Format: convert.Keepalived, Data: []byte(lvs)}},

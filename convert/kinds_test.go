@@ -337,16 +337,7 @@ func TestKinds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, want := range tt.want {
-				if !strings.Contains(string(res.YAML), want) {
-					t.Errorf("lacks %q:\n%s", want, res.YAML)
-				}
-			}
-			for _, not := range tt.not {
-				if strings.Contains(string(res.YAML), not) {
-					t.Errorf("has %q:\n%s", not, res.YAML)
-				}
-			}
+			has(t, string(res.YAML), tt.want, tt.not)
 		})
 	}
 	urls := func(text string) string {
@@ -530,5 +521,20 @@ func TestTimeOfAddresses(t *testing.T) {
 	_, err := convert.Convert([]convert.File{{Name: "f", Data: []byte(text.String())}}, peers)
 	if took := time.Since(begun); took > time.Minute || err == nil || !strings.Contains(err.Error(), "fewer frontends") {
 		t.Errorf("took %v, error %v", took, err)
+	}
+}
+
+// has checks what a configuration has to have, and what it must not.
+func has(t *testing.T, yaml string, want, not []string) {
+	t.Helper()
+	for _, w := range want {
+		if !strings.Contains(yaml, w) {
+			t.Errorf("lacks %q:\n%s", w, yaml)
+		}
+	}
+	for _, n := range not {
+		if strings.Contains(yaml, n) {
+			t.Errorf("has %q:\n%s", n, yaml)
+		}
 	}
 }

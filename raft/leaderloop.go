@@ -116,8 +116,8 @@ func (g *Group) promote(ctx context.Context) {
 	}
 }
 
-// keepRecord keeps what the settings say of the members up to date. It also takes in expected peers that have
-// their state: those that were removed and added again.
+// keepRecord keeps what the settings say of the members up to date. It also takes in expected peers that
+// know the group: those that were removed and added again.
 func (g *Group) keepRecord(ctx context.Context) {
 	select {
 	case g.admitting <- struct{}{}:
@@ -175,7 +175,8 @@ func (g *Group) takeBack(ctx context.Context, id string) {
 	defer cancel()
 	h, err := g.greet(once, l)
 	self := g.hello()
-	if err != nil || !h.HasState || h.Cluster == "" || h.Cluster != self.Cluster || conflict(self, h) != "" {
+	// One without a log that knows the group was admitted, and removed before it had the log: it does not ask again.
+	if err != nil || h.Cluster == "" || h.Cluster != self.Cluster || conflict(self, h) != "" {
 		return // a peer without state asks by itself: Group.join
 	}
 	if err := g.raft.AddNonvoter(hraft.ServerID(id), hraft.ServerAddress(l.Addr.String()), 0,

@@ -185,24 +185,51 @@ func (s *sim) removeNameless() bool {
 		time.Sleep(ms)
 	}
 	(&unrest{sim: s}).cut("%s is cut off", c, true, true)
-	change := func(what string, f func(ctx context.Context, g *Group) error) {
-		s.await(what, time.Minute, func() bool {
-			h := s.holder()
-			if h == nil {
-				return false
-			}
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			return f(ctx, h.proc.group.Load()) == nil
-		})
-	}
-	change("c to be removed", func(ctx context.Context, g *Group) error { return g.RemovePeer(ctx, "c", false) })
+	s.change("c to be removed", func(ctx context.Context, g *Group) error { return g.RemovePeer(ctx, "c", false) })
 	if c.proc.group.Load().cluster() != "" {
 		return false // the name was on its way when it was cut off
 	}
-	change("c to be added", func(ctx context.Context, g *Group) error {
+	s.change("c to be added", func(ctx context.Context, g *Group) error {
 		return g.AddPeer(ctx, Peer{ID: "c", Addr: c.at}, true)
 	})
 	s.mend(nil)
 	return true
+}
+
+// change has the holder change the members, as soon as it can.
+func (s *sim) change(what string, f func(ctx context.Context, g *Group) error) {
+	s.await(what, time.Minute, func() bool {
+		h := s.holder()
+		if h == nil {
+			return false
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		return f(ctx, h.proc.group.Load()) == nil
+	})
+}
+
+// TestSimRemovedBeforeItHadTheLog: a peer that was admitted, removed before anything of the log came, and added again
+// does not ask any more to be admitted. It is taken back all the same.
+func TestSimRemovedBeforeItHadTheLog(t *testing.T) {
+	playDisks(t, func(s *sim) {
+		lost := s.followers()[0]
+		os.RemoveAll(s.crash(lost, true))
+		s.boot(lost, s.newDir(lost.id))
+		if !s.await("the admission", time.Minute, func() bool {
+			g := lost.proc.group.Load()
+			return g != nil && g.cluster() != ""
+		}) {
+			return
+		}
+		(&unrest{sim: s}).cut("%s is cut off", lost, true, true)
+		s.change("its removal", func(ctx context.Context, g *Group) error { return g.RemovePeer(ctx, lost.id, false) })
+		time.Sleep(5 * time.Second) // what is on its way is given up
+		if lost.proc.group.Load().hello().HasState {
+			t.Errorf("%s was cut off too late", lost.id)
+		}
+		s.change("its return", func(ctx context.Context, g *Group) error {
+			return g.AddPeer(ctx, Peer{ID: lost.id, Addr: lost.at}, true)
+		})
+	})
 }

@@ -3,9 +3,9 @@ package integration
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
-
+	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -214,25 +214,54 @@ func (r *routing) holder(t *testing.T, not int) (i int) {
 	return i
 }
 
-// With announce: routes another daemon of the node announces what the kernel's table has: here BIRD, by a session of
-// its own for each family. Routers follow a drain and a stop.
+// With announce: routes another daemon of the node announces what the kernel's table has: here BIRD. Routers follow a
+// drain and a stop.
 func TestKernelRoutesAreAnnounced(t *testing.T) {
-	r := newRouting(t)
-	config := func(m *lab.Machine, learn string) string {
-		return "log stderr all;\nrouter id " + m.Addr(true).String() + ";\nprotocol device { scan time 1; }\n" +
-			"protocol kernel k4 { merge paths on; scan time 1; " + learn + " }\n" +
-			"protocol kernel k6 { merge paths on; scan time 1; " + strings.Replace(learn, "ipv4", "ipv6", 1) + " }\n"
+	for name, speak := range map[string]func(*routing, *testing.T){
+		"BGP": (*routing).redistributeByBGP, "OSPF": (*routing).redistributeByOSPF,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRouting(t)
+			speak(r, t)
+			r.start(t, "  by: routes\n")
+			r.awaitPaths(t, 0, 1, 2)
+			r.served(t, "n1", "n2", "n3")
+			command(t, r.apps[1].path+".sock", "drain")
+			r.awaitPaths(t, 0, 2)
+			r.apps[2].stop(t)
+			r.awaitPaths(t, 0)
+			command(t, r.apps[1].path+".sock", "undrain")
+			r.awaitPaths(t, 0, 1)
+			r.served(t)
+		})
 	}
+}
+
+// kernelRoutes is a configuration of BIRD: channel says what is between it and the kernel's tables.
+func kernelRoutes(m *lab.Machine, channel string) string {
+	return "log stderr all;\nrouter id " + m.Addr(true).String() + ";\nprotocol device { scan time 1; }\n" +
+		"protocol kernel k4 { merge paths on; scan time 1; " + channel + " }\n" +
+		"protocol kernel k6 { merge paths on; scan time 1; " + strings.Replace(channel, "ipv4", "ipv6", 1) + " }\n"
+}
+
+// What BIRD on a node learns from the kernel, and what of it is the appliance's.
+const (
+	learned = "learn; ipv4 { import all; export none; };"
+	ours    = "where source = RTS_INHERIT && krt_source = 86"
+)
+
+// redistributeByBGP starts BIRD on all machines, with a session for each family.
+func (r *routing) redistributeByBGP(t *testing.T) {
+	t.Helper()
 	bgp := func(name string, is4 bool, from, to *lab.Machine, as, remote int, export string) string {
 		family := map[bool]string{true: "ipv4", false: "ipv6"}[is4]
 		return fmt.Sprintf("protocol bgp %s_%s {\n local %s as %d; neighbor %s as %d; direct; connect retry time 1; "+
 			"connect delay time 0; error wait time 1, 2;\n %s { import all; export %s; };\n}\n",
 			name, family, from.Addr(is4), uint32(as), to.Addr(is4), uint32(remote), family, export)
 	}
-	ours := "where source = RTS_INHERIT && krt_source = 86"
-	router := config(r.router, "ipv4 { import none; export all; };")
+	router := kernelRoutes(r.router, "ipv4 { import none; export all; };")
 	for _, n := range r.nodes {
-		node := config(n, "learn; ipv4 { import all; export none; };")
+		node := kernelRoutes(n, learned)
 		for _, is4 := range []bool{true, false} {
 			node += bgp("upstream", is4, n, r.router, nodesAS, routerAS, ours)
 			router += bgp(n.Name, is4, r.router, n, routerAS, nodesAS, "none")
@@ -240,14 +269,30 @@ func TestKernelRoutesAreAnnounced(t *testing.T) {
 		r.startBIRD(t, n, node)
 	}
 	r.startBIRD(t, r.router, router)
-	r.start(t, "  by: routes\n")
-	r.awaitPaths(t, 0, 1, 2)
-	r.served(t, "n1", "n2", "n3")
-	command(t, r.apps[1].path+".sock", "drain")
-	r.awaitPaths(t, 0, 2)
-	r.apps[2].stop(t)
-	r.awaitPaths(t, 0)
-	command(t, r.apps[1].path+".sock", "undrain")
-	r.awaitPaths(t, 0, 1)
-	r.served(t)
+}
+
+// redistributeByOSPF starts BIRD on the nodes and FRR on the router, with OSPF for IPv4 and for IPv6.
+func (r *routing) redistributeByOSPF(t *testing.T) {
+	t.Helper()
+	for _, n := range r.nodes {
+		node := kernelRoutes(n, learned)
+		for family, version := range map[string]string{"ipv4": "v2", "ipv6": "v3"} {
+			node += fmt.Sprintf("protocol ospf %s { %s { import none; export %s; };\n"+
+				" area 0 { interface \"eth0\" { hello 1; dead 4; }; };\n}\n", version, family, ours)
+		}
+		r.startBIRD(t, n, node)
+	}
+	// Its daemons run as another user, who may not enter the test's own directory.
+	dir, err := os.MkdirTemp("", "frr-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	config := func(router, on string) string {
+		return fmt.Sprintf("interface eth0\n %[2]s area 0\n %[2]s hello-interval 1\n %[2]s dead-interval 4\nexit\n"+
+			"router %[1]s\n %[1]s router-id %[3]s\n", router, on, r.router.Addr(true))
+	}
+	r.startFRR(t, r.router, dir, map[string]string{
+		"ospfd": config("ospf", "ip ospf"), "ospf6d": config("ospf6", "ipv6 ospf6"),
+	}, false)
 }

@@ -123,6 +123,8 @@ type Expect struct {
 	// Contains is a text and Matches a regular expression (RE2) that must be
 	// found in the first 64 KiB of the body. Empty accepts any body.
 	Contains, Matches string
+	// Absent and Mismatches are those that must not be found there.
+	Absent, Mismatches string
 }
 
 // A StatusRange is all status codes from First to Last, both included.
@@ -222,8 +224,10 @@ func (c Check) withDefaults() (Check, error) {
 	if !strings.HasPrefix(c.Path, "/") {
 		return c, fmt.Errorf("check path %q: begin it with /", c.Path)
 	}
-	if _, err := regexp.Compile(c.Expect.Matches); err != nil {
-		return c, fmt.Errorf("check expect.matches: %w; write a regular expression of RE2", err)
+	for name, pattern := range map[string]string{"matches": c.Expect.Matches, "mismatches": c.Expect.Mismatches} {
+		if _, err := regexp.Compile(pattern); err != nil {
+			return c, fmt.Errorf("check expect.%s: %w; write a regular expression of RE2", name, err)
+		}
 	}
 	if _, err := c.TLS.PinHash(); err != nil {
 		return c, fmt.Errorf("check tls.pin is no SHA-256 in base64: print one with `%s`", PinCommand)

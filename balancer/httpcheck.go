@@ -19,10 +19,10 @@ import (
 // would not notice that the server takes no new ones. It does not follow
 // redirects, because they may lead to another server.
 type httpChecker struct {
-	check   Check
-	tls     *tlsDialer // nil: in clear
-	token   *fileCache[string]
-	matches *regexp.Regexp // nil: any body
+	check               Check
+	tls                 *tlsDialer // nil: in clear
+	token               *fileCache[string]
+	matches, mismatches *regexp.Regexp // nil: any body
 }
 
 func newHTTPChecker(c Check) (h *httpChecker, err error) {
@@ -39,6 +39,11 @@ func newHTTPChecker(c Check) (h *httpChecker, err error) {
 	}
 	if c.Expect.Matches != "" {
 		if h.matches, err = regexp.Compile(c.Expect.Matches); err != nil {
+			return nil, err
+		}
+	}
+	if c.Expect.Mismatches != "" {
+		if h.mismatches, err = regexp.Compile(c.Expect.Mismatches); err != nil {
 			return nil, err
 		}
 	}
@@ -110,6 +115,12 @@ func (h *httpChecker) judge(a answer) error {
 	}
 	if h.matches != nil && !h.matches.Match(a.body) {
 		return fmt.Errorf("answers %q to %s, which does not match %q", firstLine(a.body), asked, c.Expect.Matches)
+	}
+	if c.Expect.Absent != "" && bytes.Contains(a.body, []byte(c.Expect.Absent)) {
+		return fmt.Errorf("answers to %s what has %q in it, which must be absent", asked, c.Expect.Absent)
+	}
+	if h.mismatches != nil && h.mismatches.Match(a.body) {
+		return fmt.Errorf("answers to %s what matches %q, which it must not", asked, c.Expect.Mismatches)
 	}
 	return nil
 }

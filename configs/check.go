@@ -58,6 +58,12 @@ func requestSettings(prefix, flag string) []Setting {
 		{Key: prefix + "expect.matches", Type: String,
 			Usage: "a regular expression (RE2) that the body of the answer must match (http, https)",
 			Why:   "none: the status says it"},
+		{Key: prefix + "expect.absent", Type: String,
+			Usage: "a text that the body of the answer must not contain (http, https)",
+			Why:   "none: the status says it"},
+		{Key: prefix + "expect.mismatches", Type: String,
+			Usage: "a regular expression (RE2) that the body of the answer must not match (http, https)",
+			Why:   "none: the status says it"},
 		{Key: prefix + "tls.verify", Type: Bool,
 			Usage: "verify the server's certificate with a CA (tls, https)",
 			Why: "false, or true with caFile: a check asks whether the server serves, " +
@@ -494,7 +500,10 @@ func (b *builder) headers(key string) []balancer.Header {
 }
 
 func (b *builder) expect(prefix, method string) balancer.Expect {
-	e := balancer.Expect{Contains: b.text(prefix + "contains"), Matches: b.text(prefix + "matches")}
+	e := balancer.Expect{
+		Contains: b.text(prefix + "contains"), Matches: b.text(prefix + "matches"),
+		Absent: b.text(prefix + "absent"), Mismatches: b.text(prefix + "mismatches"),
+	}
 	for key := range b.elements(prefix + "status") {
 		value := b.get(key).value
 		b.show(key, value, b.origin(key))
@@ -515,11 +524,13 @@ func (b *builder) expect(prefix, method string) balancer.Expect {
 		e.Status = []balancer.StatusRange{{First: balancer.DefaultStatus, Last: balancer.DefaultStatus}}
 		b.show(prefix+"status[0]", strconv.Itoa(balancer.DefaultStatus), Origin{})
 	}
-	if _, err := regexp.Compile(e.Matches); err != nil {
-		b.bad(prefix+"matches", "%s is not a regular expression of RE2 (%s); correct it, or write contains",
-			printable(e.Matches), printable(err.Error()))
+	for _, one := range [][3]string{{"matches", e.Matches, "contains"}, {"mismatches", e.Mismatches, "absent"}} {
+		if _, err := regexp.Compile(one[1]); err != nil {
+			b.bad(prefix+one[0], "%s is not a regular expression of RE2 (%s); correct it, or write %s",
+				printable(one[1]), printable(err.Error()), one[2])
+		}
 	}
-	for _, name := range []string{"contains", "matches"} {
+	for _, name := range []string{"contains", "matches", "absent", "mismatches"} {
 		if b.get(prefix+name).value != "" && method == "HEAD" {
 			b.bad(prefix+name, "is about a body, and HEAD asks for none; write method: GET")
 		}

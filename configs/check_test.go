@@ -133,6 +133,9 @@ func TestCheck(t *testing.T) {
 			c.Headers = []balancer.Header{{Name: "X-A", Value: "b: c"}, {Name: "Accept", Value: "text/plain"}}
 			c.Expect.Contains, c.Expect.Matches = "ok", "^o"
 		})},
+		{"{expect: {absent: bad, mismatches: '^e'}}", with(func(c *balancer.Check) {
+			c.Expect.Absent, c.Expect.Mismatches = "bad", "^e"
+		})},
 		{"{headers: ['X-A: b'], bearerTokenFile: /token, tls: {pin: " + pin + ", certFile: /c, keyFile: /k}}",
 			with(func(c *balancer.Check) {
 				c.Headers, c.BearerTokenFile = []balancer.Header{{Name: "X-A", Value: "b"}}, "/token"

@@ -51,6 +51,8 @@ func checkWords(c draft.HealthCheck) (words []checkWord) {
 	}
 	f.Word("expect.contains", c.Contains)
 	f.Word("expect.matches", c.Matches)
+	f.Word("expect.absent", c.Absent)
+	f.Word("expect.mismatches", c.Mismatches)
 	if c.OverTLS {
 		f.Add("tls.on", "true")
 	}

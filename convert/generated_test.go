@@ -108,7 +108,7 @@ func (g *generator) text() string {
 func (g *generator) answer() string {
 	return g.one("status 200", "status 200-404", "! status 404", "rstatus ^[23]", "! rstatus ^5", "string am",
 		`string "am b"`, "comment x ! status 503",
-		"rstring [ab]$", "status 200-302,404")
+		"rstring [ab]$", "status 200-302,404", "! string am", `! string "am a"`, "! rstring (am|[bc])$")
 }
 
 // haproxyCheck writes how the servers of a backend are checked, and returns which kind of check that is.
@@ -303,7 +303,7 @@ func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, on
 		}
 		page := func(kind string, port uint16) string {
 			return fmt.Sprintf("  %s {\n   url {\n    path %s\n%s   }\n   connect_port %d\n   connect_timeout 9\n  }\n", kind,
-				g.one("/", "/other"), g.one("", "", "    status_code 404\n", "    status_code 200-302\n", "    regex am.[ab]\n"), port)
+				g.one("/", "/other"), g.one("", "", "    status_code 404\n", "    status_code 200-302\n", "    regex am.[ab]\n", "    regex am.[ab]\n    regex_no_match\n"), port)
 		}
 		switch g.IntN(9) {
 		case 0:

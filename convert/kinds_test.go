@@ -12,6 +12,16 @@ import (
 
 const galera = "frontend db\n  bind 192.0.2.10:3306\n  default_backend galera\nbackend galera\n"
 
+// httpchk is a load balancer of haproxy with lines about its check, urls one of keepalived with what its HTTP_GET has.
+func httpchk(lines string) string {
+	return galera + "  option httpchk GET /\n" + lines + haproxyServers
+}
+
+func urls(text string) string {
+	return "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 { HTTP_GET {\n" + text +
+		"  } }\n}\n"
+}
+
 // TestKinds checks what is easily taken for something weaker, wider or other than it is.
 func TestKinds(t *testing.T) {
 	stream := func(text string) string { return "stream {\n" + nginxAPI + text + "\n}\n" }
@@ -249,6 +259,22 @@ func TestKinds(t *testing.T) {
 			[]string{`exec: [/bin/c, "a b", "c d"]`}, nil,
 		},
 		{
+			"texts that must not be there", convert.HAProxy,
+			httpchk("  http-check expect ! string read.only\n  http-check expect ! rstring ^(bad$|worse)\n" +
+				"  http-check expect status 200\n"),
+			[]string{`expect: {status: [200], matches: "(?s).", absent: read.only, mismatches: "^(bad\\n?$|worse)"}`}, nil,
+		},
+		{
+			"two texts that must not be there, and one that must", convert.HAProxy,
+			httpchk("  http-check expect ! string a\n  http-check expect string ok\n  http-check expect ! string b.\n"),
+			[]string{`expect: {status: [200-599], contains: ok, absent: a, mismatches: "b\\."}`}, nil,
+		},
+		{
+			"a pattern that must not be there", convert.Keepalived,
+			urls("url {\n path /h\n regex bad$\n regex_no_match\n }\n"),
+			[]string{`expect: {status: [200-299], mismatches: "bad\\n?$"}`}, []string{"matches: bad", "(?s)"},
+		},
+		{
 			"what send does not say is as option httpchk has it", convert.HAProxy,
 			galera + "  option httpchk HEAD /own\n  http-check send hdr X-A y\n" + haproxyServers,
 			[]string{"method: HEAD\n    path: /own\n    headers: {X-A: y}"}, nil,
@@ -270,6 +296,41 @@ func TestKinds(t *testing.T) {
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n" +
 				"      connect_timeout 3\n    }\n    HTTP_GET { url { path /h\n } }\n  }\n}\n",
 			[]string{"type: http\n", "f:4: TCP_CHECK: the other check of the server opens a connection"}, nil,
+		},
+		{
+			"processes that run", convert.Keepalived,
+			"vrrp_track_process a {\n  process gluster.daemon-of-all\n}\nvrrp_track_process b {\n  process python3 \"/x y\"\n" +
+				"  weight 0\n  terminate_delay 1.5\n}\nvrrp_track_process c {\n  process c\n  full_command\n  delay 2\n}\n" +
+				"vrrp_track_process d {\n  process d\n}\nvrrp_script d {\n  script /bin/d\n}\n" +
+				keepalived("  track_process {\n    a\n    b\n    c weight 9\n  }\n  track_script {\n    d\n  }\n") + lvs,
+			[]string{
+				"- name: a\n  exec: [/usr/bin/pgrep, \"-x\", \"gluster\\\\.daemon-\"]\n  inter: 1s\n  rise: 1\n  fall: 1\n  weight: 1\n",
+				"- name: b\n  exec: [/usr/bin/pgrep, \"-fx\", \"python3 /x y\"]\n  inter: 1s\n  rise: 1\n  fall: 3\n- name: c",
+				"- name: c\n  exec: [/usr/bin/pgrep, \"-fx\", c]\n  inter: 1s\n  rise: 3\n  fall: 3\n  weight: 9\n",
+				"f:2: process gluster.daemon-of-all: became a track that asks pgrep",
+				"- name: d-2\n  exec: [/bin/d]\n", "f:14: vrrp_track_process d: no track_process names it",
+			},
+			nil,
+		},
+		{
+			"processes that pgrep does not find so", convert.Keepalived,
+			"vrrp_track_process a {\n  process x\n  quorum 2\n}\nvrrp_track_process b {\n  process x\n  quorum_max 0\n}\n" +
+				"vrrp_track_process c {\n  process /bin/x\n}\nvrrp_track_process d {\n  process haproxy\n}\n" +
+				"vrrp_track_process e {\n  process x\n  weight 1 reverse\n}\nvrrp_track_process f {\n}\n" +
+				"vrrp_track_process g {\n  process x\n  param_match initial\n}\n" +
+				keepalived("  track_process {\n    a\n    b\n    c\n    d\n    e\n    f\n    g\n  }\n") + lvs,
+			[]string{"f:3: quorum 2: is more than pgrep looks for", "f:7: quorum_max 0: is more than", "f:10: process /bin/x: is a path",
+				"f:13: process haproxy: looks after a program", "f:17: weight 1 reverse: a track fails",
+				"f:19: vrrp_track_process f: names no process", "f:23: param_match initial: is more than"},
+			[]string{"pgrep,", "became a track"},
+		},
+		{
+			"a quorum that any server is", convert.Keepalived,
+			strings.Replace(lvs, "  protocol TCP\n", "  protocol TCP\n  quorum 2\n  hysteresis 1\n", 1) + "virtual_server 192.0.2.10 80 {\n" +
+				"  protocol TCP\n  quorum 2\n  sorry_server 192.0.2.13 80\n  real_server 192.0.2.11 80 {\n    weight 2\n    TCP_CHECK {\n" +
+				"    }\n  }\n}\n",
+			[]string{"hysteresis 1: decides about a sorry_server, and there is none", "- {address: 192.0.2.13, backup: true,"},
+			[]string{"quorum 2: lets"},
 		},
 		{
 			"a script that fails when it succeeds", convert.Keepalived,
@@ -340,11 +401,6 @@ func TestKinds(t *testing.T) {
 			has(t, string(res.YAML), tt.want, tt.not)
 		})
 	}
-	urls := func(text string) string {
-		return "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  real_server 192.0.2.11 80 { HTTP_GET {\n" + text +
-			"  } }\n}\n"
-	}
-	httpchk := func(lines string) string { return galera + "  option httpchk GET /\n" + lines + haproxyServers }
 	const keepOut = "not carried over, and without it the check takes servers that it is there to keep out"
 	for _, tt := range []struct {
 		name string
@@ -359,6 +415,8 @@ func TestKinds(t *testing.T) {
 			keepalived("  virtual_ipaddress {\n    192.0.2.10\n  }\n"), "nothing in these files is served"},
 		{"three texts", convert.HAProxy, httpchk("  http-check expect string a\n  http-check expect string b\n" +
 			"  http-check expect string c\n"), "f:8 is " + keepOut},
+		{"three texts that must not be there", convert.HAProxy, httpchk("  http-check expect ! string a\n" +
+			"  http-check expect ! string b\n  http-check expect ! string c\n"), "f:8 is " + keepOut},
 		{"two patterns", convert.HAProxy, httpchk("  http-check expect rstring a\n  http-check expect rstring b\n"),
 			"f:7 is " + keepOut},
 		{"contrary statuses", convert.HAProxy, httpchk("  http-check expect status 200\n  http-check expect status 201\n"),
@@ -404,8 +462,12 @@ func TestKinds(t *testing.T) {
 			httpchk("  http-check expect status 404\n  http-check disable-on-404\n"), "expects the status 404 alone"},
 		{"an agent", convert.HAProxy, galera + "  server a 192.0.2.11:6443 check agent-check agent-port 9\n",
 			"f:5 asks an agent for the server's state"},
-		{"a text that must not be there", convert.Keepalived, urls("url {\n path /h\n regex bad\n regex_no_match\n }\n"),
-			"f:7 is " + keepOut},
+		{"a sorry server beside others", convert.Keepalived, "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  quorum 1\n" +
+			"  hysteresis 1\n  sorry_server 192.0.2.13 80\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n    }\n  }\n}\n",
+			"f:4 has the sorry_server take over from servers that are left"},
+		{"a quorum to be filled in", convert.Keepalived, "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  quorum <n>\n" +
+			"  sorry_server 192.0.2.13 80\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n    }\n  }\n}\n",
+			"f:3 has the sorry_server take over from servers that are left"},
 		{"a digest", convert.Keepalived, urls("url {\n path /h\n digest 640205b7b0fc66c1ea91c463fac6334d\n }\n"),
 			"f:6 is " + keepOut},
 		{"two URLs", convert.Keepalived, urls("url {\n path /a\n }\nurl {\n path /b\n }\n"), "f:7 is " + keepOut},

@@ -28,15 +28,13 @@ func (p *plan) limitChecks(lb *draft.LB) {
 }
 
 func (p *plan) limitCheck(lb *draft.LB, c *draft.HealthCheck) {
-	switch c.Type {
-	case "none":
+	if c.Type == "none" {
 		*c = draft.HealthCheck{Type: "none"}
 		return
-	case "tcp", "tls", "program":
-		c.Method, c.Path, c.Host, c.Headers, c.Status, c.Contains, c.Matches = "", "", "", nil, nil, "", ""
 	}
-	if c.Talks() {
-		c.Method, c.Path, c.Host, c.Headers, c.Status, c.Contains, c.Matches = "", "", "", nil, nil, "", ""
+	if c.Type != "http" && c.Type != "https" {
+		c.Method, c.Path, c.Host, c.Headers, c.Status = "", "", "", nil, nil
+		c.Contains, c.Matches, c.Absent, c.Mismatches = "", "", "", ""
 	}
 	if c.Type != "tls" && c.Type != "https" && !c.OverTLS {
 		c.Verify, c.CAFile, c.ServerName, c.CertFile, c.KeyFile = "", "", "", "", ""
@@ -86,8 +84,8 @@ func limitRequest(c *draft.HealthCheck, advise func(words, why string)) {
 		}
 		return wrong
 	})
-	if (c.Contains != "" || c.Matches != "") && c.Method == "HEAD" {
-		advise("HEAD", "asks for no body, and one is expected; became GET")
+	if c.Contains+c.Matches+c.Absent+c.Mismatches != "" && c.Method == "HEAD" {
+		advise("HEAD", "asks for no body, and one is looked at; became GET")
 		c.Method = "GET"
 	}
 }

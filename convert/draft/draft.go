@@ -190,6 +190,7 @@ type HealthCheck struct {
 	Headers                              [][2]string
 	Status                               []string
 	Contains, Matches                    string
+	Absent, Mismatches                   string
 	Verify                               string // "", "true", "false"
 	CAFile, ServerName                   string
 	CertFile, KeyFile                    string

@@ -237,12 +237,47 @@ func ReadRegexp(s string) bool {
 	return err == nil
 }
 
-// TailRegexp is s as RE2 has it, where $ at the end also stands before a last newline, as PCRE and POSIX have it.
+// TailRegexp is s as RE2 has it, where $ also stands before a last newline, as PCRE has it.
 func TailRegexp(s string) string {
-	if before, ok := strings.CutSuffix(s, "$"); ok && !strings.HasSuffix(before, `\\`) {
-		return before + `\n?$`
+	var b strings.Builder
+	for len(s) > 0 {
+		n := 1
+		switch {
+		case strings.HasPrefix(s, `\Q`):
+			_, rest, _ := strings.Cut(s, `\E`)
+			n = len(s) - len(rest)
+		case s[0] == '\\':
+			n = min(2, len(s))
+		case s[0] == '[':
+			n = classLength(s)
+		case s[0] == '$' && len(s) > 1 && strings.ContainsRune("?*+{", rune(s[1])):
+			b.WriteString(`(?:\n?$)`)
+			s = s[1:]
+			continue
+		case s[0] == '$':
+			b.WriteString(`\n?`)
+		}
+		b.WriteString(s[:n])
+		s = s[n:]
 	}
-	return s
+	return b.String()
+}
+
+// classLength is how many bytes of s are the class of characters, such as [^]$[:alpha:]], that it begins with.
+func classLength(s string) int {
+	i := len(s) - len(strings.TrimPrefix(strings.TrimPrefix(s[1:], "^"), "]"))
+	for i < len(s) && s[i] != ']' {
+		_, rest, isNamed := strings.Cut(s[i:], ":]")
+		switch {
+		case s[i] == '\\':
+			i += 2
+		case isNamed && strings.HasPrefix(s[i:], "[:"):
+			i = len(s) - len(rest)
+		default:
+			i++
+		}
+	}
+	return min(i+1, len(s))
 }
 
 // ValidName reports whether our loader takes s as the name or id of something: at most most bytes, printable, without

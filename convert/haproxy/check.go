@@ -220,23 +220,35 @@ func (p *proxy) expect(l draft.Line, words []string) {
 			return
 		}
 		p.statuses = status
-	case not:
-		p.lose(l, "says what must not come, and a check here says what has to: "+
-			"check: {expect: {status: [200], contains: ok}}")
-	case kind == "string" && p.ask.Contains == "":
-		p.ask.Contains = value
-	case kind == "string" && p.ask.Matches == "":
-		p.ask.Matches = regexp.QuoteMeta(value)
-	case kind == "rstring" && !draft.ReadRegexp(value):
-		p.lose(l, draft.NoRegexp)
-	case kind == "rstring" && p.ask.Matches == "":
-		p.ask.Matches = draft.TailRegexp(value)
-	case kind == "string", kind == "rstring":
-		p.lose(l, "is more than a check expects: one text and one pattern, or two texts")
+	case kind == "string" || kind == "rstring":
+		text, pattern := &p.ask.Contains, &p.ask.Matches
+		if not {
+			text, pattern = &p.ask.Absent, &p.ask.Mismatches
+		}
+		p.expectBody(l, value, kind == "rstring", text, pattern)
 	default:
 		p.lose(l, "is no kind of answer that is known; write check: {expect: {status: [200, 204]}}")
 	}
 }
+
+// expectBody reads what the body must or must not have: a text or a pattern, which goes where there is room.
+func (p *proxy) expectBody(l draft.Line, value string, isPattern bool, text, pattern *string) {
+	switch {
+	case isPattern && !draft.ReadRegexp(value):
+		p.lose(l, draft.NoRegexp)
+	case isPattern && *pattern == "":
+		*pattern = draft.TailRegexp(value)
+	case !isPattern && *text == "":
+		*text = value
+	case !isPattern && *pattern == "":
+		*pattern = regexp.QuoteMeta(value)
+	default:
+		p.lose(l, "is more than a check looks for: one text and one pattern, or two texts")
+	}
+}
+
+// anyBody matches what has a byte in it.
+const anyBody = "(?s)."
 
 // joinRules adds what http-check and tcp-check lines say to a check of their kind.
 func (p *proxy) joinRules() {
@@ -268,6 +280,10 @@ func (p *proxy) joinRules() {
 			}
 		}
 		c.Status, c.Contains, c.Matches = draft.Statuses(p.statuses), p.ask.Contains, p.ask.Matches
+		c.Absent, c.Mismatches = p.ask.Absent, p.ask.Mismatches
+		if c.Absent+c.Mismatches != "" && c.Contains+c.Matches == "" {
+			c.Matches = anyBody // an answer without a body fails in haproxy, whatever must not be in it
+		}
 	}
 	if at := p.to.wrong; at.Line > 0 {
 		p.refuse("%s is not carried over, and without it another place is checked; convert without that line, and write "+

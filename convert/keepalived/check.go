@@ -187,7 +187,10 @@ func limitTimeout(c *draft.HealthCheck) bool {
 func (v *virtualServer) checkURL(l draft.Line) {
 	c := &v.Check
 	isContrary := func(st syntax.Statement) bool { return st.Words[0] == "regex_no_match" }
-	contrary := slices.ContainsFunc(l.Body, isContrary)
+	pattern := &c.Matches
+	if slices.ContainsFunc(l.Body, isContrary) {
+		pattern = &c.Mismatches
+	}
 	for _, line := range l.Lines(v.LB, l.Body) {
 		switch line.Words[0] {
 		case "path":
@@ -205,16 +208,13 @@ func (v *virtualServer) checkURL(l draft.Line) {
 			c.Status = draft.Statuses(status)
 		case "virtualhost":
 			c.Host = line.Arg(1)
-		case "regex_no_match":
-			v.lose(line, "a check says what has to match, never what must not")
+		case "regex_no_match": // read above
 		case "regex":
-			switch {
-			case contrary: // regex_no_match says why
-			case !draft.ReadRegexp(line.Arg(1)):
+			if !draft.ReadRegexp(line.Arg(1)) {
 				v.lose(line, draft.NoRegexp)
-			default:
-				c.Matches = draft.TailRegexp(line.Arg(1))
+				continue
 			}
+			*pattern = draft.TailRegexp(line.Arg(1))
 		case "digest":
 			v.lose(line, "write what the body has in it: check: {expect: {contains: ok}}")
 		case "regex_options", "regex_min_offset", "regex_max_offset", "regex_stack":

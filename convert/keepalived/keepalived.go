@@ -30,6 +30,8 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 		switch st.Words[0] {
 		case "vrrp_script":
 			readScript(d, st, usual)
+		case "vrrp_track_process":
+			readProcess(d, st)
 		case "virtual_server_group":
 			groups[st.Arg(1)] = st
 		}
@@ -38,15 +40,12 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	for _, l := range d.Lines(nil, list) {
 		st := l.Statement
 		switch w := l.Words[0]; w {
-		case "vrrp_script", "virtual_server_group": // read above
+		case "vrrp_script", "vrrp_track_process", "virtual_server_group": // read above
 		case "vrrp_instance":
 			instances = append(instances, readInstance(d, st, usual))
 		case "vrrp_sync_group":
 			for _, line := range d.Lines(nil, l.Body) {
-				if line.Words[0] == "track_script" {
-					for _, name := range line.Lines(nil, line.Body) {
-						useScript(name)
-					}
+				if useTracks(line) {
 					continue
 				}
 				if line.Words[0] != "group" { // all virtual addresses have one holder
@@ -76,7 +75,7 @@ func Read(d *draft.Draft, list []syntax.Statement) error {
 	preferences(instances, together)
 	for _, t := range d.Tracks {
 		if !t.Used {
-			d.NoteAll(nil, t.Statement, true, "no track_script names it")
+			d.NoteAll(nil, t.Statement, true, "no "+trackLists[t.Words[0]]+" names it")
 		}
 	}
 	d.Tracks = slices.DeleteFunc(d.Tracks, func(t *draft.TrackDraft) bool { return !t.Used || t.Reverse })
@@ -117,8 +116,8 @@ func count(list []syntax.Statement, word string) (n int) {
 var remarks = draft.NewRemarks(
 	draft.Remark{Keywords: "include includer includem includew includeb includea",
 		Text: "nothing is included; convert those files too"},
-	draft.Remark{Keywords: "vrrp_track_process track_process vrrp_track_file track_file bfd_instance static_ipaddress " +
-		"static_routes static_rules", Text: isNoTrack},
+	draft.Remark{Keywords: "vrrp_track_file track_file bfd_instance static_ipaddress static_routes static_rules",
+		Text: isNoTrack},
 )
 
 const isNoTrack = "is not there; a track that runs a program can look at anything: tracks: [{name: x, exec: [/path]}]"
@@ -147,15 +146,17 @@ func Keywords() []draft.Keyword {
 		draft.Remark{Keywords: "notify_*", Text: noEvent},
 		draft.Remark{Keywords: "smtp_alert", Text: "no mail is sent; a hook can run a program"})
 	return slices.Concat(
-		draft.Keywords("top", []string{"vrrp_script", "vrrp_instance", "vrrp_sync_group", "virtual_server",
+		draft.Keywords("top", []string{"vrrp_script", "vrrp_track_process", "vrrp_instance", "vrrp_sync_group", "virtual_server",
 			"virtual_server_group", "global_defs", "$NAME="}, remarks),
 		draft.Keywords("global_defs", []string{"script_user"}, globalRemarks),
 		draft.Keywords("vrrp_instance", []string{"interface", "virtual_ipaddress", "virtual_ipaddress_excluded",
-			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "notify", "notify_master",
+			"unicast_src_ip", "mcast_src_ip", "unicast_peer", "track_script", "track_process", "notify", "notify_master",
 			"notify_backup", "notify_fault", "notify_stop"},
 			instanceRemarks, notify, draft.NewRemarks(draft.Remark{Keywords: "state priority", Moot: true, Text: isEqual})),
 		draft.Keywords("vrrp_script", []string{"script", "interval", "timeout", "rise", "fall", "weight", "user"},
 			scriptRemarks),
+		draft.Keywords("vrrp_track_process", []string{"process", "full_command", "weight", "quorum", "delay", "fork_delay",
+			"terminate_delay"}, processRemarks),
 		draft.Keywords("virtual_server", draft.Words(lines), lineRemarks),
 		draft.Keywords("real_server", []string{"weight", "uthreshold", "inhibit_on_failure", "TCP_CHECK", "HTTP_GET",
 			"SSL_GET", "SMTP_CHECK", "MISC_CHECK", "notify_up", "notify_down", "virtualhost",
@@ -213,12 +214,9 @@ func (i *instance) line(l draft.Line, on string) {
 			}
 			l.AddVIP(a.Statement, on)
 		}
-	case "track_script":
-		for _, name := range l.Lines(nil, l.Body) {
-			useScript(name)
-		}
 	default:
 		switch {
+		case useTracks(l):
 		case strings.HasPrefix(w, "include"):
 			l.Note("is not among these files, and may have virtual addresses or what watches them; convert that file too")
 		case !l.Remark(instanceRemarks, w):
@@ -243,7 +241,7 @@ var instanceRemarks = draft.NewRemarks(
 		Moot: true, Text: "has no meaning here"},
 	draft.Remark{Keywords: "nopreempt preempt preempt_delay", Moot: true,
 		Text: "the virtual address never moves unless another peer is better"},
-	draft.Remark{Keywords: "track_process track_file track_bfd", Text: isNoTrack},
+	draft.Remark{Keywords: "track_file track_bfd", Text: isNoTrack},
 	draft.Remark{Keywords: "virtual_routes virtual_rules",
 		Text: "no routes or rules are written; a hook can: hooks: [{on: [holder], exec: [/path]}]"},
 )

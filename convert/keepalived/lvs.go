@@ -1,6 +1,7 @@
 package keepalived
 
 import (
+	"cmp"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -35,6 +36,8 @@ type virtualServer struct {
 	user string // of scripts that name none
 	// usual is what the block says of all checks.
 	usual draft.HealthCheck
+	// quorums are the lines that say with how many servers the sorry_server takes over.
+	quorums []draft.Line
 }
 
 // readVirtualServer reads a virtual_server block: an address and port, and the servers behind it.
@@ -74,6 +77,7 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 			v.line(l)
 		}
 	}
+	v.quorum()
 	if v.Scheduler == "" {
 		v.Scheduler = defaultScheduler
 	}
@@ -148,6 +152,8 @@ var lines = map[string]reader{
 			v.Servers = append(v.Servers, srv)
 		}
 	},
+	"quorum":               func(v *virtualServer, l draft.Line) { v.quorums = append(v.quorums, l) },
+	"hysteresis":           func(v *virtualServer, l draft.Line) { v.quorums = append(v.quorums, l) },
 	"inhibit_on_failure":   (*virtualServer).keepDown,
 	"sorry_server_inhibit": (*virtualServer).keepDown,
 	"retry":                (*virtualServer).usualRetry,
@@ -162,8 +168,6 @@ var lineRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "ha_suspend alpha omega flag-1 flag-2 flag-3 sh-port sh-fallback mh-port mh-fallback",
 		Text: isMissing},
 	draft.Remark{Keywords: "ops", Moot: true, Text: "is for UDP"},
-	draft.Remark{Keywords: "quorum hysteresis", Text: "says with how many servers the sorry_server takes over; " +
-		"here a backup does when no other server is left"},
 	draft.Remark{Keywords: "quorum_up quorum_down", Text: noEvent},
 	draft.Remark{Keywords: "persistence_granularity persistence_engine", Text: "persistence is by the whole address"},
 )
@@ -183,6 +187,39 @@ func (v *virtualServer) line(l draft.Line) {
 		v.Refused = l.Place.String() + isIncluded
 	} else if !l.Remark(lineRemarks, l.Words[0]) {
 		l.NoteAll(false, draft.IsUnknown)
+	}
+}
+
+// quorum says what becomes of quorum and hysteresis, once all servers are read. keepalived adds up the weights of the
+// servers that are up (its ipwrapper.c); the two together are what it wants before the sorry_server leaves.
+func (v *virtualServer) quorum() {
+	sum := 0
+	var at draft.Line
+	for _, l := range v.quorums {
+		var n draft.Number
+		if l.Number(l.Arg(1), 0, maxLVSWeight, &n); !n.Set {
+			n.Value = maxLVSWeight + 1 // more than any server has
+		}
+		if n.Value > 0 {
+			sum, at = sum+n.Value, l
+		}
+	}
+	isSorry := func(srv draft.ServerEntry) bool { return srv.Backup }
+	isTooFew := func(srv draft.ServerEntry) bool {
+		weight := 1 // where nothing is said
+		if srv.Weight.Set {
+			weight = srv.Weight.Value
+		}
+		return !srv.Backup && weight > 0 && weight < sum
+	}
+	switch {
+	case !slices.ContainsFunc(v.Servers, isSorry):
+		for _, l := range v.quorums {
+			l.Moot("decides about a sorry_server, and there is none")
+		}
+	case slices.ContainsFunc(v.Servers, isTooFew):
+		v.Refused = cmp.Or(v.Refused, at.Place.String()+" has the sorry_server take over from servers that are left, and here "+
+			"a backup serves when no other server can; convert without that line if they may serve alone")
 	}
 }
 

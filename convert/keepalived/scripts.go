@@ -76,14 +76,24 @@ func readScript(d *draft.Draft, st syntax.Statement, usual string) {
 		t.Timeout.Value = t.Inter.Value
 		timeoutAt.Advise("became %s, the interval: runs do not overlap", draft.Short(t.Inter.Value))
 	}
-	taken := slices.ContainsFunc(d.Tracks, func(other *draft.TrackDraft) bool { return other.Name == t.Name })
+	addTrack(d, t)
+}
+
+// addTrack adds a track, within the bounds of our loader.
+func addTrack(d *draft.Draft, t *draft.TrackDraft) {
+	at := slices.IndexFunc(d.Tracks, func(other *draft.TrackDraft) bool { return other.Name == t.Name })
+	taken := at >= 0
+	if taken && d.Tracks[at].Words[0] != t.Words[0] { // keepalived does not mind
+		t.Name += "-2"
+		taken = slices.ContainsFunc(d.Tracks, func(other *draft.TrackDraft) bool { return other.Name == t.Name })
+	}
 	if t.Name == "" || taken || !draft.ValidName(t.Name, maxName) {
-		d.Note(nil, st.Head(), "has a name that a track cannot have, or that another has")
+		d.Note(nil, t.Head(), "has a name that a track cannot have, or that another has")
 		return
 	}
 	for _, n := range []*draft.Number{&t.Rise, &t.Fall} {
 		if most := int(maxRuns / max(t.Inter.Value, defaultInterval)); n.Value > most {
-			d.Advise(nil, st.Head(), "so many runs would take longer than a day; became %d", most)
+			d.Advise(nil, t.Head(), "so many runs would take longer than a day; became %d", most)
 			n.Value = most
 		}
 	}
@@ -106,10 +116,26 @@ var scriptRemarks = draft.NewRemarks(
 	draft.Remark{Keywords: "init_fail", Text: "the first run decides"},
 )
 
-// useScript marks a script as used; a weight here is the instance's own.
-func useScript(l draft.Line) {
+// trackLists are the lists that name the tracks of each kind.
+var trackLists = map[string]string{"vrrp_script": "track_script", "vrrp_track_process": "track_process"}
+
+// useTracks reads a list of names of tracks, and reports whether l is one.
+func useTracks(l draft.Line) bool {
+	for kind, list := range trackLists {
+		if list == l.Words[0] {
+			for _, name := range l.Lines(nil, l.Body) {
+				useTrack(name, kind)
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// useTrack marks a track of a kind as used; a weight here is the instance's own.
+func useTrack(l draft.Line, kind string) {
 	for _, t := range l.Tracks {
-		if t.Name != l.Words[0] {
+		if t.Arg(1) != l.Words[0] || t.Words[0] != kind {
 			continue
 		}
 		t.Used = true
@@ -118,7 +144,7 @@ func useScript(l draft.Line) {
 		}
 		return
 	}
-	l.Note("its vrrp_script was not carried over, or is not in these files")
+	l.Note("its %s was not carried over, or is not in these files", kind)
 }
 
 // readWeight reads what a failed script costs. keepalived adds the weight to the priority, or subtracts it; only the
@@ -174,6 +200,14 @@ func splitWords(line string) (words []string, balanced bool) {
 	return words, quote == 0 && !escaped
 }
 
+// isOfReplaced reports whether what a line says is about a program that the appliance takes the place of.
+func isOfReplaced(l draft.Line, line string) bool {
+	return !l.Alone && !l.GoesOn && (strings.Contains(line, "haproxy") || strings.Contains(line, "nginx"))
+}
+
+const looksAfterReplaced = "looks after a program that is not needed any more; " +
+	"a holder whose load balancers have no healthy backend gives way by itself"
+
 // command splits the line of a script, as keepalived does without a shell; why says why it cannot be run.
 func command(l draft.Line, words []string) (exec []string, why string) {
 	line := strings.Join(words, " ")
@@ -185,9 +219,8 @@ func command(l draft.Line, words []string) (exec []string, why string) {
 		return nil, "names no program"
 	case strings.ContainsRune(line, 0):
 		return nil, "has a zero byte, which no program can be given"
-	case !l.Alone && !l.GoesOn && (strings.Contains(line, "haproxy") || strings.Contains(line, "nginx")):
-		return nil, "looks after a program that is not needed any more; " +
-			"a holder whose load balancers have no healthy backend gives way by itself"
+	case isOfReplaced(l, line):
+		return nil, looksAfterReplaced
 	case syntax.HasSecret(line):
 		return nil, "has a secret among its words, which is not copied; " +
 			"put it in a script that only root may read, and name that in tracks or hooks: exec: [/path]"

@@ -62,7 +62,11 @@ func listBackends(c *cli.Context) error {
 	fmt.Fprintln(w, "BACKEND\tADDRESS\tWEIGHT\tSTATE\tORDER")
 	for _, lb := range snapshot.LoadBalancers {
 		for _, b := range lb.Backends {
-			fmt.Fprintf(w, "%s/%s\t%s\t%d\t%s\t%s\n", lb.Name, b.Name, b.Address, b.Weight, b.State, b.Override)
+			address := "-" // a name that never had one
+			if b.Address.IsValid() {
+				address = b.Address.String()
+			}
+			fmt.Fprintf(w, "%s/%s\t%s\t%d\t%s\t%s\n", lb.Name, b.Name, address, b.Weight, b.State, b.Override)
 		}
 	}
 	return w.Flush()

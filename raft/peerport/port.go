@@ -31,12 +31,6 @@ const (
 const recordHandshake = 22
 
 const (
-	// HandshakeTimeout bounds a connection that has not yet said who it is.
-	HandshakeTimeout = 2 * time.Second
-	// MaxHandshakes bounds how many of those there are at once: as many from the addresses of listed peers as
-	// from everywhere else, so that a flood from elsewhere does not keep peers out. Further ones are closed
-	// at once.
-	MaxHandshakes = 32
 	// maxConns bounds the connections of peers and workers, so that a faulty peer (or, in insecure mode,
 	// anybody) cannot use up the process's files. It is enough for a thousand workers on the last peer that
 	// is left.
@@ -160,7 +154,7 @@ func (p *Port) Serve(handlers map[byte]func(net.Conn, auth.Identity)) error {
 
 // accept hands connections over to handlers, in goroutines of wg, until the port is closed.
 func (p *Port) accept(wg *sync.WaitGroup, handlers map[byte]func(net.Conn, auth.Identity)) {
-	ours, theirs := make(chan struct{}, MaxHandshakes), make(chan struct{}, MaxHandshakes)
+	var ours, theirs arrivals
 	for {
 		conn, err := p.l.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -174,19 +168,21 @@ func (p *Port) accept(wg *sync.WaitGroup, handlers map[byte]func(net.Conn, auth.
 			continue
 		}
 		conn = p.low.lift(conn)
-		slots := theirs
+		arriving := &theirs
 		if p.isListed(source(conn)) {
-			slots = ours
+			arriving = &ours
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			p.stranger(conn, errors.New("too many connections that have not said who they are"))
+		out, ok := arriving.enter(conn, time.Now())
+		if out != nil {
+			out.Close()
+		}
+		if !ok {
+			p.stranger(conn, errCrowded)
 			conn.Close()
 			continue
 		}
 		if !p.track(conn) {
-			<-slots
+			arriving.leave(conn)
 			p.stranger(conn, errors.New("too many connections"))
 			conn.Close()
 			continue
@@ -194,7 +190,9 @@ func (p *Port) accept(wg *sync.WaitGroup, handlers map[byte]func(net.Conn, auth.
 		wg.Go(func() {
 			defer p.untrack(conn)
 			c, kind, who, err := p.greet(conn)
-			<-slots
+			if !arriving.leave(conn) {
+				err = errCrowded
+			}
 			if err == nil {
 				err = p.seat(conn, who)
 			}

@@ -148,8 +148,10 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 			err = errors.New("this peer has not started yet")
 			break
 		}
-		a := g.grants.Account(raft.CurrentTerm())
-		a.Lease = g.cfg.span()
+		reached := raft.CurrentTerm()
+		answering := g.answersBefore(ctx, reached)
+		a := g.grants.Account(reached)
+		a.Lease, a.Answering = g.cfg.span(), answering
 		rep.Account, rep.Cluster = &a, g.cluster()
 	case opView:
 		rep.View, err = g.view(from)

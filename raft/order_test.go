@@ -262,6 +262,29 @@ func TestSilenceIsSaidAfterHoldHasReturned(t *testing.T) {
 	b.eventually("the peer to say so afterwards", silenced)
 }
 
+// TestReplyFromANewTermProvesSilenceAfterHold is step 4 for who is deposed: a thread of hold may have looked at the lease
+// before, and answer now.
+func TestReplyFromANewTermProvesSilenceAfterHold(t *testing.T) {
+	b := newBench(t, 3)
+	n, letGo, ended := b.holds("a")
+	at := n.raft.CurrentTerm()
+	b.eventually("a newer term", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		b.nodes["b"].trans.Stand(ctx)
+		return n.raft.CurrentTerm() > at
+	})
+	<-ended
+	account := func() *lease.Account {
+		return n.answer(t.Context(), auth.Identity{Role: auth.Peer, ID: "b"}, request{Op: opAccount}).Account
+	}
+	if a := account(); a == nil || a.Term <= at || !a.Answering {
+		t.Errorf("account %+v while hold still runs, in term %d before", a, at)
+	}
+	letGo()
+	b.eventually("an account that proves silence", func() bool { a := account(); return a != nil && !a.Answering })
+}
+
 // TestHandOverComesAfterHoldHasReturned: the next leader has nothing to wait for, so the last one has stopped.
 func TestHandOverComesAfterHoldHasReturned(t *testing.T) {
 	b := newBench(t, 3)

@@ -141,12 +141,35 @@ func (g *Group) holdTerm(ctx context.Context, term uint64, hold func(context.Con
 	g.tenure = tenureState{}
 	g.count.Ended[countedAs(ended)]++
 	g.mu.Unlock()
+	g.change.Fire()
 	g.log.Info("no longer holder", "term", term, "cause", cause, "held", time.Since(began).Round(time.Millisecond))
 	if request != nil {
 		request.done <- g.handOver(ctx, request.to)
 	}
-	g.change.Fire()
 	return cause
+}
+
+// answersBefore says that hold of a tenure before term has not returned yet: a thread of it may have looked at the lease,
+// and stand still before its answer. It waits a little for that, because who asks would wait for longer.
+func (g *Group) answersBefore(ctx context.Context, term uint64) bool {
+	patience := time.NewTimer(g.cfg.span() / 2)
+	defer patience.Stop()
+	for {
+		changed := g.change.Next()
+		g.mu.Lock()
+		t := g.tenure
+		g.mu.Unlock()
+		if t.may == nil || t.term >= term {
+			return false
+		}
+		select {
+		case <-changed:
+		case <-patience.C:
+			return true
+		case <-ctx.Done():
+			return true
+		}
+	}
 }
 
 // tenureEnd waits for whatever ends the tenure first.

@@ -83,7 +83,7 @@ var mutants = []mutant{
 			"\tctx, cancel := context.WithCancel(ctx)\n\ttype report",
 		"TestNothingHappensBeforeOlderLeasesAreOver"},
 	{"the grants are read before the term", "raft/control.go",
-		"a := g.grants.Account(raft.CurrentTerm())", "a := g.grants.Account(0)\n\t\ta.Term = raft.CurrentTerm()",
+		"a := g.grants.Account(reached)", "a := g.grants.Account(0)\n\t\ta.Term = raft.CurrentTerm()",
 		"TestAccountReadsTheTermFirst"},
 	{"an account from an older term counts", "raft/lease/grants.go",
 		"return a.Term >= term && (a.Lease", "return (a.Lease", "TestWait"},
@@ -92,7 +92,13 @@ var mutants = []mutant{
 
 	// Step 4: proof of silence.
 	{"a peer is silent although it spoke from an older term", "raft/lease/grants.go",
-		"if x, ok := accounts[g.To]; ok && x.Term >= term {", "if _, ok := accounts[g.To]; ok {", "TestWait"},
+		"if x, ok := accounts[g.To]; ok && x.Term >= term && !x.Answering {",
+		"if x, ok := accounts[g.To]; ok && !x.Answering {", "TestWait"},
+	{"a reply proves silence while an answer is under way", "raft/lease/grants.go",
+		"x.Term >= term && !x.Answering {", "x.Term >= term {", "TestWait"},
+	{"a reply says that no answer is under way while hold still runs", "raft/tenure.go",
+		"if t.may == nil || t.term >= term {", "if t.may == nil || t.term <= term {",
+		"TestReplyFromANewTermProvesSilenceAfterHold"},
 	{"silence is said before hold has returned", "raft/group.go",
 		"g.holding <- struct{}{} // hold has returned",
 		"g.watched.Silent()\n\tg.holding <- struct{}{} // hold has returned",

@@ -33,8 +33,10 @@
 //     that is still about to acknowledge a probe of an older term has seen that term, and so noted the
 //     arrival, before it voted.)
 //  4. Proof of silence. An entry of X need not be waited out if X itself has replied from T' (it may
-//     never answer in an older term again), if X's process is dead, or if X has said that it never
-//     answers again.
+//     never answer in an older term again) and no answer that it began before is under way, if X's process
+//     is dead, or if X has said that it never answers again. An answer begins with a look at the lease; a
+//     thread may stand still between that and the packet, while others of its process go on. So X replies
+//     when what answers has ended, or says that it has not.
 //  5. A voter that restarted has lost its grants: it says how long its process has lived, and that
 //     counts like an entry of an unknown leader. The old process is gone when the new one starts: the
 //     lock of the database says so.

@@ -39,9 +39,11 @@ type Account struct {
 	// Lived is the age of the process, which knows of nothing before that.
 	Lived time.Duration `json:"lived"`
 	// Lease is the length of the peer's own leases; 0 is from a version that does not tell.
-	Lease   time.Duration     `json:"lease,omitempty"`
-	Granted []GrantAge        `json:"granted,omitempty"`
-	Dead    map[string]uint64 `json:"dead,omitempty"`
+	Lease   time.Duration `json:"lease,omitempty"`
+	Granted []GrantAge    `json:"granted,omitempty"`
+	// Answering says that an answer of an older term may still be under way: the reply does not prove silence.
+	Answering bool              `json:"answering,omitempty"`
+	Dead      map[string]uint64 `json:"dead,omitempty"`
 }
 
 // A GrantAge is one grant and the time that has passed since.
@@ -163,7 +165,7 @@ func Wait(
 			if g.To == self || g.Term <= dead[g.To] {
 				continue
 			}
-			if x, ok := accounts[g.To]; ok && x.Term >= term {
+			if x, ok := accounts[g.To]; ok && x.Term >= term && !x.Answering {
 				continue // it has replied from this term: silent in older ones
 			}
 			longest = max(longest, stretched-g.Age)

@@ -68,6 +68,8 @@ func TestWait(t *testing.T) {
 			Lived: old, Granted: []GrantAge{to("a", 9, 0)}}}, 0, true},
 		"the old leader has spoken": {map[string]Account{"a": {Term: 9, Lived: old,
 			Granted: []GrantAge{to("c", 8, 0)}}, "c": {Term: 9, Lived: old}}, 0, true},
+		"an answer of it is under way": {map[string]Account{"a": {Term: 9, Lived: old,
+			Granted: []GrantAge{to("c", 8, 0)}}, "c": {Term: 9, Lived: old, Answering: true}}, 101 * ms, true},
 		"it spoke from an old term": {map[string]Account{"a": {Term: 9, Lived: old,
 			Granted: []GrantAge{to("c", 8, 0)}}, "b": {Term: 9, Lived: old}, "c": {Term: 8, Lived: old}}, 101 * ms,
 			true},

@@ -109,7 +109,8 @@ func generated(t *testing.T, random *rand.Rand, sections int, servers map[string
 		return netip.PrefixFrom(a, 24+random.IntN(9)).Masked().String()
 	}
 	condition := func() string {
-		tests := []string{"net", "!net", "one", "!one", "{ src " + source() + " }", "!{ src " + source() + " }"}
+		tests := []string{"net", "!net", "one", "!one", "{ src " + source() + " }", "!{ src -m ip " + source() + " }",
+			"never", "!never", "half", "!ever", "LOCALHOST"}
 		one := func() string { return tests[random.IntN(len(tests))] }
 		switch random.IntN(6) {
 		case 0:
@@ -124,7 +125,9 @@ func generated(t *testing.T, random *rand.Rand, sections int, servers map[string
 		return " if " + one()
 	}
 	rules := func(stages ...string) {
-		fmt.Fprintf(&b, " acl net src %s %s\n acl one src %s\n acl net src %s\n", source(), source(), source(), source())
+		fmt.Fprintf(&b, " acl net src %s %s\n acl one src %s\n acl net src -i %s\n", source(), source(), source(), source())
+		fmt.Fprintf(&b, " acl never always_false\n acl half always_false\n acl half src %s\n acl ever src %s\n"+
+			" acl ever always_true\n acl LOCALHOST src %s\n", source(), source(), source())
 		for range random.IntN(5) {
 			fmt.Fprintf(&b, " tcp-request %s %s%s\n", stages[random.IntN(len(stages))],
 				[]string{"accept", "reject"}[random.IntN(2)], condition())

@@ -275,6 +275,19 @@ func TestKinds(t *testing.T) {
 			[]string{`expect: {status: [200-299], mismatches: "bad\\n?$"}`}, []string{"matches: bad", "(?s)"},
 		},
 		{
+			"an acl that never is so lets nobody in, and leads nobody elsewhere", convert.HAProxy,
+			"frontend f\n  bind 192.0.2.10:80\n  acl no always_false\n  acl net always_false\n  acl net src 10.0.0.0/8\n" +
+				"  tcp-request connection reject unless net\n  use_backend x if no\n  default_backend galera\n" +
+				"backend x\n  server a 192.0.2.99:80\n" + galera + haproxyServers,
+			[]string{"allow: [10.0.0.0/8]"}, []string{"address: 192.0.2.99"},
+		},
+		{
+			"any version of TLS", convert.HAProxy,
+			galera + haproxyServers + "frontend f\n  bind 192.0.2.10:80\n  tcp-request content reject unless { req.ssl_ver gt 3 }\n" +
+				"  default_backend galera\n",
+			[]string{"requireTLS: 5s"}, nil,
+		},
+		{
 			"what send does not say is as option httpchk has it", convert.HAProxy,
 			galera + "  option httpchk HEAD /own\n  http-check send hdr X-A y\n" + haproxyServers,
 			[]string{"method: HEAD\n    path: /own\n    headers: {X-A: y}"}, nil,
@@ -417,6 +430,9 @@ func TestKinds(t *testing.T) {
 			"  http-check expect string c\n"), "f:8 is " + keepOut},
 		{"three texts that must not be there", convert.HAProxy, httpchk("  http-check expect ! string a\n" +
 			"  http-check expect ! string b\n  http-check expect ! string c\n"), "f:8 is " + keepOut},
+		{"versions of TLS", convert.HAProxy, "listen a\n  bind 192.0.2.10:80\n" +
+			"  tcp-request content reject unless { req.ssl_ver ge 3.3 }\n" + haproxyServers,
+			"f:3 refuses some connections, and which is not understood"},
 		{"two patterns", convert.HAProxy, httpchk("  http-check expect rstring a\n  http-check expect rstring b\n"),
 			"f:7 is " + keepOut},
 		{"contrary statuses", convert.HAProxy, httpchk("  http-check expect status 200\n  http-check expect status 201\n"),

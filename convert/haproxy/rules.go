@@ -122,8 +122,13 @@ func (p *proxy) named(name string) term {
 	if t, ok := p.known[name]; ok {
 		return t
 	}
-	lines := p.acls[name]
-	t := term{unknown: len(lines) == 0, sets: &[2]draft.AddrSet{}}
+	all := p.acls[name]
+	t := term{unknown: len(all) == 0, sets: &[2]draft.AddrSet{}}
+	isNever := func(one aclLine) bool { return one.always && one.not }
+	lines := slices.DeleteFunc(slices.Clone(all), isNever) // those add nothing
+	if len(lines) == 0 {
+		t.always, t.not = true, true
+	}
 	for i, one := range lines {
 		switch {
 		case one.unknown:
@@ -142,6 +147,9 @@ func (p *proxy) named(name string) term {
 
 const onlyAddresses = "only source addresses and TLS ClientHellos are told apart; write allow and deny with prefixes"
 
+// anyTLS are the tests of a ClientHello's version that all of TLS passes: 3.1 is TLS 1.0.
+var anyTLS = []string{"gt 3", "gt 3.0", "ge 3", "ge 3.0", "ge 3.1"}
+
 // readTerm reads src 10.0.0.0/8 ... and req.ssl_hello_type 1.
 func readTerm(words []string) (l aclLine) {
 	l.sets = &[2]draft.AddrSet{}
@@ -151,8 +159,9 @@ func readTerm(words []string) (l aclLine) {
 	}
 	switch words[0] {
 	case "src":
-		for _, w := range words[1:] {
-			if w == "--" || w == "-n" {
+		for i, w := range words[1:] {
+			before := words[i]
+			if w == "--" || w == "-n" || w == "-i" || w == "-m" || w == "ip" && before == "-m" {
 				continue
 			}
 			prefix, ok := draft.ReadPrefix(w)
@@ -165,6 +174,7 @@ func readTerm(words []string) (l aclLine) {
 		l.unknown = len(words) != 2 || words[1] != "1"
 	case "req_ssl_ver", "req.ssl_ver":
 		l.hello = true
+		l.unknown = len(words) > 1 && !slices.Contains(anyTLS, strings.Join(words[1:], " "))
 	case "always_true":
 		l.always = true
 	case "always_false":
@@ -217,18 +227,21 @@ func (p *proxy) term(words []string) (t term, rest []string, ok bool) {
 	if w == "" && len(rest) > 0 {
 		w, rest = rest[0], rest[1:]
 	}
-	switch w {
-	case "{":
+	_, isNamed := p.acls[w]
+	switch {
+	case w == "{":
 		end := slices.Index(rest, "}")
 		if end < 0 {
 			return t, nil, false
 		}
 		t, rest = readTerm(rest[:end]).term, rest[end+1:]
-	case "TRUE", "WAIT_END":
+	case isNamed:
+		t = p.named(w)
+	case w == "TRUE" || w == "WAIT_END":
 		t.always = true
-	case "FALSE":
+	case w == "FALSE":
 		t.always, t.not = true, true
-	case "LOCALHOST":
+	case w == "LOCALHOST":
 		t.sets = &[2]draft.AddrSet{}
 		t.from = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	default:

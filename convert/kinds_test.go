@@ -414,6 +414,7 @@ func TestKinds(t *testing.T) {
 			has(t, string(res.YAML), tt.want, tt.not)
 		})
 	}
+	const onlyBackups = "none of its servers but backups has an address that can be used"
 	const keepOut = "not carried over, and without it the check takes servers that it is there to keep out"
 	for _, tt := range []struct {
 		name string
@@ -484,6 +485,14 @@ func TestKinds(t *testing.T) {
 		{"a quorum to be filled in", convert.Keepalived, "virtual_server 192.0.2.10 80 {\n  protocol TCP\n  quorum <n>\n" +
 			"  sorry_server 192.0.2.13 80\n  real_server 192.0.2.11 80 {\n    TCP_CHECK {\n    }\n  }\n}\n",
 			"f:3 has the sorry_server take over from servers that are left"},
+		{"backups in the place of a server that is not read", convert.HAProxy, galera +
+			"  server a ${A}:3306 check\n  server b 192.0.2.12:3306 check backup\n", onlyBackups},
+		{"backups in the place of servers by records", convert.HAProxy, galera +
+			"  server-template a 2 _db._tcp.example.org check\n  server b 192.0.2.12:3306 check backup\n", onlyBackups},
+		{"a backup in the place of a socket", convert.Nginx, "stream {\nupstream u {\nserver unix:/x;\nserver 192.0.2.12:80 backup;\n}\n" +
+			"server { listen 192.0.2.10:80; proxy_pass u; }\n}\n", onlyBackups},
+		{"a sorry server in the place of one that is not read", convert.Keepalived, "virtual_server 192.0.2.10 80 {\n  protocol TCP\n" +
+			"  sorry_server 192.0.2.13 80\n  real_server <ip> 80 {\n    TCP_CHECK {\n    }\n  }\n}\n", onlyBackups},
 		{"a digest", convert.Keepalived, urls("url {\n path /h\n digest 640205b7b0fc66c1ea91c463fac6334d\n }\n"),
 			"f:6 is " + keepOut},
 		{"two URLs", convert.Keepalived, urls("url {\n path /a\n }\nurl {\n path /b\n }\n"), "f:7 is " + keepOut},
@@ -493,7 +502,7 @@ func TestKinds(t *testing.T) {
 			"sorry servers alone can be used", convert.Keepalived,
 			"virtual_server 192.0.2.10 80 {\n  protocol TCP\n  sorry_server 192.0.2.13 80\n" +
 				"  real_server 192.0.2.10 80 { TCP_CHECK { } }\n}\n",
-			"none of its servers but backups has an address that can be used",
+			onlyBackups,
 		},
 		{
 			"rules about the sender of a PROXY header", convert.HAProxy,

@@ -49,7 +49,7 @@ func (p *plan) planServers(b *balancer) (refused string) {
 		return "none of its servers has an address that can be used"
 	case !slices.ContainsFunc(b.servers, func(srv draft.ServerEntry) bool { return !isOut(srv) }):
 		return "all its servers are out of rotation"
-	case slices.ContainsFunc(b.Servers, isFirst) && !slices.ContainsFunc(b.servers, isFirst):
+	case (b.LostFirst || slices.ContainsFunc(b.Servers, isFirst)) && !slices.ContainsFunc(b.servers, isFirst):
 		return "none of its servers but backups has an address that can be used"
 	}
 	// The key is for the first load balancer and those that list no server. If the first was not carried over, the peers

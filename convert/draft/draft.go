@@ -133,6 +133,8 @@ type LB struct {
 	BackendPort                    uint16
 	// OneBackup means that of the backups only the first that lives serves.
 	OneBackup bool
+	// LostFirst means that a server which is no backup could not be read.
+	LostFirst bool
 	// Access are nginx's rules of who may connect, in their order.
 	Access []AccessRule
 	// Stays means that what is refused is no load balancer of ours in any case, so that the program goes on to serve it.

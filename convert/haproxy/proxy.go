@@ -156,7 +156,7 @@ func (p *proxy) join(back *proxy) {
 	p.Persistence, p.Retries = b.Persistence, b.Retries
 	p.Connect, p.Server, p.Queue, p.QueueAt = b.Connect, b.Server, b.Queue, b.QueueAt
 	p.MaxFails, p.FailTimeout = b.MaxFails, b.FailTimeout
-	p.OneBackup = b.OneBackup
+	p.OneBackup, p.LostFirst = b.OneBackup, b.LostFirst
 	p.SendProxy, p.OnMarkedDown, p.OnMarkedUp = b.SendProxy, b.OnMarkedDown, b.OnMarkedUp
 	p.Refused = cmp.Or(p.Refused, b.Refused)
 	p.Joined = append(p.Joined, b)

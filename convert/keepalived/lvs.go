@@ -255,6 +255,7 @@ func (v *virtualServer) serverAddress(l draft.Line) (draft.ServerEntry, bool) {
 			return srv, false
 		}
 		l.Note("%s", draft.WrongAddr(l.Arg(1)))
+		v.LostFirst = v.LostFirst || l.Words[0] == "real_server"
 		return srv, false
 	}
 	if l.Arg(2) == "" || l.Arg(2) == "0" {

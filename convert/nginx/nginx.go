@@ -211,6 +211,7 @@ func readBackend(lb *draft.LB, l draft.Line) {
 	host, port := draft.SplitPort(l.Arg(1))
 	if strings.HasPrefix(l.Arg(1), "unix:") || !srv.SetHost(host) {
 		l.Note("%s", draft.WrongAddr(l.Arg(1)))
+		lb.LostFirst = lb.LostFirst || !slices.Contains(l.Words, "backup")
 		return
 	}
 	var ok bool
@@ -220,6 +221,7 @@ func readBackend(lb *draft.LB, l draft.Line) {
 			why = draft.Unfilled
 		}
 		l.Note("%s", why)
+		lb.LostFirst = lb.LostFirst || !slices.Contains(l.Words, "backup")
 		return
 	}
 	maxFails := draft.Number{Value: defaultMaxFails, Set: true}
@@ -324,7 +326,7 @@ func passTo(lb *draft.LB, pass syntax.Statement, upstreams map[string]*upstream)
 	case up != nil:
 		up.used = true
 		lb.Name, lb.Scheduler, lb.Servers = up.Name, up.Scheduler, up.Servers
-		lb.MaxFails, lb.FailTimeout = up.MaxFails, up.FailTimeout
+		lb.MaxFails, lb.FailTimeout, lb.LostFirst = up.MaxFails, up.FailTimeout, up.LostFirst
 		lb.Joined = append(lb.Joined, up.LB)
 		lb.Refused = cmp.Or(lb.Refused, up.Refused)
 		return true

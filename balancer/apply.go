@@ -82,7 +82,7 @@ func (b *Balancer) services(a *applier) (services []Service, version uint64, due
 			services = append(services, Service{
 				LoadBalancer: lb.Name, Frontend: f, Scheduler: lb.Scheduler,
 				Backends: up, Draining: draining,
-				ConnectTimeout: lb.ConnectTimeout, ConnOptions: lb.ConnOptions,
+				ConnectTimeout: lb.ConnectTimeout, ConnOptions: lb.ConnOptions, MaxFails: lb.MaxFails,
 			})
 		}
 	}

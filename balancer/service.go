@@ -118,6 +118,14 @@ type Service struct {
 	// ConnectTimeout bounds one dial in data planes that dial themselves.
 	ConnectTimeout time.Duration
 	ConnOptions    ConnOptions
+	// MaxFails is the load balancer's.
+	MaxFails int
+}
+
+// FollowsChecks reports whether checks alone say which backend is the first that can: where it is b, connections of
+// clients that fail lead no others to the next one, which may be a database's second writer.
+func (s Service) FollowsChecks(b Backend) bool {
+	return s.Scheduler == First && max(0, cmp.Or(b.MaxFails, s.MaxFails)) == 0
 }
 
 // PlaneName names a data plane in configuration, logs and status.

@@ -282,6 +282,16 @@ func TestKinds(t *testing.T) {
 			[]string{"allow: [10.0.0.0/8]"}, []string{"address: 192.0.2.99"},
 		},
 		{
+			"the first server, and no other", convert.HAProxy,
+			"defaults\n  mode tcp\n  option redispatch\n" + galera + "  balance first\n  no option redispatch\n" + haproxyServers,
+			[]string{"scheduler: first\n  retries: 0\n  maxFails: 0\n", "f:7: backend galera: has retries: 0, because"}, nil,
+		},
+		{
+			"the first server, or the next one", convert.HAProxy,
+			galera + "  balance first\n  option redispatch\n  retries 2\n" + haproxyServers,
+			[]string{"scheduler: first\n  retries: 2\n  maxFails: 0\n"}, []string{"has retries: 0"},
+		},
+		{
 			"any version of TLS", convert.HAProxy,
 			galera + haproxyServers + "frontend f\n  bind 192.0.2.10:80\n  tcp-request content reject unless { req.ssl_ver gt 3 }\n" +
 				"  default_backend galera\n",

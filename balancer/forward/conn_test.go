@@ -135,6 +135,39 @@ func TestShunnedBackendIsTriedAgain(t *testing.T) {
 	}
 }
 
+// Where checks alone say who the first is, clients whose connection to it fails move no others to the next one.
+func TestFirstThatFailsStaysFirst(t *testing.T) {
+	for _, tt := range []struct {
+		what          string
+		maxFails, own int
+		retries       int
+		moved         int // clients at least; none means none
+	}{
+		{"checks decide", 0, 0, -1, 0},
+		{"checks decide about this one", 3, balancer.NeverOut, -1, 0},
+		{"each client tries the next one", 0, 0, 1, 6},
+		{"failures count", 3, 0, -1, 1},
+		{"failures of this one count", 0, 3, -1, 1},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			at := frontend()
+			s := to(at, refusing(t), backend(t, name("next")))
+			s.Scheduler, s.MaxFails, s.ConnOptions.Retries = balancer.First, tt.maxFails, tt.retries
+			s.Backends[0].MaxFails = tt.own
+			start(t, Config{}, s)
+			moved := 0
+			for range 6 {
+				if got, _ := word(at); got == "next" {
+					moved++
+				}
+			}
+			if moved < tt.moved || tt.moved == 0 && moved > 0 {
+				t.Errorf("%d of 6 clients reached the next one, want %d or more", moved, tt.moved)
+			}
+		})
+	}
+}
+
 func TestRemovedBackendIsResetAndDrainingIsKept(t *testing.T) {
 	stays, leaves, drains := backend(t, echo), backend(t, echo), backend(t, echo)
 	at := frontend()

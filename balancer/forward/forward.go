@@ -331,7 +331,8 @@ func (s *service) update(w balancer.Service) error {
 		if proxy := cmp.Or(b.SendProxy, h.SendProxy); proxy != "" && proxy != balancer.ProxyOff {
 			next.proxies[t] = proxy
 		}
-		next.slots = append(next.slots, slot{t, b.Name, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart)})
+		next.slots = append(next.slots, slot{t, b.Name, b.Weight, b.MaxConn, b.MaxQueue, int64(b.SlowStart),
+			w.FollowsChecks(b)})
 	}
 	// A target that stays must be usable before the table names it. One that leaves
 	// must be out of the table before its connections are reset.

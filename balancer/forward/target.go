@@ -100,7 +100,15 @@ type slot struct {
 	weight            int
 	maxConn, maxQueue int
 	slowStart         int64
+	// stays means that it is not passed over when a dial fails: checks decide.
+	stays bool
 }
+
+// avoided reports whether the slot's target is certain not to be tried.
+func (s *slot) avoided(at int64) bool { return !s.stays && s.target.avoided(at) }
+
+// mayTry is the target's, unless checks alone decide.
+func (s *slot) mayTry(at int64) bool { return s.stays || s.target.mayTry(at) }
 
 // fullShare is the share of a backend after its slow start.
 const fullShare = 256
@@ -156,7 +164,7 @@ func (tb *table) pick(client netip.Addr, tried []*target, at int64) (t *target, 
 		if b, ok := tb.persistence.find(client, at); ok {
 			for i := range tb.slots {
 				s := &tb.slots[i]
-				if s.target.id.Backend != b || s.weight <= 0 || slices.Contains(tried, s.target) || !s.target.mayTry(at) {
+				if s.target.id.Backend != b || s.weight <= 0 || slices.Contains(tried, s.target) || !s.mayTry(at) {
 					continue
 				}
 				return s.target, !s.claim()
@@ -185,7 +193,7 @@ func (tb *table) spread(client netip.Addr, tried []*target, at int64, faithful b
 		candidates, slots := l.candidates[:0], l.slots[:0]
 		for i := range tb.slots {
 			s := &tb.slots[i]
-			if s.weight <= 0 || len(tried) > 0 && slices.Contains(tried, s.target) || !lastResort && s.target.avoided(at) {
+			if s.weight <= 0 || len(tried) > 0 && slices.Contains(tried, s.target) || !lastResort && s.avoided(at) {
 				continue
 			}
 			open := s.target.open.Load()
@@ -200,7 +208,7 @@ func (tb *table) spread(client netip.Addr, tried []*target, at int64, faithful b
 		for len(slots) > 0 {
 			i := tb.scheduler.pick(candidates, client)
 			s := slots[i]
-			if lastResort || s.target.mayTry(at) {
+			if lastResort || s.mayTry(at) {
 				if s.claim() {
 					return s.target, false
 				}

@@ -32,6 +32,7 @@ type proxy struct {
 	httpTo, tcpTo, to   connection
 	lost                draft.Line // the first http-check line that is not carried over, and would have to be
 	expects, allBackups bool
+	redispatch          bool // another server is tried when one fails
 	asksMore            bool // a second request has begun
 	isOff404            bool // a server that answers 404 gets no connections
 	// sticks are the lines by which a client keeps its server, by its address or, with onlyOne, as all others do; table
@@ -143,6 +144,7 @@ func newProxy(d *draft.Draft, s section, others map[string]section) *proxy {
 	p.logged(d)
 	p.OneBackup = !p.allBackups
 	if s.Words[0] != "frontend" {
+		p.keepFirst(d)
 		p.joinObserved()
 		p.joinChecks(d)
 	}
@@ -443,7 +445,9 @@ func (p *proxy) option(l draft.Line) {
 		p.allBackups = true
 	case "tcplog":
 		p.tcplog = l.Statement
-	case "redispatch", "tcpka", "clitcpka", "srvtcpka", "splice-auto", "splice-request", "splice-response":
+	case "redispatch":
+		p.redispatch = true
+	case "tcpka", "clitcpka", "srvtcpka", "splice-auto", "splice-request", "splice-response":
 		// Always so.
 	default:
 		if !l.Remark(optionRemarks, o) {
@@ -480,6 +484,9 @@ func (p *proxy) no(l draft.Line) {
 		return
 	}
 	if l.Arg(1) == "option" && l.Arg(2) == "redispatch" {
+		if p.redispatch = false; p.Scheduler == "first" {
+			return // is so then
+		}
 		l.Note("a connection whose server does not answer always goes to another; retries: 0 tries none")
 		return
 	}
@@ -526,6 +533,16 @@ func (p *proxy) sticky() {
 			p.table[0].Advise("never forgets a client; became persistence: %s", draft.Short(defaultPersistence))
 		}
 	}
+}
+
+// keepFirst has the first server tried alone where haproxy tries no other: the next one may be a second writer.
+func (p *proxy) keepFirst(d *draft.Draft) {
+	if p.Scheduler != "first" || p.redispatch || len(p.Servers) < 2 || len(p.onlyOne) > 0 {
+		return
+	}
+	p.Retries = draft.Number{Set: true}
+	d.Advise(p.LB, p.section.Statement, "has retries: 0, because no option redispatch lets a client whose connection fails "+
+		"try the next server; here each retry does")
 }
 
 const stickyByAddress = "clients stick by their address only; write persistence: 30m"

@@ -267,12 +267,12 @@ func TailRegexp(s string) string {
 func classLength(s string) int {
 	i := len(s) - len(strings.TrimPrefix(strings.TrimPrefix(s[1:], "^"), "]"))
 	for i < len(s) && s[i] != ']' {
-		_, rest, isNamed := strings.Cut(s[i:], ":]")
 		switch {
 		case s[i] == '\\':
 			i += 2
-		case isNamed && strings.HasPrefix(s[i:], "[:"):
-			i = len(s) - len(rest)
+		case strings.HasPrefix(s[i:], "[:"):
+			name, _, _ := strings.Cut(s[i+2:], ":]")
+			i += len("[::]") + len(name)
 		default:
 			i++
 		}

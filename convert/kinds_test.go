@@ -444,6 +444,8 @@ func TestKinds(t *testing.T) {
 		{"versions of TLS", convert.HAProxy, "listen a\n  bind 192.0.2.10:80\n" +
 			"  tcp-request content reject unless { req.ssl_ver ge 3.3 }\n" + haproxyServers,
 			"f:3 refuses some connections, and which is not understood"},
+		{"answers that are refused", convert.HAProxy, galera + "  tcp-response inspect-delay 1s\n" +
+			"  tcp-response content reject if { res.len gt 9 }\n" + haproxyServers, "f:6 ends connections by what servers send"},
 		{"two patterns", convert.HAProxy, httpchk("  http-check expect rstring a\n  http-check expect rstring b\n"),
 			"f:7 is " + keepOut},
 		{"contrary statuses", convert.HAProxy, httpchk("  http-check expect status 200\n  http-check expect status 201\n"),

@@ -217,8 +217,9 @@ var refusals = draft.NewRemarks(
 )
 
 const (
-	noMail   = "no mail is sent; a hook can run a program on backend-down: hooks: [{on: [backend-down], exec: [/path]}]"
-	noScript = "becomes a plainer check, because what it is given differs; write check: {type: program, exec: [...]}"
+	noMail        = "no mail is sent; a hook can run a program on backend-down: hooks: [{on: [backend-down], exec: [/path]}]"
+	carriedUnread = "what servers send is carried unread"
+	noScript      = "becomes a plainer check, because what it is given differs; write check: {type: program, exec: [...]}"
 )
 
 // remarks are the keywords of a section that are noted and nothing else.
@@ -239,7 +240,7 @@ var remarks = draft.NewRemarks(
 		"http-after-response cookie http-reuse http-send-name-header compression redirect reqadd rspadd reqrep rsprep " +
 		"reqdel rspdel http-error force-persist appsession block", Moot: true, Text: draft.IsHTTP},
 	draft.Remark{Keywords: "persist", Text: stickyByAddress},
-	draft.Remark{Keywords: "tcp-response", Text: "what servers send is carried unread"},
+	draft.Remark{Keywords: "tcp-response", Text: carriedUnread},
 	draft.Remark{Keywords: "include .include", Text: "nothing is included; convert that file too"},
 	draft.Remark{Keywords: ".if .elif .else .endif", Text: "conditions are not looked at"},
 	draft.Remark{Keywords: ".notice .warning .alert .diag", Moot: true, Text: "says something when haproxy starts"},
@@ -251,6 +252,8 @@ func (p *proxy) line(l draft.Line) {
 		read(p, l)
 	} else if r, ok := refusals[l.Words[0]]; ok {
 		p.refuse("%s %s", l.Place, r.Text)
+	} else if l.Words[0] == "tcp-response" && slices.Contains([]string{"reject", "close", "silent-drop"}, l.Arg(2)) {
+		p.refuse("%s ends connections by what servers send, and %s", l.Place, carriedUnread)
 	} else if !l.Remark(remarks, l.Words[0]) {
 		l.Note(draft.IsUnknown)
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"appliance/balancer"
 	"appliance/endpoints"
@@ -59,6 +60,28 @@ func TestFirewalls(t *testing.T) {
 				w.positions(t, plane, balances)
 			})
 		}
+	}
+}
+
+// behindFences gives every machine of a group that serves the firewall of TestFirewalls for a while, and tries it from
+// everywhere.
+func (w *world) behindFences(t *testing.T, plane balancer.PlaneName, balances []balance) {
+	t.Helper()
+	machines := slices.Concat(w.nodes, []*lab.Machine{w.s1, w.s2})
+	for i, m := range machines {
+		w.fence(t, m, w.openings(t, w.apps[i%len(w.apps)]))
+	}
+	since := time.Now()
+	for i := range w.apps[:worker] {
+		for _, lb := range balances {
+			w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
+				return s.Plane == plane && s.Proof != nil && s.Proof.State == balancer.Proved && s.Proof.Last.After(since)
+			})
+		}
+	}
+	t.Run("behind firewalls", func(t *testing.T) { w.positions(t, plane, balances) })
+	for _, m := range machines {
+		shell(t, m, "nft", "delete table inet fence")
 	}
 }
 

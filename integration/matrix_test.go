@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,10 +33,11 @@ type hall struct {
 	family   scene.Family
 	bound    string // where the servers listen
 	firewall string // of each node
+	when     string // that began
 }
 
 func (h hall) String() string {
-	return fmt.Sprintf("%s, %s, servers bound to %s, firewall %s", h.plane, h.family, h.bound, h.firewall)
+	return fmt.Sprintf("%s, %s, servers bound to %s, firewall %s, %s", h.plane, h.family, h.bound, h.firewall, h.when)
 }
 
 const (
@@ -45,6 +47,8 @@ const (
 	forwardDrop                      = "forward drop" // of all
 	bothDrop                         = "both"
 	stateful                         = "stateful" // as `appliance endpoints` says, and nothing invalid
+
+	before, meanwhile = "from the start", "later" // in a group that served
 )
 
 // halls are all combinations.
@@ -53,7 +57,11 @@ func halls() (all []hall) {
 		for _, family := range []scene.Family{scene.IPv4, scene.IPv6} {
 			for _, bound := range []string{toAll, toNode, toVIP, toLoopback} {
 				for _, firewall := range []string{noFirewall, inputDrop, forwardDrop, bothDrop, stateful} {
-					all = append(all, hall{plane, family, bound, firewall})
+					for _, when := range []string{before, meanwhile} {
+						if when == before || bound != toAll || firewall != noFirewall {
+							all = append(all, hall{plane, family, bound, firewall, when})
+						}
+					}
 				}
 			}
 		}
@@ -67,7 +75,7 @@ func some(all []hall, seed uint64) (few []hall) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	missing := make(map[any]bool)
-	values := func(h hall) []any { return []any{h.plane, h.family, h.bound, h.firewall} }
+	values := func(h hall) []any { return []any{h.plane, h.family, h.bound, h.firewall, h.when} }
 	for _, h := range all {
 		for _, v := range values(h) {
 			missing[v] = true
@@ -132,15 +140,27 @@ func (h hall) try(t *testing.T) {
 	group, _ := w.keys(t)
 	w.write(t, func(int) string { return w.config(string(h.plane), group, []balance{peers}) })
 	w.apps = w.apps[:worker]
+	pod := w.pod(t, w.nodes[0])
+	if h.when == meanwhile {
+		for _, p := range w.apps {
+			p.start(t)
+		}
+		w.proved(t, "peers", func(p *balancer.ProofStatus) bool {
+			return p.State == balancer.Proved && p.Local.State == balancer.Proved
+		})
+	}
+	began := time.Now()
 	for i, name := range peers.nodes {
 		h.bind(t, w, name)
 		h.protect(t, w, i)
 	}
-	pod := w.pod(t, w.nodes[0])
-	began := time.Now()
-	for _, p := range w.apps {
-		p.start(t)
+	if h.when == before {
+		began = time.Now()
+		for _, p := range w.apps {
+			p.start(t)
+		}
 	}
+	seen := w.watchSigns(t, began)
 	for _, c := range []struct {
 		name  string
 		local bool
@@ -161,7 +181,41 @@ func (h hall) try(t *testing.T) {
 			verdict, err = h.judge(t, w, c.at(holder), c.from(holder), c.local)
 			return err
 		})
-		t.Logf("%s, %.1f s after the start: %s", c.name, time.Since(began).Seconds(), verdict)
+		t.Logf("%s, %.1f s later: %s", c.name, time.Since(began).Seconds(), verdict)
+	}
+	seen()
+}
+
+// watchSigns notes when each peer first shows that something is amiss, until the returned function logs it.
+func (w *world) watchSigns(t *testing.T, began time.Time) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	signs := make([][2]string, worker)
+	for i := range w.apps[:worker] {
+		watching.Go(func() {
+			for first := balancer.PlaneName(""); ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
+				s, err := w.apps[i].client.Snapshot(ctx)
+				if err != nil || len(s.LoadBalancers) == 0 {
+					continue
+				}
+				plane := s.LoadBalancers[0].Plane
+				first = cmp.Or(first, plane)
+				for local := range 2 {
+					why, _, err := w.shown(t, i, local == 1)
+					if signs[i][local] == "" && (why != "" || err != nil || plane != first) {
+						signs[i][local] = fmt.Sprintf("%.1f s: %s%s%v", time.Since(began).Seconds(), why,
+							map[bool]string{true: " moves to " + string(plane)}[plane != first], err)
+					}
+				}
+			}
+		})
+	}
+	return func() {
+		cancel()
+		watching.Wait()
+		for i, s := range signs {
+			t.Logf("SIGN %s held by %d: link %s | local %s", w.nodes[i].Name, w.whoHolds(t), s[0], s[1])
+		}
 	}
 }
 

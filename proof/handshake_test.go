@@ -173,18 +173,19 @@ func TestElsewhere(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		at   []netip.Addr
-		is   bool
+
+		takes, not bool
 	}{
-		{"no server", nil, false},
-		{"all addresses", addrs("0.0.0.0"), false},
-		{"all of both families", addrs("::"), false},
-		{"the node's own", addrs("10.0.0.11"), true},
-		{"loopback too", addrs("10.0.0.11", "127.0.0.1"), true},
-		{"the virtual one too", addrs("10.0.0.11", "10.0.0.10"), false},
-		{"loopback only, so the check fails too", addrs("127.0.0.1"), false},
+		{"no server", nil, false, false},
+		{"all addresses", addrs("0.0.0.0"), true, false},
+		{"all of both families", addrs("::"), true, false},
+		{"the node's own", addrs("10.0.0.11"), false, true},
+		{"loopback too", addrs("10.0.0.11", "127.0.0.1"), false, true},
+		{"the virtual one too", addrs("10.0.0.11", "10.0.0.10"), true, false},
+		{"loopback only, so the check fails too", addrs("127.0.0.1"), false, false},
 	} {
-		if why := elsewhere(vip, own, tt.at); (why != "") != tt.is {
-			t.Errorf("%s: %q", tt.name, why)
+		if takes, why := listening(vip, own, tt.at); takes != tt.takes || (why != "") != tt.not {
+			t.Errorf("%s: takes %v, %q", tt.name, takes, why)
 		}
 	}
 }

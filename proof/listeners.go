@@ -10,27 +10,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ListensElsewhere says why no socket of this host takes connections to the frontend although one takes them at own,
-// with the same port: the server is bound to that address alone. It returns "" where that is not known: no server
-// runs, or it runs in another network namespace.
-func ListensElsewhere(frontend netip.AddrPort, own netip.Addr) (string, error) {
+// Listening says whether a socket of this host takes connections to the frontend, or why none does although one takes
+// them at own, with the same port: the server is bound to that address alone. It says neither where that is not known:
+// no server runs, or it runs in another network namespace.
+func Listening(frontend netip.AddrPort, own netip.Addr) (takes bool, why string, err error) {
 	at, err := listeners(frontend.Port(), own.Is4())
 	if err != nil {
-		return "", err
+		return false, "", err
 	}
-	return elsewhere(frontend.Addr(), own, at), nil
+	takes, why = listening(frontend.Addr(), own, at)
+	return takes, why, nil
 }
 
-func elsewhere(vip, own netip.Addr, at []netip.Addr) string {
-	takes := func(a netip.Addr) bool { return a.IsUnspecified() || a == vip }
-	if !slices.Contains(at, own) || slices.ContainsFunc(at, takes) {
-		return ""
+func listening(vip, own netip.Addr, at []netip.Addr) (takes bool, why string) {
+	switch {
+	case slices.ContainsFunc(at, func(a netip.Addr) bool { return a.IsUnspecified() || a == vip }):
+		return true, ""
+	case !slices.Contains(at, own):
+		return false, ""
 	}
 	all := "0.0.0.0"
 	if own.Is6() {
 		all = "::"
 	}
-	return fmt.Sprintf("the server on this node listens on %s only, and this data plane needs it to take %s too: "+
+	return false, fmt.Sprintf("the server on this node listens on %s only, and this data plane needs it to take %s too: "+
 		"have it listen on %s, or use the next data plane", own, vip, all)
 }
 

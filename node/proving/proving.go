@@ -25,8 +25,13 @@ const (
 	proveStandby = 12 * time.Second
 	// proveSoon is the time to the next trial while one has failed, or none has ended.
 	proveSoon = 400 * time.Millisecond
-	// proveDisturbed is the least time between two trials while rules of others change: kube-proxy writes some often.
+	// proveDisturbed is the least time between two trials because rules of others have changed: kube-proxy writes some
+	// often. The first change in a proveQuiet has each backend tried, by two nodes.
 	proveDisturbed = 3 * time.Second
+	proveQuiet     = time.Minute
+	// lookEvery is the time between two looks at the sockets that listen, perQuestion load balancers at a time. A look
+	// takes about 0.1 ms, and what it sees makes no packet.
+	lookEvery = time.Second
 	// tryTimeout bounds one question to another node.
 	tryTimeout = 3 * time.Second
 	// perQuestion is how many load balancers one question is about.
@@ -57,6 +62,10 @@ type Config struct {
 	// Peers are the group's, and Ask asks one of them. Without a group, there is nobody to ask.
 	Peers func() []raft.PeerStatus
 	Ask   func(ctx context.Context, id string, question []byte) ([]byte, error)
+	// Here tries load balancers as a client on this node does, and Listening says who takes their connections on it: nil
+	// is package proof's.
+	Here      func(context.Context, []proof.Trial) ([]proof.TrialResult, error)
+	Listening func(frontend netip.AddrPort, own netip.Addr) (takes bool, why string, err error)
 	// Serves is what this node serves, by parts that all nodes should have in common.
 	Serves func() map[string]string
 	// Note records an event.
@@ -77,13 +86,13 @@ type Trials struct {
 	disturb chan struct{}
 	forward sync.Mutex // one question at a time is answered
 
-	next, asker int // where the rotations of load balancers and of nodes go on; Run owns them
+	next, asker, look int // where the rotations of load balancers and of nodes go on; Run owns them
 
 	mu         sync.Mutex
 	untried    map[string]string    // why a load balancer was not tried
 	fresh      map[string]bool      // load balancers whose plane is new
 	silent     map[string]time.Time // since when no node of direct answers
-	bound      map[string]bool      // load balancers whose server here listens elsewhere
+	bound      map[string]string    // why direct cannot hand packets to the server here, if it listens elsewhere
 	localKnown []netip.Addr
 	localAsOf  time.Time
 	// What the peers serve, and what this node served when they said so.
@@ -94,10 +103,16 @@ type Trials struct {
 
 // New returns trials that begin with Run.
 func New(cfg Config) *Trials {
+	if cfg.Here == nil {
+		cfg.Here = proof.FromHere
+	}
+	if cfg.Listening == nil {
+		cfg.Listening = proof.Listening
+	}
 	return &Trials{
 		cfg: cfg, kick: make(chan struct{}, 1), disturb: make(chan struct{}, 1),
 		untried: make(map[string]string), fresh: make(map[string]bool), silent: make(map[string]time.Time),
-		bound:  make(map[string]bool),
+		bound:  make(map[string]string),
 		serves: make(map[string]map[string]string), compared: make(map[string]map[string]string),
 	}
 }
@@ -105,11 +120,7 @@ func New(cfg Config) *Trials {
 // Unproved implements balancer.Prover.
 func (t *Trials) Unproved(lb balancer.LoadBalancer, plane balancer.PlaneName) string {
 	if plane == balancer.Direct {
-		why := t.elsewhere(lb)
-		t.mu.Lock()
-		t.bound[lb.Name] = why != ""
-		t.mu.Unlock()
-		if why != "" {
+		if why, _ := t.elsewhere(lb); why != "" {
 			return why
 		}
 		if why := t.nobodyThere(lb); why != "" {
@@ -132,41 +143,54 @@ func (t *Trials) localAddrs() (local []netip.Addr, err error) {
 	return local, err
 }
 
-// elsewhere says why this node's own server does not take what direct would hand to it.
-func (t *Trials) elsewhere(lb balancer.LoadBalancer) string {
+// elsewhere says why this node's own server does not take what direct would hand to it, and whether that is news. While
+// no server listens, what the last one did holds: it may come back.
+func (t *Trials) elsewhere(lb balancer.LoadBalancer) (why string, news bool) {
 	local, err := t.localAddrs()
 	if err != nil {
-		return ""
+		return "", false
 	}
+	known := true
 	for _, f := range lb.Frontends {
 		for _, be := range lb.Backends {
 			own := be.Addr.Addr()
 			if be.Addr.Port() != f.Port() || own.Is4() != f.Addr().Is4() || !slices.Contains(local, own) {
 				continue
 			}
-			why, err := proof.ListensElsewhere(f, own)
+			takes, not, err := t.cfg.Listening(f, own)
 			if err != nil {
 				t.cfg.Log.Debug("sockets that listen are not known", "error", err)
 			}
-			if why != "" {
-				return why
-			}
+			why = cmp.Or(why, not)
+			known = known && (takes || not != "")
 		}
 	}
-	return ""
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was := t.bound[lb.Name]
+	if why == "" && !known {
+		return was, false
+	}
+	t.bound[lb.Name] = why
+	return why, (why == "") != (was == "")
 }
 
-// unbound says whether a server that listened elsewhere does no more.
-func (t *Trials) unbound() bool {
-	for _, lb := range t.cfg.LoadBalancers() {
-		t.mu.Lock()
-		was := t.bound[lb.Name]
-		t.mu.Unlock()
-		if was && t.elsewhere(lb) == "" {
-			return true
+// lookAround looks where the servers of some load balancers listen, and says whether that is news.
+func (t *Trials) lookAround() (news bool) {
+	if t.cfg.Path == nil {
+		return false // there is no data plane direct
+	}
+	lbs := t.cfg.LoadBalancers()
+	for range min(perQuestion, len(lbs)) {
+		t.look = (t.look + 1) % len(lbs)
+		if _, is := t.elsewhere(lbs[t.look]); is {
+			t.mu.Lock()
+			t.fresh[lbs[t.look].Name] = true
+			t.mu.Unlock()
+			news = true
 		}
 	}
-	return false
+	return news
 }
 
 // nobodyThere says why direct has nobody to hand packets to, although servers live: no appliance runs beside them.

@@ -18,18 +18,29 @@ import (
 func (t *Trials) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	var last, next time.Time // rounds
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var next, disturbed time.Time // rounds
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		case <-look.C:
+			if !t.lookAround() {
+				continue
+			}
+			t.cfg.Reconsider()
 		case <-t.disturb:
 			// All of a transaction's rules are in force; others may follow it.
-			pause := max(proveSoon/4, time.Until(last.Add(proveDisturbed)))
-			if at := time.Now().Add(pause); at.Before(next) {
-				next = at
-				timer.Reset(pause)
+			now := time.Now()
+			if now.Sub(disturbed) > proveQuiet {
+				t.refresh()
+			}
+			at := now.Add(max(proveSoon/4, disturbed.Add(proveDisturbed).Sub(now)))
+			if at.Before(next) {
+				next, disturbed = at, at
+				timer.Reset(time.Until(at))
 			}
 			continue
 		case <-t.kick:
@@ -44,13 +55,25 @@ func (t *Trials) Run(ctx context.Context) error {
 		if t.cfg.Active() {
 			pause = proveEvery
 		}
-		last = time.Now()
-		if t.round(ctx) {
-			pause = proveSoon
-		}
+		begun := time.Now()
+		hurry := t.round(ctx)
 		pause = time.Duration(float64(pause) * (0.9 + 0.2*rand.Float64()))
+		if hurry {
+			// A trial that nobody has answered has taken longer.
+			pause = max(0, time.Until(begun.Add(proveSoon)))
+		}
 		next = time.Now().Add(pause)
 		timer.Reset(pause)
+	}
+}
+
+// refresh has all load balancers tried as if their planes were new.
+func (t *Trials) refresh() {
+	lbs := t.cfg.LoadBalancers()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, lb := range lbs {
+		t.fresh[lb.Name] = true
 	}
 }
 
@@ -88,7 +111,7 @@ func (t *Trials) round(ctx context.Context) (hurry bool) {
 	if ctx.Err() != nil {
 		return false
 	}
-	changed := t.unbound()
+	changed := false
 	for i, c := range cs {
 		now := t.book.Entry(c.subject)
 		// A first failure may have a cause that is seen at once, such as a server that listens elsewhere.
@@ -178,7 +201,7 @@ func (t *Trials) tell(c candidate, e proof.Entry) {
 // tryHere tries a load balancer as a client on this node would.
 func (t *Trials) tryHere(ctx context.Context, c candidate) {
 	begun := time.Now()
-	findings, err := proof.FromHere(ctx, c.trials)
+	findings, err := t.cfg.Here(ctx, c.trials)
 	if err != nil {
 		t.cfg.Log.Debug("clients on this node cannot be tried", "error", err)
 		return
@@ -211,7 +234,10 @@ func (t *Trials) candidates() (cs []candidate, more bool) {
 		entry := t.book.Entry(c.subject)
 		isNews := entry.Proved.IsZero() || !entry.Since.IsZero()
 		count := 1
-		if isNews && lb.Plane != balancer.Direct && lb.Plane != balancer.UserSpace {
+		t.mu.Lock()
+		isFresh := fresh[lb.Name]
+		t.mu.Unlock()
+		if (isNews || isFresh) && lb.Plane != balancer.Direct && lb.Plane != balancer.UserSpace {
 			count = min(2*up, proof.MaxCount) // to meet each backend
 		}
 		for _, f := range lb.Frontends {
@@ -219,9 +245,6 @@ func (t *Trials) candidates() (cs []candidate, more bool) {
 				c.trials = append(c.trials, proof.Trial{Frontend: f, Count: count})
 			}
 		}
-		t.mu.Lock()
-		isFresh := fresh[lb.Name]
-		t.mu.Unlock()
 		switch {
 		case len(c.trials) == 0:
 			t.setUntried(lb.Name, "it has no virtual address")

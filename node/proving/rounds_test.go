@@ -2,14 +2,19 @@ package proving
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"appliance/balancer"
+	"appliance/pathprobe"
+	"appliance/proof"
 	"appliance/raft"
+	"appliance/status"
 )
 
 // A node that clients come to is tried more often than one that they would come to next, and both as often as said.
@@ -49,6 +54,158 @@ func TestPaceOfTrials(t *testing.T) {
 		time.Sleep(time.Second)
 		if asked.Load() == 0 {
 			t.Error("a new holder is not tried at once")
+		}
+	})
+}
+
+// A service is one load balancer of data plane direct, and what a node's trials of it find.
+type service struct {
+	*Trials
+	result     atomic.Value // proof.Result
+	where      atomic.Value // string: why the server does not take connections to it; "-" while there is none
+	asked      chan time.Time
+	events     chan status.Event
+	reconsider chan time.Time
+}
+
+func serve(t *testing.T, plane balancer.PlaneName) *service {
+	s := &service{asked: make(chan time.Time, 1000), events: make(chan status.Event, 100),
+		reconsider: make(chan time.Time, 1000)}
+	s.result.Store(proof.Served)
+	s.where.Store("")
+	vip, own := netip.MustParseAddrPort("10.0.0.10:6443"), netip.MustParseAddrPort("127.0.0.1:6443")
+	lb := balancer.LoadBalancer{Name: "api", Frontends: []netip.AddrPort{vip}, Backends: []balancer.Backend{{Addr: own}}}
+	state := balancer.LoadBalancerStatus{Name: "api", Plane: plane, Frontends: lb.Frontends,
+		Backends: []balancer.BackendStatus{{Address: own, State: balancer.Up}}}
+	found := func(trials []proof.Trial) (all []proof.TrialResult) {
+		for _, one := range trials {
+			f := proof.TrialResult{Frontend: one.Frontend, Result: s.result.Load().(proof.Result), Of: 1}
+			if f.Result != proof.Served {
+				f.Failed = 1
+			}
+			all = append(all, f)
+		}
+		return all
+	}
+	s.Trials = New(Config{
+		Self: "n1", VIPs: []netip.Addr{vip.Addr()},
+		LoadBalancers: func() []balancer.LoadBalancer { return []balancer.LoadBalancer{lb} },
+		Nodes:         func() []pathprobe.Node { return nil },
+		Health:        func() []balancer.LoadBalancerStatus { return []balancer.LoadBalancerStatus{state} },
+		HealthOf:      func(string) (balancer.LoadBalancerStatus, bool) { return state, true },
+		ServedBy:      func(string) balancer.PlaneName { return plane },
+		Settled:       func(string, time.Time) bool { return true },
+		Reconsider:    func() { s.reconsider <- time.Now() },
+		Active:        func() bool { return true },
+		Path:          func(netip.AddrPort, string) pathprobe.Path { return pathprobe.PathNoAnswer },
+		Peers: func() []raft.PeerStatus {
+			return []raft.PeerStatus{{ID: "n1", Self: true}, {ID: "n2", Connected: true}, {ID: "n3", Connected: true}}
+		},
+		Ask: func(_ context.Context, _ string, data []byte) ([]byte, error) {
+			s.asked <- time.Now()
+			var q question
+			if err := json.Unmarshal(data, &q); err != nil {
+				return nil, err
+			}
+			a := questionAnswer{Findings: found(q.Trials)}
+			if s.result.Load() == proof.Silent {
+				time.Sleep(900 * time.Millisecond) // as long as a handshake waits
+			}
+			return json.Marshal(a)
+		},
+		Here: func(_ context.Context, trials []proof.Trial) ([]proof.TrialResult, error) { return found(trials), nil },
+		Listening: func(netip.AddrPort, netip.Addr) (bool, string, error) {
+			why := s.where.Load().(string)
+			if why == "-" {
+				return false, "", nil
+			}
+			return why == "", why, nil
+		},
+		Note: func(e status.Event) { s.events <- e },
+		Log:  slog.New(slog.DiscardHandler),
+	})
+	go s.Run(t.Context())
+	return s
+}
+
+// next is how long after a time the next of a channel comes, and drain forgets what has come.
+func next[T any](t *testing.T, c <-chan T, since time.Time) time.Duration {
+	t.Helper()
+	select {
+	case <-c:
+		return time.Since(since)
+	case <-time.After(time.Minute):
+		t.Fatal("nothing comes for a minute")
+		return 0
+	}
+}
+
+func drain[T any](c <-chan T) {
+	for len(c) > 0 {
+		<-c
+	}
+}
+
+// Rules that others change are tried at once, even right after a trial, and those that change all the time every three
+// seconds. When they are in clients' way, that is known two seconds later.
+func TestDisturbed(t *testing.T) {
+	for _, result := range []proof.Result{proof.Silent, proof.Refused} {
+		synctest.Test(t, func(t *testing.T) {
+			s := serve(t, balancer.Direct)
+			time.Sleep(time.Minute)
+			drain(s.asked)
+			next(t, s.asked, time.Now()) // a trial has just been
+			time.Sleep(50 * time.Millisecond)
+			s.result.Store(result)
+			began := time.Now()
+			s.Disturbed()
+			if after := next(t, s.asked, began); after > 200*time.Millisecond {
+				t.Errorf("%s: tried %v after a change", result, after)
+			}
+			if after := next(t, s.events, began); after > 2*time.Second {
+				t.Errorf("%s: known %v after a change", result, after)
+			}
+			s.result.Store(proof.Served)
+			time.Sleep(2 * time.Minute)
+			drain(s.asked)
+			for range 600 {
+				s.Disturbed()
+				time.Sleep(100 * time.Millisecond)
+			}
+			// The first, by two nodes, and every three seconds, beside those of every three seconds at most.
+			if n := len(s.asked); n < 20 || n > 2+20+20 {
+				t.Errorf("%d questions in a minute of changes", n)
+			}
+		})
+	}
+}
+
+// A server that begins to listen elsewhere, or ends that, is seen within a second or so. While none listens, nothing is
+// news.
+func TestServerListensElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serve(t, balancer.Direct)
+		lb := s.cfg.LoadBalancers()[0]
+		time.Sleep(time.Minute)
+		for _, where := range []string{"the node's address only", ""} {
+			s.where.Store("-")
+			time.Sleep(10 * time.Second)
+			drain(s.reconsider)
+			time.Sleep(10 * time.Second)
+			if len(s.reconsider) > 0 {
+				t.Error("that no server listens is taken for news")
+			}
+			if why := s.Unproved(lb, balancer.Direct); (why != "") == (where != "") {
+				t.Errorf("while no server listens: %q", why)
+			}
+			began := time.Now()
+			s.where.Store(where)
+			if after := next(t, s.reconsider, began); after > lookEvery+proveSoon {
+				t.Errorf("%q was seen after %v", where, after)
+			}
+			if why := s.Unproved(lb, balancer.Direct); why != where {
+				t.Errorf("unproved because of %q, want %q", why, where)
+			}
 		}
 	})
 }

@@ -39,8 +39,10 @@ type Entry struct {
 type entry struct {
 	Entry
 	inRow  int
+	same   int // of inRow, the last ones with the same result
 	askers map[string]bool
 	last   Result
+	said   [2]string // result and hint of Why
 	pause  time.Duration
 	until  time.Time // the plane is left alone
 	first  time.Time // of the proofs in a row
@@ -91,7 +93,7 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 			e.pause = 0
 		}
 		e.Proved, e.By, e.Unproved, e.Why, e.Since = t.At, t.By, false, "", time.Time{}
-		e.inRow, e.until = 0, time.Time{}
+		e.inRow, e.same, e.until = 0, 0, time.Time{}
 		clear(e.askers)
 		return changed
 	}
@@ -102,9 +104,17 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 	if e.Since.IsZero() {
 		e.Since = t.Begun
 	}
+	if e.last != worst.Result {
+		e.same = 0
+	}
 	e.inRow++
+	e.same++
 	e.askers[t.By] = true
 	e.last = worst.Result
+	// What fails may fail in another way by now, or for a cause that was not seen at first.
+	if e.Unproved && e.same >= failuresInRow {
+		e.say(worst, t.Hint)
+	}
 	if e.inRow < failuresInRow || t.At.Sub(e.Since) < failingFor || t.Others && len(e.askers) < 2 {
 		return false
 	}
@@ -113,7 +123,8 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 	}
 	changed = !e.Unproved
 	e.Unproved, e.first = true, time.Time{}
-	e.Why = e.why(worst, t.Hint)
+	e.said = [2]string{}
+	e.say(worst, t.Hint)
 	e.pause = min(max(2*e.pause, firstPause), longestPause)
 	e.until = t.At.Add(e.pause)
 	return changed
@@ -131,8 +142,15 @@ func worstOf(fs []TrialResult) (worst TrialResult, failed bool) {
 	return worst, failed
 }
 
+// say makes Why the reason for people, unless it says the same already.
+func (e *entry) say(worst TrialResult, hint func(Result) string) {
+	if said := [2]string{string(worst.Result), hint(worst.Result)}; said != e.said {
+		e.Why, e.said = e.why(worst, said[1]), said
+	}
+}
+
 // why is the reason for people.
-func (e *entry) why(f TrialResult, hint func(Result) string) string {
+func (e *entry) why(f TrialResult, hint string) string {
 	by := strings.Join(slices.Sorted(maps.Keys(e.askers)), " and ")
 	what := map[Result]string{
 		Refused: "is refused", Unreachable: "is answered by an ICMP error", Silent: "is not answered",
@@ -142,8 +160,8 @@ func (e *entry) why(f TrialResult, hint func(Result) string) string {
 		text = fmt.Sprintf("%d of %d connections from %s to %s fail: one %s", f.Failed, f.Of, by, f.Frontend, what)
 	}
 	text += ", while the checks of the backends succeed"
-	if h := hint(f.Result); h != "" {
-		text += ": " + h
+	if hint != "" {
+		text += ": " + hint
 	}
 	return text
 }
@@ -192,6 +210,6 @@ func (b *Book) Begin(s Subject) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.of(s)
-	e.inRow, e.Since = 0, time.Time{}
+	e.inRow, e.same, e.Since = 0, 0, time.Time{}
 	clear(e.askers)
 }

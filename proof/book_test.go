@@ -75,6 +75,23 @@ func TestBook(t *testing.T) {
 			t.Error("there is nobody else to ask")
 		}
 	})
+	t.Run("the reason follows what is found", func(t *testing.T) {
+		s := newStory()
+		for range 2 {
+			s.tries("n2", Silent)
+			s.tries("n3", Silent)
+		}
+		s.tries("n2", Refused)
+		s.tries("n3", Silent)
+		s.tries("n2", Refused)
+		s.tries("n3", Refused)
+		if why := s.unproved(); !strings.Contains(why, "not answered") {
+			t.Errorf("one or two may be by chance: %q", why)
+		}
+		if changed := s.tries("n2", Refused); changed || !strings.Contains(s.unproved(), "is refused") {
+			t.Errorf("%q", s.unproved())
+		}
+	})
 	t.Run("a server that ends is the checks' business", func(t *testing.T) {
 		s := newStory()
 		s.settled = false

@@ -86,7 +86,10 @@ type Trials struct {
 	disturb chan struct{}
 	forward sync.Mutex // one question at a time is answered
 
-	next, asker, look int // where the rotations of load balancers and of nodes go on; Run owns them
+	// Where the rotations of load balancers and of nodes go on, and whose server was seen to listen elsewhere; Run owns
+	// them.
+	next, asker, look int
+	looked            map[string]bool
 
 	mu         sync.Mutex
 	untried    map[string]string    // why a load balancer was not tried
@@ -112,7 +115,7 @@ func New(cfg Config) *Trials {
 	return &Trials{
 		cfg: cfg, kick: make(chan struct{}, 1), disturb: make(chan struct{}, 1),
 		untried: make(map[string]string), fresh: make(map[string]bool), silent: make(map[string]time.Time),
-		bound:  make(map[string]string),
+		bound: make(map[string]string), looked: make(map[string]bool),
 		serves: make(map[string]map[string]string), compared: make(map[string]map[string]string),
 	}
 }
@@ -120,7 +123,7 @@ func New(cfg Config) *Trials {
 // Unproved implements balancer.Prover.
 func (t *Trials) Unproved(lb balancer.LoadBalancer, plane balancer.PlaneName) string {
 	if plane == balancer.Direct {
-		if why, _ := t.elsewhere(lb); why != "" {
+		if why := t.elsewhere(lb); why != "" {
 			return why
 		}
 		if why := t.nobodyThere(lb); why != "" {
@@ -143,12 +146,12 @@ func (t *Trials) localAddrs() (local []netip.Addr, err error) {
 	return local, err
 }
 
-// elsewhere says why this node's own server does not take what direct would hand to it, and whether that is news. While
-// no server listens, what the last one did holds: it may come back.
-func (t *Trials) elsewhere(lb balancer.LoadBalancer) (why string, news bool) {
+// elsewhere says why this node's own server does not take what direct would hand to it. While no server listens, what
+// the last one did holds: it may come back.
+func (t *Trials) elsewhere(lb balancer.LoadBalancer) (why string) {
 	local, err := t.localAddrs()
 	if err != nil {
-		return "", false
+		return ""
 	}
 	known := true
 	for _, f := range lb.Frontends {
@@ -167,15 +170,15 @@ func (t *Trials) elsewhere(lb balancer.LoadBalancer) (why string, news bool) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	was := t.bound[lb.Name]
 	if why == "" && !known {
-		return was, false
+		return t.bound[lb.Name]
 	}
 	t.bound[lb.Name] = why
-	return why, (why == "") != (was == "")
+	return why
 }
 
-// lookAround looks where the servers of some load balancers listen, and says whether that is news.
+// lookAround looks where the servers of some load balancers listen, and says whether that is news. Then planes are
+// chosen again.
 func (t *Trials) lookAround() (news bool) {
 	if t.cfg.Path == nil {
 		return false // there is no data plane direct
@@ -183,12 +186,16 @@ func (t *Trials) lookAround() (news bool) {
 	lbs := t.cfg.LoadBalancers()
 	for range min(perQuestion, len(lbs)) {
 		t.look = (t.look + 1) % len(lbs)
-		if _, is := t.elsewhere(lbs[t.look]); is {
+		name := lbs[t.look].Name
+		if is := t.elsewhere(lbs[t.look]) != ""; is != t.looked[name] {
 			t.mu.Lock()
-			t.fresh[lbs[t.look].Name] = true
+			t.fresh[name] = true
 			t.mu.Unlock()
-			news = true
+			t.looked[name], news = is, true
 		}
+	}
+	if news {
+		t.cfg.Reconsider()
 	}
 	return news
 }

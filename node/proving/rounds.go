@@ -26,11 +26,15 @@ func (t *Trials) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+			select {
+			case <-look.C: // rounds that follow each other must not put it off
+				t.lookAround()
+			default:
+			}
 		case <-look.C:
 			if !t.lookAround() {
 				continue
 			}
-			t.cfg.Reconsider()
 		case <-t.disturb:
 			// All of a transaction's rules are in force; others may follow it.
 			now := time.Now()
@@ -166,12 +170,24 @@ func (t *Trials) note(book *proof.Book, c candidate, by string, others bool, beg
 	book.Note(c.subject, proof.Trying{
 		Begun: begun, At: time.Now(), By: by, Others: others, Findings: of,
 		Settled: func(since time.Time) bool { return t.cfg.Settled(c.Name, since) },
-		Hint:    func(r proof.Result) string { return hint(c.Plane, r) },
+		Hint:    func(r proof.Result) string { return t.hint(c, r) },
 	})
 }
 
-// hint is what most often causes a result in a plane.
-func hint(plane balancer.PlaneName, r proof.Result) string {
+// hint is the cause of a result if that is known, or what most often causes it in a plane.
+func (t *Trials) hint(c candidate, r proof.Result) string {
+	plane := c.Plane
+	if plane == balancer.Direct {
+		// Also where nothing comes back: what no node takes goes round them all, and that is metered.
+		for _, lb := range t.cfg.LoadBalancers() {
+			if lb.Name != c.Name {
+				continue
+			}
+			if why := t.elsewhere(lb); why != "" {
+				return why
+			}
+		}
+	}
 	switch {
 	case r == proof.Refused && plane == balancer.Direct:
 		return "the server does not take the virtual address; have it listen on all addresses"

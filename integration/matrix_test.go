@@ -26,14 +26,14 @@ import (
 	"appliance/status"
 )
 
-// A hall is one room of the matrix: a group whose servers and firewalls are alike on all nodes, with a client in every
-// position.
+// A hall is one room of the matrix: a group whose servers and firewalls are alike on all nodes, from the start or once
+// it serves, with a client in every position.
 type hall struct {
 	plane    balancer.PlaneName
 	family   scene.Family
 	bound    string // where the servers listen
 	firewall string // of each node
-	when     string // that began
+	when     string // servers and firewalls became so
 }
 
 func (h hall) String() string {
@@ -48,7 +48,7 @@ const (
 	bothDrop                         = "both"
 	stateful                         = "stateful" // as `appliance endpoints` says, and nothing invalid
 
-	before, meanwhile = "from the start", "later" // in a group that served
+	before, meanwhile = "from the start", "later"
 )
 
 // halls are all combinations.
@@ -141,7 +141,7 @@ func (h hall) try(t *testing.T) {
 	w.write(t, func(int) string { return w.config(string(h.plane), group, []balance{peers}) })
 	w.apps = w.apps[:worker]
 	pod := w.pod(t, w.nodes[0])
-	if h.when == meanwhile {
+	if h.when == meanwhile { // everybody was served
 		for _, p := range w.apps {
 			p.start(t)
 		}
@@ -150,6 +150,9 @@ func (h hall) try(t *testing.T) {
 		})
 	}
 	began := time.Now()
+	if h.when == meanwhile {
+		defer w.watchSigns(t, began)()
+	}
 	for i, name := range peers.nodes {
 		h.bind(t, w, name)
 		h.protect(t, w, i)
@@ -160,7 +163,6 @@ func (h hall) try(t *testing.T) {
 			p.start(t)
 		}
 	}
-	seen := w.watchSigns(t, began)
 	for _, c := range []struct {
 		name  string
 		local bool
@@ -183,29 +185,29 @@ func (h hall) try(t *testing.T) {
 		})
 		t.Logf("%s, %.1f s later: %s", c.name, time.Since(began).Seconds(), verdict)
 	}
-	seen()
 }
 
-// watchSigns notes when each peer first shows that something is amiss, until the returned function logs it.
+// watchSigns notes when each peer first shows that something is amiss, until the returned function logs it: each
+// judgement of a client that is not served takes seconds.
 func (w *world) watchSigns(t *testing.T, began time.Time) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var watching sync.WaitGroup
-	signs := make([][2]string, worker)
-	for i := range w.apps[:worker] {
+	signs := make([]string, worker)
+	for i, p := range w.apps[:worker] {
 		watching.Go(func() {
-			for first := balancer.PlaneName(""); ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
-				s, err := w.apps[i].client.Snapshot(ctx)
+			for first := balancer.PlaneName(""); ctx.Err() == nil && signs[i] == ""; time.Sleep(100 * time.Millisecond) {
+				s, err := p.client.Snapshot(ctx)
 				if err != nil || len(s.LoadBalancers) == 0 {
 					continue
 				}
 				plane := s.LoadBalancers[0].Plane
 				first = cmp.Or(first, plane)
-				for local := range 2 {
-					why, _, err := w.shown(t, i, local == 1)
-					if signs[i][local] == "" && (why != "" || err != nil || plane != first) {
-						signs[i][local] = fmt.Sprintf("%.1f s: %s%s%v", time.Since(began).Seconds(), why,
-							map[bool]string{true: " moves to " + string(plane)}[plane != first], err)
-					}
+				why, _, err := w.shown(t, i, false)
+				if why == "" && plane != first {
+					why = fmt.Sprintf("%s serves instead of %s", plane, first)
+				}
+				if err == nil && why != "" {
+					signs[i] = fmt.Sprintf("shows %.1f s later: %s", time.Since(began).Seconds(), why)
 				}
 			}
 		})
@@ -213,8 +215,8 @@ func (w *world) watchSigns(t *testing.T, began time.Time) (stop func()) {
 	return func() {
 		cancel()
 		watching.Wait()
-		for i, s := range signs {
-			t.Logf("SIGN %s held by %d: link %s | local %s", w.nodes[i].Name, w.whoHolds(t), s[0], s[1])
+		for i, sign := range signs {
+			t.Logf("%s %s", w.nodes[i].Name, cmp.Or(sign, "shows nothing amiss"))
 		}
 	}
 }

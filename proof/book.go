@@ -16,6 +16,8 @@ const (
 	// failuresInRow, over at least failingFor, end a proof, so that neither a lost packet nor a busy host does.
 	failuresInRow = 3
 	failingFor    = time.Second
+	// longestRun is how many failures are kept while they do not suffice: one node alone finds them.
+	longestRun = 64
 	// firstPause is how long a data plane without proof is left alone before it is tried again. The pause doubles up
 	// to longestPause with each failure, and begins anew once the plane has been proved for longestPause.
 	firstPause   = 2 * time.Minute
@@ -38,14 +40,20 @@ type Entry struct {
 
 type entry struct {
 	Entry
-	inRow  int
-	same   int // of inRow, the last ones with the same result
+	run    []failure // the last ones in a row that would do
+	same   int       // of those in a row, the last ones with the same result
 	askers map[string]bool
 	last   Result
 	said   [2]string // result and hint of Why
 	pause  time.Duration
 	until  time.Time // the plane is left alone
 	first  time.Time // of the proofs in a row
+}
+
+// A failure is a trial that failed.
+type failure struct {
+	begun time.Time
+	by    string
 }
 
 // A Book judges data planes by what trials find. The zero Book is ready; it is safe for concurrent use.
@@ -72,7 +80,8 @@ type Trying struct {
 	By        string    // who tried
 	Others    bool      // somebody else could have tried too
 	Findings  []TrialResult
-	// Settled says that the backends' checks have succeeded since a time: what fails is not a server that has ended.
+	// Settled says that the backends' checks have ended since a time, with nothing new: what fails is not a server that
+	// has ended. Those that have not ended are hurried.
 	Settled func(since time.Time) bool
 	// Hint says what may be the cause of a result.
 	Hint func(Result) string
@@ -93,7 +102,7 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 			e.pause = 0
 		}
 		e.Proved, e.By, e.Unproved, e.Why, e.Since = t.At, t.By, false, "", time.Time{}
-		e.inRow, e.same, e.until = 0, 0, time.Time{}
+		e.run, e.same, e.until = nil, 0, time.Time{}
 		clear(e.askers)
 		return changed
 	}
@@ -107,7 +116,7 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 	if e.last != worst.Result {
 		e.same = 0
 	}
-	e.inRow++
+	e.run = append(e.run, failure{t.Begun, t.By})
 	e.same++
 	e.askers[t.By] = true
 	e.last = worst.Result
@@ -115,10 +124,16 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 	if e.Unproved && e.same >= failuresInRow {
 		e.say(worst, t.Hint)
 	}
-	if e.inRow < failuresInRow || t.At.Sub(e.Since) < failingFor || t.Others && len(e.askers) < 2 {
+	// A check whose outcome changes while trials fail explains those until then, and none of those after it.
+	for len(e.run) > 1 && t.suffice(e.run[1:]) {
+		e.run = e.run[1:]
+	}
+	e.run = e.run[max(0, len(e.run)-longestRun):]
+	if e.Unproved && t.At.Before(e.until) {
 		return false
 	}
-	if e.Unproved && t.At.Before(e.until) || !t.Settled(e.Since) {
+	// To ask hurries the checks, so that they have ended when it matters.
+	if settled := t.Settled(e.run[0].begun); !settled || !t.suffice(e.run) {
 		return false
 	}
 	changed = !e.Unproved
@@ -128,6 +143,12 @@ func (b *Book) Note(s Subject, t Trying) (changed bool) {
 	e.pause = min(max(2*e.pause, firstPause), longestPause)
 	e.until = t.At.Add(e.pause)
 	return changed
+}
+
+// suffice says whether so many failures are no lost packets and no busy host.
+func (t Trying) suffice(run []failure) bool {
+	two := slices.ContainsFunc(run, func(f failure) bool { return f.by != run[0].by })
+	return len(run) >= failuresInRow && t.At.Sub(run[0].begun) >= failingFor && (two || !t.Others)
 }
 
 func worstOf(fs []TrialResult) (worst TrialResult, failed bool) {
@@ -210,6 +231,6 @@ func (b *Book) Begin(s Subject) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	e := b.of(s)
-	e.inRow, e.same, e.Since = 0, 0, time.Time{}
+	e.run, e.same, e.Since = nil, 0, time.Time{}
 	clear(e.askers)
 }

@@ -12,6 +12,8 @@ type story struct {
 	Book
 	now     time.Time
 	settled bool
+	flap    time.Time // when a check last found something new
+	asked   time.Time // since when the checks should have found nothing
 	alone   bool
 }
 
@@ -26,7 +28,11 @@ func (s *story) tries(by string, r Result) (changed bool) {
 	}
 	changed = s.Note(subject, Trying{
 		Begun: s.now, At: s.now, By: by, Others: !s.alone, Findings: []TrialResult{f},
-		Settled: func(time.Time) bool { return s.settled }, Hint: func(Result) string { return "look at the forward chain" },
+		Settled: func(since time.Time) bool {
+			s.asked = since
+			return s.settled && !s.flap.After(since)
+		},
+		Hint: func(Result) string { return "look at the forward chain" },
 	})
 	s.now = s.now.Add(500 * time.Millisecond)
 	return changed
@@ -104,6 +110,24 @@ func TestBook(t *testing.T) {
 		}
 		if s.settled = true; !s.tries("n2", Refused) || !strings.Contains(s.unproved(), "refused") {
 			t.Errorf("%q", s.unproved())
+		}
+	})
+	t.Run("a server that comes and goes explains no failures after it", func(t *testing.T) {
+		s := newStory()
+		s.tries("n2", Silent)
+		s.flap = s.now
+		for range 2 {
+			s.tries("n3", Silent)
+			s.tries("n2", Silent)
+		}
+		if s.unproved() == "" {
+			t.Error("four have failed since")
+		}
+	})
+	t.Run("checks are hurried from the first failure on", func(t *testing.T) {
+		s := newStory()
+		if s.tries("n2", Silent); s.asked.IsZero() {
+			t.Error("nobody has asked")
 		}
 	})
 	t.Run("the pause doubles", func(t *testing.T) {

@@ -74,13 +74,25 @@ func (t *Trials) Answer(ctx context.Context, data []byte) ([]byte, error) {
 // tryNode does what a question asks for. It sends to nobody but peers, and for no address but this node's own VIPs: the
 // kernel drops the answers for those, whose address is its own.
 func (t *Trials) tryNode(ctx context.Context, q question) (all []proof.TrialResult, err error) {
-	t.forward.Lock()
-	defer t.forward.Unlock()
 	peers := t.peers()
 	i := slices.IndexFunc(peers, func(o raft.PeerStatus) bool { return o.ID == q.Node })
 	if i < 0 {
 		return nil, fmt.Errorf("%s is no peer in reach", q.Node)
 	}
+	// One question of each node at a time bounds what they can have this one send. Those of several do not wait for each
+	// other: when all have trouble, that would double the time until they know.
+	t.mu.Lock()
+	busy := t.answering[q.Node]
+	t.answering[q.Node] = true
+	t.mu.Unlock()
+	if busy {
+		return nil, fmt.Errorf("a question of %s is being answered", q.Node)
+	}
+	defer func() {
+		t.mu.Lock()
+		delete(t.answering, q.Node)
+		t.mu.Unlock()
+	}()
 	type way struct {
 		on  string
 		is4 bool

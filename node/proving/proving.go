@@ -77,14 +77,13 @@ type Config struct {
 //
 //	goroutine   owns
 //	Run         the rounds: which load balancer is tried when, and by whom
-//	Answer      one per question of another node, one at a time
+//	Answer      one per question of another node, one at a time for each node
 type Trials struct {
 	cfg     Config
 	book    proof.Book // clients on the link
 	local   proof.Book // clients on this node
 	kick    chan struct{}
 	disturb chan struct{}
-	forward sync.Mutex // one question at a time is answered
 
 	// Where the rotations of load balancers and of nodes go on, and whose server was seen to listen elsewhere; Run owns
 	// them.
@@ -96,6 +95,7 @@ type Trials struct {
 	fresh      map[string]bool      // load balancers whose plane is new
 	silent     map[string]time.Time // since when no node of direct answers
 	bound      map[string]string    // why direct cannot hand packets to the server here, if it listens elsewhere
+	answering  map[string]bool      // nodes whose question is being answered
 	localKnown []netip.Addr
 	localAsOf  time.Time
 	// What the peers serve, and what this node served when they said so.
@@ -115,7 +115,7 @@ func New(cfg Config) *Trials {
 	return &Trials{
 		cfg: cfg, kick: make(chan struct{}, 1), disturb: make(chan struct{}, 1),
 		untried: make(map[string]string), fresh: make(map[string]bool), silent: make(map[string]time.Time),
-		bound: make(map[string]string), looked: make(map[string]bool),
+		bound: make(map[string]string), looked: make(map[string]bool), answering: make(map[string]bool),
 		serves: make(map[string]map[string]string), compared: make(map[string]map[string]string),
 	}
 }

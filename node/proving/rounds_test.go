@@ -217,3 +217,20 @@ func TestServerListensElsewhere(t *testing.T) {
 		}
 	})
 }
+
+// Each node has one question at a time, and does not wait for those of others.
+func TestQuestionsOfSeveral(t *testing.T) {
+	s := New(Config{Peers: func() []raft.PeerStatus {
+		return []raft.PeerStatus{{ID: "n1", Self: true}, {ID: "n2", Connected: true}, {ID: "n3", Connected: true}}
+	}})
+	s.answering["n2"] = true
+	for node, busy := range map[string]bool{"n2": true, "n3": false} {
+		_, err := s.tryNode(t.Context(), question{Node: node})
+		if (err != nil) != busy {
+			t.Errorf("to %s: %v", node, err)
+		}
+	}
+	if s.answering["n3"] || !s.answering["n2"] {
+		t.Errorf("being answered: %v", s.answering)
+	}
+}

@@ -75,6 +75,13 @@ func (lb LoadBalancerEntry) CheckOf(be BackendEntry) balancer.Check {
 	return lb.Check
 }
 
+// CheckedAt is where the check of a backend connects to; a program connects to what it likes. A backend that is given by
+// name has no address there, unless the check has one.
+func (lb LoadBalancerEntry) CheckedAt(be BackendEntry) (at netip.AddrPort, ok bool) {
+	c := lb.CheckOf(be)
+	return c.At(be.Backend), c.Type != balancer.CheckNone && c.Type != balancer.CheckProgram
+}
+
 // Hosts are the names of all backends that are given by name.
 func (c *Config) Hosts() (names []string) {
 	for _, lb := range c.LoadBalancers {

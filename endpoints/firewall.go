@@ -111,12 +111,40 @@ func servers(cfg *configs.Config, lb configs.LoadBalancerEntry) (all []Opening) 
 		}
 		all = append(all, Opening{input, from, strings.Join(byPort[port], ", "), "TCP", fmt.Sprint(port), why})
 	}
+	all = append(all, checks(cfg, lb)...)
 	if !translates {
 		return all
 	}
 	for _, port := range slices.Sorted(maps.Keys(byPort)) {
 		all = append(all, Opening{forward, "clients, and all peers, which try it", strings.Join(byPort[port], ", "), "TCP",
 			fmt.Sprint(port), "load balancer " + lb.Name + " in data planes ipvs and nftables; without it, user space serves"})
+	}
+	return all
+}
+
+// checks is the way to where a load balancer's backends are checked, if that is not where they serve.
+func checks(cfg *configs.Config, lb configs.LoadBalancerEntry) (all []Opening) {
+	byPort := make(map[uint16][]string)
+	for _, b := range lb.Backends {
+		to, ok := lb.CheckedAt(b)
+		if !ok || to == b.Addr || to.Addr().IsLoopback() {
+			continue
+		}
+		at := to.Addr().String()
+		if b.Host != "" && !to.Addr().IsValid() {
+			at = b.Host
+		}
+		if !slices.Contains(byPort[to.Port()], at) {
+			byPort[to.Port()] = append(byPort[to.Port()], at)
+		}
+	}
+	from := "nodes"
+	if cfg.Worker() {
+		from = "this node"
+	}
+	for _, port := range slices.Sorted(maps.Keys(byPort)) {
+		all = append(all, Opening{input, from, strings.Join(byPort[port], ", "), "TCP", fmt.Sprint(port),
+			"checks of load balancer " + lb.Name})
 	}
 	return all
 }

@@ -24,6 +24,11 @@ func TestGolden(t *testing.T) {
 			"- {name: rke2, port: 9345, check: {type: tcp}, backends: [192.0.2.11, 192.0.2.12]}\n" +
 			"- {name: ingress, port: 443, backendPort: 8443, bindToVip: false, check: {type: tcp}, backends: [192.0.2.21]}\n" +
 			"- {name: etcd, port: 2379, check: {type: tcp}, backends: [192.0.2.11, 192.0.2.12]}" + insecure, ""},
+		"checks": {"vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12]\nloadBalancers:\n" +
+			"- {name: web, port: 443, check: {type: http, port: 8081}, backends: [192.0.2.11, 192.0.2.21, web.example.org, " +
+			"{address: 192.0.2.22, check: {port: 443}}, {address: 192.0.2.23, check: {type: none}}, " +
+			"{address: 192.0.2.24, check: {address: 192.0.2.25}}, {address: 192.0.2.26, check: {address: 127.0.0.1}}]}" +
+			insecure, ""},
 		"worker": {"role: worker\nloadBalancers:\n- {port: 6443, listen: [127.0.0.1], backends: [192.0.2.11, 192.0.2.12]}\n",
 			""},
 	} {

@@ -63,8 +63,8 @@ func TestFirewalls(t *testing.T) {
 	}
 }
 
-// behindFences gives every machine of a group that serves the firewall of TestFirewalls for a while, and tries it from
-// everywhere.
+// behindFences gives every machine of a group that serves the firewall of TestFirewalls for a while, and tries some load
+// balancers from everywhere. New conversations of the peers themselves are TestFirewalls' business.
 func (w *world) behindFences(t *testing.T, plane balancer.PlaneName, balances []balance) {
 	t.Helper()
 	machines := slices.Concat(w.nodes, []*lab.Machine{w.s1, w.s2})

@@ -120,7 +120,8 @@ func (t *Trials) round(ctx context.Context) (hurry bool) {
 		now := t.book.Entry(c.subject)
 		// A first failure may have a cause that is seen at once, such as a server that listens elsewhere.
 		changed = changed || now.Unproved != before[i].Unproved || !now.Since.IsZero() && before[i].Since.IsZero()
-		hurry = hurry || !now.Since.IsZero() && !now.Unproved
+		local := t.local.Entry(c.subject)
+		hurry = hurry || !now.Since.IsZero() && !now.Unproved || !local.Since.IsZero() && !local.Unproved
 		if now.Unproved != before[i].Unproved {
 			t.tell(c, now)
 		}

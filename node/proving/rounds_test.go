@@ -148,7 +148,8 @@ func drain[T any](c <-chan T) {
 }
 
 // Rules that others change are tried at once, even right after a trial, and those that change all the time every three
-// seconds. When they are in clients' way, that is known two seconds later.
+// seconds. When they are in clients' way, that is known two seconds later, and for clients on this node a second after
+// that.
 func TestDisturbed(t *testing.T) {
 	for _, result := range []proof.Result{proof.Silent, proof.Refused} {
 		synctest.Test(t, func(t *testing.T) {
@@ -165,6 +166,10 @@ func TestDisturbed(t *testing.T) {
 			}
 			if after := next(t, s.events, began); after > 2*time.Second {
 				t.Errorf("%s: known %v after a change", result, after)
+			}
+			time.Sleep(time.Until(began.Add(3 * time.Second)))
+			if local := s.Of(s.cfg.Health()[0]).Local; local.State != balancer.Unproved {
+				t.Errorf("%s: of clients here, %+v is known after three seconds", result, local)
 			}
 			s.result.Store(proof.Served)
 			time.Sleep(2 * time.Minute)

@@ -63,24 +63,27 @@ func TestFirewalls(t *testing.T) {
 	}
 }
 
-// behindFences gives every machine of a group that serves the firewall of TestFirewalls for a while, and tries some load
+// behindFences gives every machine of a group that serves the firewall of TestFirewalls for a while, and tries load
 // balancers from everywhere. New conversations of the peers themselves are TestFirewalls' business.
 func (w *world) behindFences(t *testing.T, plane balancer.PlaneName, balances []balance) {
 	t.Helper()
-	machines := slices.Concat(w.nodes, []*lab.Machine{w.s1, w.s2})
-	for i, m := range machines {
-		w.fence(t, m, w.openings(t, w.apps[i%len(w.apps)]))
+	for _, m := range []*lab.Machine{w.s1, w.s2} {
+		w.fence(t, m, w.openings(t, w.apps[0]))
 	}
-	since := time.Now()
+	since := make([]time.Time, len(w.apps))
+	for i, p := range w.apps {
+		w.fence(t, w.nodes[i], w.openings(t, p))
+		since[i] = time.Now() // it is tried because of that
+	}
 	for i := range w.apps[:worker] {
 		for _, lb := range balances {
 			w.await(t, i, lb.name, func(s balancer.LoadBalancerStatus) bool {
-				return s.Plane == plane && s.Proof != nil && s.Proof.State == balancer.Proved && s.Proof.Last.After(since)
+				return s.Plane == plane && s.Proof != nil && s.Proof.State == balancer.Proved && s.Proof.Last.After(since[i])
 			})
 		}
 	}
 	t.Run("behind firewalls", func(t *testing.T) { w.positions(t, plane, balances) })
-	for _, m := range machines {
+	for _, m := range slices.Concat(w.nodes, []*lab.Machine{w.s1, w.s2}) {
 		shell(t, m, "nft", "delete table inet fence")
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/cloudflare/ipvs"
 	"golang.org/x/sys/unix"
@@ -30,14 +32,32 @@ var errNoIPVS = errors.New("the kernel has no ip_vs and could not load it; " +
 // dial opens the kernel's IPVS in the network namespace of the calling thread. Resolving the family by name makes the
 // kernel load ip_vs.
 func dial() (kernel, error) {
-	c, err := ipvs.New()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	return open(func() (kernel, error) { return ipvs.New() }, "/sys/module/ip_vs/initstate")
+}
+
+// loadingFor bounds the wait for a module that is being loaded: a busy host takes seconds.
+const loadingFor = 10 * time.Second
+
+// open resolves the family. While somebody else has the kernel load ip_vs, such as kube-proxy at boot, there is no such
+// family yet, and to ask for it loads nothing more.
+func open(resolve func() (kernel, error), initState string) (kernel, error) {
+	for end := time.Now().Add(loadingFor); ; time.Sleep(20 * time.Millisecond) {
+		state, _ := os.ReadFile(initState) // read first: it may be ready a moment later
+		c, err := resolve()
+		switch {
+		case err == nil:
+			return c, nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("open IPVS over generic netlink: %w; give the process CAP_NET_ADMIN", err)
+		case strings.TrimSpace(string(state)) == "coming" && time.Now().Before(end):
+			continue
+		}
+		// It may have begun between the two.
+		if now, _ := os.ReadFile(initState); len(now) > 0 && len(state) == 0 {
+			continue
+		}
 		return nil, errNoIPVS
-	case err != nil:
-		return nil, fmt.Errorf("open IPVS over generic netlink: %w; give the process CAP_NET_ADMIN", err)
 	}
-	return c, nil
 }
 
 // loaded reports whether the kernel has loaded ip_vs, without making it. If not, nothing was left in it.

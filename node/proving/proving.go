@@ -85,16 +85,14 @@ type Trials struct {
 	kick    chan struct{}
 	disturb chan struct{}
 
-	// Where the rotations of load balancers and of nodes go on, and whose server was seen to listen elsewhere; Run owns
-	// them.
-	next, asker, look int
-	looked            map[string]bool
+	next, asker, look int // where the rotations of load balancers and of nodes go on; Run owns them
 
 	mu         sync.Mutex
 	untried    map[string]string    // why a load balancer was not tried
 	fresh      map[string]bool      // load balancers whose plane is new
 	silent     map[string]time.Time // since when no node of direct answers
 	bound      map[string]string    // why direct cannot hand packets to the server here, if it listens elsewhere
+	told       map[string]bool      // the balancer knows of that
 	answering  map[string]bool      // nodes whose question is being answered
 	localKnown []netip.Addr
 	localAsOf  time.Time
@@ -115,7 +113,7 @@ func New(cfg Config) *Trials {
 	return &Trials{
 		cfg: cfg, kick: make(chan struct{}, 1), disturb: make(chan struct{}, 1),
 		untried: make(map[string]string), fresh: make(map[string]bool), silent: make(map[string]time.Time),
-		bound: make(map[string]string), looked: make(map[string]bool), answering: make(map[string]bool),
+		bound: make(map[string]string), told: make(map[string]bool), answering: make(map[string]bool),
 		serves: make(map[string]map[string]string), compared: make(map[string]map[string]string),
 	}
 }
@@ -123,7 +121,11 @@ func New(cfg Config) *Trials {
 // Unproved implements balancer.Prover.
 func (t *Trials) Unproved(lb balancer.LoadBalancer, plane balancer.PlaneName) string {
 	if plane == balancer.Direct {
-		if why := t.elsewhere(lb); why != "" {
+		why := t.elsewhere(lb)
+		t.mu.Lock()
+		t.told[lb.Name] = why != ""
+		t.mu.Unlock()
+		if why != "" {
 			return why
 		}
 		if why := t.nobodyThere(lb); why != "" {
@@ -186,13 +188,12 @@ func (t *Trials) lookAround() (news bool) {
 	lbs := t.cfg.LoadBalancers()
 	for range min(perQuestion, len(lbs)) {
 		t.look = (t.look + 1) % len(lbs)
-		name := lbs[t.look].Name
-		if is := t.elsewhere(lbs[t.look]) != ""; is != t.looked[name] {
-			t.mu.Lock()
-			t.fresh[name] = true
-			t.mu.Unlock()
-			t.looked[name], news = is, true
+		name, is := lbs[t.look].Name, t.elsewhere(lbs[t.look]) != ""
+		t.mu.Lock()
+		if is != t.told[name] {
+			t.told[name], t.fresh[name], news = is, true, true
 		}
+		t.mu.Unlock()
 	}
 	if news {
 		t.cfg.Reconsider()

@@ -192,7 +192,15 @@ func TestServerListensElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := serve(t, balancer.Direct)
 		lb := s.cfg.LoadBalancers()[0]
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute + lookEvery/2)
+		// It ends that before the next look, but after the balancer has asked.
+		s.where.Store("the node's address only")
+		if s.Unproved(lb, balancer.Direct) == "" {
+			t.Error("the balancer is not told")
+		}
+		s.where.Store("")
+		drain(s.reconsider)
+		next(t, s.reconsider, time.Now())
 		for _, where := range []string{"the node's address only", ""} {
 			s.where.Store("-")
 			time.Sleep(10 * time.Second)

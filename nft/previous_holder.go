@@ -58,8 +58,8 @@ func (h *PreviousHolder) To(addrs []netip.Addr, links map[netip.Addr]string,
 		}
 		macs := l.Find(addrs, isNew)
 		for _, addr := range addrs {
-			// The rule must recognise packets from there, or the two nodes might send
-			// each other the same packet.
+			// The rule must recognise packets from there: the two nodes might send each
+			// other the same packet, and an earlier version does not mark it.
 			if mac, ok := macs[addr]; ok && l.OffLink(addr) == "" {
 				hops = append(hops, nextHop{l, addr, mac})
 			}
@@ -101,6 +101,10 @@ type nextHop struct {
 	mac  [6]byte
 }
 
+// handedBack marks what was given to a previous holder, which gives it to nobody else: one that was killed keeps its
+// rules, and three nodes may each take another for the previous holder.
+const handedBack = ruleset.MostHandOns
+
 // previousHolderTable is the table of one family, a pure function.
 func previousHolderTable(
 	f ruleset.IPFamily, hops []nextHop, links map[netip.Addr]string, frontends []netip.AddrPort,
@@ -132,8 +136,9 @@ func previousHolderTable(
 			}, ruleset.TCP(), ruleset.NotSYN(), []expr.Any{
 				ruleset.LoadLink(reg1, 6, 6),
 				ruleset.NotEqual(reg1, w.mac[:]...),
-			}, f.DstAddrPort(), []expr.Any{
+			}, f.NotHandedOn(handedBack), f.Lives(), f.DstAddrPort(), []expr.Any{
 				ruleset.InSet(s.Name),
+			}, f.MarkHandedOn(handedBack), []expr.Any{
 				&expr.Immediate{Register: reg1, Data: w.addr.AsSlice()},
 				&expr.Immediate{Register: reg2, Data: ruleset.Native(w.link.Index)},
 				&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},

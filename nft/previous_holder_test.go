@@ -7,11 +7,14 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
 	"appliance/nft/ruleset"
+	"appliance/segment"
 )
 
 // leadTo makes the machine's packets for the VIPs go to another machine, as an
@@ -136,4 +139,77 @@ func TestPreviousHolderEndsLoops(t *testing.T) {
 	if err := s.echo(); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("got %v, want a reset", err)
 	}
+}
+
+// A packet that nobody knows does not go in a circle, while each of three nodes takes another for the previous holder:
+// one has been killed, and its rules stay as they were.
+func TestPreviousHolderEndsCircles(t *testing.T) {
+	w := newWorld(t)
+	circle := []*machine{w.node, w.backends[0], w.backends[1]}
+	links := map[netip.Addr]string{vip4: "eth0", vip6: "eth0"}
+	frontends := []netip.AddrPort{vip(ruleset.IPv4(), 6443), vip(ruleset.IPv6(), 6443)}
+	for i, m := range circle {
+		next := circle[(i+1)%len(circle)]
+		m.in(func() {
+			if m != w.node {
+				w.address("lo", vip4.String()+"/32")
+				w.address("lo", vip6.String()+"/128")
+			}
+			var h PreviousHolder
+			if _, err := h.To([]netip.Addr{next.addr4, next.addr6}, links, frontends); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	sent := func() (n uint64) {
+		for _, m := range circle {
+			m.in(func() {
+				l, err := netlink.LinkByName("eth0")
+				w.must(err)
+				n += l.Attrs().Statistics.TxPackets
+			})
+		}
+		return n
+	}
+	try := func(network string, most uint64) {
+		for _, f := range ruleset.Families() {
+			stray := segment.Packet(netip.AddrPortFrom(w.client.addr(f), 7), vip(f, 6443), 5, segment.ACK, nil)
+			before := sent()
+			w.client.send(stray, vip(f, 6443).Addr())
+			var n uint64
+			for last := before; ; last = n { // until nothing more is sent
+				time.Sleep(50 * time.Millisecond)
+				if n = sent(); n == last && n > before || n-before > 10000 {
+					break
+				}
+			}
+			// Beside the packet: its reset, and the questions for addresses.
+			if n -= before; n > most+20 {
+				t.Errorf("IPv%s, %s: one packet was sent %d times, want at most %d", f.Name, network, n, most)
+			}
+		}
+	}
+	try("a switch", 1)
+	w.link.run("nft", "table bridge clear { chain forward { type filter hook forward priority 0; ip dscp set 0; ip6 dscp set 0; }; }")
+	try("a switch that clears the DSCP", 64)
+}
+
+// send sends a whole IP packet.
+func (m *machine) send(packet []byte, to netip.Addr) {
+	m.t.Helper()
+	// IPPROTO_RAW: the packet has its own IP header.
+	domain, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
+	if to.Is4() {
+		domain, at = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
+	}
+	m.in(func() {
+		s, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		defer unix.Close(s)
+		if err := unix.Sendto(s, packet, 0, at); err != nil {
+			m.t.Fatal(err)
+		}
+	})
 }

@@ -18,40 +18,6 @@ func (s service) family() family {
 	return family{ruleset.IPv6()}
 }
 
-// dscp is where a packet says how often it was handed on: in its DSCP, in code points
-// for local use, pool 2, xxxx11 (RFC 2474 section 6). Packets of a client that sends
-// these itself are handed on less often. The DSCP is in bits 8 to 13 of IPv4
-// (RFC 2474 section 3), and in bits 4 to 9 of IPv6 (RFC 8200 section 7).
-func (f family) dscp(n int) (mask, value []byte) {
-	shift := 2
-	if f.Proto == unix.NFPROTO_IPV6 {
-		shift = 6
-	}
-	return binaryutil.BigEndian.PutUint16(0x3f << shift), binaryutil.BigEndian.PutUint16(uint16(n<<2|3) << shift)
-}
-
-// handedOn matches packets that were handed on n times.
-func (f family) handedOn(n int) []expr.Any {
-	mask, value := f.dscp(n)
-	return []expr.Any{
-		ruleset.LoadNetwork(reg1, 0, 2),
-		ruleset.Mask(mask, []byte{0, 0}),
-		ruleset.Equal(reg1, value...),
-	}
-}
-
-func (f family) markHandedOn(n int) []expr.Any {
-	mask, value := f.dscp(n)
-	for i := range mask {
-		mask[i] = ^mask[i]
-	}
-	return []expr.Any{
-		ruleset.LoadNetwork(reg1, 0, 2),
-		ruleset.Mask(mask, value),
-		f.writeHeader(0),
-	}
-}
-
 // A sealValue marks packets that were handed on: their sender is a node, even if nobody knows its new MAC address
 // yet. Taken for a client's, such a packet would begin its round again, with a count that is used up, and end at a
 // node that does not know the connection. The seal is in a field that receivers ignore: the ID of an IPv4 packet that
@@ -98,16 +64,6 @@ func (f family) unsealable() []expr.Any {
 func (f family) seal() []expr.Any {
 	return []expr.Any{
 		&expr.Immediate{Register: reg1, Data: binaryutil.BigEndian.PutUint16(sealValue)},
-		f.writeHeader(f.sealOffset()),
+		f.WriteHeader(f.sealOffset()),
 	}
-}
-
-// writeHeader writes two bytes of reg1 into the IP header.
-func (f family) writeHeader(offset uint32) *expr.Payload {
-	write := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1,
-		Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 2}
-	if f.Proto == unix.NFPROTO_IPV4 {
-		write.CsumType, write.CsumOffset = expr.CsumTypeInet, 10 // RFC 791 section 3.1
-	}
-	return write
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"sync"
 	"testing"
@@ -325,6 +326,37 @@ func TestDirectEndsLoops(t *testing.T) {
 			}
 			if n > sent*7+20 {
 				t.Errorf("%d stray packets became %d at holder %d with views %v", sent, n, holder+1, views)
+			}
+		}
+	}
+}
+
+// Where a switch clears the DSCP, in which nodes count, the TTL ends the round of a packet that nobody has.
+func TestDirectEndsLoopsBySpentTTL(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("no nft: install nftables")
+	}
+	l := newLab(t)
+	l.usable()
+	l.apply([]int{0, 1, 2}, nil)
+	l.sw.do(func() error {
+		return exec.Command(nft, "table bridge clear { chain forward { type filter hook forward priority 0; "+
+			"ip dscp set 0; ip6 dscp set 0; }; }").Run()
+	})
+	for family, f := range frontends[:2] {
+		before := l.settled()
+		l.strays(l.client.addrs[family], f, 1)
+		const most = 64 + 20 // each round lowers it; there are resets, and questions for addresses
+		for quiet, last := 0, before; quiet < 4 && last-before <= most; {
+			time.Sleep(50 * time.Millisecond)
+			now := l.sent()
+			if quiet++; now != last {
+				quiet = 0
+			}
+			last = now
+			if n := now - before; n > most {
+				t.Errorf("%v: one packet was sent %d times", f, n)
 			}
 		}
 	}

@@ -9,7 +9,7 @@ import (
 	"appliance/nft/ruleset"
 )
 
-// maxHandOns is how often a packet may be handed on: the count has four bits.
+// maxHandOns is how often a packet may be handed on.
 //
 // # The ring
 //
@@ -32,7 +32,7 @@ import (
 // which leaves no socket (RFC 4987 section 3.6), nobody has the connection, and the
 // owner's listener must answer. It answers a packet that belongs to nobody with a
 // reset.
-const maxHandOns = 15
+const maxHandOns = ruleset.MostHandOns
 
 // handOns is how often a packet is handed on before it goes to the owner: to the
 // preferred node, to all others, and to one more that another node may know.
@@ -122,12 +122,12 @@ func (s service) addArrival(t *ruleset.Table) {
 	absent.Add("new or open, for somebody else", ruleset.Goto(onward.Name))
 	// A node that knows more backends may have counted further.
 	for n := s.handOns() + 1; n <= maxHandOns; n++ {
-		onward.Add("everybody has been asked", f.handedOn(n), ruleset.Goto("ended"))
+		onward.Add("everybody has been asked", f.HandedOn(n), ruleset.Goto("ended"))
 	}
 	if owners {
-		onward.Add("at last to the owner of the slot", f.handedOn(s.handOns()), f.SrcAddrPort(), s.lookup("owner_"+n))
+		onward.Add("at last to the owner of the slot", f.HandedOn(s.handOns()), f.SrcAddrPort(), s.lookup("owner_"+n))
 	}
-	onward.Add("who owns the slot is here", f.handedOn(s.handOns()), ruleset.Goto("ended"))
+	onward.Add("who owns the slot is here", f.HandedOn(s.handOns()), ruleset.Goto("ended"))
 	if h, ok := s.hops[s.following()]; ok && s.byAddress() {
 		onward.Add("on its round, by address", f.sealed(expr.CmpOpEq), ruleset.Goto("hand_"+n+"_"+ruleset.NameOf(h.addr)))
 	}
@@ -141,15 +141,15 @@ func (s service) addArrival(t *ruleset.Table) {
 }
 
 // counting is the chain that counts in a packet how often it has been handed on. The TTL, which the kernel lowers,
-// would end the ring too late.
+// ends the ring too late.
 func (s service) counting() ruleset.Chain {
 	f, count := s.family(), ruleset.Chain{Name: "count_" + s.name()}
 	for n := s.handOns() + 1; n > 0; n-- {
 		before := []expr.Any(nil)
 		if n > 1 {
-			before = f.handedOn(n - 1)
+			before = f.HandedOn(n - 1)
 		}
-		count.Add(fmt.Sprintf("number %d", n), before, f.markHandedOn(n), ruleset.Verdict(expr.VerdictReturn))
+		count.Add(fmt.Sprintf("number %d", n), before, f.MarkHandedOn(n), ruleset.Verdict(expr.VerdictReturn))
 	}
 	return count
 }
@@ -167,6 +167,7 @@ func (s service) handOn(to hop) []ruleset.Chain {
 	// Its round, if it needs one, begins at the owner, where it also ends.
 	give.Add("straight from a client to the owner", jump("count_"+s.name()))
 	give.Add("it goes", ruleset.Goto(onto.Name))
+	onto.Add("it has gone far enough", f.IsSpent(), ruleset.Goto("ended"))
 	onto.Add("by way of the stack", []expr.Any{
 		&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
 		&expr.Immediate{Register: reg2, Data: ruleset.Native(s.link.Index)},

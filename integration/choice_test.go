@@ -142,32 +142,34 @@ func TestRefusedAtStart(t *testing.T) {
 			if err := os.WriteFile(config, []byte(w.config(string(tt.plane), group, []balance{tt.lb})), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			var said strings.Builder
-			cmd := exec.Command(binary, "start", "--config", config, "--data-dir", filepath.Join(w.dir, "data"), "--socket",
-				filepath.Join(w.dir, "socket"))
-			cmd.Stderr, cmd.SysProcAttr = &said, asService()
-			p, err := w.nodes[0].Start(cmd)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ended := make(chan error, 1)
-			go func() { ended <- p.Wait() }()
-			var exit *exec.ExitError
-			select {
-			case err := <-ended:
-				if !errors.As(err, &exit) || exit.ExitCode() <= 0 {
-					t.Errorf("it ended with %v, want a failed exit", err)
+			for _, command := range [][]string{{"config", "check", "--host"}, {"start"}} {
+				var said strings.Builder
+				cmd := exec.Command(binary, append(command, "--config", config, "--data-dir", filepath.Join(w.dir, "data"),
+					"--socket", filepath.Join(w.dir, "socket"))...)
+				cmd.Stderr, cmd.SysProcAttr = &said, asService()
+				p, err := w.nodes[0].Start(cmd)
+				if err != nil {
+					t.Fatal(err)
 				}
-			case <-patient(t).Done():
-				p.Kill()
-				t.Error("it goes on")
-			}
-			for _, word := range tt.want {
-				if !strings.Contains(said.String(), word) {
-					t.Errorf("it does not say %q:\n%s", word, said.String())
+				ended := make(chan error, 1)
+				go func() { ended <- p.Wait() }()
+				var exit *exec.ExitError
+				select {
+				case err := <-ended:
+					if !errors.As(err, &exit) || exit.ExitCode() <= 0 {
+						t.Errorf("%v ended with %v, want a failed exit", command, err)
+					}
+				case <-patient(t).Done():
+					p.Kill()
+					t.Errorf("%v goes on", command)
 				}
+				for _, word := range tt.want {
+					if !strings.Contains(said.String(), word) {
+						t.Errorf("%v does not say %q:\n%s", command, word, said.String())
+					}
+				}
+				t.Log(said.String())
 			}
-			t.Log(said.String())
 			if have := w.kernel(t, 0); have != had {
 				t.Errorf("the kernel had\n%s\nand has\n%s", had, have)
 			}

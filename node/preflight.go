@@ -20,6 +20,7 @@ import (
 	"appliance/arp"
 	"appliance/balancer"
 	"appliance/configs"
+	"appliance/connlog"
 	"appliance/nft"
 	"appliance/node/desired"
 	"appliance/node/observe"
@@ -101,7 +102,8 @@ func CheckHost(ctx context.Context, cfg *configs.Config, log *slog.Logger) (trie
 	n.planes, err = planes.Open(planes.Config{
 		Interfaces: n.interfaces(), Self: s.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
 		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers,
-		Report: func(balancer.Target, error) {}, Log: log,
+		Report: func(balancer.Target, error) {}, Log: log, Takeover: cfg.Takeover,
+		Shortages: &balancer.Shortages{Log: log}, ConnLog: connlog.New(connlog.Config{Log: log}),
 	})
 	if err != nil {
 		return true, err

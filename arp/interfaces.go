@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -17,6 +18,47 @@ import (
 // (ip link property), or a regular expression for the whole name, or empty. If pattern leaves several interfaces, the
 // one whose subnet contains vip is taken.
 func FindInterface(vip netip.Addr, pattern string) (string, error) {
+	iface, err := findInterface(vip, pattern)
+	if err != nil {
+		return "", err
+	}
+	link, err := net.InterfaceByName(iface)
+	if err != nil {
+		return "", fmt.Errorf("arp: interface %s: %w", iface, err)
+	}
+	all, err := addresses()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range all {
+		if a.index != link.Index {
+			continue
+		}
+		if why := ofNoHost(netip.PrefixFrom(a.addr, a.bits), vip); why != "" {
+			return "", fmt.Errorf("arp: VIP %s is %s on %s, which no client reaches as a host: "+
+				"write another address of that network", vip, why, iface)
+		}
+	}
+	return iface, nil
+}
+
+// ofNoHost says what vip is in subnet p, if it is no host's address there.
+func ofNoHost(p netip.Prefix, vip netip.Addr) string {
+	first := p.Masked().Addr()
+	switch {
+	case p.Addr().BitLen()-p.Bits() < 2 || !p.Contains(vip): // RFC 3021, RFC 6164
+		return ""
+	case vip == first && vip.Is6():
+		return "the anycast address of all routers (RFC 4291 section 2.6.1) of " + p.Masked().String()
+	case vip == first:
+		return "the address of the network " + p.Masked().String() + " itself"
+	case vip.Is4() && !p.Contains(vip.Next()):
+		return "the broadcast address of " + p.Masked().String()
+	}
+	return ""
+}
+
+func findInterface(vip netip.Addr, pattern string) (string, error) {
 	links, err := listLinks()
 	if err != nil {
 		return "", err

@@ -46,6 +46,27 @@ func TestChooseInterface(t *testing.T) {
 	}
 }
 
+func TestOfNoHost(t *testing.T) {
+	for _, tt := range []struct{ subnet, vip, want string }{
+		{"192.0.2.7/24", "192.0.2.255", "broadcast"},
+		{"192.0.2.7/24", "192.0.2.0", "network"},
+		{"192.0.2.7/24", "192.0.2.1", ""},
+		{"192.0.2.7/16", "192.0.2.255", ""},
+		{"192.0.2.7/24", "198.51.100.255", ""},
+		{"192.0.2.4/31", "192.0.2.5", ""},
+		{"192.0.2.5/32", "192.0.2.5", ""},
+		{"0.0.0.1/0", "255.255.255.255", "broadcast"},
+		{"2001:db8::7/64", "2001:db8::", "anycast"},
+		{"2001:db8::7/64", "2001:db8::ffff:ffff:ffff:ffff", ""},
+		{"2001:db8::1/127", "2001:db8::", ""},
+	} {
+		got := ofNoHost(netip.MustParsePrefix(tt.subnet), netip.MustParseAddr(tt.vip))
+		if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
+			t.Errorf("%s in %s: %q, want %q", tt.vip, tt.subnet, got, tt.want)
+		}
+	}
+}
+
 func TestFindInterfaceOnAHost(t *testing.T) {
 	h := newLAN(t).host("192.0.2.11/24", "2001:db8::11/128")
 	h.eth0(func(l netlink.Link) error {
@@ -64,6 +85,16 @@ func TestFindInterfaceOnAHost(t *testing.T) {
 		}
 		if got, err := FindInterface(netip.MustParseAddr("203.0.113.1"), ""); err == nil {
 			t.Errorf("found %q for an address of no subnet", got)
+		}
+		for vip, want := range map[string]string{
+			"192.0.2.0": "address of the network 192.0.2.0/24", "192.0.2.255": "broadcast address of 192.0.2.0/24",
+		} {
+			for _, pattern := range []string{"", "eth0"} {
+				_, err := FindInterface(netip.MustParseAddr(vip), pattern)
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("%s on %q: %v, want %q", vip, pattern, err, want)
+				}
+			}
 		}
 		return nil
 	})

@@ -254,6 +254,20 @@ func TestErrors(t *testing.T) {
 		{"every address takes the server's", withLB + "  bindToVip: false\n  backends: [192.0.2.11]\n",
 			[]string{"6: loadBalancers[0].backends: 192.0.2.11:6443 is where bindToVip: false listens on that peer itself; " +
 				"write bindToVip: true, or another port"}},
+		{"every address takes loopback's", withLB + "  bindToVip: false\n  backends: ['[::1]:6443']\n",
+			[]string{"6: loadBalancers[0].backends: [::1]:6443 is where bindToVip: false listens, so connections would go in " +
+				"circles; write bindToVip: true, or another port"}},
+		{"listens at its backend", withLB + "  listen: [127.0.0.1, 192.0.2.11]\n  backends: [127.0.0.1, 192.0.2.11]\n",
+			[]string{"6: loadBalancers[0].backends: 127.0.0.1:6443 is where this load balancer itself listens, so " +
+				"connections would go in circles; write the server's own address, or another port",
+				"6: loadBalancers[0].backends: 192.0.2.11:6443 is where this load balancer itself listens, so " +
+					"connections would go in circles; write the server's own address, or another port"}},
+		{"load balancers in a circle", withLB + "  listen: [127.0.0.1]\n  backends: ['127.0.0.1:81']\n" +
+			"- port: 81\n  listen: [127.0.0.1]\n  backends: ['127.0.0.1:6443', 192.0.2.21]\n",
+			[]string{"6: loadBalancers[0].backends: 127.0.0.1:81 is another load balancer, which leads back to this one, so " +
+				"connections would go in circles; write the server's own address",
+				"9: loadBalancers[1].backends: 127.0.0.1:6443 is another load balancer, which leads back to this one, so " +
+					"connections would go in circles; write the server's own address"}},
 		{"timeout and inter", withLB + "  check: {type: tcp, inter: 1s, timeout: 2s}\n" + servers,
 			[]string{"5: loadBalancers[0].check.timeout: 2s is longer than inter, 1s, " +
 				"which only checks may be that wait for an answer; write at most 1s"}},

@@ -280,6 +280,50 @@ func (b *builder) validateBackend(i int, be BackendEntry) {
 				"write bindToVip: true, or another port", be.Addr)
 		}
 	}
+	switch {
+	case !slices.ContainsFunc(c.LoadBalancers, func(next LoadBalancerEntry) bool {
+		return next.listensAt(be.Addr) && c.leadsTo(next, lb, make(map[string]bool))
+	}):
+	case lb.listensAt(be.Addr) && lb.BindToVIP:
+		b.problem(be.Origin, key, "%s is where this load balancer itself listens, so connections would go in circles; "+
+			"write the server's own address, or another port", be.Addr)
+	case lb.listensAt(be.Addr):
+		b.problem(be.Origin, key, "%s is where bindToVip: false listens, so connections would go in circles; "+
+			"write bindToVip: true, or another port", be.Addr)
+	default:
+		b.problem(be.Origin, key, "%s is another load balancer, which leads back to this one, so connections would go in "+
+			"circles; write the server's own address", be.Addr)
+	}
+}
+
+// listensAt reports whether lb has the port of a loopback address, or of one of listen. A backend there is a load
+// balancer, and no server.
+func (lb LoadBalancerEntry) listensAt(at netip.AddrPort) bool {
+	return at.Port() == lb.Port && at.Addr().IsValid() &&
+		(slices.Contains(lb.Listen, at.Addr()) || !lb.BindToVIP && at.Addr().IsLoopback())
+}
+
+// leadsTo reports whether connections to lb come to other. seen are load balancers that do not, or are looked at.
+func (c *Config) leadsTo(lb, other LoadBalancerEntry, seen map[string]bool) bool {
+	if lb.Name == other.Name {
+		return true
+	}
+	if seen[lb.Name] {
+		return false
+	}
+	seen[lb.Name] = true
+	return slices.ContainsFunc(lb.Backends, func(be BackendEntry) bool {
+		return slices.ContainsFunc(c.LoadBalancers, func(next LoadBalancerEntry) bool {
+			return next.listensAt(be.Addr) && c.leadsTo(next, other, seen)
+		})
+	})
+}
+
+// ComesBack reports whether lb itself listens there, or does so on a peer.
+func (c *Config) ComesBack(lb LoadBalancerEntry, at netip.AddrPort) bool {
+	atPeer := func(p PeerEntry) bool { return slices.Contains(p.Addrs(), at.Addr()) }
+	return lb.listensAt(at) ||
+		!lb.BindToVIP && at.Port() == lb.Port && slices.ContainsFunc(c.Peers, atPeer)
 }
 
 // validateFamilies refuses what a forced data plane cannot carry: only user space ends

@@ -31,7 +31,7 @@ func withNames(cfg *configs.Config, known map[string]dns.NameAnswer) *configs.Co
 				all = append(all, be)
 				continue
 			}
-			all = append(all, resolved(be, known[be.Host], cfg.VIPs, taken)...)
+			all = append(all, resolved(be, known[be.Host], cfg, *lb, taken)...)
 		}
 		lb.Backends = all
 	}
@@ -40,7 +40,8 @@ func withNames(cfg *configs.Config, known map[string]dns.NameAnswer) *configs.Co
 
 // resolved are the backends that be, a server by name, stands for. taken are the addresses of other entries.
 func resolved(
-	be configs.BackendEntry, a dns.NameAnswer, vips []netip.Addr, taken map[netip.AddrPort]bool,
+	be configs.BackendEntry, a dns.NameAnswer, cfg *configs.Config, lb configs.LoadBalancerEntry,
+	taken map[netip.AddrPort]bool,
 ) (all []configs.BackendEntry) {
 	why := a.Error
 	for _, addr := range a.Addrs {
@@ -49,8 +50,11 @@ func resolved(
 		}
 		at := netip.AddrPortFrom(addr, be.Addr.Port())
 		switch {
-		case slices.Contains(vips, addr):
+		case slices.Contains(cfg.VIPs, addr):
 			why = "its address " + addr.String() + " is a virtual address, so connections would go in circles"
+			continue
+		case cfg.ComesBack(lb, at):
+			why = "at " + at.String() + " this load balancer itself listens, so connections would go in circles"
 			continue
 		case addr.IsUnspecified() || addr.IsMulticast():
 			why = "its address " + addr.String() + " is that of no machine"

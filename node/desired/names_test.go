@@ -3,6 +3,7 @@ package desired
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"appliance/configs"
@@ -70,5 +71,36 @@ loadBalancers:
 	change, err := Override(state.Config, nil, "drain", "db.example.org", "")
 	if err != nil || len(change.Set) != 2 {
 		t.Errorf("%+v, %v", change, err)
+	}
+}
+
+// TestNamesOfItself: a name that stands for where the load balancer listens is no server.
+func TestNamesOfItself(t *testing.T) {
+	cfg, err := configs.Parse("f", []byte(`
+vips: [192.0.2.10]
+singleNode: true
+peers: [192.0.2.11]
+loadBalancers:
+- {name: a, port: 80, listen: [127.0.0.1], backends: ["localhost:80", "localhost:81"]}
+- {name: b, port: 82, bindToVip: false, backends: [localhost, node, other]}
+`), configs.Source{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(a string) dns.NameAnswer { return dns.NameAnswer{Addrs: []netip.Addr{netip.MustParseAddr(a)}} }
+	state := Compute(Known{Config: cfg, Self: "192.0.2.11", Names: map[string]dns.NameAnswer{
+		"localhost": at("127.0.0.1"), "node": at("192.0.2.11"), "other": at("192.0.2.21"),
+	}})
+	for i, want := range []int{1, 2} {
+		missing := 0
+		for _, be := range state.Config.LoadBalancers[i].Backends {
+			if strings.Contains(be.Unresolved, "this load balancer itself listens, so connections would go in circles") {
+				missing++
+			}
+		}
+		if missing != want {
+			t.Errorf("%s: %d of %+v are missing, want %d", state.Config.LoadBalancers[i].Name, missing,
+				state.Config.LoadBalancers[i].Backends, want)
+		}
 	}
 }

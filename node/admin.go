@@ -162,7 +162,7 @@ func peerNote(s raft.Status, p raft.PeerStatus) string {
 	}{
 		{p.ID == s.Leader && p.Role == "voter", "holder"},
 		{p.Drained, "drained"}, {p.Pinned, "pinned"}, {p.Standby, "demoted"},
-		{p.Conflict != "", p.Conflict}, {p.Unfit != "", p.Unfit},
+		{p.Conflict != "", p.Conflict}, {p.Doubled != "", p.Doubled}, {p.Unfit != "", p.Unfit},
 	} {
 		if n.is {
 			notes = append(notes, n.word)

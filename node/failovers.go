@@ -70,6 +70,8 @@ func groupEvent(self string, e raft.GroupEvent) status.Event {
 		s.Kind, s.Bad, s.What, s.Reason = status.OfProcess, true, "has trouble in the group", e.Detail
 	case raft.TroubleEnded:
 		s.Kind, s.What = status.OfProcess, "takes part in the group fully again"
+	case raft.PeerDoubled:
+		s.Kind, s.Bad, s.What, s.Reason = status.OfPeer, true, "runs twice", e.Detail
 	case raft.StoodStill:
 		s.Kind, s.Bad, s.What, s.Reason = status.OfProcess, true, "stood still with its clock: its leases were over", e.Detail
 	}

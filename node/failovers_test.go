@@ -56,6 +56,8 @@ func TestGroupEvents(t *testing.T) {
 			"n3: is out of reach (refused)", true, status.OfPeer},
 		"in reach again": {raft.GroupEvent{Kind: raft.PeerInReach, Peer: "n3", Cause: raft.Returned, Took: 2000 * ms},
 			"n3: is in reach again, took 2s", false, status.OfPeer},
+		"twice": {raft.GroupEvent{Kind: raft.PeerDoubled, Peer: "n3", Cause: raft.IDTaken, Detail: "two run"},
+			"n3: runs twice (two run)", true, status.OfPeer},
 		"trouble": {raft.GroupEvent{Kind: raft.TroubleBegan, Cause: raft.DiskFailed, Detail: "cannot write"},
 			"has trouble in the group (cannot write)", true, status.OfProcess},
 		"no trouble": {raft.GroupEvent{Kind: raft.TroubleEnded}, "takes part in the group fully again", false,

@@ -170,7 +170,8 @@ func runOnce(
 	if ctx.Err() != nil && err == nil {
 		log.Info("appliance has stopped", "after", time.Since(n.started).Round(time.Second))
 	}
-	if errors.Is(err, errMoved) || errors.Is(err, raft.ErrYielded) || errors.Is(err, raft.ErrHeartbeat) {
+	if errors.Is(err, errMoved) || errors.Is(err, raft.ErrYielded) || errors.Is(err, raft.ErrHeartbeat) ||
+		errors.Is(err, raft.ErrTwice) {
 		log.Info("this node has ended, to begin anew", "because", err)
 		return reload.current, nil
 	}

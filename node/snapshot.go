@@ -204,7 +204,7 @@ func (n *node) groupSnapshot(group raft.Status) status.GroupView {
 		peer := status.PeerView{
 			ID: p.ID, Address: p.Addr, Role: p.Role, Self: p.Self, Holder: p.ID == holder,
 			Connected: p.Connected, ConnectedSince: p.Since, LastContact: p.LastContact, RoundTrip: p.RoundTrip,
-			Version: p.Version, Conflict: p.Conflict,
+			Version: p.Version, Conflict: p.Conflict, Doubled: p.Doubled,
 			Drained: p.Drained, Pinned: p.Pinned, Standby: p.Standby, Priority: p.Priority, Unfit: p.Unfit,
 		}
 		if flow, known := n.datagrams(p); known {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -69,8 +70,10 @@ type reply struct {
 	Cluster string `json:"cluster,omitempty"`
 	// Datagrams is the key for datagrams to this process: package detector.
 	Datagrams []byte `json:"datagrams,omitempty"`
-	View      []byte `json:"view,omitempty"`
-	Body      []byte `json:"body,omitempty"`
+	// Twice, beside an error, says that another process with the id of the one that asks lives.
+	Twice bool   `json:"twice,omitempty"`
+	View  []byte `json:"view,omitempty"`
+	Body  []byte `json:"body,omitempty"`
 }
 
 // refusal is another peer's reason to say no. It is about the question and not about the connection, so
@@ -96,8 +99,8 @@ func answered(ctx context.Context, ask func(context.Context, any, any) error, r 
 	return rep, err
 }
 
-// answer answers one control request.
-func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply {
+// answer answers one control request, which came from the address at.
+func (g *Group) answer(ctx context.Context, from auth.Identity, at netip.Addr, r request) reply {
 	var rep reply
 	var err error
 	if from.Role != auth.Peer && r.Op != opFollow {
@@ -116,9 +119,15 @@ func (g *Group) answer(ctx context.Context, from auth.Identity, r request) reply
 		if from.ID != "" {
 			r.From = from.ID
 		}
-		if r.From != "" && from.Role == auth.Peer {
+		if r.From == g.cfg.ID && from.Role == auth.Peer {
+			g.hearTwin(at, r.Hello)
+		} else if r.From != "" && from.Role == auth.Peer {
 			if r.Hello != nil && r.Hello.ID == r.From {
-				if err = g.learnFence(*r.Hello); err != nil {
+				if err = g.livesElsewhere(ctx, *r.Hello); err != nil {
+					rep.Twice = true
+					break
+				}
+				if err = g.learnFence(*r.Hello, at); err != nil {
 					break
 				}
 			}

@@ -56,7 +56,7 @@ func FuzzControl(f *testing.F) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 5*ms)
 		defer cancel()
-		if _, err := json.Marshal(g.answer(ctx, who, r)); err != nil {
+		if _, err := json.Marshal(g.answer(ctx, who, netip.Addr{}, r)); err != nil {
 			t.Errorf("the answer to %+v cannot be sent: %v", r, err)
 		}
 	})

@@ -22,7 +22,8 @@ const (
 	PeerOutOfReach                       // Peer does not answer any more; Detail says why
 	TroubleBegan                         // this peer cannot take part fully; Detail says why
 	TroubleEnded
-	StoodStill // this peer's machine, and its clock with it; Detail says what shows it
+	StoodStill  // this peer's machine, and its clock with it; Detail says what shows it
+	PeerDoubled // two processes run as Peer; Detail says where
 )
 
 // A Cause says why a GroupEvent has come about, as exactly as this peer knows.
@@ -49,6 +50,7 @@ const (
 	HeartbeatDiffers Cause = "heartbeat differs"   // from that of a majority
 	DiskBackwards    Cause = "disk went backwards" // as if restored from an older copy
 	MachinePaused    Cause = "machine paused"      // by its hypervisor
+	IDTaken          Cause = "id taken"            // another process lives with this peer's id
 )
 
 // A GroupEvent is one change in the group as this peer saw it.
@@ -265,6 +267,13 @@ func (h *history) stoodStill(why string) {
 	h.emit(GroupEvent{Kind: StoodStill, Time: h.now(), Cause: MachinePaused, Detail: why})
 }
 
+// doubled notes that two processes run as peer id.
+func (h *history) doubled(id, why string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.emit(GroupEvent{Kind: PeerDoubled, Time: h.now(), Cause: IDTaken, Peer: id, Detail: why})
+}
+
 // signs remembers when peers were heard last in a term that counts. What the holder of a term says in later
 // ones, it says as a peer that wants to be elected again.
 type signs struct {
@@ -394,6 +403,9 @@ func (g *Group) trouble() (Cause, string) {
 	}
 	if err := g.settings.Err(); err != nil {
 		return LogUnreadable, err.Error()
+	}
+	if why := g.doubled(); why != "" {
+		return IDTaken, why
 	}
 	if servers := g.servers(); len(servers) > 0 {
 		if _, member := g.server(g.cfg.ID); !member {

@@ -50,6 +50,7 @@ type Group struct {
 	stood    atomic.Uint64     // how often it did
 	grants   *lease.Grants
 	fence    *fence.Fence // tells strangers from members
+	twins    fence.Twins  // tells two processes with one id from one that was restarted
 	// heartbeats are what the others have told this process of theirs
 	heartbeats *lease.Heartbeats
 	untold     notify.Signal // a peer that has told no heartbeat yet wants something
@@ -67,6 +68,7 @@ type Group struct {
 
 	change   notify.Signal
 	grown    notify.Signal // the log has
+	alone    chan struct{} // closed when no other process answers at this peer's address
 	started  chan struct{} // closed when raft and trans are set
 	raft     *hraft.Raft
 	trans    *transport.Transport
@@ -89,6 +91,7 @@ type Group struct {
 	intent   intent
 	phase    string
 	hellos   map[string]hello
+	twice    map[string]string    // by who says so: that another process lives with this peer's id
 	far      map[string]int       // by peer: how often in a row it was found too far for the heartbeat
 	left     map[string]time.Time // by peer: when a process of it said that it leaves
 	tenure   tenureState
@@ -103,6 +106,8 @@ type Group struct {
 	fitness  Fitness
 	onLink   []netip.Addr
 	serves   bool
+	// twiceSaid says that the log has that another process lives.
+	twiceSaid bool
 }
 
 // Open takes what the peer needs from the host: data directory, keys, port. The group hears nothing of it
@@ -113,11 +118,12 @@ func Open(cfg Config) (*Group, error) {
 	}
 	g := &Group{
 		cfg: cfg, log: cfg.Log, hlog: raftlog.New(cfg.Log),
-		grants:  lease.NewGrants(cfg.now),
-		hellos:  make(map[string]hello),
-		far:     make(map[string]int),
-		left:    make(map[string]time.Time),
-		started: make(chan struct{}), stopping: make(chan struct{}),
+		grants: lease.NewGrants(cfg.now),
+		hellos: make(map[string]hello),
+		twice:  make(map[string]string),
+		far:    make(map[string]int),
+		left:   make(map[string]time.Time),
+		alone:  make(chan struct{}), started: make(chan struct{}), stopping: make(chan struct{}),
 		handover: make(chan handover), holding: make(chan struct{}, 1), admitting: make(chan struct{}, 1),
 		phase: "starting",
 	}
@@ -260,7 +266,7 @@ func (g *Group) Run(ctx context.Context) error {
 			peerport.PreambleWatch: func(c net.Conn, _ auth.Identity) { g.watched.Handle(c) },
 			peerport.PreambleControl: func(c net.Conn, who auth.Identity) {
 				peerport.AnswerLines(inner, c, who, func(ctx context.Context, r request) reply {
-					return g.answer(ctx, who, r)
+					return g.answer(ctx, who, sourceOf(c), r)
 				})
 			},
 		})
@@ -306,6 +312,10 @@ func (g *Group) Run(ctx context.Context) error {
 
 // begin gets state if there is none, and starts raft.
 func (g *Group) begin(ctx context.Context, parts *errgroup.Group, inner context.Context) error {
+	if err := g.awaitTwin(ctx); err != nil {
+		return err
+	}
+	close(g.alone)
 	if g.known {
 		if err := g.checkCluster(ctx); err != nil {
 			return err

@@ -41,6 +41,10 @@ func (g *Group) findGroup(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		twice := g.doubled()
+		if twice != "" {
+			v = verdict{askAgain, twice} // who says that has not told whether there is a group
+		}
 		if v.why != said {
 			said = v.why
 			g.log.Info("looking for the group", "because", v.why, "unanswered", append(strangers, g.problems()...))
@@ -57,7 +61,11 @@ func (g *Group) findGroup(ctx context.Context) error {
 			continue // the intent is new: ask once more before acting on it
 		}
 		g.intend(undecided)
-		g.setPhase("looking for the group")
+		if twice != "" {
+			g.setPhase(waitsForTwin)
+		} else {
+			g.setPhase("looking for the group")
+		}
 		if v.do == join {
 			err := g.join(ctx)
 			if err == nil {
@@ -175,6 +183,7 @@ func (g *Group) learnRoster(ctx context.Context) (problems []string) {
 		rep, err := ask(once, l, g.helloRequest())
 		cancel()
 		l.Close()
+		g.setTwice(addr.String(), rep)
 		switch {
 		case err != nil:
 			problems = append(problems, err.Error())
@@ -217,10 +226,14 @@ func (g *Group) checkCluster(ctx context.Context) error {
 				rival = o.ID
 			}
 		}
-		if rival == "" {
+		switch {
+		case g.doubled() != "":
+			g.setPhase(waitsForTwin)
+		case rival != "":
+			g.setPhase("waiting for the group of peer " + rival + " to end")
+		default:
 			return nil
 		}
-		g.setPhase("waiting for the group of peer " + rival + " to end")
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -312,6 +325,7 @@ func (g *Group) askAmong(ctx context.Context, links []*peerport.ControlLink) []h
 // greet says hello to one peer and remembers the answer.
 func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, error) {
 	rep, err := ask(ctx, l, g.helloRequest())
+	g.setTwice(l.ID, rep)
 	if err != nil {
 		return hello{}, err
 	}
@@ -322,7 +336,7 @@ func (g *Group) greet(ctx context.Context, l *peerport.ControlLink) (hello, erro
 		return hello{}, fmt.Errorf("peer %s at %s calls itself %q; correct the list of peers", l.ID, l.Addr,
 			rep.Hello.ID)
 	}
-	if err := g.learnFence(*rep.Hello); err != nil {
+	if err := g.learnFence(*rep.Hello, l.Addr.Addr()); err != nil {
 		return hello{}, err
 	}
 	g.learnHeartbeat(l.ID, rep.Hello.Heartbeat)

@@ -314,7 +314,7 @@ func TestJoinIsRefused(t *testing.T) {
 	// This is the id of a peer that lives. It calls itself so too, and cannot be in its place in b.nodes.
 	node := b.nodes[lives]
 	twin := b.joiner(Peer{ID: lives, Addr: b.newcomer(lives, 7).Addr}, b.peers[1])
-	troubled(twin, "answers there")
+	troubled(twin, "two processes run with the id "+lives)
 	b.nodes[lives] = node
 	// This is an address at which somebody else is.
 	b.holder()

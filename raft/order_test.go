@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -183,7 +184,10 @@ func TestAccountReadsTheTermFirst(t *testing.T) {
 	open := sync.OnceFunc(func() { close(g.open) })
 	t.Cleanup(open)
 	told := make(chan reply, 1)
-	go func() { told <- n.answer(t.Context(), auth.Identity{Role: auth.Peer, ID: "b"}, request{Op: opAccount}) }()
+	go func() {
+		told <- n.answer(t.Context(), auth.Identity{Role: auth.Peer, ID: "b"}, netip.Addr{},
+			request{Op: opAccount})
+	}()
 	<-g.in
 	b.eventually("a newer term", func() bool {
 		for _, id := range []string{"b", "c"} {
@@ -276,7 +280,7 @@ func TestReplyFromANewTermProvesSilenceAfterHold(t *testing.T) {
 	})
 	<-ended
 	account := func() *lease.Account {
-		return n.answer(t.Context(), auth.Identity{Role: auth.Peer, ID: "b"}, request{Op: opAccount}).Account
+		return n.answer(t.Context(), auth.Identity{Role: auth.Peer, ID: "b"}, netip.Addr{}, request{Op: opAccount}).Account
 	}
 	if a := account(); a == nil || a.Term <= at || !a.Answering {
 		t.Errorf("account %+v while hold still runs, in term %d before", a, at)

@@ -3,7 +3,10 @@ package raft
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -14,6 +17,7 @@ import (
 
 	"appliance/raft/deathwatch"
 	"appliance/raft/detector"
+	"appliance/raft/fence"
 	"appliance/raft/peerport"
 	"appliance/raft/settings"
 	"appliance/raft/store"
@@ -238,6 +242,11 @@ func (g *Group) followRoster(ctx context.Context) error {
 		peer Peer
 		cut  context.CancelFunc
 	}
+	select { // what a process says that has to wait could be taken for the word of one that was restarted
+	case <-g.alone:
+	case <-ctx.Done():
+		return nil
+	}
 	ties := make(map[string]tie)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -350,4 +359,148 @@ func (g *Group) storedRoster() []Peer {
 		return nil
 	}
 	return slices.DeleteFunc(roster, func(p Peer) bool { return p.ID == g.cfg.ID })
+}
+
+// Two processes with one id
+//
+// A copied machine or configuration starts as a peer that lives elsewhere. Both could vote, and each for another: so the
+// later one takes no part. Before it says a word to the others it asks who answers at its own address. Where its file
+// has another address for it than the group has, another peer asks there before it believes it. Only a process that
+// answers on a new connection counts as alive: connections of a former one may linger, and one that stands still says
+// nothing. A peer with several addresses answers at each of them as the same process.
+
+const (
+	// twinTimeout bounds such a question, which takes three round trips. Where nothing answers at a peer's own address,
+	// as behind some routers that translate addresses, each start waits for so long.
+	twinTimeout = time.Second
+	// twinPause lies between two questions of a process that waits.
+	twinPause    = time.Second
+	waitsForTwin = "waiting for another process with this peer's id to end"
+)
+
+// ErrTwice ends Run when another process with this peer's id lives. The next one waits for its end.
+var ErrTwice = errors.New("another process with the id of this peer lives")
+
+// processAt asks a peer at an address, on a new connection, which of its processes it is, "" if none answers.
+func (g *Group) processAt(ctx context.Context, p Peer, r request) (process string) {
+	ctx, cancel := context.WithTimeout(ctx, twinTimeout)
+	defer cancel()
+	l := g.port.Link(p.ID, p.Addr)
+	defer l.Close()
+	rep, err := ask(ctx, l, r)
+	if err != nil || rep.Hello == nil || rep.Hello.ID != p.ID || rep.Hello.Fence == nil {
+		return ""
+	}
+	return rep.Hello.Fence.Process
+}
+
+// awaitTwin returns when no other process answers at this peer's address. One that did may be on its way back.
+func (g *Group) awaitTwin(ctx context.Context) error {
+	if g.cfg.SingleNode {
+		return nil
+	}
+	var lived time.Time
+	for {
+		self := g.cfg.self()
+		lives := g.processAt(ctx, self, g.helloRequest())
+		if lives == g.disk.Process || lives == "" && time.Since(lived) > fence.TwinLasts {
+			g.setTwice(g.cfg.ID, reply{})
+			return ctx.Err()
+		}
+		if lives != "" {
+			lived = time.Now()
+		}
+		g.setTwice(g.cfg.ID, reply{Twice: true, Error: fmt.Sprintf("another process with the id %s lives at %s: this one "+
+			"waits for its end; if it is to be a peer of its own, give it another localPeer.id and address, and remove %s",
+			g.cfg.ID, self.Addr, g.cfg.DataDir)})
+		g.setPhase(waitsForTwin)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(twinPause):
+		}
+	}
+}
+
+// livesElsewhere refuses a process that says that its peer is where the group does not have it, while another process
+// of the peer answers where it does, or did a moment ago.
+func (g *Group) livesElsewhere(ctx context.Context, h hello) error {
+	p, known := g.peer(h.ID)
+	told, _ := g.fence.Told(h.ID)
+	if h.Fence == nil || told.Process == h.Fence.Process || !known || !h.Self.Addr.IsValid() || h.Self.Addr == p.Addr {
+		return nil
+	}
+	here, there := p.Addr.String(), h.Self.Addr.String()
+	// Without a hello of its own the question makes nobody ask back.
+	lives := g.processAt(ctx, p, request{Op: opHello, From: g.cfg.ID, Heartbeat: g.cfg.Heartbeat})
+	switch {
+	case lives == h.Fence.Process:
+		return nil
+	case lives != "":
+		g.noteTwins(h.ID, g.twins.Prove(h.ID, here, there, time.Now()))
+	case g.twins.Of(h.ID, time.Now()) == "":
+		return nil
+	}
+	return errors.New(fence.Twice(h.ID, here, there))
+}
+
+// hearTwin notes that another process asks at this peer's address who is there: it waits for the end of this one.
+func (g *Group) hearTwin(at netip.Addr, h *hello) {
+	if h != nil && h.Fence != nil && h.Fence.Process != g.disk.Process {
+		g.noteTwins(g.cfg.ID, g.twins.Prove(g.cfg.ID, g.cfg.self().Addr.Addr().String(), at.String(), time.Now()))
+	}
+}
+
+// noteTwins says that two processes run as one peer, if why is not "".
+func (g *Group) noteTwins(id, why string) {
+	if why == "" {
+		return
+	}
+	g.log.Warn("two processes run as one peer", "peer", id, "why", why)
+	g.history.doubled(id, why)
+	g.change.Fire()
+}
+
+// setTwice notes whether by, a peer or an address to join, says that another process with this peer's id lives. If this
+// one runs, it has begun where nobody could ask: it ends its part at once.
+func (g *Group) setTwice(by string, rep reply) {
+	g.mu.Lock()
+	was := g.twice[by]
+	if rep.Twice {
+		g.twice[by] = rep.Error
+	} else {
+		delete(g.twice, by)
+	}
+	now := g.twice[by]
+	said := now == "" || g.twiceSaid
+	g.twiceSaid = g.twiceSaid || now != ""
+	g.mu.Unlock()
+	if !said {
+		g.log.Error("this process takes no part", "says", by, "why", now)
+	}
+	if now != "" && g.running() != nil {
+		g.fail(fmt.Errorf("group: %w: %s", ErrTwice, now))
+	}
+	if was != now {
+		g.change.Fire()
+	}
+}
+
+// doubled says that another process with this peer's id lives, or "". Who is not asked any more has no say.
+func (g *Group) doubled() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, by := range slices.Sorted(maps.Keys(g.twice)) {
+		if by == g.cfg.ID || g.links.to(by) != nil ||
+			slices.ContainsFunc(g.cfg.Join, func(at netip.AddrPort) bool { return at.String() == by }) {
+			return g.twice[by]
+		}
+	}
+	return ""
+}
+
+// sourceOf is where a connection comes from.
+func sourceOf(c net.Conn) netip.Addr {
+	at, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	return at.Addr().Unmap()
 }

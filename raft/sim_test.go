@@ -272,7 +272,7 @@ func (s *sim) boot(h *simHost, dir string) *simProc {
 				return
 			}
 			s.say("%s: ended: %v", h.id, err)
-			if err != nil && !errors.Is(err, ErrYielded) && !errors.Is(err, ErrHeartbeat) {
+			if err != nil && !errors.Is(err, ErrYielded) && !errors.Is(err, ErrHeartbeat) && !errors.Is(err, ErrTwice) {
 				select {
 				case <-ctx.Done():
 				case <-time.After(time.Second):

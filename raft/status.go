@@ -135,6 +135,8 @@ type PeerStatus struct {
 	Problem string `json:"problem,omitempty"`
 	// Conflict says why the peer is refused, or "".
 	Conflict string `json:"conflict,omitempty"`
+	// Doubled says that two processes run as the peer, and where, or "".
+	Doubled string `json:"doubled,omitempty"`
 }
 
 // Addrs are the configured addresses of the peer's host.
@@ -210,6 +212,7 @@ func (g *Group) Status() Status {
 		if h, ok := hellos[p.ID]; ok && !ps.Self {
 			ps.Conflict = conflict(self, h)
 		}
+		ps.Doubled = g.twins.Of(p.ID, time.Now())
 		if ago, ok := g.lease.GrantedAgo(self.Term, p.ID); ok && s.Role == "leader" {
 			ps.LastContact = ago
 		} else if r != nil && p.ID == s.Leader && !ps.Self {

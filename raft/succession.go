@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -250,12 +251,13 @@ func (g *Group) cluster() string {
 // errLate refuses what a process said before another one of the same peer took its place.
 var errLate = errors.New("another process of this peer has spoken since; if two run with its id, stop one of them")
 
-// learnFence notes what a process has told of its group and of its disk.
-func (g *Group) learnFence(h hello) error {
+// learnFence notes what a process at an address has told of its group and of its disk.
+func (g *Group) learnFence(h hello, at netip.Addr) error {
 	told := fence.Told{Cluster: h.Cluster, HasState: h.HasState}
 	if h.Fence != nil {
 		told = *h.Fence
 	}
+	g.noteTwins(h.ID, g.twins.Hear(h.ID, told.Process, at, time.Now()))
 	was := g.fence.ReachedBy(h.ID)
 	keep, late := g.fence.Learn(h.ID, told)
 	if late {
@@ -319,6 +321,9 @@ var errWithheld = errors.New("the disk of this peer went backwards, and has not 
 
 // withholds is why this peer neither gives nor asks for votes, or nil.
 func (g *Group) withholds() error {
+	if g.doubled() != "" {
+		return ErrTwice
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.withheld.on {

@@ -164,6 +164,8 @@ type PeerView struct {
 	Datagrams *bool `json:"datagrams,omitempty"`
 	// Conflict says why the peer cannot belong to this group.
 	Conflict string `json:"conflict,omitempty"`
+	// Doubled says that two processes run with the peer's id, where, and what to do.
+	Doubled string `json:"doubled,omitempty"`
 	// Drained, Pinned and Standby are the operator's orders: never hold, hold if possible, follow without a vote.
 	Drained bool `json:"drained,omitempty"`
 	Pinned  bool `json:"pinned,omitempty"`

@@ -36,6 +36,7 @@ func everything(t testing.TB, c *statustest.Cluster) *Metrics {
 	c.Route()
 	c.Edit("n2", func(s *status.Snapshot) {
 		s.Announce.Sessions[1].Untold = []string{"2001:db8:1::10: the router takes no IPv6 routes over this session"}
+		s.Group.Peers[2].Doubled = "two processes run with the id n3"
 		s.Differences = []status.Difference{{Peer: "n3", Key: "version", Here: "v0.1.0", There: "v0.0.9"}}
 	})
 	to := balancer.Target{LoadBalancer: "kube-apiserver"}
@@ -86,6 +87,8 @@ func TestMetricsSay(t *testing.T) {
 		`appliance_tenures_ended_total{cause="handover"} 1`,
 		`appliance_vip_answering{vip="10.77.0.10"} 1`,
 		`appliance_vip_answers_total{vip="fd77::10"} 1200`,
+		`appliance_id_doubled{id="n2"} 0`,
+		`appliance_id_doubled{id="n3"} 1`,
 		`appliance_peer_connected{peer="n1"} 1`,
 		`appliance_peer_round_trip_seconds{peer="n3"} 0.00018`,
 		`appliance_loadbalancer_plane{loadbalancer="kube-apiserver",plane="ipvs"} 1`,

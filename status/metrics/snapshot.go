@@ -184,7 +184,9 @@ func (s *snapshotMetrics) group(n status.Snapshot) {
 	contact := s.gauge("peer_last_contact_seconds",
 		"How long ago the holder heard from the peer, or this peer from the holder.")
 	trip := s.gauge("peer_round_trip_seconds", "Time of a question and its answer over the peer port.")
+	doubled := s.gauge("id_doubled", "Whether two processes run with the id, of a peer or this node.")
 	for _, p := range g.Peers {
+		doubled.add(truth(p.Doubled != ""), label("id", p.ID))
 		if p.Self {
 			unfit.add(truth(p.Unfit != ""), nil)
 			continue

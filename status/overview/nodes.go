@@ -32,6 +32,7 @@ type node struct {
 	Connected   bool
 	Since       time.Time // of Connected
 	Conflict    string
+	Doubled     string // that two processes run with the node's id, and where
 	Labels      []string
 	// Unfit is why the node would rather not hold, Hooks what its hooks failed to do.
 	Unfit, Hooks string
@@ -46,7 +47,7 @@ func newNode(p status.PeerView, holder string, self report.PeerReport, peers map
 	n := node{
 		ID: p.ID, Self: p.Self, Address: p.Address, Role: p.Role, Version: p.Version, Holder: p.ID == holder,
 		RoundTrip: p.RoundTrip, Contact: p.LastContact, Connected: p.Connected, Since: p.ConnectedSince,
-		Conflict: p.Conflict, Labels: p.Labels(self.Report.Snapshot.Group.Peers), Unfit: p.Unfit,
+		Conflict: p.Conflict, Doubled: p.Doubled, Labels: p.Labels(self.Report.Snapshot.Group.Peers), Unfit: p.Unfit,
 	}
 	one := self
 	if !p.Self {
@@ -69,13 +70,18 @@ func newNode(p status.PeerView, holder string, self report.PeerReport, peers map
 	n.Hooks = s.Hooks.Trouble()
 	n.Disagrees = s.Holder != holder
 	for _, q := range s.Group.Peers {
-		if !q.Self && !q.Connected {
+		switch {
+		case q.Self:
+			n.Doubled = cmp.Or(n.Doubled, q.Doubled) // the other one may have asked nobody else
+		case !q.Connected:
 			n.Unreached = append(n.Unreached, q.ID)
 		}
 	}
 	switch {
 	case n.Disagrees || n.Conflict != "":
 		n.Level, n.State = bad, "disagrees"
+	case n.Doubled != "":
+		n.Level, n.State = bad, "runs twice"
 	case len(n.NotReady) > 0:
 		n.Level, n.State = warn, "not ready"
 	case len(n.Unreached) > 0:

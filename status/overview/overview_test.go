@@ -129,6 +129,10 @@ func TestVerdict(t *testing.T) {
 			mend(c)
 			c.Edit("n1", func(s *status.Snapshot) { s.Group.Peers[2].Unfit = "track uplink: exit code 1" })
 		}, warn, "n3 would rather not hold: track uplink: exit code 1"},
+		"a node runs twice": {func(c *statustest.Cluster, _ peers) {
+			mend(c)
+			c.Edit("n3", func(s *status.Snapshot) { s.Group.Peers[2].Doubled = "two processes run with the id n3" })
+		}, warn, "one thing to look at: two processes run with the id n3"},
 		"a node is short of files": {func(c *statustest.Cluster, _ peers) {
 			mend(c)
 			c.Edit("n3", func(s *status.Snapshot) {

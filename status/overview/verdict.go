@@ -151,6 +151,8 @@ func (o *Overview) nodeProblems(n node) (all []problem) {
 	switch {
 	case n.Conflict != "":
 		note(false, "%s cannot belong to this group: %s", n.ID, n.Conflict)
+	case n.Doubled != "":
+		note(false, "%s", n.Doubled)
 	case n.Unreachable != "" && n.Level == bad:
 		note(false, "%s does not answer %s", n.ID, o.Self)
 	case n.Disagrees:

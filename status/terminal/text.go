@@ -107,6 +107,9 @@ func (t *text) peers(s status.Snapshot) {
 		case peer.Conflict != "":
 			labels = append(labels, t.paint.bad(peer.Conflict))
 		}
+		if peer.Doubled != "" {
+			labels = append(labels, t.paint.bad(peer.Doubled))
+		}
 		labels = append(labels, peer.Labels(s.Group.Peers)...)
 		if peer.Unfit != "" {
 			labels = append(labels, t.paint.bad("would rather not hold: "+peer.Unfit))

@@ -149,6 +149,15 @@ var mutants = []mutant{
 		"return order(own, other) < 0", "return order(own, other) != 0", "TestExactlyOneLoses"},
 	{"a group with the majority ends", "raft/founding/founding.go",
 		"case am != bm:\n\t\treturn yes(am)", "case am != bm:\n\t\treturn yes(bm)", "TestExactlyOneLoses"},
+	// Two processes with one id.
+	{"a process does not ask who answers at its own address", "raft/roster.go",
+		"if lives == g.disk.Process || lives == \"\"", "if lives != \".\" || lives == \"\"", "TestSimTwin"},
+	{"a process at another address is believed while the first lives", "raft/roster.go",
+		"case lives == h.Fence.Process:\n", "case lives != \".\":\n", "TestSimTwin"},
+	{"a process goes on when it hears that it is the second", "raft/roster.go",
+		"if now != \"\" && g.running() != nil {", "if now == \".\" {", "TestSimTwinBegunApart"},
+	{"a process that hears that it is the second begins a group", "raft/join.go",
+		"v = verdict{askAgain, twice}", "_ = twice", "TestSimTwin"},
 	// Founding, against the table.
 	{"a group without a name yet ends", "raft/founding/founding.go",
 		"a.Cluster != \"\" && b.Cluster != \"\" && a.Cluster != b.Cluster", "a.Cluster != b.Cluster", "TestLoses"},

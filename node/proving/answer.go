@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"appliance/arp"
 	"appliance/neighbours"
 	"appliance/proof"
 	"appliance/raft"
@@ -116,7 +117,11 @@ func (t *Trials) tryNode(ctx context.Context, q question) (all []proof.TrialResu
 			return a.Is4() != w.is4
 		})
 		mac, ok := firstMAC(link, theirs)
-		own, haveOwn := t.ownAddress(w.is4)
+		onLink, err := arp.AddrsOn(w.on)
+		if err != nil {
+			return nil, err
+		}
+		own, haveOwn := t.ownAddress(w.is4, onLink)
 		if !ok || !haveOwn {
 			return nil, fmt.Errorf("%s is not on its link %s", q.Node, w.on)
 		}
@@ -141,17 +146,22 @@ func firstMAC(link neighbours.Link, addrs []netip.Addr) (mac [6]byte, ok bool) {
 	return mac, false
 }
 
-// ownAddress is this node's address of a family, as the other nodes know it.
-func (t *Trials) ownAddress(is4 bool) (netip.Addr, bool) {
+// ownAddress is this node's address of a family, as the other nodes know it: one of those on the link, if there is any,
+// as an answer to another leaves by another link.
+func (t *Trials) ownAddress(is4 bool, onLink []netip.Addr) (own netip.Addr, ok bool) {
 	for _, o := range t.cfg.Peers() {
 		if !o.Self {
 			continue
 		}
 		for _, a := range append(o.Addrs(), o.OnLink...) {
-			if a.Is4() == is4 {
+			switch {
+			case a.Is4() != is4:
+			case slices.Contains(onLink, a):
 				return a, true
+			case !ok:
+				own, ok = a, true
 			}
 		}
 	}
-	return netip.Addr{}, false
+	return own, ok
 }

@@ -247,3 +247,33 @@ func TestQuestionsOfSeveral(t *testing.T) {
 		t.Errorf("being answered: %v", s.answering)
 	}
 }
+
+// A node with addresses on several links asks from the one on the link of the frontend.
+func TestOwnAddress(t *testing.T) {
+	of := func(list ...string) (addrs []netip.Addr) {
+		for _, a := range list {
+			addrs = append(addrs, netip.MustParseAddr(a))
+		}
+		return addrs
+	}
+	trials := New(Config{Peers: func() []raft.PeerStatus {
+		return []raft.PeerStatus{{ID: "n2", Addr: netip.MustParseAddrPort("192.0.2.12:10000")}, {
+			ID: "n1", Self: true, Addr: netip.MustParseAddrPort("192.0.2.11:10000"),
+			OnLink: of("192.0.2.11", "198.51.100.11", "2001:db8::11"),
+		}}
+	}})
+	for _, tt := range []struct {
+		is4    bool
+		onLink []netip.Addr
+		want   string
+	}{
+		{true, of("fe80::1", "192.0.2.7", "192.0.2.11"), "192.0.2.11"},
+		{true, of("198.51.100.7", "198.51.100.11", "2001:db8::11"), "198.51.100.11"},
+		{true, of("203.0.113.11"), "192.0.2.11"},
+		{false, of("198.51.100.11", "2001:db8::11"), "2001:db8::11"},
+	} {
+		if got, ok := trials.ownAddress(tt.is4, tt.onLink); !ok || got.String() != tt.want {
+			t.Errorf("IPv4: %v, on %v: %v, %v; want %s", tt.is4, tt.onLink, got, ok, tt.want)
+		}
+	}
+}

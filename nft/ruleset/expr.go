@@ -29,15 +29,18 @@ func (f IPFamily) SrcAddrPort() []expr.Any {
 	}
 }
 
-// LinkName is an interface's name as a part of a chain's. The names of VLANs (eth0.5)
-// and aliases have characters that nft does not take.
+// LinkName is an interface's name as a part of a chain's, one to one: v.1 and v-1 may be on one host. The names of VLANs
+// (eth0.5) and aliases have characters that nft does not take.
 func LinkName(ifname string) string {
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
-			return r
+	var b strings.Builder
+	for _, c := range []byte(ifname) {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "_%02x", c)
 		}
-		return '_'
-	}, ifname)
+	}
+	return b.String()
 }
 
 // Registers hold 16 bytes each. Numbers from 8 on name words of 4 bytes: Reg1 is words

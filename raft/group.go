@@ -265,7 +265,12 @@ func (g *Group) Run(ctx context.Context) error {
 			peerport.PreambleRaft:  func(c net.Conn, _ auth.Identity) { g.stream.Handle(c) },
 			peerport.PreambleWatch: func(c net.Conn, _ auth.Identity) { g.watched.Handle(c) },
 			peerport.PreambleControl: func(c net.Conn, who auth.Identity) {
+				quiet := false
 				peerport.AnswerLines(inner, c, who, func(ctx context.Context, r request) reply {
+					if r.Op == opTry && !quiet { // the other end's Beside
+						peerport.Quiet(c)
+						quiet = true
+					}
 					return g.answer(ctx, who, sourceOf(c), r)
 				})
 			},

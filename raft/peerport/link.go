@@ -25,8 +25,9 @@ type ControlLink struct {
 	// block.
 	Changed func(LinkState)
 
-	port *Port
-	turn chan struct{} // one token: waiting for this lock can be given up
+	port  *Port
+	quiet bool          // keep-alive is rare
+	turn  chan struct{} // one token: waiting for this lock can be given up
 	// The following belong to the goroutine that has the token.
 	conn   net.Conn
 	lines  *bufio.Reader
@@ -115,6 +116,9 @@ func (l *ControlLink) exchange(ctx context.Context, question, answer any) (err e
 		if err != nil {
 			return err
 		}
+		if l.quiet {
+			Quiet(conn)
+		}
 		l.conn, l.lines = conn, bufio.NewReader(conn)
 	}
 	conn := l.conn
@@ -183,6 +187,7 @@ func (l *ControlLink) Beside() *ControlLink {
 	defer l.mu.Unlock()
 	if l.beside == nil {
 		l.beside = l.port.Link(l.ID, l.Addr)
+		l.beside.quiet = true
 	}
 	return l.beside
 }

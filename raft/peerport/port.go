@@ -60,6 +60,24 @@ func keepAlive() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: 2 * time.Second, Interval: time.Second, Count: 3}
 }
 
+// Quiet makes keep-alive rare on a connection with questions every few seconds that may take long: who asks has a
+// deadline, and who answers closes what is silent. The usual one would be more packets than the questions are.
+func Quiet(c net.Conn) {
+	for {
+		switch t := c.(type) {
+		case interface {
+			SetKeepAliveConfig(net.KeepAliveConfig) error
+		}:
+			_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: controlIdle, Interval: 10 * time.Second, Count: 3})
+			return
+		case interface{ NetConn() net.Conn }:
+			c = t.NetConn()
+		default:
+			return
+		}
+	}
+}
+
 func listenTCP(bind netip.AddrPort) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
 	return lc.Listen(context.Background(), "tcp", bind.String())

@@ -191,7 +191,10 @@ func Open(cfg Config) (*Group, error) {
 		}
 	}
 	g.machine = cfg.watchMachine()
-	g.machine.Stood = g.lease.Lapse
+	g.machine.Stood = func() {
+		g.lease.Lapse()
+		g.stood.Add(1)
+	}
 	g.stream = transport.NewStream(g.port, cfg.Addr)
 	g.links = links{by: make(map[string]*peerport.ControlLink), open: func(p Peer) *peerport.ControlLink {
 		l := g.port.Link(p.ID, p.Addr)

@@ -378,17 +378,62 @@ func TestLateProbeOfAnotherGroup(t *testing.T) {
 	}
 }
 
+// hostClock is the clock of a host whose machine stood still for lost nanoseconds.
+func hostClock(lost *atomic.Int64) func() standstill.Sources {
+	return func() standstill.Sources {
+		return standstill.Sources{Clocks: []standstill.OtherClock{{Name: "the host's clock", Apart: true,
+			Read: func() (time.Duration, bool) { return lease.Boottime() + time.Duration(lost.Load()), true }}}}
+	}
+}
+
+// TestStandstillWithinTheLookAtTheLease: a machine that is paused after it has read its clock takes the lease for one that
+// still runs. The look at the machine comes after that.
+func TestStandstillWithinTheLookAtTheLease(t *testing.T) {
+	b := newBench(t, 3)
+	var lost atomic.Int64
+	in, open := make(chan struct{}), make(chan struct{})
+	b.tweak = func(c *Config) {
+		c.sources = hostClock(&lost)
+		c.now = func() time.Duration {
+			now := lease.Boottime()
+			if within("raft.lookWhilePaused") && within("Lease).Left") {
+				in <- struct{}{}
+				<-open
+			}
+			return now
+		}
+	}
+	b.start("a", "b", "c")
+	b.voters(3)
+	paused := false
+	b.eventually("a look at a lease that runs", func() bool {
+		n := b.nodes[b.holder()]
+		may := make(chan bool)
+		go lookWhilePaused(n, may)
+		select {
+		case <-may: // it has just been deposed
+			return false
+		case <-in:
+		}
+		lost.Add(int64(time.Second))
+		open <- struct{}{}
+		paused = <-may
+		return true
+	})
+	if paused {
+		t.Error("it answers with what was left of its lease")
+	}
+}
+
+func lookWhilePaused(n *node, may chan<- bool) { may <- n.mayAnswer(n.raft.CurrentTerm()) }
+
 // TestStandstillIsSeenBeforeTheNextAnswer: whoever asks whether it may answer after the machine was paused is told no, or
 // the lease is one that was granted since.
 func TestStandstillIsSeenBeforeTheNextAnswer(t *testing.T) {
 	b := newBench(t, 3)
 	var lost atomic.Int64
 	b.tweak = func(c *Config) {
-		c.now = lease.Boottime
-		c.sources = func() standstill.Sources {
-			return standstill.Sources{Clocks: []standstill.OtherClock{{Name: "the host's clock", Apart: true,
-				Read: func() (time.Duration, bool) { return lease.Boottime() + time.Duration(lost.Load()), true }}}}
-		}
+		c.now, c.sources = lease.Boottime, hostClock(&lost)
 	}
 	b.start("a", "b", "c")
 	b.voters(3)

@@ -282,22 +282,25 @@ func (g *Group) waitOutLeases(ctx context.Context, term uint64) error {
 
 // mayAnswer says whether this peer may answer now, in term: package lease.
 func (g *Group) mayAnswer(term uint64) bool {
-	g.lookAtMachine()
+	stood := g.stood.Load()
 	if now, ok := g.leads(); !ok || now != term {
 		return false
 	}
 	var buf [9]string
-	return g.lease.Left(term, g.voters(buf[:0])) > 0
+	if g.lease.Left(term, g.voters(buf[:0])) <= 0 {
+		return false
+	}
+	// The look at the machine comes last: a pause before it, also within the look at the lease, is seen.
+	g.lookAtMachine()
+	return g.stood.Load() == stood
 }
 
 // lookAtMachine ends this peer's leases (Lapse) if the machine stood still and the clock with it: others may hold by now.
-// The look comes before the lease is asked for, so that what was left of it is never used.
 func (g *Group) lookAtMachine() {
 	why := g.machine.Look()
 	if why == "" {
 		return
 	}
-	g.stood.Add(1)
 	g.log.Warn("this machine stood still, and its clock with it, or somebody has set the time: its leases are over, "+
 		"and it holds again when a majority has said so", "because", why)
 	g.history.stoodStill(why)

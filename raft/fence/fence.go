@@ -83,6 +83,9 @@ func New(own func() string, member func(peer string) bool, reached map[string]Re
 		gone: make(map[string][]gone)}
 }
 
+// itself is why the votes of a peer do not count that gives none.
+const itself = "as it says itself"
+
 // Learn notes what a process of peer has told. Late says that it counts for nothing, because the process has ended and
 // another one has told since. Keep is true if Reached is worth storing.
 func (f *Fence) Learn(peer string, t Told) (keep, late bool) {
@@ -111,19 +114,24 @@ func (f *Fence) Learn(peer string, t Told) (keep, late bool) {
 		Commit: max(was.Commit, t.Commit), Former: was.Former, Backwards: was.Backwards,
 	}
 	switch {
+	case known && t.Disk != was.Disk:
+		now.Former = last(append(slices.Clone(was.Former), was.Disk))
+		switch {
+		case slices.Contains(was.Former, t.Disk):
+			now.Boots, now.Backwards = t.Boots, "an earlier disk of this peer is back"
+		case t.Withheld:
+			now.Backwards = itself
+		default:
+			// A peer with a new disk had no vote until it had the log: nothing that it has said can be forgotten.
+			now.Boots, now.Term, now.Commit, now.Backwards = t.Boots, t.Term, t.Commit, ""
+		}
 	case t.Withheld && was.Backwards == "":
-		now.Backwards = "as it says itself"
+		now.Backwards = itself
 	case was.Backwards != "":
 		if !t.Withheld && t.Floor >= was.Term && t.Commit >= was.Commit {
 			now.Backwards = ""
 		}
 	case !known || was.Process == t.Process:
-	case slices.Contains(was.Former, t.Disk):
-		now.Backwards = "an earlier disk of this peer is back"
-	case t.Disk != was.Disk:
-		// A peer with a new disk had no vote until it had the log: nothing that it has said can be forgotten.
-		now.Boots, now.Term, now.Commit = t.Boots, t.Term, t.Commit
-		now.Former = last(append(slices.Clone(was.Former), was.Disk))
 	case t.Boots <= was.Boots:
 		now.Backwards = fmt.Sprintf("started %d times, and had been started %d times before", t.Boots, was.Boots)
 	case t.Term < was.Term:

@@ -69,6 +69,29 @@ func TestDiskThatWentBackwards(t *testing.T) {
 	if !errors.Is(f.Refusal("b"), ErrBackwards) {
 		t.Error("the disk from before the present one is back, and its votes count")
 	}
+	f.Learn("b", later(func(n *Told) { n.Process, n.Disk, n.Boots = "p5", "d2", 1 }))
+	if !errors.Is(f.Refusal("b"), ErrBackwards) {
+		t.Error("of two disks that take turns one counts")
+	}
+}
+
+// TestNewDiskAfterAnOlderCopy: a peer with an older copy of its disk that gets an empty one counts its starts anew.
+func TestNewDiskAfterAnOlderCopy(t *testing.T) {
+	f := New(func() string { return "g" }, func(string) bool { return true }, nil)
+	of := func(process, disk string, boots uint64) Told {
+		return Told{Cluster: "g", HasState: true, Fenced: true, Process: process, Disk: disk, Boots: boots, Term: 7, Last: 90}
+	}
+	f.Learn("b", of("p1", "d1", 5))
+	f.Learn("b", of("p2", "d1", 3))
+	if !errors.Is(f.Refusal("b"), ErrBackwards) {
+		t.Fatal("the older copy counts")
+	}
+	for i, told := range []Told{of("p3", "d2", 1), of("p4", "d2", 2), of("p5", "d2", 3)} {
+		f.Learn("b", told)
+		if err := f.Refusal("b"); err != nil {
+			t.Errorf("start %d of the new disk: %v", i+1, err)
+		}
+	}
 }
 
 // TestLateWordOfAFormerProcess: a peer was killed and began again while its network was cut. What its former process

@@ -87,6 +87,7 @@ type Group struct {
 	slow      bool          // the log says that a disk is slow; the leader loop's own
 	gaveWay   giveway.Limiter
 
+	settling sync.Mutex // withheld in memory and on disk change together
 	mu       sync.Mutex
 	intent   intent
 	phase    string

@@ -212,24 +212,42 @@ func (s *sim) change(what string, f func(ctx context.Context, g *Group) error) {
 // TestSimRemovedBeforeItHadTheLog: a peer that was admitted, removed before anything of the log came, and added again
 // does not ask any more to be admitted. It is taken back all the same.
 func TestSimRemovedBeforeItHadTheLog(t *testing.T) {
-	playDisks(t, func(s *sim) {
-		lost := s.followers()[0]
-		os.RemoveAll(s.crash(lost, true))
-		s.boot(lost, s.newDir(lost.id))
-		if !s.await("the admission", time.Minute, func() bool {
-			g := lost.proc.group.Load()
-			return g != nil && g.cluster() != ""
-		}) {
-			return
+	// Where the log comes at once, it is tried again.
+	for seed, inTime := uint64(1), false; !inTime && !t.Failed(); seed++ {
+		if seed > 50 {
+			t.Fatal("a peer that was admitted always has the log at once")
 		}
-		(&unrest{sim: s}).cut("%s is cut off", lost, true, true)
-		s.change("its removal", func(ctx context.Context, g *Group) error { return g.RemovePeer(ctx, lost.id, false) })
-		time.Sleep(5 * time.Second) // what is on its way is given up
-		if lost.proc.group.Load().hello().HasState {
-			t.Errorf("%s was cut off too late", lost.id)
-		}
-		s.change("its return", func(ctx context.Context, g *Group) error {
-			return g.AddPeer(ctx, Peer{ID: lost.id, Addr: lost.at}, true)
+		simulate(t, seed, 3, func(s *sim) {
+			for _, h := range s.hosts {
+				s.boot(h, s.newDir(h.id))
+			}
+			s.mend(nil)
+			inTime = s.removeEmpty()
+			s.mend(nil)
 		})
+	}
+}
+
+// removeEmpty is false if the peer has some of the log when it is cut off.
+func (s *sim) removeEmpty() bool {
+	lost := s.followers()[0]
+	os.RemoveAll(s.crash(lost, true))
+	s.boot(lost, s.newDir(lost.id))
+	for {
+		if g := lost.proc.group.Load(); g != nil && g.cluster() != "" {
+			break
+		}
+		if s.broken() {
+			return false
+		}
+		time.Sleep(ms / 10)
+	}
+	(&unrest{sim: s}).cut("%s is cut off", lost, true, true)
+	s.change("its removal", func(ctx context.Context, g *Group) error { return g.RemovePeer(ctx, lost.id, false) })
+	time.Sleep(5 * time.Second) // what is on its way is given up
+	empty := !lost.proc.group.Load().hello().HasState
+	s.change("its return", func(ctx context.Context, g *Group) error {
+		return g.AddPeer(ctx, Peer{ID: lost.id, Addr: lost.at}, true)
 	})
+	return empty
 }

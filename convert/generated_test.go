@@ -280,7 +280,8 @@ func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, on
 	if algo != "" {
 		fmt.Fprintf(b, " %s %s\n", g.one("lb_algo", "lvs_sched"), algo)
 	}
-	if g.IntN(5) == 0 {
+	persists := g.IntN(5) == 0
+	if persists {
 		b.WriteString(g.one(" persistence_timeout 300\n", " persistence_timeout\n"))
 		stays = true
 	}
@@ -288,9 +289,15 @@ func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, on
 		g.sticky[netip.AddrPortFrom(a, port)] = stays
 		g.even[netip.AddrPortFrom(a, port)] = algo == "rr" || algo == "wrr"
 	}
+	inhibit := func(line string) string { // with persistence, clients come back to servers that are down
+		if persists {
+			return ""
+		}
+		return g.one("", line)
+	}
 	list := g.some(2 + g.IntN(3))
 	if g.IntN(3) == 0 {
-		fmt.Fprintf(b, " sorry_server %s %d\n%s", list[0].at.Addr(), list[0].at.Port(), g.one("", " sorry_server_inhibit\n"))
+		fmt.Fprintf(b, " sorry_server %s %d\n%s", list[0].at.Addr(), list[0].at.Port(), inhibit(" sorry_server_inhibit\n"))
 		list = list[1:]
 	}
 	if g.IntN(4) == 0 {
@@ -298,8 +305,8 @@ func (g *generator) virtualServer(b *strings.Builder, at string, port uint16, on
 	}
 	for _, s := range list {
 		fmt.Fprintf(b, " real_server %s %d {\n  weight %s\n", s.at.Addr(), s.at.Port(), g.one("1", "1", "3", "2"))
-		if g.IntN(6) == 0 {
-			b.WriteString("  inhibit_on_failure\n")
+		if g.IntN(3) == 0 {
+			b.WriteString(inhibit("  inhibit_on_failure\n"))
 		}
 		page := func(kind string, port uint16) string {
 			return fmt.Sprintf("  %s {\n   url {\n    path %s\n%s   }\n   connect_port %d\n   connect_timeout 9\n  }\n", kind,

@@ -348,6 +348,11 @@ func TestKinds(t *testing.T) {
 			[]string{"pgrep,", "became a track"},
 		},
 		{
+			"a server that is down and that clients come back to", convert.Keepalived,
+			strings.Replace(lvs, "  protocol TCP\n", "  protocol TCP\n  inhibit_on_failure\n  persistence_timeout 60\n", 1),
+			[]string{"f:3: inhibit_on_failure: keeps open connections; clients who come back", "onMarkedDown: keep"}, nil,
+		},
+		{
 			"a quorum that any server is", convert.Keepalived,
 			strings.Replace(lvs, "  protocol TCP\n", "  protocol TCP\n  quorum 2\n  hysteresis 1\n", 1) + "virtual_server 192.0.2.10 80 {\n" +
 				"  protocol TCP\n  quorum 2\n  sorry_server 192.0.2.13 80\n  real_server 192.0.2.11 80 {\n    weight 2\n    TCP_CHECK {\n" +

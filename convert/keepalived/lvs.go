@@ -38,6 +38,8 @@ type virtualServer struct {
 	usual draft.HealthCheck
 	// quorums are the lines that say with how many servers the sorry_server takes over.
 	quorums []draft.Line
+	// inhibits are the lines by which a server that is down stays, with a weight of 0.
+	inhibits []draft.Line
 }
 
 // readVirtualServer reads a virtual_server block: an address and port, and the servers behind it.
@@ -78,6 +80,10 @@ func readVirtualServer(d *draft.Draft, st syntax.Statement, groups map[string]sy
 		}
 	}
 	v.quorum()
+	if len(v.inhibits) > 0 && v.Persistence.Set { // IPVS asks no weight of whom a client comes back to
+		v.inhibits[0].Advise("keeps open connections; clients who come back by persistence go to another server while theirs " +
+			"is down, and not to that one as in keepalived")
+	}
 	if v.Scheduler == "" {
 		v.Scheduler = defaultScheduler
 	}
@@ -243,7 +249,9 @@ func (v *virtualServer) method(l draft.Line) {
 	}
 }
 
-func (v *virtualServer) keepDown(draft.Line) { v.OnMarkedDown = "keep" }
+func (v *virtualServer) keepDown(l draft.Line) {
+	v.OnMarkedDown, v.inhibits = "keep", append(v.inhibits, l)
+}
 
 // serverAddress reads the address and port of a server.
 func (v *virtualServer) serverAddress(l draft.Line) (draft.ServerEntry, bool) {

@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 func TestRead(t *testing.T) {
@@ -88,5 +90,26 @@ func TestServiceGroup(t *testing.T) {
 		if err := check(path, info, OwnerOnly, func() int { return tt.service }); (err == nil) != tt.ok {
 			t.Errorf("%+v: %v", tt, err)
 		}
+	}
+}
+
+// A pipe is refused, and not waited for.
+func TestReadPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := Read(path, OwnerOnly)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "is not a regular file; write the key to a file") {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits")
 	}
 }

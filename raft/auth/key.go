@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"appliance/keyfile"
 )
@@ -70,7 +69,7 @@ func LoadKey(path string) (Key, error) {
 // LoadKeys reads the keys of a file, one per line. Several keys make a rotation: peers accept all of them and
 // show the first.
 func LoadKeys(path string) ([]Key, error) {
-	f, err := os.Open(path)
+	f, err := keyfile.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("group key %s does not exist; make one with 'appliance keygen > %s' and copy it "+
 			"to every peer", path, path)

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"appliance/cli"
 	"appliance/script"
@@ -24,11 +25,18 @@ var (
 	image   string // what `appliance manifest` runs
 )
 
+// oneGesture is how far apart signals of one cause may be.
+const oneGesture = 500 * time.Millisecond
+
 func main() {
 	script.RunIfChild()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// A second signal ends the process at once: a crash needs no clean-up, and the operator has a reason.
-	context.AfterFunc(ctx, stop)
+	// A second signal ends the process at once: a crash needs no clean-up, and the operator has a reason. One that comes
+	// with the first has none: timeout(1) sends two, and so does a terminal to a program below sudo.
+	context.AfterFunc(ctx, func() {
+		time.Sleep(oneGesture)
+		stop()
+	})
 	build := cli.Build{Version: versionOr("unreleased"), Image: image}
 	os.Exit(cli.Run(ctx, build, os.Args, os.Stdout, os.Stderr))
 }

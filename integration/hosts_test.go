@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestBadHosts starts the program where something that it would like is missing. It serves, or says in one sentence
@@ -100,8 +101,11 @@ func TestBadHosts(t *testing.T) {
 				}
 			}
 			if stays {
-				if err := p.Signal(syscall.SIGTERM); err != nil {
-					t.Fatal(err)
+				for range 2 { // as timeout(1) does
+					if err := p.Signal(syscall.SIGTERM); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Millisecond)
 				}
 			}
 			err = p.Wait()

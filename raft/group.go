@@ -83,11 +83,11 @@ type Group struct {
 	handover chan handover
 
 	admitting chan struct{} // one place: taken by who changes the members
+	settling  chan struct{} // one place: taken by who changes withheld, in memory and on disk
 	giving    givingWay     // the leader loop's own
 	slow      bool          // the log says that a disk is slow; the leader loop's own
 	gaveWay   giveway.Limiter
 
-	settling sync.Mutex // withheld in memory and on disk change together
 	mu       sync.Mutex
 	intent   intent
 	phase    string
@@ -126,7 +126,8 @@ func Open(cfg Config) (*Group, error) {
 		left:   make(map[string]time.Time),
 		alone:  make(chan struct{}), started: make(chan struct{}), stopping: make(chan struct{}),
 		handover: make(chan handover), holding: make(chan struct{}, 1), admitting: make(chan struct{}, 1),
-		phase: "starting",
+		settling: make(chan struct{}, 1),
+		phase:    "starting",
 	}
 	cred, err := cfg.Security.Credentials(cfg.ID, g.listed)
 	if err != nil {

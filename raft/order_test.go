@@ -428,9 +428,9 @@ func TestWithheldIsOnDiskWhatItIsInMemory(t *testing.T) {
 	}
 	close(gate.open)
 	<-told
-	n.settling.Lock()
+	n.settling <- struct{}{}
 	is, text := n.withholds(), n.store.Own(store.WithheldKey)
-	n.settling.Unlock()
+	<-n.settling
 	if (is != nil) != (text != "") {
 		t.Errorf("in memory: %v, on disk: %q", is, text)
 	}
@@ -444,47 +444,6 @@ func hostClock(lost *atomic.Int64) func() standstill.Sources {
 			Read: func() (time.Duration, bool) { return lease.Boottime() + time.Duration(lost.Load()), true }}}}
 	}
 }
-
-// TestStandstillWithinTheLookAtTheLease: a machine that is paused after it has read its clock takes the lease for one that
-// still runs. The look at the machine comes after that.
-func TestStandstillWithinTheLookAtTheLease(t *testing.T) {
-	b := newBench(t, 3)
-	var lost atomic.Int64
-	in, open := make(chan struct{}), make(chan struct{})
-	b.tweak = func(c *Config) {
-		c.sources = hostClock(&lost)
-		c.now = func() time.Duration {
-			now := lease.Boottime()
-			if within("raft.lookWhilePaused") && within("Lease).Left") {
-				in <- struct{}{}
-				<-open
-			}
-			return now
-		}
-	}
-	b.start("a", "b", "c")
-	b.voters(3)
-	paused := false
-	b.eventually("a look at a lease that runs", func() bool {
-		n := b.nodes[b.holder()]
-		may := make(chan bool)
-		go lookWhilePaused(n, may)
-		select {
-		case <-may: // it has just been deposed
-			return false
-		case <-in:
-		}
-		lost.Add(int64(time.Second))
-		open <- struct{}{}
-		paused = <-may
-		return true
-	})
-	if paused {
-		t.Error("it answers with what was left of its lease")
-	}
-}
-
-func lookWhilePaused(n *node, may chan<- bool) { may <- n.mayAnswer(n.raft.CurrentTerm()) }
 
 // TestStandstillIsSeenBeforeTheNextAnswer: whoever asks whether it may answer after the machine was paused is told no, or
 // the lease is one that was granted since.

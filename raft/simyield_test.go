@@ -116,10 +116,10 @@ func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bo
 			return
 		case <-turn.C:
 		}
+		paused := p.host.stood()
 		if !may() {
 			continue
 		}
-		paused := p.host.stood()
 		p.yield(beforeAnswer)
 		if p.host.stood() != paused {
 			continue

@@ -290,8 +290,8 @@ func (g *Group) refusalOf(peer string) error {
 
 // withhold notes that peer by remembers more of this peer's disk than the disk does.
 func (g *Group) withhold(by string, r fence.Reached) {
-	g.settling.Lock()
-	defer g.settling.Unlock()
+	g.settling <- struct{}{}
+	defer func() { <-g.settling }()
 	own := g.cluster() // a copy from before the group had a name has none
 	if h, ok := g.helloOf(by); ok && h.Cluster != "" && own != "" && h.Cluster != own || r.Process != g.disk.Process {
 		return
@@ -337,8 +337,8 @@ func (g *Group) withholds() error {
 // settle has this peer take part again after its disk went backwards, once a leader has brought it at least to
 // where it was. It then gives no vote in any term up to the leader's, because it may have given one.
 func (g *Group) settle() {
-	g.settling.Lock()
-	defer g.settling.Unlock()
+	g.settling <- struct{}{}
+	defer func() { <-g.settling }()
 	g.mu.Lock()
 	w := g.withheld
 	g.mu.Unlock()

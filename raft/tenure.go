@@ -282,20 +282,17 @@ func (g *Group) waitOutLeases(ctx context.Context, term uint64) error {
 
 // mayAnswer says whether this peer may answer now, in term: package lease.
 func (g *Group) mayAnswer(term uint64) bool {
-	stood := g.stood.Load()
+	g.lookAtMachine()
 	if now, ok := g.leads(); !ok || now != term {
 		return false
 	}
 	var buf [9]string
-	if g.lease.Left(term, g.voters(buf[:0])) <= 0 {
-		return false
-	}
-	// The look at the machine comes last: a pause before it, also within the look at the lease, is seen.
-	g.lookAtMachine()
-	return g.stood.Load() == stood
+	return g.lease.Left(term, g.voters(buf[:0])) > 0
 }
 
 // lookAtMachine ends this peer's leases (Lapse) if the machine stood still and the clock with it: others may hold by now.
+// The look comes before the lease is asked for, so that what was left of it is never used. A machine that is paused
+// between the two is not noticed; but a thread that waits here asks for the lease when it goes on.
 func (g *Group) lookAtMachine() {
 	why := g.machine.Look()
 	if why == "" {

@@ -467,7 +467,9 @@ func (s *sim) checkService() {
 		}
 		took := time.Since(since)
 		s.longest = max(s.longest, took)
-		if took > simBound+s.slow+3*patience {
+		// A round of raft takes one to two of its timeouts. The first may have a candidate that lacks an entry, the
+		// second two at once.
+		if took > simBound+s.slow+3*2*patience {
 			s.wrong("nobody answers although a majority of %v could talk for %v", slices.Sorted(maps.Keys(voters)), took)
 			return
 		}

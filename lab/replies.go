@@ -13,12 +13,12 @@ const (
 	// order on their way. An announcement, which nobody asked for, is taken
 	// for the answer to a request this long before it arrived.
 	slack = time.Millisecond
-	// turn is the shortest time that a legitimate tenure lasts, from the
+	// Turn is the shortest time that a legitimate tenure lasts, from the
 	// last answer of the holder before to the first one of the holder
 	// after. Whoever answers for less in the midst of another's answers
 	// was one of two. A starved node that is pinned has come back after 88 ms;
 	// requests are sent every 10 ms.
-	turn = 50 * time.Millisecond
+	Turn = 50 * time.Millisecond
 )
 
 // A Reply is one frame that says who has the VIP.
@@ -114,7 +114,7 @@ func (cs Replies) overlaps() []span {
 			}
 			y, ok1 := cs.before(i, mac, x.cause())
 			y2, ok2 := cs.after(i, mac, x.At)
-			if ok1 && ok2 && y2.Sub(y) <= turn {
+			if ok1 && ok2 && y2.Sub(y) <= Turn {
 				out = append(out, span{y, y2})
 			}
 		}
@@ -125,7 +125,7 @@ func (cs Replies) overlaps() []span {
 
 // before is the last arrival of a reply from mac before t, looking back from i.
 func (cs Replies) before(i int, mac string, t time.Time) (time.Time, bool) {
-	for j := i - 1; j >= 0 && cs[i].At.Sub(cs[j].At) <= turn; j-- {
+	for j := i - 1; j >= 0 && cs[i].At.Sub(cs[j].At) <= Turn; j-- {
 		if cs[j].MAC == mac && cs[j].At.Before(t) {
 			return cs[j].At, true
 		}
@@ -136,7 +136,7 @@ func (cs Replies) before(i int, mac string, t time.Time) (time.Time, bool) {
 // after is the first arrival of a reply from mac that was asked for after t,
 // looking on from i.
 func (cs Replies) after(i int, mac string, t time.Time) (time.Time, bool) {
-	for j := i + 1; j < len(cs) && cs[j].At.Sub(cs[i].At) <= turn; j++ {
+	for j := i + 1; j < len(cs) && cs[j].At.Sub(cs[i].At) <= Turn; j++ {
 		if cs[j].MAC == mac && cs[j].cause().After(t) {
 			return cs[j].At, true
 		}

@@ -276,7 +276,7 @@ func (g *Group) Run(ctx context.Context) error {
 						peerport.Quiet(c)
 						quiet = true
 					}
-					return g.answer(ctx, who, sourceOf(c), r)
+					return g.answer(ctx, who, peerport.Source(c), r)
 				})
 			},
 		})

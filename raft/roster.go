@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -497,10 +496,4 @@ func (g *Group) doubled() string {
 		}
 	}
 	return ""
-}
-
-// sourceOf is where a connection comes from.
-func sourceOf(c net.Conn) netip.Addr {
-	at, _ := netip.ParseAddrPort(c.RemoteAddr().String())
-	return at.Addr().Unmap()
 }

@@ -65,10 +65,7 @@ func (t *Twins) Hear(peer, process string, from netip.Addr, now time.Time) (bega
 	if other.process != "" {
 		v.former = last(append(v.former, other))
 	}
-	if i < 0 {
-		return ""
-	}
-	if now.Sub(other.last) > TwinLasts {
+	if i < 0 || now.Sub(other.last) > TwinLasts {
 		return ""
 	}
 	return v.prove(peer, other.at, at, now)

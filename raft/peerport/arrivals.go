@@ -40,7 +40,7 @@ type arrival struct {
 func (a *arrivals) enter(conn net.Conn, now time.Time) (out net.Conn, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	from := source(conn)
+	from := Source(conn)
 	if len(a.all) >= MaxHandshakes {
 		count := make(map[netip.Addr]int)
 		for _, w := range a.all {

@@ -91,7 +91,7 @@ func TestLiftAfterReset(t *testing.T) {
 	defer f.empty()
 	conn = f.lift(conn)
 	defer conn.Close()
-	if got := source(conn); got != from {
+	if got := Source(conn); got != from {
 		t.Errorf("the connection is from %v, want %v", got, from)
 	}
 }

@@ -187,7 +187,7 @@ func (p *Port) accept(wg *sync.WaitGroup, handlers map[byte]func(net.Conn, auth.
 		}
 		conn = p.low.lift(conn)
 		arriving := &theirs
-		if p.isListed(source(conn)) {
+		if p.isListed(Source(conn)) {
 			arriving = &ours
 		}
 		out, ok := arriving.enter(conn, time.Now())
@@ -374,8 +374,7 @@ func (p *Port) Workers() []Worker {
 			continue
 		}
 		if w, known := by[s.worker]; !known || s.since.Before(w.Since) {
-			at, _ := netip.ParseAddrPort(c.RemoteAddr().String())
-			by[s.worker] = Worker{s.worker, at.Addr().Unmap(), s.since}
+			by[s.worker] = Worker{s.worker, Source(c), s.since}
 		}
 	}
 	p.mu.Unlock()

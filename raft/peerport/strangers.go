@@ -18,7 +18,7 @@ func (p *Port) stranger(conn net.Conn, why error) {
 	if closed {
 		return
 	}
-	from := source(conn)
+	from := Source(conn)
 	silent := errors.Is(why, io.EOF) || errors.Is(why, syscall.ECONNRESET)
 	if silent && p.isListed(from) {
 		return // a peer that gave up dialling, or has ended
@@ -36,8 +36,8 @@ func (p *Port) stranger(conn net.Conn, why error) {
 	}
 }
 
-// source is the address of the other end, which a TCP connection has that was accepted or dialled, even after its end.
-func source(conn net.Conn) netip.Addr {
+// Source is the address of the other end, which a TCP connection has that was accepted or dialled, even after its end.
+func Source(conn net.Conn) netip.Addr {
 	from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 	return from.Addr().Unmap()
 }

@@ -232,7 +232,7 @@ func (b *binder) hasSubnet(all []address, index int, vip netip.Addr) bool {
 		return false
 	}
 	// An address from DHCPv6 has no subnet, but the link has a route.
-	on, err := subnets(vip, map[int]string{index: "it"})
+	on, err := subnets(all, vip, map[int]string{index: "it"})
 	return err != nil || len(on) > 0
 }
 

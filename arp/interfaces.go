@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -18,20 +17,21 @@ import (
 // (ip link property), or a regular expression for the whole name, or empty. If pattern leaves several interfaces, the
 // one whose subnet contains vip is taken.
 func FindInterface(vip netip.Addr, pattern string) (string, error) {
-	iface, err := findInterface(vip, pattern)
+	links, err := listLinks()
 	if err != nil {
 		return "", err
-	}
-	link, err := net.InterfaceByName(iface)
-	if err != nil {
-		return "", fmt.Errorf("arp: interface %s: %w", iface, err)
 	}
 	all, err := addresses()
 	if err != nil {
 		return "", err
 	}
+	iface, err := findInterface(links, all, vip, pattern)
+	if err != nil {
+		return "", err
+	}
+	at := slices.IndexFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == iface })
 	for _, a := range all {
-		if a.index != link.Index {
+		if a.index != links[at].Attrs().Index {
 			continue
 		}
 		if why := ofNoHost(netip.PrefixFrom(a.addr, a.bits), vip); why != "" {
@@ -58,11 +58,8 @@ func ofNoHost(p netip.Prefix, vip netip.Addr) string {
 	return ""
 }
 
-func findInterface(vip netip.Addr, pattern string) (string, error) {
-	links, err := listLinks()
-	if err != nil {
-		return "", err
-	}
+// findInterface is FindInterface but for what vip is in its subnet.
+func findInterface(links []netlink.Link, all []address, vip netip.Addr, pattern string) (string, error) {
 	var names []string
 	index := make(map[int]string)
 	for _, l := range links {
@@ -76,16 +73,14 @@ func findInterface(vip netip.Addr, pattern string) (string, error) {
 		names = append(names, a.Name)
 		index[a.Index] = a.Name
 	}
-	subnets, err := subnets(vip, index)
+	subnets, err := subnets(all, vip, index)
 	if err != nil {
 		return "", err
 	}
 	iface, err := chooseInterface(vip, pattern, names, subnets)
-	if err != nil && vip.Is6() {
-		if all, e := addresses(); e == nil && !slices.ContainsFunc(all, func(a address) bool { return a.addr.Is6() }) {
-			err = fmt.Errorf("%w; this host has no IPv6 address at all: switch IPv6 on "+
-				"(sysctl -w net.ipv6.conf.all.disable_ipv6=0), or leave this VIP out", err)
-		}
+	if err != nil && vip.Is6() && !slices.ContainsFunc(all, func(a address) bool { return a.addr.Is6() }) {
+		err = fmt.Errorf("%w; this host has no IPv6 address at all: switch IPv6 on "+
+			"(sysctl -w net.ipv6.conf.all.disable_ipv6=0), or leave this VIP out", err)
 	}
 	return iface, err
 }
@@ -96,12 +91,8 @@ type subnet struct {
 	prefix netip.Prefix
 }
 
-// subnets lists the directly connected networks that contain vip.
-func subnets(vip netip.Addr, index map[int]string) ([]subnet, error) {
-	all, err := addresses()
-	if err != nil {
-		return nil, err
-	}
+// subnets lists the directly connected networks that contain vip, by all addresses of this host and its routes.
+func subnets(all []address, vip netip.Addr, index map[int]string) ([]subnet, error) {
 	var found []subnet
 	add := func(i int, p netip.Prefix) {
 		if s := (subnet{index[i], p.Masked()}); s.iface != "" && subnetContains(p, vip) && !slices.Contains(found, s) {

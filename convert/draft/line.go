@@ -1,6 +1,7 @@
 package draft
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,6 +40,12 @@ func (l Line) Advise(format string, args ...any) {
 // NoteAll notes the statement and everything within it.
 func (l Line) NoteAll(moot bool, format string, args ...any) {
 	l.Draft.NoteAll(l.Owner, l.Statement, moot, format, args...)
+}
+
+// LoseServer notes a server that cannot be read, and why. Its line says backup if it is one.
+func (lb *LB) LoseServer(l Line, why string) {
+	l.Note("%s", why)
+	lb.LostFirst = lb.LostFirst || !slices.Contains(l.Words, "backup")
 }
 
 // Remark notes the statement and everything within it if there is a remark for the keyword, and reports whether there

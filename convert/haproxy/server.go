@@ -35,11 +35,11 @@ func (p *proxy) server(l draft.Line) {
 	srv := draft.ServerEntry{Statement: l.Statement, Name: l.Arg(1)}
 	host, tail := draft.SplitPort(word)
 	if strings.HasPrefix(host, "_") {
-		p.loseServer(l, isSRV)
+		p.LoseServer(l, isSRV)
 		return
 	}
 	if !srv.SetHost(host) {
-		p.loseServer(l, draft.WrongAddr(host))
+		p.LoseServer(l, draft.WrongAddr(host))
 		return
 	}
 	if srv.Host != "" {
@@ -63,20 +63,14 @@ func (p *proxy) template(l draft.Line) {
 	srv := draft.ServerEntry{Statement: l.Statement, Name: l.Arg(1), MaxAddresses: to - from + 1}
 	host, tail := draft.SplitPort(l.Arg(3))
 	if strings.HasPrefix(host, "_") {
-		p.loseServer(l, isSRV)
+		p.LoseServer(l, isSRV)
 		return
 	}
 	if err != nil || srv.MaxAddresses < 1 || srv.MaxAddresses > draft.MaxList || !srv.SetHost(host) || srv.Host == "" {
-		p.loseServer(l, "is no count of servers and a name; write each server")
+		p.LoseServer(l, "is no count of servers and a name; write each server")
 		return
 	}
 	p.add(l, srv, tail, l.Words[4:])
-}
-
-// loseServer notes a server that cannot be read, and why.
-func (p *proxy) loseServer(l draft.Line, why string) {
-	l.Note("%s", why)
-	p.LostFirst = p.LostFirst || !slices.Contains(l.Words, "backup")
 }
 
 const isSRV = "is looked up by records of type SRV, and here names have addresses; write the names and ports themselves"
@@ -92,7 +86,7 @@ func (p *proxy) add(l draft.Line, srv draft.ServerEntry, tail string, words []st
 		case draft.Placeholder(tail):
 			why = draft.Unfilled
 		}
-		p.loseServer(l, tail+" "+why)
+		p.LoseServer(l, tail+" "+why)
 		return
 	}
 	set := server{ServerEntry: &srv}

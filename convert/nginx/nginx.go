@@ -210,8 +210,7 @@ func readBackend(lb *draft.LB, l draft.Line) {
 	srv := draft.ServerEntry{Statement: l.Statement}
 	host, port := draft.SplitPort(l.Arg(1))
 	if strings.HasPrefix(l.Arg(1), "unix:") || !srv.SetHost(host) {
-		l.Note("%s", draft.WrongAddr(l.Arg(1)))
-		lb.LostFirst = lb.LostFirst || !slices.Contains(l.Words, "backup")
+		lb.LoseServer(l, draft.WrongAddr(l.Arg(1)))
 		return
 	}
 	var ok bool
@@ -220,8 +219,7 @@ func readBackend(lb *draft.LB, l draft.Line) {
 		if draft.Placeholder(port) {
 			why = draft.Unfilled
 		}
-		l.Note("%s", why)
-		lb.LostFirst = lb.LostFirst || !slices.Contains(l.Words, "backup")
+		lb.LoseServer(l, why)
 		return
 	}
 	maxFails := draft.Number{Value: defaultMaxFails, Set: true}

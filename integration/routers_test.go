@@ -250,12 +250,6 @@ func (r *routing) sides(s *session) netip.Addr {
 func (r *routing) frr(t *testing.T, s session) *daemon {
 	t.Helper()
 	r.sides(&s)
-	// Its daemons run as another user, who may not enter the test's own directory.
-	dir, err := os.MkdirTemp("", "frr-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	var b strings.Builder
 	fmt.Fprintf(&b, "router bgp %d\n bgp router-id %s\n no bgp ebgp-requires-policy\n timers bgp %d %d\n",
 		uint32(s.own), s.on.Addr(true), s.hold/3, s.hold)
@@ -283,7 +277,7 @@ func (r *routing) frr(t *testing.T, s session) *daemon {
 		}
 		b.WriteString(" exit-address-family\n")
 	}
-	d := r.startFRR(t, s.on, dir, map[string]string{
+	d, dir := r.startFRR(t, s.on, map[string]string{
 		"zebra": "ip nht resolve-via-default\nipv6 nht resolve-via-default\n", "bgpd": b.String(),
 	}, s.bfd)
 	d.ask = func(vip netip.Addr) []string {
@@ -294,9 +288,15 @@ func (r *routing) frr(t *testing.T, s session) *daemon {
 	return d
 }
 
-// startFRR starts zebra and further daemons with their configurations.
-func (r *routing) startFRR(t *testing.T, m *lab.Machine, dir string, of map[string]string, bfd bool) *daemon {
+// startFRR starts zebra and further daemons with their configurations. Their sockets are in dir.
+func (r *routing) startFRR(t *testing.T, m *lab.Machine, of map[string]string, bfd bool) (d *daemon, dir string) {
 	t.Helper()
+	// They run as another user, who may not enter the test's own directory.
+	dir, err := os.MkdirTemp("", "frr-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -328,10 +328,10 @@ func (r *routing) startFRR(t *testing.T, m *lab.Machine, dir string, of map[stri
 		_, err := os.Stat(filepath.Join(dir, "zserv.api"))
 		return err
 	})
-	d := r.run(t, m, "frr on "+m.Name, commands[1:]...)
+	d = r.run(t, m, "frr on "+m.Name, commands[1:]...)
 	d.procs = slices.Concat(zebra.procs, d.procs)
 	zebra.procs = nil
-	return d
+	return d, dir
 }
 
 // bird starts BIRD on the router.

@@ -3,7 +3,6 @@ package integration
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -282,17 +281,11 @@ func (r *routing) redistributeByOSPF(t *testing.T) {
 		}
 		r.startBIRD(t, n, node)
 	}
-	// Its daemons run as another user, who may not enter the test's own directory.
-	dir, err := os.MkdirTemp("", "frr-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	config := func(router, on string) string {
 		return fmt.Sprintf("interface eth0\n %[2]s area 0\n %[2]s hello-interval 1\n %[2]s dead-interval 4\nexit\n"+
 			"router %[1]s\n %[1]s router-id %[3]s\n", router, on, r.router.Addr(true))
 	}
-	r.startFRR(t, r.router, dir, map[string]string{
+	r.startFRR(t, r.router, map[string]string{
 		"ospfd": config("ospf", "ip ospf"), "ospf6d": config("ospf6", "ipv6 ospf6"),
 	}, false)
 }

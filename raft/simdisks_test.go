@@ -159,20 +159,28 @@ func (h *simHost) elections() uint64 { return h.proc.group.Load().Status().Count
 // TestSimRemovedBeforeTheGroupHadAName: a founder that was cut off, removed, and added again has a disk of which nobody
 // can say that it is of this group. It comes back all the same.
 func TestSimRemovedBeforeTheGroupHadAName(t *testing.T) {
-	// A peer that hears of the others late joins them, and knows the name from its first moment. Then it is tried again.
-	for seed, began := uint64(1), false; !began && !t.Failed(); seed++ {
+	// A peer that hears of the others late joins them, and knows the name from its first moment.
+	untilInTime(t, (*sim).removeNameless)
+}
+
+// untilInTime plays worlds of three until one comes to the moment that a test is about.
+func untilInTime(t *testing.T, play func(s *sim) bool) {
+	t.Helper()
+	for seed, inTime := uint64(1), false; !inTime && !t.Failed(); seed++ {
 		if seed > 50 {
-			t.Fatal("c never begins the group with the others")
+			t.Fatal("no world comes to that moment")
 		}
-		simulate(t, seed, 3, func(s *sim) { began = s.removeNameless() })
+		simulate(t, seed, 3, func(s *sim) {
+			for _, h := range s.hosts {
+				s.boot(h, s.newDir(h.id))
+			}
+			inTime = play(s)
+		})
 	}
 }
 
 // removeNameless is false if c does not begin the group with the others, or hears its name all the same.
 func (s *sim) removeNameless() bool {
-	for _, h := range s.hosts {
-		s.boot(h, s.newDir(h.id))
-	}
 	c := s.host("c")
 	for {
 		g := c.proc.group.Load()
@@ -212,24 +220,12 @@ func (s *sim) change(what string, f func(ctx context.Context, g *Group) error) {
 // TestSimRemovedBeforeItHadTheLog: a peer that was admitted, removed before anything of the log came, and added again
 // does not ask any more to be admitted. It is taken back all the same.
 func TestSimRemovedBeforeItHadTheLog(t *testing.T) {
-	// Where the log comes at once, it is tried again.
-	for seed, inTime := uint64(1), false; !inTime && !t.Failed(); seed++ {
-		if seed > 50 {
-			t.Fatal("a peer that was admitted always has the log at once")
-		}
-		simulate(t, seed, 3, func(s *sim) {
-			for _, h := range s.hosts {
-				s.boot(h, s.newDir(h.id))
-			}
-			s.mend(nil)
-			inTime = s.removeEmpty()
-			s.mend(nil)
-		})
-	}
+	untilInTime(t, (*sim).removeEmpty) // the log may come at once
 }
 
 // removeEmpty is false if the peer has some of the log when it is cut off.
 func (s *sim) removeEmpty() bool {
+	s.mend(nil)
 	lost := s.followers()[0]
 	os.RemoveAll(s.crash(lost, true))
 	s.boot(lost, s.newDir(lost.id))
@@ -249,5 +245,6 @@ func (s *sim) removeEmpty() bool {
 	s.change("its return", func(ctx context.Context, g *Group) error {
 		return g.AddPeer(ctx, Peer{ID: lost.id, Addr: lost.at}, true)
 	})
+	s.mend(nil)
 	return empty
 }

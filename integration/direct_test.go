@@ -221,16 +221,27 @@ func (w *world) unplugged(t *testing.T, holder int) string {
 	return w.off(t, holder, w.nodes[holder].Unplug, w.nodes[holder].Plug)
 }
 
+// off cuts a machine off. What is opened meanwhile stays where it is when the machine is back.
 func (w *world) off(t *testing.T, holder int, down, up func() error) string {
 	if err := down(); err != nil {
 		t.Fatal(err)
 	}
 	w.moved(t, holder)
 	time.Sleep(3 * time.Second)
+	later, err := w.client.OpenConns(t.Context(),
+		lab.LongConns{Target: w.target(scene.Port), N: crowd, Every: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer later.Close()
 	if err := up(); err != nil {
 		t.Fatal(err)
 	}
 	w.ready(t, holder)
+	w.await(t, holder, "same", served(balancer.Direct, 3))
+	for _, l := range later.Await(patient(t), time.Second).Lost {
+		t.Errorf("opened at %s while %s was away, and lost: %v", l.Server, w.nodes[holder].Name, l.Err)
+	}
 	return w.nodes[holder].Name
 }
 

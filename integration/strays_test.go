@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -14,9 +13,11 @@ import (
 	"appliance/segment"
 )
 
-// strays sends n segments that belong to no connection, from ports of the client's address that it does not use.
+// strays sends n segments that belong to no connection, from ports of the client's address in turn: a port that was used
+// before would make it a second try.
 func (w *world) strays(n int) error {
-	target, first := w.target(scene.Port), rand.IntN(30000)
+	target, first := w.target(scene.Port), w.stray
+	w.stray += n
 	return w.client.Do(func() error {
 		// IPPROTO_RAW: the packet has its own IP header.
 		domain, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: target.Addr().As16()})

@@ -48,6 +48,7 @@ type world struct {
 	servers  lab.Servers
 	byName   map[string]*lab.Server
 	apps     []*program
+	stray    int // how many strays were sent
 }
 
 // worker is the index of the worker among nodes and programs.

@@ -241,6 +241,17 @@ func cutOff(peers []raft.PeerStatus) map[netip.Addr][]string {
 	return cut
 }
 
+// silent are the peers whose hosts have vanished.
+func silent(peers []raft.PeerStatus) map[string]bool {
+	ids := make(map[string]bool)
+	for _, p := range peers {
+		if p.Vanished {
+			ids[p.ID] = true
+		}
+	}
+	return ids
+}
+
 // followGroup hands no packet to a peer whose link is cut, which that peer says over the group's own. It takes the
 // backends on a peer's host out of rotation when the host vanishes: the group notices before any check does. It also
 // announces the VIPs again whenever a peer comes back: hosts that were cut off together with it may
@@ -252,6 +263,7 @@ func (n *node) followGroup(ctx context.Context) error {
 		peers := n.group.Status().Peers
 		if n.planes.Direct != nil {
 			n.planes.Direct.SetCut(cutOff(peers))
+			n.planes.Direct.SetVanished(silent(peers))
 		}
 		for _, p := range peers {
 			switch {

@@ -88,6 +88,7 @@ type EthernetProber struct {
 	paths   pathTable
 	workers discovery
 	self    readiness
+	silent  map[string]bool // peers whose hosts have vanished
 	senders map[senderID]*sighting
 }
 
@@ -158,6 +159,36 @@ func (p *EthernetProber) Open() {
 	defer p.mu.Unlock()
 	p.self.opened = time.Now()
 	p.announce()
+}
+
+// SetVanished says which peers' hosts have vanished from the group. No path to them is proved before they answer again:
+// it may be this node or another that was cut off. SetVanished says whether a path has changed.
+func (p *EthernetProber) SetVanished(peers map[string]bool) (changed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if maps.Equal(p.silent, peers) {
+		return false
+	}
+	for id, s := range p.paths.states {
+		if peers[id.node] && !p.silent[id.node] {
+			changed = p.paths.change(id, s, s.leave) || changed
+		}
+	}
+	p.silent = maps.Clone(peers)
+	heard, all := 0, 0
+	for _, n := range p.nodes {
+		if !n.Worker {
+			all++
+			if !peers[n.ID] {
+				heard++
+			}
+		}
+	}
+	if p.self.setCutOff(2*heard <= all) {
+		p.announce()
+	}
+	p.Hurry()
+	return changed
 }
 
 // InForce says which nodes the rules of this node know as nodes, and, for each

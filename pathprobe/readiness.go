@@ -16,11 +16,14 @@ const meetingRounds = 3
 //
 //	state    begins with               its answer to a node that the rules know
 //	closed   New                       not ready; unknown while there are no rules
-//	meeting  Open, or a first node     not ready, if there are rules
+//	cut off  most peers are silent     not ready, if there are rules
+//	meeting  Open, or a first node,    not ready, if there are rules
+//	         or most peers are heard
 //	open     all met, or three rounds  ready; a worker only for what its rules serve
 //
-// Who has been alone meets the first others as who has just begun. Who has met others stays open when more come: it is
-// these that have to meet.
+// Who has been alone, or cut off, meets the others as who has just begun: what was opened at others meanwhile is theirs,
+// and the balancer here does not know their backends yet. Who has met others stays open when more come: it is these that
+// have to meet.
 //
 // A node that is not in the rules is told that it is unknown. A peer that serves
 // with another data plane has no rules, and its answer is ready as soon as it has
@@ -28,7 +31,8 @@ const meetingRounds = 3
 type readiness struct {
 	opened    time.Time               // zero: closed
 	alone     bool                    // when last looked at, there was nobody to meet
-	met       map[netip.AddrPort]bool // open; it never becomes false again
+	cutOff    bool                    // most peers are silent
+	met       map[netip.AddrPort]bool // open, until this node is cut off
 	announced bool                    // the others know what this node says now
 	known     map[string]bool
 	handsTo   map[netip.AddrPort]map[string]bool
@@ -43,6 +47,20 @@ func (r *readiness) inForce(known map[string]bool, handsTo map[netip.AddrPort]ma
 	return true
 }
 
+// setCutOff says whether most peers are silent, and whether that is new.
+func (r *readiness) setCutOff(now bool) bool {
+	if r.cutOff == now {
+		return false
+	}
+	r.cutOff = now
+	if now {
+		r.met = nil
+	} else if !r.opened.IsZero() {
+		r.opened = time.Now()
+	}
+	return true
+}
+
 // meets says of a frontend that this node has the VIPs and rules, and that it and the others do not know each other
 // yet. since is when the frontend came, alone that there are no others. hasMet is asked only until they do.
 func (r *readiness) meets(frontend netip.AddrPort, since time.Time, patience time.Duration, alone bool,
@@ -50,6 +68,8 @@ func (r *readiness) meets(frontend netip.AddrPort, since time.Time, patience tim
 	switch {
 	case r.known == nil || r.opened.IsZero() || r.met[frontend]:
 		return false
+	case r.cutOff:
+		return true
 	case alone:
 		r.alone = true
 		return false

@@ -64,3 +64,65 @@ func TestReadinessMeetsThoseWhoCome(t *testing.T) {
 	meets(true, g, time.Now(), false, false)
 	meets(false, g, longAgo, false, false)
 }
+
+// Who was cut off does not know what was opened at others meanwhile, and meets them anew.
+func TestReadinessAfterBeingCutOff(t *testing.T) {
+	f := netip.MustParseAddrPort("10.77.0.10:6443")
+	longAgo := time.Now().Add(-time.Hour)
+	r := readiness{opened: longAgo, known: map[string]bool{}}
+	meets := func(when string, want, hasMet bool) {
+		t.Helper()
+		if got := r.meets(f, longAgo, time.Minute, false, func() bool { return hasMet }); got != want {
+			t.Errorf("%s: meets is %v, want %v", when, got, want)
+		}
+	}
+	meets("all were met", false, true)
+	meets("one of them is away", false, false)
+	if !r.setCutOff(true) || r.setCutOff(true) {
+		t.Error("cut off is not news once")
+	}
+	meets("cut off", true, true)
+	r.setCutOff(false)
+	meets("back, and the others' backends are not known", true, false)
+	meets("back, and all is known", false, true)
+	meets("one of them is away again", false, false)
+}
+
+// A path to a host that vanished is proved anew, and who hears no majority of the peers takes no packets.
+func TestSetVanished(t *testing.T) {
+	f := netip.MustParseAddrPort("10.77.0.10:6443")
+	nodes := []Node{{ID: "a"}, {ID: "b"}, {ID: "c"}, {ID: "w", Worker: true}}
+	for i := range nodes {
+		nodes[i].Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 77, 0, byte(11 + i)})}
+	}
+	p := New(Config{Self: "a", Nodes: nodes})
+	p.Open()
+	p.InForce(map[string]bool{"b": true, "c": true}, nil)
+	p.Want([]netip.AddrPort{f})
+	all := map[string]*pathState{}
+	for _, id := range []string{"b", "c", "w"} {
+		all[id] = p.paths.of(pathID{f, id})
+		all[id].path, all[id].knowsUs = PathProved, true
+	}
+	check := func(vanished map[string]bool, changed, meets bool, b, c Path) {
+		t.Helper()
+		if got := p.SetVanished(vanished); got != changed {
+			t.Errorf("%v: a path has changed is %v, want %v", vanished, got, changed)
+		}
+		if got := p.Meets(); got != meets {
+			t.Errorf("%v: meets is %v, want %v", vanished, got, meets)
+		}
+		if p.Path(f, "b") != b || p.Path(f, "c") != c || p.Path(f, "w") != PathProved {
+			t.Errorf("%v: the paths are %v and %v, want %v and %v; to the worker it is %v",
+				vanished, p.Path(f, "b"), p.Path(f, "c"), b, c, p.Path(f, "w"))
+		}
+	}
+	check(nil, false, false, PathProved, PathProved)
+	check(map[string]bool{"b": true}, true, false, PathNoAnswer, PathProved)
+	check(map[string]bool{"b": true}, false, false, PathNoAnswer, PathProved)
+	check(map[string]bool{"b": true, "c": true}, true, true, PathNoAnswer, PathNoAnswer)
+	check(map[string]bool{"b": true}, false, true, PathNoAnswer, PathNoAnswer)
+	all["b"].path, all["b"].knowsUs = PathProved, true
+	all["c"].path, all["c"].knowsUs = PathUnready, true
+	check(nil, false, false, PathProved, PathUnready)
+}

@@ -222,6 +222,8 @@ type paths map[string]pathprobe.Path
 
 func (paths) SetNodes([]pathprobe.Node) {}
 
+func (paths) SetVanished(map[string]bool) bool { return false }
+
 func (paths) InForce(map[string]bool, map[netip.AddrPort]map[string]bool) {}
 
 func (paths) Want([]netip.AddrPort) {}

@@ -53,6 +53,8 @@ type PathProber interface {
 	// frontend that is served, to which nodes its packets are handed on. Nil nodes
 	// mean that there are no rules.
 	InForce(known map[string]bool, handsTo map[netip.AddrPort]map[string]bool)
+	// SetVanished says which peers' hosts are silent, and returns true if that changes the answer of Path.
+	SetVanished(peers map[string]bool) bool
 	// Path says what is known of the path to a node.
 	Path(frontend netip.AddrPort, node string) pathprobe.Path
 	// Proof says what a worker has proved of itself.
@@ -279,6 +281,14 @@ func (d *DataPlane) SetCut(nodes map[netip.Addr][]string) {
 		return
 	}
 	d.notify()
+}
+
+// SetVanished says which peers' hosts have vanished from the group. They get no packets before their nodes have said
+// again that they take them.
+func (d *DataPlane) SetVanished(peers map[string]bool) {
+	if d.cfg.Prober != nil && d.cfg.Prober.SetVanished(peers) {
+		d.notify()
+	}
 }
 
 func (d *DataPlane) isCut(vip netip.Addr, node string) bool {

@@ -125,10 +125,12 @@ func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bo
 			continue
 		}
 		g := p.group.Load()
-		p.judged.Add(1)
-		left := g.lease.Left(term, g.voters(nil))
-		p.judged.Add(-1)
-		if left <= 0 || p.dead.Load() || p.host.isPaused() {
+		answers := func() bool {
+			p.judged.Add(1)
+			defer p.judged.Add(-1)
+			return g.lease.Left(term, g.voters(nil)) > 0 && !p.dead.Load() && !p.host.isPaused()
+		}
+		if !answers() {
 			continue
 		}
 		for _, h := range s.hosts {
@@ -137,9 +139,22 @@ func (s *sim) answer(ctx context.Context, p *simProc, term uint64, may func() bo
 			s.net.mu.Unlock()
 			// Groups that were founded apart have no names at first.
 			named := !s.founding || g.cluster() != ""
-			if o != nil && o != p && o.allowed() && named && o.group.Load().cluster() == g.cluster() {
+			if o != nil && o != p && atOnce(o.allowed, answers) && named && o.group.Load().cluster() == g.cluster() {
 				s.wrong("%s answers in term %d, and %s may", p.host.id, term, h.id)
 			}
+		}
+	}
+}
+
+// atOnce says that both are true at one moment. Each may have to wait for a lock that a paused process holds.
+func atOnce(a, b func() bool) bool {
+	for {
+		began := time.Now()
+		if !a() || !b() {
+			return false
+		}
+		if time.Now().Equal(began) {
+			return true
 		}
 	}
 }

@@ -264,6 +264,10 @@ func (b *Balancer) PeerDown(host netip.Addr) { b.monitor.peerDown(host) }
 // PeerUp makes the checks of the backends on host start at once.
 func (b *Balancer) PeerUp(host netip.Addr) { b.monitor.peerUp(host) }
 
+// SetCutOff says whether this node may be cut off from the backends' hosts. Then failed checks take backends out of
+// rotation, and their open connections go on.
+func (b *Balancer) SetCutOff(cutOff bool) { b.monitor.cutOff.Store(cutOff) }
+
 // Check says, before anything is touched, which load balancers no plane can
 // serve. Run does not need it: there a missing plane is an error in Status, and
 // is looked for again.

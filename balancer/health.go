@@ -55,9 +55,9 @@ type record struct {
 	// vanished is when the backend's peer was reported lost. A check that started
 	// earlier proves nothing.
 	vanished time.Time
-	// suspect is a backend that was taken out of rotation on that report, or
-	// because it refused both a client and a check. Fall checks have yet to confirm
-	// it. Until then open connections are kept: a dead appliance is not a dead
+	// suspect is a backend that was taken out of rotation on that report,
+	// because it refused both a client and a check, or while this node was cut off.
+	// Fall checks have yet to confirm it. Until then open connections are kept: a dead appliance is not a dead
 	// server, and a server that restarts may keep its connections.
 	suspect bool
 	// refused is when a client's connection was last refused. A check that starts
@@ -70,8 +70,9 @@ type record struct {
 	barred      time.Time
 }
 
-// after is the record that follows r after a check with the result res.
-func (r record) after(c Check, res result) record {
+// after is the record that follows r after a check with the result res. While this node is cut off, a failed check may be
+// its own fault, and confirms nothing.
+func (r record) after(c Check, res result, cutOff bool) record {
 	if res.started.Before(r.vanished) {
 		return r
 	}
@@ -96,6 +97,9 @@ func (r record) after(c Check, res result) record {
 	default:
 		r.good, r.bad = 0, r.bad+1
 		switch {
+		case cutOff && r.bad >= c.Fall && (r.State == Up || r.State == Draining || r.suspect):
+			r.bad, r.suspect = 0, true
+			r = r.become(Down, "this node is cut off: "+res.err.Error(), now)
 		case r.State == Unknown || r.bad >= c.Fall:
 			r.suspect = false
 			r = r.become(Down, res.err.Error(), now)

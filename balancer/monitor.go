@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,8 @@ type monitor struct {
 	ended func(t Target, took time.Duration, err error)
 	// shortages takes the checks that this host could not do.
 	shortages *Shortages
+	// cutOff says that this node may be cut off from the backends' hosts.
+	cutOff atomic.Bool
 
 	loops  sync.WaitGroup
 	mu     sync.Mutex
@@ -219,7 +222,7 @@ func (p *probe) pause(r record) time.Duration {
 // observe records a result and returns the new record.
 func (m *monitor) observe(p *probe, res result) (now record) {
 	m.update(p, func(r record) record {
-		now = r.after(p.check, res)
+		now = r.after(p.check, res, m.cutOff.Load())
 		return now
 	})
 	return now

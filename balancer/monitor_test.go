@@ -358,11 +358,40 @@ func TestPeerDown(t *testing.T) {
 	t.Run("a check that began before does not count", func(t *testing.T) {
 		now := time.Now()
 		r := record{Health: Health{State: Up, Since: now}}.lost(now)
-		if got := r.after(usual, result{started: now.Add(-time.Millisecond)}); got.State != Down {
+		if got := r.after(usual, result{started: now.Add(-time.Millisecond)}, false); got.State != Down {
 			t.Errorf("%s by an old check", got.State)
 		}
-		if got := r.after(usual, result{started: now.Add(time.Millisecond)}); got.State != Up {
+		if got := r.after(usual, result{started: now.Add(time.Millisecond)}, false); got.State != Up {
 			t.Errorf("%s by a new check", got.State)
+		}
+	})
+	t.Run("this node is cut off", func(t *testing.T) {
+		now := time.Now()
+		failed := result{started: now.Add(time.Millisecond), err: errRefused}
+		for was, suspect := range map[BackendState]bool{Up: true, Draining: true, Down: false, Unknown: false} {
+			r := record{Health: Health{State: was, Since: now}}
+			for range 3 * usual.Fall {
+				r = r.after(usual, failed, true)
+			}
+			if r.State != Down || r.suspect != suspect {
+				t.Errorf("was %s: %s, suspect is %v", was, r.State, r.suspect)
+			}
+			for range usual.Fall {
+				if r.suspect != suspect {
+					t.Errorf("was %s: confirmed too early after the node is back", was)
+				}
+				r = r.after(usual, failed, false)
+			}
+			if r.State != Down || r.suspect {
+				t.Errorf("was %s: %s, suspect is %v after the node is back", was, r.State, r.suspect)
+			}
+		}
+		r := record{Health: Health{State: Up, Since: now}}.lost(now)
+		for range usual.Fall {
+			r = r.after(usual, failed, true)
+		}
+		if r = r.after(usual, result{started: now.Add(2 * time.Millisecond)}, false); r.State != Up || r.suspect {
+			t.Errorf("%s, suspect is %v after a check that succeeds", r.State, r.suspect)
 		}
 	})
 	t.Run("not checked", func(t *testing.T) {

@@ -56,6 +56,7 @@ func TestDirectKeepsConnections(t *testing.T) {
 				{"a backend leaves", func(t *testing.T, _ int) string { return w.leaves(t, doctors) }},
 				{"link down", w.linkDown},
 				{"cable", w.unplugged},
+				{"the switch restarts", w.switchRestarts},
 				{"host loss", w.hostLost},
 			} {
 				t.Run(tt.name, func(t *testing.T) {
@@ -243,6 +244,26 @@ func (w *world) off(t *testing.T, holder int, down, up func() error) string {
 		t.Errorf("opened at %s while %s was away, and lost: %v", l.Server, w.nodes[holder].Name, l.Err)
 	}
 	return w.nodes[holder].Name
+}
+
+// switchRestarts cuts all nodes off at once, for about as long as checks need to call their servers down. None is lost.
+func (w *world) switchRestarts(t *testing.T, _ int) string {
+	for _, n := range w.nodes[:worker] {
+		if err := n.Unplug(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(3300 * time.Millisecond)
+	for _, n := range w.nodes[:worker] {
+		if err := n.Plug(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range w.apps[:worker] {
+		w.ready(t, i)
+		w.await(t, i, "same", served(balancer.Direct, 3))
+	}
+	return ""
 }
 
 // hostLost is the last one: the host does not come back.

@@ -60,7 +60,7 @@ func TestCut(t *testing.T) {
 		t.Errorf("cut: %v", got)
 	}
 	peers := []raft.PeerStatus{{ID: "n1", Self: true, NoCarrier: got}, {ID: "n2", NoCarrier: got}, {ID: "n3"}}
-	if off := cutOff(peers); !reflect.DeepEqual(off, map[netip.Addr][]string{a: {"n2"}, c: {"n2"}}) {
+	if off := noCarrier(peers); !reflect.DeepEqual(off, map[netip.Addr][]string{a: {"n2"}, c: {"n2"}}) {
 		t.Errorf("cut off: %v", off)
 	}
 }
@@ -174,6 +174,35 @@ func TestBalances(t *testing.T) {
 		n.state.Store(&desired.State{Config: &configs.Config{LoadBalancers: tt.lbs}})
 		if n.balances(one) != tt.one || n.balances(other) != tt.both {
 			t.Errorf("%+v: %v and %v", tt.lbs, n.balances(one), n.balances(other))
+		}
+	}
+}
+
+func TestIsCutOff(t *testing.T) {
+	all := configs.AnnounceSettings{}
+	majority := configs.AnnounceSettings{NeedsMajority: true}
+	holder := configs.AnnounceSettings{HolderOnly: true}
+	standby := configs.AnnounceSettings{HolderOnly: true, Standby: true}
+	for _, tt := range []struct {
+		a             configs.AnnounceSettings
+		routed        bool
+		silent, peers int
+		want          bool
+	}{
+		{all, false, 0, 0, false}, // there is no group yet
+		{all, false, 0, 1, false},
+		{all, false, 1, 3, false},
+		{all, false, 2, 3, true},
+		{all, false, 1, 2, true},
+		{all, false, 2, 4, true},
+		{all, false, 2, 5, false},
+		{all, true, 2, 3, false},
+		{standby, true, 2, 3, false},
+		{majority, true, 2, 3, true},
+		{holder, true, 2, 3, true},
+	} {
+		if got := isCutOff(tt.a, tt.routed, tt.silent, tt.peers); got != tt.want {
+			t.Errorf("%+v, routed %v, %d of %d silent: %v, want %v", tt.a, tt.routed, tt.silent, tt.peers, got, tt.want)
 		}
 	}
 }

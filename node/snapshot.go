@@ -11,6 +11,7 @@ import (
 
 	"appliance/arp"
 	"appliance/balancer"
+	"appliance/configs"
 	"appliance/confine"
 	"appliance/connlog"
 	"appliance/mask"
@@ -228,8 +229,8 @@ func printable(text string) string {
 	}, text)
 }
 
-// cutOff says for each VIP which other peers have no carrier on its link, as they say themselves.
-func cutOff(peers []raft.PeerStatus) map[netip.Addr][]string {
+// noCarrier says for each VIP which other peers have no carrier on its link, as they say themselves.
+func noCarrier(peers []raft.PeerStatus) map[netip.Addr][]string {
 	cut := make(map[netip.Addr][]string)
 	for _, p := range peers {
 		for _, vip := range p.NoCarrier {
@@ -241,8 +242,15 @@ func cutOff(peers []raft.PeerStatus) map[netip.Addr][]string {
 	return cut
 }
 
-// silent are the peers whose hosts have vanished.
-func silent(peers []raft.PeerStatus) map[string]bool {
+// isCutOff says that this node hears no majority of the peers, and does not serve without. Then it is as likely that its
+// own link is down as that the others' hosts are.
+func isCutOff(a configs.AnnounceSettings, routed bool, silent, peers int) bool {
+	servesAlone := routed && !a.NeedsMajority && (!a.HolderOnly || a.Standby)
+	return silent > 0 && 2*silent >= peers && !servesAlone
+}
+
+// vanishedOf are the peers whose hosts have vanished.
+func vanishedOf(peers []raft.PeerStatus) map[string]bool {
 	ids := make(map[string]bool)
 	for _, p := range peers {
 		if p.Vanished {
@@ -261,10 +269,13 @@ func (n *node) followGroup(ctx context.Context) error {
 	for {
 		changed := n.group.Changed()
 		peers := n.group.Status().Peers
+		silent, cfg := vanishedOf(peers), n.state.Load().Config
+		cutOff := isCutOff(cfg.Announce, cfg.Routed(), len(silent), len(peers))
 		if n.planes.Direct != nil {
-			n.planes.Direct.SetCut(cutOff(peers))
-			n.planes.Direct.SetVanished(silent(peers))
+			n.planes.Direct.SetCut(noCarrier(peers))
+			n.planes.Direct.SetVanished(silent, cutOff)
 		}
+		n.balancer.SetCutOff(cutOff)
 		for _, p := range peers {
 			switch {
 			case p.Vanished && !vanished[p.ID]:

@@ -161,11 +161,15 @@ func (p *EthernetProber) Open() {
 	p.announce()
 }
 
-// SetVanished says which peers' hosts have vanished from the group. No path to them is proved before they answer again:
-// it may be this node or another that was cut off. SetVanished says whether a path has changed.
-func (p *EthernetProber) SetVanished(peers map[string]bool) (changed bool) {
+// SetVanished says which peers' hosts have vanished from the group, and whether this node is cut off. No path to them is
+// proved before they answer again, and a node that was cut off meets the others anew. SetVanished returns true if a path
+// has changed.
+func (p *EthernetProber) SetVanished(peers map[string]bool, cutOff bool) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.self.setCutOff(cutOff) {
+		p.announce()
+	}
 	if maps.Equal(p.silent, peers) {
 		return false
 	}
@@ -175,18 +179,6 @@ func (p *EthernetProber) SetVanished(peers map[string]bool) (changed bool) {
 		}
 	}
 	p.silent = maps.Clone(peers)
-	heard, all := 0, 0
-	for _, n := range p.nodes {
-		if !n.Worker {
-			all++
-			if !peers[n.ID] {
-				heard++
-			}
-		}
-	}
-	if p.self.setCutOff(2*heard <= all) {
-		p.announce()
-	}
 	p.Hurry()
 	return changed
 }

@@ -222,7 +222,7 @@ type paths map[string]pathprobe.Path
 
 func (paths) SetNodes([]pathprobe.Node) {}
 
-func (paths) SetVanished(map[string]bool) bool { return false }
+func (paths) SetVanished(map[string]bool, bool) bool { return false }
 
 func (paths) InForce(map[string]bool, map[netip.AddrPort]map[string]bool) {}
 

@@ -53,8 +53,9 @@ type PathProber interface {
 	// frontend that is served, to which nodes its packets are handed on. Nil nodes
 	// mean that there are no rules.
 	InForce(known map[string]bool, handsTo map[netip.AddrPort]map[string]bool)
-	// SetVanished says which peers' hosts are silent, and returns true if that changes the answer of Path.
-	SetVanished(peers map[string]bool) bool
+	// SetVanished says which peers' hosts are silent, and whether this node is cut off. It returns true if that changes
+	// the answer of Path.
+	SetVanished(peers map[string]bool, cutOff bool) bool
 	// Path says what is known of the path to a node.
 	Path(frontend netip.AddrPort, node string) pathprobe.Path
 	// Proof says what a worker has proved of itself.
@@ -283,10 +284,10 @@ func (d *DataPlane) SetCut(nodes map[netip.Addr][]string) {
 	d.notify()
 }
 
-// SetVanished says which peers' hosts have vanished from the group. They get no packets before their nodes have said
-// again that they take them.
-func (d *DataPlane) SetVanished(peers map[string]bool) {
-	if d.cfg.Prober != nil && d.cfg.Prober.SetVanished(peers) {
+// SetVanished says which peers' hosts have vanished from the group, and whether this node is cut off. Nodes on these hosts
+// get no new connections before they have said again that they take them.
+func (d *DataPlane) SetVanished(peers map[string]bool, cutOff bool) {
+	if d.cfg.Prober != nil && d.cfg.Prober.SetVanished(peers, cutOff) {
 		d.notify()
 	}
 }

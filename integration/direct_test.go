@@ -222,14 +222,15 @@ func (w *world) unplugged(t *testing.T, holder int) string {
 	return w.off(t, holder, w.nodes[holder].Unplug, w.nodes[holder].Plug)
 }
 
-// off cuts a machine off. What is opened meanwhile stays where it is when the machine is back.
+// off cuts a machine off. What is opened meanwhile stays where it is when the machine is back. It comes from an address
+// of which the machine has no connections: docs/data-planes.md says what a port that is used again may do.
 func (w *world) off(t *testing.T, holder int, down, up func() error) string {
 	if err := down(); err != nil {
 		t.Fatal(err)
 	}
 	w.moved(t, holder)
 	time.Sleep(3 * time.Second)
-	later, err := w.client.OpenConns(t.Context(),
+	later, err := w.s1.OpenConns(t.Context(),
 		lab.LongConns{Target: w.target(scene.Port), N: crowd, Every: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

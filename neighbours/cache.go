@@ -17,6 +17,7 @@ import (
 // from the kernel's tables. It is safe for concurrent use.
 type Cache struct {
 	links []string // their names
+	fixed string   // one of them, see Fix
 
 	mu     sync.Mutex
 	addrs  []netip.Addr   // of all other nodes
@@ -28,6 +29,10 @@ type Cache struct {
 
 // New returns a cache for the links with these names.
 func New(links ...string) *Cache { return &Cache{links: links} }
+
+// Fix adds a link on which nobody is asked: whoever has made it has put there all that it leads to. It is to be called
+// before the other methods.
+func (n *Cache) Fix(link string) { n.links, n.fixed = append(slices.Clone(n.links), link), link }
 
 // Follow sets the addresses of the other nodes, node by node. The next Look
 // forgets what was known of others.
@@ -115,7 +120,9 @@ func (n *Cache) LookOrRecall(age time.Duration) (now View, changed bool, err err
 	if now.MACs == nil {
 		now.MACs = make(map[Location][6]byte)
 	}
-	maps.DeleteFunc(now.MACs, func(at Location, _ [6]byte) bool { return !slices.Contains(n.addrs, at.Addr) })
+	maps.DeleteFunc(now.MACs, func(at Location, _ [6]byte) bool {
+		return !slices.Contains(n.addrs, at.Addr) || at.Link == n.fixed
+	})
 	n.held = make(map[Location]bool)
 	for _, name := range n.links {
 		l, err := ReadLink(name)
@@ -127,6 +134,9 @@ func (n *Cache) LookOrRecall(age time.Duration) (now View, changed bool, err err
 		}
 		now.Links[name] = l
 		for _, addr := range n.addrs {
+			if name == n.fixed {
+				break
+			}
 			if why := l.OffLink(addr); why != "" {
 				now.Off[Location{name, addr}] = why
 			}
@@ -159,6 +169,9 @@ func (n *Cache) Resolve() {
 	addrs, byNode := n.addrs, n.byNode // and Follow these
 	n.mu.Unlock()
 	for name, l := range now.Links {
+		if name == n.fixed {
+			continue
+		}
 		for _, addr := range addrs {
 			at := Location{name, addr}
 			if now.Off[at] != "" {

@@ -30,6 +30,9 @@ func ReadLink(name string) (Link, error) {
 	return Link{Name: name, Index: uint32(a.Index), MAC: [6]byte(a.HardwareAddr)}, nil
 }
 
+// BehindRouter is what OffLink says of an address that is reached over the link, but not directly.
+const BehindRouter = "it is behind a router"
+
 // OffLink says why addr is not reached directly over the link, or "".
 func (l Link) OffLink(addr netip.Addr) string {
 	routes, err := netlink.RouteGetWithOptions(net.IP(addr.AsSlice()), &netlink.RouteGetOptions{OifIndex: int(l.Index)})
@@ -41,7 +44,7 @@ func (l Link) OffLink(addr netip.Addr) string {
 			return ""
 		}
 	}
-	return "it is behind a router"
+	return BehindRouter
 }
 
 // SeveralMACs says why frames that leave by the interface with this name may have

@@ -20,6 +20,10 @@ import (
 type Config struct {
 	// Interfaces says on which interface each VIP is answered.
 	Interfaces map[netip.Addr]string
+	// Tunnel is the name of a link on which nodes are that are not on that of the VIP; see Routed. Empty: there is none.
+	Tunnel string
+	// Routed are the VIPs whose nodes may be there.
+	Routed []netip.Addr
 	// Nodes are all nodes, this one too, until SetNodes says otherwise.
 	Nodes []Node
 	// Self is the ID of this node.
@@ -425,6 +429,12 @@ func (p *EthernetProber) target(f netip.AddrPort, n Node, sockets map[string]pro
 		return t, false
 	}
 	mac, ok := macs[sock.link.Name][its]
+	if out, exists := sockets[p.cfg.Tunnel]; exists && slices.Contains(p.cfg.Routed, f.Addr()) {
+		// The tunnel knows nobody who is on the link.
+		if far, is := macs[p.cfg.Tunnel][its]; is {
+			sock, mac, ok = out, far, true
+		}
+	}
 	return target{pathID{f, n.ID}, sock, own, its, mac, n.Worker}, ok
 }
 

@@ -29,7 +29,11 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 	alone := len(p.nodes) < 2
 	p.mu.Unlock()
 	var errs []error
-	for _, name := range slices.Compact(slices.Sorted(maps.Values(p.cfg.Interfaces))) {
+	names := slices.Compact(slices.Sorted(maps.Values(p.cfg.Interfaces)))
+	if p.cfg.Tunnel != "" {
+		names = append(names, p.cfg.Tunnel)
+	}
+	for _, name := range names {
 		l, err := neighbours.ReadLink(name)
 		have, open := sockets[name]
 		if open && (alone || err != nil || have.link != l) {
@@ -37,7 +41,7 @@ func (p *EthernetProber) listen(sockets map[string]probeSocket, g *errgroup.Grou
 			delete(sockets, name)
 			open = false
 		}
-		if err != nil && !alone {
+		if err != nil && !alone && name != p.cfg.Tunnel { // it is there when it is needed
 			errs = append(errs, err)
 		}
 		if err != nil || open || alone {
@@ -135,7 +139,7 @@ func (p *EthernetProber) take(s probeSocket, frame []byte, changed func()) (know
 	if !ok {
 		return false
 	}
-	if self, _ := p.nodeAt(m.to); self.ID != p.cfg.Self || p.cfg.Interfaces[m.frontend.Addr()] != s.link.Name {
+	if self, _ := p.nodeAt(m.to); self.ID != p.cfg.Self || !p.comesBy(s.link.Name, m.frontend.Addr()) {
 		return false // our own on its way out, handed on, or for a VIP of another interface
 	}
 	if m.isSecondForm() && [6]byte(frame[:6]) != s.link.MAC {
@@ -173,6 +177,11 @@ func (p *EthernetProber) take(s probeSocket, frame []byte, changed func()) (know
 		}
 	}
 	return p.isKnown(s.link.Name, m)
+}
+
+// comesBy says whether packets for a VIP may come by a link.
+func (p *EthernetProber) comesBy(link string, vip netip.Addr) bool {
+	return p.cfg.Interfaces[vip] == link || link == p.cfg.Tunnel && slices.Contains(p.cfg.Routed, vip)
 }
 
 // noteSender has a machine called at once that has sent something and has no

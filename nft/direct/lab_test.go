@@ -24,6 +24,7 @@ import (
 
 	"appliance/balancer"
 	"appliance/nft/ruleset"
+	"appliance/nft/tunnel"
 	"appliance/pathprobe"
 )
 
@@ -107,6 +108,8 @@ type lab struct {
 	ports   int
 	kind    kind   // of every eth0
 	worker  string // the node that is outside the group, if one is
+	routed  bool   // the VIPs are announced to routers
+	further []pathprobe.Node
 }
 
 func needsRoot(t *testing.T) {
@@ -127,21 +130,7 @@ func newLabOf(t *testing.T, kind kind, nodes int) *lab {
 	l := &lab{t: t, kind: kind, sw: newHost(t, "switch")}
 	l.switchOn()
 	for i := range nodes {
-		n := l.host(fmt.Sprintf("node%d", i+1), byte(11+i))
-		n.do(func() error {
-			lo, err := netlink.LinkByName("lo")
-			if err != nil {
-				return err
-			}
-			for _, f := range frontends {
-				if err := addAddr(lo, netip.PrefixFrom(f.Addr(), f.Addr().BitLen())); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		l.nodes = append(l.nodes, n)
-		l.servers = append(l.servers, newServer(t, n))
+		l.serve(l.host(fmt.Sprintf("node%d", i+1), byte(11+i)))
 	}
 	l.client = l.host("client", 100)
 	for _, n := range l.nodes {
@@ -149,6 +138,25 @@ func newLabOf(t *testing.T, kind kind, nodes int) *lab {
 	}
 	l.hold(0)
 	return l
+}
+
+// serve makes a host a node with a server.
+func (l *lab) serve(n *host) {
+	l.t.Helper()
+	n.do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		for _, f := range frontends {
+			if err := addAddr(lo, netip.PrefixFrom(f.Addr(), f.Addr().BitLen())); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	l.nodes = append(l.nodes, n)
+	l.servers = append(l.servers, newServer(l.t, n))
 }
 
 // switchOn makes the bridge that all are on.
@@ -169,9 +177,18 @@ func (l *lab) switchOn() {
 // host makes a namespace with an interface on the bridge.
 func (l *lab) host(name string, last byte) *host {
 	l.t.Helper()
-	h := newHost(l.t, name,
-		netip.AddrFrom4([4]byte{10, 77, 0, last}),
-		netip.MustParseAddr(fmt.Sprintf("fd77::%d", last)))
+	return l.hostAt(name, subnet(77, last)...)
+}
+
+func subnet(net, last byte) []netip.Addr {
+	return []netip.Addr{
+		netip.AddrFrom4([4]byte{10, net, 0, last}), netip.MustParseAddr(fmt.Sprintf("fd%d::%d", net, last)),
+	}
+}
+
+func (l *lab) hostAt(name string, addrs ...netip.Addr) *host {
+	l.t.Helper()
+	h := newHost(l.t, name, addrs...)
 	l.plug(h)
 	return h
 }
@@ -291,6 +308,13 @@ func (l *lab) plane(self *host, p PathProber) *DataPlane {
 			cfg.Nodes = append(cfg.Nodes, pathprobe.Node{ID: workerAt(a), Addrs: []netip.Addr{a}, Worker: true,
 				Serves: frontends})
 		}
+	}
+	cfg.Nodes = append(cfg.Nodes, l.further...)
+	if l.routed {
+		for _, f := range frontends {
+			cfg.Routed = append(cfg.Routed, f.Addr())
+		}
+		cfg.Tunnel = tunnel.New(tunnel.Config{Port: tunnelPort, VIPs: cfg.Routed})
 	}
 	return New(cfg)
 }

@@ -77,7 +77,7 @@ func addLocalClients(t *ruleset.Table, f ruleset.IPFamily, services []service) {
 		n := s.name()
 		why := "clients here of " + s.String()
 		out.Add(why, s.toFrontend(), ruleset.SYN(), ruleset.Goto("local_"+n))
-		in.Add(why, s.fromLink(expr.CmpOpNeq), s.toFrontend(), ruleset.SYN(), ruleset.Goto("local_"+n))
+		in.Add(why, s.fromElsewhere(), s.toFrontend(), ruleset.SYN(), ruleset.Goto("local_"+n))
 		// The client's source is the VIP itself, which the backend has, too.
 		for _, vip := range s.frontends { // nft cannot list a lookup of this address in a set
 			post.Add("answers of "+vip.String()+" come back this way",

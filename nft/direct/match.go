@@ -7,6 +7,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"appliance/neighbours"
 	"appliance/nft/ruleset"
 	"appliance/pathprobe"
 	"appliance/segment"
@@ -57,12 +58,28 @@ func pathProbe() []expr.Any {
 	}
 }
 
-// fromLink compares the interface that a packet came in by.
-func (s service) fromLink(op expr.CmpOp) []expr.Any {
+// from compares the interface that a packet came in by.
+func from(l neighbours.Link, op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg1},
-		&expr.Cmp{Op: op, Register: reg1, Data: ruleset.Native(s.link.Index)},
+		&expr.Cmp{Op: op, Register: reg1, Data: ruleset.Native(l.Index)},
 	}
+}
+
+// links are those by which clients' packets come.
+func (s service) links() []neighbours.Link {
+	if s.tunnel.Index == 0 {
+		return []neighbours.Link{s.link}
+	}
+	return []neighbours.Link{s.link, s.tunnel}
+}
+
+// fromElsewhere matches what came in by none of them: clients on this node, and in its containers.
+func (s service) fromElsewhere() (es []expr.Any) {
+	for _, l := range s.links() {
+		es = append(es, from(l, expr.CmpOpNeq)...)
+	}
+	return es
 }
 
 // ethertype matches the family in hooks that see every protocol.

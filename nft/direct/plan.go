@@ -9,6 +9,7 @@ import (
 	"appliance/balancer"
 	"appliance/neighbours"
 	"appliance/nft/ruleset"
+	"appliance/nft/tunnel"
 	"appliance/pathprobe"
 )
 
@@ -26,6 +27,10 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 		handsTo:    make(map[netip.AddrPort]map[string]bool),
 		defrag:     &d.defrag,
 	}
+	out := now.Links[tunnel.Name]
+	if out.Index != 0 {
+		p.carries = d.cfg.Tunnel.Carries()
+	}
 	for _, name := range d.links {
 		if l, ok := now.Links[name]; ok {
 			p.links = append(p.links, l)
@@ -39,6 +44,9 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 			continue // an event will tell when the interface is back
 		}
 		ds := service{frontends: []netip.AddrPort{s.Frontend}, link: l, hops: make(map[netip.AddrPort]hop), position: d.position(s.Frontend)}
+		if slices.Contains(d.cfg.Routed, s.Frontend.Addr()) {
+			ds.tunnel = out
+		}
 		p.handsTo[s.Frontend] = make(map[string]bool)
 		rotation := make(map[netip.AddrPort]bool)
 		add := func(b balancer.Backend, inRotation bool) {
@@ -67,7 +75,7 @@ func (d *DataPlane) plan(services []balancer.Service, now neighbours.View) ruleP
 		}
 		members := d.membersOf(s)
 		key := fmt.Sprint(members)
-		all := fmt.Sprintln(s.LoadBalancer, s.Frontend.Port(), l.Name, key, ds.position, ds.hops, rotation)
+		all := fmt.Sprintln(s.LoadBalancer, s.Frontend.Port(), l.Name, ds.tunnel.Name, key, ds.position, ds.hops, rotation)
 		if i, ok := same[all]; ok {
 			p.services[i].frontends = append(p.services[i].frontends, s.Frontend)
 			continue
@@ -103,18 +111,18 @@ func (d *DataPlane) reach(backend, frontend netip.AddrPort, l neighbours.Link, n
 	if n, ok = d.node(backend.Addr()); !ok {
 		return n, h, false, "its address is that of no node of the group"
 	}
-	h = hop{addr: backend, self: n.ID == d.cfg.Self}
+	h = hop{addr: backend, self: n.ID == d.cfg.Self, on: l}
 	if h.self {
 		return n, h, true, ""
 	}
 	// The node's other address will do while the kernel does not know this one.
-	h.mac, ok = now.MAC(l.Name, append([]netip.Addr{backend.Addr()}, n.Addrs...)...)
+	h.on, h.mac, ok = d.wayTo(n, frontend, now, backend.Addr())
 	proof := d.proof(n)
 	switch {
 	case proof == pathprobe.ProofNone:
 		return n, h, false, noProof
 	case !ok:
-		return n, h, false, fmt.Sprintf("the MAC address of %v is not known: it answers nothing on %s", n, l.Name)
+		return n, h, false, fmt.Sprintf("the MAC address of %v is not known: it answers nothing on %s", n, h.on.Name)
 	}
 	why = whyNot(d.path(frontend, n.ID), n)
 	if why == "" && d.isCut(frontend.Addr(), n.ID) {

@@ -20,6 +20,7 @@ import (
 	"appliance/neighbours"
 	"appliance/nft/conntrack"
 	"appliance/nft/ruleset"
+	"appliance/nft/tunnel"
 	"appliance/pathprobe"
 )
 
@@ -34,12 +35,24 @@ type Config struct {
 	// Worker says that this node is outside the group: nobody hands packets to it
 	// for a load balancer without a backend here.
 	Worker bool
+	// Tunnel leads to nodes behind another router. Nil: there is none.
+	Tunnel Tunnel
+	// Routed are the VIPs that routers lead to any node, wherever that is.
+	Routed []netip.Addr
 	// Prober says which paths are proved. Nil takes all of them for proved.
 	Prober PathProber
 	// Owner owns the tables. Nil means that anybody may change them.
 	Owner *ruleset.Owner
 	// Log gets one line for each change. Nil means slog.Default().
 	Log *slog.Logger
+}
+
+// A Tunnel is a link of this node's own, on which it has nodes that are on none of the others.
+type Tunnel interface {
+	// Lead has the tunnel lead from this node's own address to the ends. Without any, there is no link.
+	Lead(own netip.Addr, ends []tunnel.End) error
+	// Carries is how long a packet may be that is carried in one piece.
+	Carries() int
 }
 
 // A PathProber proves that the network carries a client's packets from this node to
@@ -107,13 +120,16 @@ type DataPlane struct {
 	// to hand on those of others.
 	newcomers    map[string]bool
 	workersSince map[string]time.Time // when workers were added, or could be asked first
-	running      bool
-	tables       [3]ruleset.Reconciler
-	defrag       ruleset.Defragmenter
-	applied      []balancer.Service
-	inForce      rulePlan
-	natNeeded    time.Time // when clients here last needed other nodes; zero: unknown
-	tried        bool      // the kernel takes the rules
+	leadErr      string               // why the tunnel does not lead where it should
+	// mayTunnel are the frontends of each load balancer that this plane could serve through the tunnel.
+	mayTunnel map[string][]netip.AddrPort
+	running   bool
+	tables    [3]ruleset.Reconciler
+	defrag    ruleset.Defragmenter
+	applied   []balancer.Service
+	inForce   rulePlan
+	natNeeded time.Time // when clients here last needed other nodes; zero: unknown
+	tried     bool      // the kernel takes the rules
 }
 
 // New returns the plane. It touches nothing before Apply.
@@ -128,12 +144,16 @@ func New(cfg Config) *DataPlane {
 		preferences:  make(map[string]preference),
 		newcomers:    make(map[string]bool),
 		workersSince: make(map[string]time.Time),
+		mayTunnel:    make(map[string][]netip.AddrPort),
 		links:        slices.Compact(slices.Sorted(maps.Values(cfg.Interfaces))),
 	}
 	for i := range d.tables {
 		d.tables[i].Owner = cfg.Owner
 	}
 	d.neighbours = neighbours.New(d.links...)
+	if cfg.Tunnel != nil {
+		d.neighbours.Fix(tunnel.Name)
+	}
 	d.noteWorkers(cfg.Nodes)
 	d.nodes.Store(&cfg.Nodes)
 	d.followNeighbours(cfg.Nodes)
@@ -324,6 +344,7 @@ func (d *DataPlane) Apply(_ context.Context, services []balancer.Service) (repai
 	if err != nil {
 		return 0, err
 	}
+	now = d.leadOn(now)
 	plan := d.plan(services, now)
 	if plan.nat, err = d.needsNAT(plan); err != nil {
 		return 0, err

@@ -14,6 +14,7 @@ import (
 
 	"appliance/neighbours"
 	"appliance/nft/ruleset"
+	"appliance/nft/tunnel"
 	"appliance/pathprobe"
 )
 
@@ -51,6 +52,9 @@ func (l *lab) probingWith(i int, every time.Duration, change func(*pathprobe.Con
 	}
 	if cfg.Worker {
 		pc.Keys = pc.WorkerKeys
+	}
+	if cfg.Tunnel != nil {
+		pc.Tunnel, pc.Routed = tunnel.Name, cfg.Routed
 	}
 	if change != nil {
 		change(&pc)

@@ -169,8 +169,8 @@ func (s service) handOn(to hop) []ruleset.Chain {
 	give.Add("it goes", ruleset.Goto(onto.Name))
 	onto.Add("it has gone far enough", f.IsSpent(), ruleset.Goto("ended"))
 	onto.Add("by way of the stack", []expr.Any{
-		&expr.Immediate{Register: reg1, Data: to.addr.Addr().AsSlice()},
-		&expr.Immediate{Register: reg2, Data: ruleset.Native(s.link.Index)},
+		&expr.Immediate{Register: reg1, Data: to.via().AsSlice()},
+		&expr.Immediate{Register: reg2, Data: ruleset.Native(to.on.Index)},
 		&expr.Dup{RegAddr: reg1, RegDev: reg2, IsRegDevSet: true},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	})

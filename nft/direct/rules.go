@@ -38,6 +38,7 @@ type hop struct {
 	addr netip.AddrPort
 	mac  [6]byte
 	self bool
+	on   neighbours.Link // where mac is
 }
 
 // A service has everything that the rules of one service need. Services of one load balancer that differ in nothing but
@@ -45,6 +46,7 @@ type hop struct {
 type service struct {
 	frontends []netip.AddrPort // sorted, of one family and port
 	link      neighbours.Link
+	tunnel    neighbours.Link // by which packets come, too; none if its index is 0
 	slots     table
 	// preference is what the slots were made from.
 	preference preference
@@ -65,6 +67,8 @@ type rulePlan struct {
 	passedOver map[balancer.Target]string
 	// handsTo are the nodes to which packets for a frontend are handed on.
 	handsTo map[netip.AddrPort]map[string]bool
+	// carries is how long a packet may be for the tunnel.
+	carries int
 	// nat says that clients on this node may be translated to other nodes.
 	nat bool
 	// defrag has fragments of clients' packets put together before they go anywhere.
@@ -193,10 +197,10 @@ func (s service) addIngress(t *ruleset.Table) {
 		// is, and the receiver sees that the packet has been forwarded.
 		t.Chains = append(t.Chains, ruleset.Chain{Name: "to_" + n + "_" + ruleset.NameOf(h.addr),
 			Rules: []ruleset.Rule{ruleset.NewRule("out again, to "+net.HardwareAddr(h.mac[:]).String(), []expr.Any{
-				&expr.Immediate{Register: reg1, Data: append(slices.Clone(h.mac[:]), s.link.MAC[:]...)},
+				&expr.Immediate{Register: reg1, Data: append(slices.Clone(h.mac[:]), h.on.MAC[:]...)},
 				&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg1, Base: expr.PayloadBaseLLHeader,
 					Offset: 0, Len: 12},
-				&expr.Immediate{Register: reg1, Data: ruleset.Native(s.link.Index)},
+				&expr.Immediate{Register: reg1, Data: ruleset.Native(h.on.Index)},
 				&expr.Dup{RegDev: reg1, IsRegDevSet: true},
 				&expr.Verdict{Kind: expr.VerdictDrop},
 			})}})
@@ -220,13 +224,14 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 		}
 	}
 	for _, s := range services {
-		arrive.Add("arrived for "+s.String(), s.fromLink(expr.CmpOpEq),
-			s.toFrontend(), ruleset.Goto("have_"+s.name()))
+		for _, l := range s.links() {
+			arrive.Add("arrived for "+s.String(), from(l, expr.CmpOpEq), s.toFrontend(), ruleset.Goto("have_"+s.name()))
+		}
 	}
 	for _, s := range services {
 		if self, ok := s.localBackend(); ok && !p.nat {
 			arrive.Add("clients here of "+s.String(),
-				s.fromLink(expr.CmpOpNeq), s.toFrontend(), ruleset.SYN(), s.count(&t, self))
+				s.fromElsewhere(), s.toFrontend(), ruleset.SYN(), s.count(&t, self))
 		}
 	}
 	t.Chains = append(t.Chains, arrive)
@@ -237,6 +242,7 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 		s.addVIPs(&t)
 		s.addArrival(&t)
 	}
+	p.clampMSS(&t, f, services)
 	if p.nat {
 		addLocalClients(&t, f, services)
 	}

@@ -11,18 +11,27 @@ import (
 	"appliance/balancer"
 	"appliance/neighbours"
 	"appliance/nft/ruleset"
+	"appliance/nft/tunnel"
 	"appliance/pathprobe"
 )
 
 // Usable implements balancer.Plane.
 func (d *DataPlane) Usable(ctx context.Context, lb balancer.LoadBalancer) error {
-	if err := d.suitable(lb); err != nil {
+	err := d.suitable(lb)
+	d.noteTunnel(lb, err == nil)
+	if err != nil {
+		return err
+	}
+	now, err := d.lookOrRecall(lookPause)
+	if err != nil {
 		return err
 	}
 	d.mu.Lock()
 	d.configured[lb.Name] = slices.Clone(lb.Backends)
+	if len(d.mayTunnel[lb.Name]) > 0 {
+		now, err = d.lead(now)
+	}
 	d.mu.Unlock()
-	now, err := d.lookOrRecall(lookPause)
 	if err != nil {
 		return err
 	}
@@ -39,6 +48,9 @@ func (d *DataPlane) Usable(ctx context.Context, lb balancer.LoadBalancer) error 
 	}
 	now = d.awaitNetwork(ctx, lb)
 	if err := d.pathsProved(lb); err != nil {
+		return err
+	}
+	if err := d.tunnelProved(lb, now); err != nil {
 		return err
 	}
 	if err := d.tryRules(now, lb); err != nil {
@@ -127,7 +139,13 @@ func (d *DataPlane) onLink(now neighbours.View, f netip.AddrPort, lb balancer.Lo
 			"use a mode that keeps to one, such as active-backup or 802.3ad, or another data plane", why)
 	}
 	for _, b := range lb.Backends {
-		if why := now.Off[neighbours.Location{Link: name, Addr: b.Addr.Addr()}]; why != "" {
+		why := now.Off[neighbours.Location{Link: name, Addr: b.Addr.Addr()}]
+		if n, ok := d.node(b.Addr.Addr()); ok && why != "" {
+			if on, _, ok := d.wayTo(n, f, now); ok && on.Name == tunnel.Name {
+				continue
+			}
+		}
+		if why != "" {
 			return fmt.Errorf("backend %v is not on the link of %s: %s; use another data plane", b, name, why)
 		}
 	}
@@ -157,7 +175,7 @@ const lookPause = 10 * time.Millisecond
 
 func (d *DataPlane) isResolved(now neighbours.View, lb balancer.LoadBalancer) bool {
 	for f, n := range d.others(lb) {
-		if _, ok := now.MAC(d.cfg.Interfaces[f.Addr()], n.Addrs...); !ok || d.path(f, n.ID) == pathprobe.PathNoAnswer {
+		if _, _, ok := d.wayTo(n, f, now); !ok || d.path(f, n.ID) == pathprobe.PathNoAnswer {
 			return false
 		}
 	}

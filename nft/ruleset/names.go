@@ -16,6 +16,7 @@ const (
 	ResetTable          = "appliance_refusals"
 	PreviousHolderTable = "appliance_handback"
 	LogTable            = "appliance_log"
+	TunnelTable         = "appliance_tunnel"
 )
 
 // Ours are the tables that Cleanup removes and Monitor looks after.
@@ -36,5 +37,8 @@ func Ours() []Table {
 		{Family: nftables.TableFamilyNetdev, Name: DirectTable},
 		{Family: nftables.TableFamilyIPv4, Name: DirectTable},
 		{Family: nftables.TableFamilyIPv6, Name: DirectTable},
+		{Family: nftables.TableFamilyNetdev, Name: TunnelTable},
+		{Family: nftables.TableFamilyIPv4, Name: TunnelTable},
+		{Family: nftables.TableFamilyIPv6, Name: TunnelTable},
 	}
 }

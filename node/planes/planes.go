@@ -23,6 +23,7 @@ import (
 	"appliance/nft/direct"
 	"appliance/nft/nflog"
 	"appliance/nft/ruleset"
+	"appliance/nft/tunnel"
 	"appliance/pathprobe"
 )
 
@@ -31,6 +32,10 @@ type Config struct {
 	// Interfaces are those of the VIPs. Without VIPs, as on a worker that listens on addresses of its own, nothing is
 	// needed of the kernel.
 	Interfaces map[netip.Addr]string
+	// Routed are those of the VIPs that are announced to routers, and TunnelPort is where nodes behind another one take
+	// what is handed to them for these; 0: nowhere.
+	Routed     []netip.Addr
+	TunnelPort uint16
 	// Self, Worker, Nodes, Secrets and Reached are for the direct data plane, see pathprobe.Config.
 	Self                   string
 	Worker                 bool
@@ -110,8 +115,17 @@ func Open(c Config) (*Planes, error) {
 	forwarder := forward.New(user)
 	refusals := nft.NewResetMonitor(func(t balancer.Target) { c.Report(t, errRefused) }, c.Log, owner)
 	begins := nflog.New(owner, c.ConnLog, c.Log)
+	var out direct.Tunnel
+	var outName string
+	var outCloser []io.Closer
+	if c.TunnelPort != 0 && len(c.Routed) > 0 && !c.Worker {
+		t := tunnel.New(tunnel.Config{Port: c.TunnelPort, VIPs: c.Routed, Owner: owner, Sysctls: sysctls})
+		out, outName, outCloser = t, tunnel.Name, []io.Closer{t}
+	}
 	prober := pathprobe.New(pathprobe.Config{
 		Interfaces:    c.Interfaces,
+		Tunnel:        outName,
+		Routed:        c.Routed,
 		Nodes:         c.Nodes,
 		Self:          c.Self,
 		Worker:        c.Worker,
@@ -125,6 +139,8 @@ func Open(c Config) (*Planes, error) {
 		Nodes:      c.Nodes,
 		Self:       c.Self,
 		Worker:     c.Worker,
+		Tunnel:     out,
+		Routed:     c.Routed,
 		Prober:     prober,
 		Owner:      owner,
 		Log:        c.Log,
@@ -140,7 +156,7 @@ func Open(c Config) (*Planes, error) {
 		NFTables: true, Direct: direct, Prober: prober, Refusals: refusals, Begins: begins,
 		// Planes are closed before the rules that they stand on.
 		process: []io.Closer{forwarder, redirector, begins},
-		kernel:  []io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer},
+		kernel:  append([]io.Closer{direct, virtual, nat, refusals, access, refuser, masquerader, silencer}, outCloser...),
 		owner:   owner,
 	}
 	if c.Grouped {

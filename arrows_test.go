@@ -76,10 +76,12 @@ var arrows = map[string]struct {
 	"appliance/nft/direct": {
 		[]string{
 			"appliance/balancer", "appliance/neighbours", "appliance/nft/conntrack", "appliance/nft/ruleset",
-			"appliance/pathprobe", "appliance/segment",
+			"appliance/nft/tunnel", "appliance/pathprobe", "appliance/segment",
 		},
 		"a data plane does not know who chose it, nor the other planes",
 	},
+	"appliance/nft/tunnel": {[]string{"appliance/nft/ruleset", "appliance/sysctl"},
+		"a tunnel leads where it is told, whatever goes through it"},
 	"appliance/nft/ruleset": {[]string{"appliance/balancer"}, "rules go into the kernel, whatever they are for"},
 	"appliance/ipvs": {[]string{"appliance/balancer", "appliance/sysctl"},
 		"a data plane does not know who chose it; its masquerade rules come through an interface"},
@@ -191,7 +193,7 @@ var arrows = map[string]struct {
 			"appliance/arp", "appliance/balancer", "appliance/configs", "appliance/confine", "appliance/connlog",
 			"appliance/dns", "appliance/hook", "appliance/host",
 			"appliance/ipvs", "appliance/mask", "appliance/nft", "appliance/nft/conntrack", "appliance/nft/direct",
-			"appliance/nft/ruleset", "appliance/pathprobe",
+			"appliance/nft/ruleset", "appliance/nft/tunnel", "appliance/pathprobe",
 			"appliance/raft", "appliance/script", "appliance/status", "appliance/status/web", "appliance/track",
 			"appliance/node/announcing", "appliance/node/desired", "appliance/node/lifecycle", "appliance/node/observe",
 			"appliance/node/planes", "appliance/node/proving", "appliance/routes",
@@ -206,7 +208,7 @@ var arrows = map[string]struct {
 		[]string{
 			"appliance/arp", "appliance/balancer", "appliance/balancer/forward", "appliance/ipvs", "appliance/manifest",
 			"appliance/nft", "appliance/nft/direct", "appliance/nft/nflog", "appliance/nft/ruleset",
-			"appliance/pathprobe",
+			"appliance/nft/tunnel", "appliance/pathprobe",
 		},
 		"the planes know nothing of the group and of the configuration",
 	},
@@ -263,7 +265,8 @@ var doors = map[string][]string{
 	"github.com/mdlayher/ndp":    {"appliance/arp", "appliance/lab"},
 	"github.com/cloudflare/ipvs": {"appliance/ipvs"},
 	"github.com/google/nftables": {
-		"appliance/nft", "appliance/nft/direct", "appliance/nft/nflog", "appliance/nft/ruleset", "appliance/lab",
+		"appliance/nft", "appliance/nft/direct", "appliance/nft/nflog", "appliance/nft/ruleset", "appliance/nft/tunnel",
+		"appliance/lab",
 	},
 	"github.com/urfave/cli/v2":       {"appliance/cli"},
 	"github.com/prometheus":          {"appliance/status/metrics"},

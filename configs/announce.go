@@ -27,9 +27,11 @@ type AnnounceSettings struct {
 	// NeedsMajority takes back the addresses of a node that has lost the group's majority.
 	NeedsMajority bool
 	// Grace is how long routers have to move clients to other nodes before an address is withdrawn.
-	Grace  time.Duration
-	BGP    BGPSettings
-	Routes RouteSettings
+	Grace time.Duration
+	// TunnelPort is where nodes behind different routers take what they hand each other in data plane direct; 0: nowhere.
+	TunnelPort uint16
+	BGP        BGPSettings
+	Routes     RouteSettings
 }
 
 // BGPSettings are this node's side of its BGP sessions.
@@ -119,6 +121,10 @@ func announceSettings() []Setting {
 		{Key: "announce.grace", Type: Duration, Default: "1s",
 			Usage: "the time that routers have to move clients away before an address is withdrawn on purpose",
 			Why:   "routers with graceful shutdown (RFC 8326) choose other paths within it"},
+		{Key: "announce.tunnelPort", Type: Port, Default: "10002",
+			Usage: "the UDP port of the tunnel (VXLAN) between peers behind different routers, for data plane direct; " +
+				"0: there is none",
+			Why: "container networks have 4789 and 8472; the group has 10000"},
 		{Key: "announce.bgp.as", Type: Int,
 			Usage: "this node's AS number, 1 to 4294967294; the routers' own number means iBGP",
 			Why:   "only the operator knows it"},
@@ -189,6 +195,8 @@ func (b *builder) announce() AnnounceSettings {
 		NeedsMajority: b.text("announce.withoutMajority") == "withdraw",
 		Grace:         b.duration("announce.grace", 0, time.Minute),
 	}
+	b.show("announce.tunnelPort", b.get("announce.tunnelPort").value, b.get("announce.tunnelPort").origin)
+	a.TunnelPort = b.port("announce.tunnelPort", true)
 	a.BGP = BGPSettings{AS: b.as(keyBGP + ".as"), RouterID: b.routerID()}
 	b.show(keyBGP+".port", b.get(keyBGP+".port").value, b.get(keyBGP+".port").origin)
 	a.BGP.Port = b.port(keyBGP+".port", true)

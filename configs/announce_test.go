@@ -37,7 +37,7 @@ func TestAnnounce(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := AnnounceSettings{
-		HolderOnly: true, Standby: true, Grace: 500 * time.Millisecond,
+		HolderOnly: true, Standby: true, Grace: 500 * time.Millisecond, TunnelPort: 10002,
 		Routes: RouteSettings{Table: 254, Protocol: 86},
 		BGP: BGPSettings{
 			AS: 4200000001, Port: 179, HoldTime: 3 * time.Second,

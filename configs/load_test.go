@@ -72,7 +72,7 @@ func threePeers() *Config {
 		DataDir: "/var/lib/appliance", Socket: "/run/appliance/appliance.sock", Linger: 30 * time.Second,
 		Log: LogSettings{Level: "info", Format: "text"},
 		Announce: AnnounceSettings{
-			Grace: time.Second, BGP: BGPSettings{Port: 179, HoldTime: 9 * time.Second},
+			Grace: time.Second, TunnelPort: 10002, BGP: BGPSettings{Port: 179, HoldTime: 9 * time.Second},
 			Routes: RouteSettings{Table: 254, Protocol: 86},
 		},
 	}

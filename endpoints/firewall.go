@@ -72,6 +72,12 @@ func firewall(cfg *configs.Config) (all []Opening) {
 			in(n.Addr.String(), "nodes", "UDP", fmt.Sprint(port), "BFD")
 		}
 	}
+	mayDirect := func(lb configs.LoadBalancerEntry) bool { return mayBe(lb, "direct") }
+	if port := cfg.Announce.TunnelPort; port != 0 && cfg.Routed() && !cfg.Worker() && len(peers) > 1 &&
+		slices.ContainsFunc(cfg.LoadBalancers, mayDirect) {
+		in(everyPeer, everyPeer, "UDP", fmt.Sprint(port),
+			"data plane direct between peers behind different routers; without it, another one serves there")
+	}
 	all = append(all, link(cfg)...)
 	for _, at := range cfg.Admin.Listen {
 		if ap, err := netip.ParseAddrPort(at); err == nil && !ap.Addr().IsLoopback() {

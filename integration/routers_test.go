@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,7 @@ type routing struct {
 	far     *lab.Machine
 	servers lab.Servers
 	group   string // the file of the group's key
+	further string // of every node's configuration
 	apps    []*program
 	daemons []*daemon
 }
@@ -67,6 +69,12 @@ func distant(n int) []netip.Prefix {
 
 // newRouting builds the machines and starts their servers.
 func newRouting(t *testing.T) *routing {
+	t.Helper()
+	return newRoutingAcross(t, 3)
+}
+
+// newRoutingAcross has only the first nodes on the near link, and the others on that of the client.
+func newRoutingAcross(t *testing.T, nearby int) *routing {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("network namespaces need root")
@@ -101,11 +109,18 @@ func newRouting(t *testing.T) *routing {
 		}
 	}
 	for i, name := range []string{"n1", "n2", "n3"} {
-		m, err := l.Machine(name, near(11+i)...)
+		var m *lab.Machine
+		var gateways []netip.Prefix
+		if i < nearby {
+			m, err = l.Machine(name, near(11+i)...)
+			gateways = near(1)
+		} else {
+			m, err = l.FarMachine(name, r.router, distant(11+i)...)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		for f, gateway := range near(1) {
+		for f, gateway := range gateways {
 			if err := m.Route(distant(0)[f].Masked(), gateway.Addr()); err != nil {
 				t.Fatal(err)
 			}
@@ -145,7 +160,7 @@ func (r *routing) config(announce string) string {
 	}
 	fmt.Fprintf(&b, "addPeersAsBackends: true\ngroup: {keyFile: %s, heartbeat: 500ms}\n", r.group)
 	b.WriteString("loadBalancers:\n- {name: api, port: 6443, check: {type: tcp, inter: 1s}}\n")
-	b.WriteString("announce:\n" + announce)
+	b.WriteString(r.further + "announce:\n" + announce)
 	return b.String()
 }
 
@@ -169,7 +184,11 @@ func (r *routing) start(t *testing.T, announce string) {
 	for _, n := range r.nodes {
 		p := &program{node: n, path: filepath.Join(r.dir, n.Name), asRoot: true}
 		p.client = client.New(p.path + ".sock")
-		if err := os.WriteFile(p.path+".yaml", []byte(r.config(announce)), 0o644); err != nil {
+		text := r.config(announce)
+		if a := distant(1)[0].Addr(); distant(0)[0].Masked().Contains(n.Addr(true)) { // the router has another address there
+			text = strings.ReplaceAll(text, strconv.Quote(r.router.Addr(true).String()), strconv.Quote(a.String()))
+		}
+		if err := os.WriteFile(p.path+".yaml", []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		r.apps = append(r.apps, p)

@@ -22,6 +22,7 @@ import (
 	"appliance/host"
 	"appliance/ipvs"
 	"appliance/nft"
+	"appliance/nft/tunnel"
 	"appliance/node/lifecycle"
 	"appliance/raft"
 	"appliance/routes"
@@ -247,6 +248,7 @@ func Cleanup(vips []netip.Addr) (removed []string, err error) {
 		func() ([]string, error) { return arp.Cleanup(vips) },
 		routes.Cleanup,
 		ipvs.Cleanup,
+		tunnel.Cleanup,
 		nft.Cleanup,
 	} {
 		some, err := room()

@@ -99,7 +99,7 @@ func (h *host) device() (dev *netlink.Vxlan) {
 
 func (l *lab) closeTunnels() {
 	for i, n := range l.nodes {
-		l.t.Cleanup(func() { n.do(l.planes[i].cfg.Tunnel.(*tunnel.Tunnel).Close) })
+		l.t.Cleanup(func() { n.do(l.planes[i].cfg.Tunnel.(*tunnel.Device).Close) })
 	}
 }
 

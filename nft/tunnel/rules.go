@@ -32,7 +32,7 @@ func innerTable() ruleset.Table {
 }
 
 // outer are the tables for the packets of the tunnel itself. That of the other family has no chains.
-func (t *Tunnel) outer(own netip.Addr, ends []End) [2]ruleset.Table {
+func (t *Device) outer(own netip.Addr, ends []End) [2]ruleset.Table {
 	tables := [2]ruleset.Table{outerTable(true), outerTable(false)}
 	f, table := ruleset.IPv4(), &tables[0]
 	if own.Is6() {
@@ -68,7 +68,7 @@ func (t *Tunnel) outer(own netip.Addr, ends []End) [2]ruleset.Table {
 }
 
 // inner is the table for what comes out of the tunnel. Path probes have been seen by their socket.
-func (t *Tunnel) inner(ends []End) ruleset.Table {
+func (t *Device) inner(ends []End) ruleset.Table {
 	table := innerTable()
 	nodes := ruleset.Set{Name: endsSet, Key: nftables.TypeEtherAddr}
 	for _, e := range ends {

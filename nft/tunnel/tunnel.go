@@ -48,11 +48,11 @@ type Config struct {
 	Sysctls string
 }
 
-// A Tunnel is this node's part in it: a device on which each End has a MAC address that is known beforehand, so that
+// A Device is this node's part in the tunnel. On it each End has a MAC address that is known beforehand, so that
 // nothing is asked or learned there. The process that made the device may end; the next one takes it over.
 //
 // What comes from elsewhere than an End, and what is for other addresses than VIPs, is dropped.
-type Tunnel struct {
+type Device struct {
 	cfg Config
 
 	mu      sync.Mutex
@@ -62,8 +62,8 @@ type Tunnel struct {
 }
 
 // New returns a tunnel that leads nowhere yet. It touches nothing.
-func New(cfg Config) *Tunnel {
-	t := &Tunnel{cfg: cfg}
+func New(cfg Config) *Device {
+	t := &Device{cfg: cfg}
 	for i := range t.tables {
 		t.tables[i].Owner = cfg.Owner
 	}
@@ -92,7 +92,7 @@ func Via(mac [6]byte, is4 bool) netip.Addr {
 }
 
 // Carries is how long a packet may be that is carried in one piece.
-func (t *Tunnel) Carries() int {
+func (t *Device) Carries() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.carries
@@ -101,7 +101,7 @@ func (t *Tunnel) Carries() int {
 // Lead has the tunnel lead from this node's own address to the ends, which are of the same family. It repairs what others
 // have changed. Without any ends, there is no device. One that an earlier process has left stays until this one has led
 // somewhere, or closes: packets that are handed on may need it.
-func (t *Tunnel) Lead(own netip.Addr, ends []End) error {
+func (t *Device) Lead(own netip.Addr, ends []End) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(ends) == 0 {
@@ -156,13 +156,13 @@ func (t *Tunnel) Lead(own netip.Addr, ends []End) error {
 }
 
 // Close removes the device and its rules.
-func (t *Tunnel) Close() error {
+func (t *Device) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.remove()
 }
 
-func (t *Tunnel) remove() error {
+func (t *Device) remove() error {
 	t.leads = false
 	_, err := Cleanup()
 	errs := []error{err}
@@ -228,7 +228,7 @@ func ensure(want *netlink.Vxlan) (have *netlink.Vxlan, isNew bool, err error) {
 }
 
 // settle has the kernel take packets from the device although their sources are behind another one.
-func (t *Tunnel) settle(l netlink.Link) error {
+func (t *Device) settle(l netlink.Link) error {
 	a, err := netlink.ParseAddr(noAddress)
 	if err != nil {
 		return err

@@ -120,7 +120,9 @@ type DataPlane struct {
 	// to hand on those of others.
 	newcomers    map[string]bool
 	workersSince map[string]time.Time // when workers were added, or could be asked first
-	leadErr      string               // why the tunnel does not lead where it should
+	// leads says that the tunnel leads somewhere. The device of an earlier process stays until then, or until Close.
+	leads   bool
+	leadErr string // why it does not lead where it should
 	// mayTunnel are the frontends of each load balancer that this plane could serve through the tunnel.
 	mayTunnel map[string][]netip.AddrPort
 	running   bool

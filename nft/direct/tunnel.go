@@ -32,9 +32,10 @@ func (d *DataPlane) lead(now neighbours.View) (neighbours.View, error) {
 		return now, nil
 	}
 	own, ends, err := d.ends(now)
-	if err != nil {
+	if err != nil || len(ends) == 0 && !d.leads {
 		return now, err
 	}
+	d.leads = len(ends) > 0
 	if err := d.cfg.Tunnel.Lead(own, ends); err != nil {
 		return now, fmt.Errorf("the tunnel to nodes behind another router: %w", err)
 	}

@@ -58,7 +58,6 @@ type Device struct {
 	mu      sync.Mutex
 	tables  [3]ruleset.Reconciler
 	carries int
-	leads   bool
 }
 
 // New returns a tunnel that leads nowhere yet. It touches nothing.
@@ -99,18 +98,13 @@ func (t *Device) Carries() int {
 }
 
 // Lead has the tunnel lead from this node's own address to the ends, which are of the same family. It repairs what others
-// have changed. Without any ends, there is no device. One that an earlier process has left stays until this one has led
-// somewhere, or closes: packets that are handed on may need it.
+// have changed. Without any ends, there is no device.
 func (t *Device) Lead(own netip.Addr, ends []End) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(ends) == 0 {
-		if !t.leads {
-			return nil
-		}
 		return t.remove()
 	}
-	t.leads = true
 	whole, err := mtu(ends)
 	if err != nil {
 		return err
@@ -163,7 +157,6 @@ func (t *Device) Close() error {
 }
 
 func (t *Device) remove() error {
-	t.leads = false
 	_, err := Cleanup()
 	errs := []error{err}
 	for i, table := range []ruleset.Table{outerTable(true), outerTable(false), innerTable()} {

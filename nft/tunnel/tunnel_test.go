@@ -122,7 +122,6 @@ func TestDevice(t *testing.T) {
 		}
 		// Another process takes over what is there.
 		d = New(Config{Port: 10002, VIPs: vips})
-		lead(nil)
 		lead(others)
 		if now, err := netlink.LinkByName(Name); err != nil || now.Attrs().Index != l.Attrs().Index {
 			t.Errorf("%v, %v", now, err)

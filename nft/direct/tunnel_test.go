@@ -108,12 +108,11 @@ func (l *lab) closeTunnels() {
 // and with segments that fill the link.
 func TestTunnel(t *testing.T) {
 	for name, prepare := range map[string]func(l *lab, n *host){
-		"IPv4": func(*lab, *host) {},
+		"IPv4, strict rp_filter": func(_ *lab, n *host) {
+			n.do(func() error { return sysctl("ipv4/conf/all/rp_filter", "1") })
+		},
 		"IPv6, as a peer has nothing else": func(l *lab, _ *host) {
 			l.further = []pathprobe.Node{{ID: "six", Addrs: subnet(77, 99)[1:]}}
-		},
-		"strict rp_filter": func(_ *lab, n *host) {
-			n.do(func() error { return sysctl("ipv4/conf/all/rp_filter", "1") })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

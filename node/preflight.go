@@ -100,7 +100,8 @@ func CheckHost(ctx context.Context, cfg *configs.Config, log *slog.Logger) (trie
 	n.state.Store(&first)
 	// Nothing is closed: closing removes rules, and none have been made.
 	n.planes, err = planes.Open(planes.Config{
-		Interfaces: n.interfaces(), Routed: cfg.RoutedVIPs(), TunnelPort: cfg.Announce.TunnelPort, Self: s.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
+		Interfaces: n.interfaces(), Routed: cfg.RoutedVIPs(), TunnelPort: cfg.Announce.TunnelPort,
+		Untouched: true, Self: s.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
 		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers,
 		Report: func(balancer.Target, error) {}, Log: log, Takeover: cfg.Takeover,
 		Shortages: &balancer.Shortages{Log: log}, ConnLog: connlog.New(connlog.Config{Log: log}),

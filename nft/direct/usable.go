@@ -11,7 +11,6 @@ import (
 	"appliance/balancer"
 	"appliance/neighbours"
 	"appliance/nft/ruleset"
-	"appliance/nft/tunnel"
 	"appliance/pathprobe"
 )
 
@@ -141,7 +140,7 @@ func (d *DataPlane) onLink(now neighbours.View, f netip.AddrPort, lb balancer.Lo
 	for _, b := range lb.Backends {
 		why := now.Off[neighbours.Location{Link: name, Addr: b.Addr.Addr()}]
 		if n, ok := d.node(b.Addr.Addr()); ok && why != "" {
-			if on, _, ok := d.wayTo(n, f, now); ok && on.Name == tunnel.Name {
+			if d.cfg.Tunnel != nil && !n.Worker && slices.Contains(d.cfg.Routed, f.Addr()) && isFar(n, name, now) {
 				continue
 			}
 		}

@@ -44,6 +44,8 @@ type Config struct {
 	VIPs []netip.Addr
 	// Owner owns the tables.
 	Owner *ruleset.Owner
+	// Untouched has Lead only look whether it could.
+	Untouched bool
 	// Sysctls is where kernel parameters can be written; empty for the usual place.
 	Sysctls string
 }
@@ -107,6 +109,10 @@ func (t *Device) Lead(own netip.Addr, ends []End) error {
 	}
 	whole, err := mtu(ends)
 	if err != nil {
+		return err
+	}
+	if t.cfg.Untouched {
+		_, err := ours()
 		return err
 	}
 	t.carries = whole - overhead(own)

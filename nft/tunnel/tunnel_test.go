@@ -86,6 +86,12 @@ func known(t *testing.T, e End) (addrs map[netip.Addr]bool) {
 
 func TestDevice(t *testing.T) {
 	inNamespace(t, func(t *testing.T) {
+		if err := New(Config{Port: 10002, VIPs: vips, Untouched: true}).Lead(own, others); err != nil {
+			t.Error(err)
+		}
+		if l, err := netlink.LinkByName(Name); err == nil {
+			t.Errorf("a look has made %v", l)
+		}
 		d := New(Config{Port: 10002, VIPs: vips})
 		lead := func(ends []End) {
 			t.Helper()

@@ -36,6 +36,8 @@ type Config struct {
 	// what is handed to them for these; 0: nowhere.
 	Routed     []netip.Addr
 	TunnelPort uint16
+	// Untouched has nothing changed on the host, whatever is asked.
+	Untouched bool
 	// Self, Worker, Nodes, Secrets and Reached are for the direct data plane, see pathprobe.Config.
 	Self                   string
 	Worker                 bool
@@ -119,7 +121,8 @@ func Open(c Config) (*Planes, error) {
 	var outName string
 	var outCloser []io.Closer
 	if c.TunnelPort != 0 && len(c.Routed) > 0 && !c.Worker {
-		t := tunnel.New(tunnel.Config{Port: c.TunnelPort, VIPs: c.Routed, Owner: owner, Sysctls: sysctls})
+		t := tunnel.New(tunnel.Config{Port: c.TunnelPort, VIPs: c.Routed, Owner: owner, Sysctls: sysctls,
+			Untouched: c.Untouched})
 		out, outName, outCloser = t, tunnel.Name, []io.Closer{t}
 	}
 	prober := pathprobe.New(pathprobe.Config{

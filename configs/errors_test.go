@@ -2,10 +2,14 @@ package configs
 
 import (
 	"errors"
+	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // good is a valid file; each test adds a mistake.
@@ -436,5 +440,36 @@ func TestUnreadableFile(t *testing.T) {
 		"/nonexistent/config.yaml`, or give --vip and --peers"
 	if err == nil || err.Error() != want {
 		t.Errorf("error is %v\nwant     %s", err, want)
+	}
+}
+
+// TestNoFile gives what is no file: its error says what it is, and neither a pipe without a writer nor a disk keeps the
+// program.
+func TestNoFile(t *testing.T) {
+	dir := t.TempDir()
+	fifo, socket := filepath.Join(dir, "fifo"), filepath.Join(dir, "socket")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for path, want := range map[string]string{
+		dir:         dir + ": is a directory; give the path of a YAML file",
+		fifo:        fifo + ": is a pipe; give the path of a YAML file",
+		socket:      socket + ": is a socket or a device that is not there; give the path of a YAML file",
+		"/dev/zero": "/dev/zero: is a device; give the path of a YAML file",
+	} {
+		_, err := Load(path, source(nil, nil))
+		var p Problem
+		if !errors.As(err, &p) || err.Error() != want {
+			t.Errorf("error is %v\nwant     %s, as a Problem", err, want)
+		}
+	}
+	if _, err := Load(os.DevNull, source(map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13",
+		"backends": "192.0.2.21"}, nil)); err != nil {
+		t.Errorf("%s is not as good as an empty file: %v", os.DevNull, err)
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"appliance/balancer"
 )
 
@@ -93,7 +95,11 @@ func Load(path string, src Source) (*Config, error) {
 }
 
 func read(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	// Without O_NONBLOCK, opening a pipe waits for somebody who writes to it, and not even SIGTERM ends that.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ENXIO) {
+		return nil, Problem{Origin{File: path}, "", "is a socket or a device that is not there; give the path of a YAML file"}
+	}
 	if err != nil {
 		reason := err
 		if e, ok := err.(*fs.PathError); ok {
@@ -107,11 +113,33 @@ func read(path string) ([]byte, error) {
 			path, reason, path)
 	}
 	defer f.Close()
+	if err := readable(f); err != nil {
+		return nil, Problem{Origin{File: path}, "", err.Error()}
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("%w; give the path of a YAML file", err)
 	}
 	return data, nil
+}
+
+// readable refuses what has no end or nothing to read. A pipe that somebody writes to gives its content once, which
+// would be an empty configuration at the next reload, and one that nobody writes to keeps its reader for ever.
+func readable(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	kind := "a device"
+	switch mode := info.Mode(); {
+	case mode.IsRegular(), f.Name() == os.DevNull: // which is as good as an empty file
+		return nil
+	case mode.IsDir():
+		kind = "a directory"
+	case mode&fs.ModeNamedPipe != 0:
+		kind = "a pipe"
+	}
+	return fmt.Errorf("is %s; give the path of a YAML file", kind)
 }
 
 // Parse is Load for the content of a file; name is the file in messages.

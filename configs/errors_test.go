@@ -2,6 +2,7 @@ package configs
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -458,7 +459,7 @@ func TestNoFile(t *testing.T) {
 	defer l.Close()
 	for path, want := range map[string]string{
 		dir:         dir + ": is a directory; give the path of a YAML file",
-		fifo:        fifo + ": is a pipe; give the path of a YAML file",
+		fifo:        fifo + ": is a pipe that gives nothing: nobody writes to it, or it has been read; give the path of a YAML file",
 		socket:      socket + ": is a socket or a device that is not there; give the path of a YAML file",
 		"/dev/zero": "/dev/zero: is a device; give the path of a YAML file",
 	} {
@@ -467,6 +468,17 @@ func TestNoFile(t *testing.T) {
 		if !errors.As(err, &p) || err.Error() != want {
 			t.Errorf("error is %v\nwant     %s, as a Problem", err, want)
 		}
+	}
+	// What a shell's <(...) is.
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	fmt.Fprint(w, "vips: [192.0.2.10]\npeers: [192.0.2.11, 192.0.2.12, 192.0.2.13]\ngroup: {insecure: true}\n")
+	w.Close()
+	if cfg, err := Load(fmt.Sprintf("/dev/fd/%d", r.Fd()), source(nil, nil)); err != nil || len(cfg.VIPs) != 1 {
+		t.Errorf("a pipe with a configuration: %v", err)
 	}
 	if _, err := Load(os.DevNull, source(map[string]string{"vip": "192.0.2.10", "peers": "192.0.2.11,192.0.2.12,192.0.2.13",
 		"backends": "192.0.2.21"}, nil)); err != nil {

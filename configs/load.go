@@ -120,11 +120,14 @@ func read(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; give the path of a YAML file", err)
 	}
+	if info, err := f.Stat(); err == nil && info.Mode()&fs.ModeNamedPipe != 0 && len(data) == 0 {
+		return nil, Problem{Origin{File: path}, "", "is a pipe that gives nothing: nobody writes to it, or it has been read; " +
+			"give the path of a YAML file"}
+	}
 	return data, nil
 }
 
-// readable refuses what has no end or nothing to read. A pipe that somebody writes to gives its content once, which
-// would be an empty configuration at the next reload, and one that nobody writes to keeps its reader for ever.
+// readable refuses what has no end or nothing to read.
 func readable(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -132,12 +135,10 @@ func readable(f *os.File) error {
 	}
 	kind := "a device"
 	switch mode := info.Mode(); {
-	case mode.IsRegular(), f.Name() == os.DevNull: // which is as good as an empty file
+	case mode.IsRegular(), mode&fs.ModeNamedPipe != 0, f.Name() == os.DevNull: // which is as good as an empty file
 		return nil
 	case mode.IsDir():
 		kind = "a directory"
-	case mode&fs.ModeNamedPipe != 0:
-		kind = "a pipe"
 	}
 	return fmt.Errorf("is %s; give the path of a YAML file", kind)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -111,5 +113,38 @@ func TestConfigCheckPrograms(t *testing.T) {
 	}
 	if code, errs := check(script); code != 0 {
 		t.Errorf("%d %s", code, errs)
+	}
+}
+
+// TestPipes gives commands a pipe that nobody writes to, which must not keep them, and convert one that a shell made.
+func TestPipes(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, args := range map[int][]string{
+		exitConfig: {"appliance", "config", "check", pipe},
+		exitFailed: {"appliance", "convert", pipe},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := Run(t.Context(), Build{}, args, &stdout, &stderr)
+		if code != want || stdout.Len() > 0 || !strings.Contains(stderr.String(), "pipe") {
+			t.Errorf("%q ends with %d, want %d; stdout %q, stderr %q", args, code, want, &stdout, &stderr)
+		}
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := io.WriteString(w, "stream {\n  server { listen 192.0.2.20:6443; proxy_pass 192.0.2.21:6443; }\n}\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	var stdout, stderr bytes.Buffer
+	code := Run(t.Context(), Build{}, []string{"appliance", "convert", "--vip", "192.0.2.20", "--peers",
+		"192.0.2.2,192.0.2.3,192.0.2.4", "--from", "nginx", fmt.Sprintf("/proc/self/fd/%d", r.Fd())}, &stdout, &stderr)
+	if code != 0 || !strings.Contains(stdout.String(), "192.0.2.21") {
+		t.Errorf("a pipe that a shell made ends with %d; stdout %q, stderr %q", code, &stdout, &stderr)
 	}
 }

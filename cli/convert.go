@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 
@@ -128,7 +129,8 @@ func readForeign(c *cli.Context, name string) ([]byte, error) {
 	if name == "-" {
 		return io.ReadAll(io.LimitReader(c.App.Reader, maxForeign))
 	}
-	f, err := os.Open(name)
+	// A pipe that a shell made has its writer; one that nobody writes to is empty, and not waited for.
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w; give the paths of configuration files", err)
 	}

@@ -50,6 +50,7 @@ func survey(cfg *configs.Config) (site, error) {
 		}
 	}
 
+	note(socketPlace(cfg.Socket))
 	local, err := arp.LocalAddrs()
 	note(err)
 	s.self, err = selfAmong(cfg, local)
@@ -186,6 +187,21 @@ func unlessMissing(key string, err error) error {
 	return placed{configs.Problem{Key: key, Text: err.Error()}, err}
 }
 
+// socketPlace says what keeps path from ever being the socket of the commands. A directory that is missing is made, and
+// one that cannot be written may be a mount that is late.
+func socketPlace(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, unix.ENOTDIR):
+		return configs.Problem{Key: "socket", Text: fmt.Sprintf("%s: a part of the path is a file, not a directory; "+
+			"set socket to another path", path)}
+	case err == nil && info.Mode()&os.ModeSocket == 0:
+		return configs.Problem{Key: "socket", Text: fmt.Sprintf("%s: a file that is not a socket is there; remove it, or "+
+			"set socket to another path", path)}
+	}
+	return nil // what else is wrong may be right in a moment, and is said by who opens it
+}
+
 // writable proves that dir, or its nearest parent that exists, takes a file.
 func writable(dir string) error {
 	at := dir
@@ -212,7 +228,8 @@ func writable(dir string) error {
 		return noRoom(dir, at, err)
 	}
 	if err != nil {
-		return fmt.Errorf("dataDir %s cannot be written: %w; the group's votes have to be on disk", dir, err)
+		return fmt.Errorf("dataDir %s cannot be written: %w; the group's votes have to be on disk; make it writable, or "+
+			"set dataDir to a directory that is", dir, err)
 	}
 	defer os.Remove(f.Name())
 	// A full disk refuses the first block, not the file.

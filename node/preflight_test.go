@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -94,6 +95,45 @@ func TestDataDirIsAFile(t *testing.T) {
 			!strings.Contains(p.Text, file+" is not a directory") {
 			t.Errorf("%s: %v", dir, err)
 		}
+	}
+}
+
+// No retry mends a socket's path that something else has; a directory that is missing is made later, and a socket that a
+// crash left is replaced.
+func TestSocketPlace(t *testing.T) {
+	dir := t.TempDir()
+	file, left := filepath.Join(dir, "file"), filepath.Join(dir, "left")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: left, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	for path, want := range map[string]string{
+		file:                       "a file that is not a socket is there",
+		dir:                        "a file that is not a socket is there",
+		filepath.Join(file, "s"):   "a part of the path is a file",
+		filepath.Join(dir, "a/s"):  "",
+		filepath.Join(dir, "free"): "",
+		left:                       "",
+	} {
+		err := socketPlace(path)
+		var p configs.Problem
+		if want == "" && err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		if want != "" && (!errors.As(err, &p) || p.Key != "socket" || !strings.Contains(p.Text, want)) {
+			t.Errorf("%s: %v, want a problem of socket: %s", path, err, want)
+		}
+	}
+	// And the whole look at the host says so before anything on it is touched.
+	var p configs.Problem
+	_, err = survey(&configs.Config{Socket: file, DataDir: dir})
+	if !errors.As(err, &p) || !strings.Contains(err.Error(), "socket: ") {
+		t.Errorf("the look at the host: %v", err)
 	}
 }
 

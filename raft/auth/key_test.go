@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -99,5 +100,28 @@ func TestSeveralKeysInOneFile(t *testing.T) {
 	write(a.Text(), "nonsense")
 	if _, err := LoadKeys(path); err == nil {
 		t.Error("nonsense was passed over")
+	}
+}
+
+// TestCertificateIsNoFile gives a pipe that nobody writes to, and a device without an end: neither holds up the start.
+func TestCertificateIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	pipe, key, text := filepath.Join(dir, "pipe"), filepath.Join(dir, "key"), filepath.Join(dir, "text")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{key, text} {
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{pipe, "/dev/zero", dir} {
+		_, err := (Security{CA: text, Cert: path, Key: key}).fromFiles(nil)
+		if err == nil || !strings.Contains(err.Error(), path+" is not a regular file") {
+			t.Errorf("a certificate in %s: %v", path, err)
+		}
+	}
+	if text, err := readFile(text); err != nil || string(text) != "x" {
+		t.Errorf("a file: %q, %v", text, err)
 	}
 }

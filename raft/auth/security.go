@@ -5,9 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"time"
 
@@ -98,6 +98,26 @@ func FromKeys(keys []Key, self string, as CertRole) (*Credentials, error) {
 	return c, nil
 }
 
+// readFile reads a file without secrets. A pipe or a device would hold up the start, or fill the memory.
+func readFile(path string) ([]byte, error) {
+	f, err := keyfile.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file; give the path of a PEM file", path)
+	}
+	return io.ReadAll(io.LimitReader(f, maxPEM))
+}
+
+// maxPEM is more than all authorities of a system have.
+const maxPEM = 4 << 20
+
 func (s Security) fromFiles(peers func() []Listed) (*Credentials, error) {
 	if s.CA == "" || s.Cert == "" || s.Key == "" {
 		return nil, errors.New("own certificates need all of ca, cert and key; add what is missing")
@@ -106,7 +126,7 @@ func (s Security) fromFiles(peers func() []Listed) (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate's key: %w", err)
 	}
-	cert, err := os.ReadFile(s.Cert)
+	cert, err := readFile(s.Cert)
 	if err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
@@ -114,7 +134,7 @@ func (s Security) fromFiles(peers func() []Listed) (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate %s with key %s: %w", s.Cert, s.Key, err)
 	}
-	text, err := os.ReadFile(s.CA)
+	text, err := readFile(s.CA)
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}

@@ -16,8 +16,8 @@ const (
 	GroupToo  = fs.FileMode(0o037) // its group, as is usual for the keys of certificates
 )
 
-// maxSize is more than any key has.
-const maxSize = 1 << 20
+// maxSize is more than any key has, or all authorities of a system have.
+const maxSize = 4 << 20
 
 // serviceGroup is the group of the service's own user, which has nobody else.
 const serviceGroup = "appliance"
@@ -88,6 +88,23 @@ func Read(path string, deny fs.FileMode) ([]byte, error) {
 	}
 	if err := Check(path, info, deny); err != nil {
 		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(f, maxSize))
+}
+
+// ReadPublic reads a certificate, which anybody may know. A pipe or a device would hold up the start, or fill the memory.
+func ReadPublic(path string) ([]byte, error) {
+	f, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file; write the certificate to a file", path)
 	}
 	return io.ReadAll(io.LimitReader(f, maxSize))
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -98,26 +97,6 @@ func FromKeys(keys []Key, self string, as CertRole) (*Credentials, error) {
 	return c, nil
 }
 
-// readFile reads a file without secrets. A pipe or a device would hold up the start, or fill the memory.
-func readFile(path string) ([]byte, error) {
-	f, err := keyfile.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file; give the path of a PEM file", path)
-	}
-	return io.ReadAll(io.LimitReader(f, maxPEM))
-}
-
-// maxPEM is more than all authorities of a system have.
-const maxPEM = 4 << 20
-
 func (s Security) fromFiles(peers func() []Listed) (*Credentials, error) {
 	if s.CA == "" || s.Cert == "" || s.Key == "" {
 		return nil, errors.New("own certificates need all of ca, cert and key; add what is missing")
@@ -126,7 +105,7 @@ func (s Security) fromFiles(peers func() []Listed) (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate's key: %w", err)
 	}
-	cert, err := readFile(s.Cert)
+	cert, err := keyfile.ReadPublic(s.Cert)
 	if err != nil {
 		return nil, fmt.Errorf("certificate: %w", err)
 	}
@@ -134,7 +113,7 @@ func (s Security) fromFiles(peers func() []Listed) (*Credentials, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate %s with key %s: %w", s.Cert, s.Key, err)
 	}
-	text, err := readFile(s.CA)
+	text, err := keyfile.ReadPublic(s.CA)
 	if err != nil {
 		return nil, fmt.Errorf("certificate authority: %w", err)
 	}

@@ -38,7 +38,7 @@ func (c *certificate) load() (pair tls.Certificate, err error) {
 	if err != nil {
 		return pair, err
 	}
-	cert, err := os.ReadFile(c.certFile)
+	cert, err := keyfile.ReadPublic(c.certFile)
 	if err != nil {
 		return pair, err
 	}

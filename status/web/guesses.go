@@ -101,15 +101,7 @@ func (g *guesses) wait(remote string) (done func(right bool), ok bool) {
 
 // guesser is who comes from an address. The caller holds mu.
 func (g *guesses) guesser(remote string) *guesser {
-	var key netip.Prefix // of a unix socket
-	if at, err := netip.ParseAddrPort(remote); err == nil {
-		a, bits := at.Addr().Unmap().WithZone(""), 32
-		if a.Is6() {
-			bits = 64
-		}
-		key, _ = a.Prefix(bits)
-	}
-	now := time.Now()
+	key, now := hostOf(remote), time.Now()
 	of := g.guessers[key]
 	if of == nil {
 		if len(g.guessers) >= maxGuessers {

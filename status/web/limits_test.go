@@ -70,17 +70,17 @@ func TestServerLimits(t *testing.T) {
 	})
 }
 
-// Silent connections do not use up the file descriptors of the process.
+// Silent connections do not use up the file descriptors of the process, and those of one host not the places of others.
 func TestConnectionsAreBounded(t *testing.T) {
-	l, err := Listen("127.0.0.1:0", nil)
+	listener, err := Listen("0.0.0.0:0", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
 	accepted := make(chan net.Conn, 2*maxAdminConns)
 	go func() {
+		defer close(accepted)
 		for {
-			c, err := l.Accept()
+			c, err := listener.Accept()
 			if err != nil {
 				return
 			}
@@ -89,32 +89,65 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}()
 	var all []net.Conn
 	defer func() {
+		listener.Close()
+		for c := range accepted {
+			c.Close()
+		}
 		for _, c := range all {
 			c.Close()
 		}
 	}()
-	for i := range maxAdminConns + 20 {
-		c, err := net.Dial("tcp", l.Addr().String())
+	port := listener.Addr().(*net.TCPAddr).Port
+	dial := func(from string) net.Conn {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		c, err := d.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err != nil {
-			t.Fatal(fmt.Errorf("connection %d: %w", i, err))
+			t.Fatal(err)
 		}
 		all = append(all, c)
+		return c
 	}
-	for deadline := time.Now().Add(20 * time.Second); len(accepted) < maxAdminConns && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
+	next := func() net.Conn {
+		t.Helper()
+		select {
+		case c := <-accepted:
+			return c
+		case <-time.After(time.Minute):
+			t.Fatal("a connection has no place")
+			return nil
+		}
 	}
-	time.Sleep(50 * time.Millisecond)
-	if n := len(accepted); n != maxAdminConns {
-		t.Errorf("%d connections are open", n)
+	ended := func(c net.Conn, what string) {
+		t.Helper()
+		c.SetReadDeadline(time.Now().Add(time.Minute))
+		if _, err := c.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+			t.Fatalf("%s is open: %v", what, err)
+		}
 	}
-	(<-accepted).Close() // room for one more
-	for deadline := time.Now().Add(20 * time.Second); len(accepted) < maxAdminConns && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
-	if n := len(accepted); n != maxAdminConns {
-		t.Errorf("%d connections wait after one has left", n)
-	}
+	const greedy, viewer = "127.0.0.2", "127.0.0.3"
+	var theirs []net.Conn // of the greedy host, as the listener has them
 	for range maxAdminConns {
-		(<-accepted).Close()
+		dial(greedy)
+		theirs = append(theirs, next())
+	}
+	ended(dial(greedy), "one more of the host that has every place")
+
+	dial(viewer)
+	seen := next()
+	if from := seen.RemoteAddr().(*net.TCPAddr).IP.String(); from != viewer {
+		t.Fatalf("%s has the place that a viewer was given", from)
+	}
+	ended(all[0], "the oldest of the host that had every place")
+
+	theirs[1].Close() // there is room for one more, and for no second
+	theirs[1].Close()
+	theirs[0].Close()
+	dial(greedy)
+	defer next().Close()
+	ended(dial(greedy), "one more than there are places")
+	seen.Close()
+	for _, c := range theirs {
+		c.Close()
 	}
 }

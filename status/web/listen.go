@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-
-	"golang.org/x/net/netutil"
 )
 
 // maxAdminConns bounds the connections of one admin listener: every page keeps one open, and nobody may use up the
@@ -25,7 +23,7 @@ func Listen(at string, vips []netip.Addr) (net.Listener, error) {
 		if err != nil {
 			return nil, fmt.Errorf("admin.listen: %w", err)
 		}
-		return netutil.LimitListener(l, maxAdminConns), nil
+		return newPlaces(l, maxAdminConns), nil
 	}
 	l, err := net.Listen("tcp", at)
 	switch {
@@ -38,7 +36,7 @@ func Listen(at string, vips []netip.Addr) (net.Listener, error) {
 	case err != nil:
 		return nil, fmt.Errorf("admin.listen %s: %w", at, err)
 	}
-	return netutil.LimitListener(withoutVIPs{l, vips}, maxAdminConns), nil
+	return newPlaces(withoutVIPs{l, vips}, maxAdminConns), nil
 }
 
 // withoutVIPs is a listener that closes connections to VIPs.

@@ -193,3 +193,20 @@ func TestDamagedPages(t *testing.T) {
 		t.Error("nothing is refused")
 	}
 }
+
+// TestDamagedNumber: a disk that has lost bytes is an error, and no crash.
+func TestDamagedNumber(t *testing.T) {
+	s, err := Open(t.TempDir(), nil, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, stored := range []string{"", "1234567", "123456789"} {
+		if err := s.Disk.Set([]byte(termKey), []byte(stored)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := s.GetUint64([]byte(termKey)); err == nil || !strings.Contains(err.Error(), "CurrentTerm is damaged") {
+			t.Errorf("%q is read as %d, %v", stored, n, err)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 )
 
 // hashicorp/raft stores a vote as two values, first the term, then the candidate. Each costs a transaction,
@@ -59,6 +60,9 @@ func (s *Store) GetUint64(key []byte) (uint64, error) {
 	value, err := s.Disk.Get(key)
 	if err != nil {
 		return 0, err
+	}
+	if len(value) != 8 {
+		return 0, fmt.Errorf("the stored %s is damaged", key)
 	}
 	return binary.BigEndian.Uint64(value), nil
 }

@@ -61,6 +61,9 @@ func (f *fileCache[T]) read() error {
 		if err != nil {
 			return fmt.Errorf("%w; correct the path, or make the file", err)
 		}
+		if !info.Mode().IsRegular() { // a pipe would hold up whoever checks, and a device has no end
+			return fmt.Errorf("%s is not a regular file; give the path of one", path)
+		}
 		s := stamp{info, info.ModTime(), info.Size()}
 		same = same && s.same(f.seen[i])
 		seen = append(seen, s)

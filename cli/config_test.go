@@ -116,7 +116,7 @@ func TestConfigCheckPrograms(t *testing.T) {
 	}
 }
 
-// TestPipes gives commands a pipe that nobody writes to, which must not keep them, and convert one that a shell made.
+// TestPipes gives commands a pipe that nobody writes to, which must not keep them, and pipes that a shell made.
 func TestPipes(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
@@ -132,19 +132,25 @@ func TestPipes(t *testing.T) {
 			t.Errorf("%q ends with %d, want %d; stdout %q, stderr %q", args, code, want, &stdout, &stderr)
 		}
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	if _, err := io.WriteString(w, "stream {\n  server { listen 192.0.2.20:6443; proxy_pass 192.0.2.21:6443; }\n}\n"); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	var stdout, stderr bytes.Buffer
-	code := Run(t.Context(), Build{}, []string{"appliance", "convert", "--vip", "192.0.2.20", "--peers",
-		"192.0.2.2,192.0.2.3,192.0.2.4", "--from", "nginx", fmt.Sprintf("/proc/self/fd/%d", r.Fd())}, &stdout, &stderr)
-	if code != 0 || !strings.Contains(stdout.String(), "192.0.2.21") {
-		t.Errorf("a pipe that a shell made ends with %d; stdout %q, stderr %q", code, &stdout, &stderr)
+	for text, args := range map[string][]string{
+		"stream {\n  server { listen 192.0.2.20:6443; proxy_pass 192.0.2.21:6443; }\n}\n": {"convert", "--vip", "192.0.2.20",
+			"--peers", "192.0.2.2,192.0.2.3,192.0.2.4", "--from", "nginx"},
+		"vips: [192.0.2.20]\npeers: [192.0.2.2, 192.0.2.3, 192.0.2.4]\ngroup: {insecure: true}\nloadBalancers: []\n": {
+			"config", "check"},
+	} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if _, err := io.WriteString(w, text); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		var stdout, stderr bytes.Buffer
+		args = append(append([]string{"appliance"}, args...), fmt.Sprintf("/proc/self/fd/%d", r.Fd()))
+		if code := Run(t.Context(), Build{}, args, &stdout, &stderr); code != 0 || stdout.Len() == 0 {
+			t.Errorf("%q of a pipe ends with %d; stdout %q, stderr %q", args, code, &stdout, &stderr)
+		}
 	}
 }

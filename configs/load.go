@@ -116,7 +116,12 @@ func read(path string) ([]byte, error) {
 	if err := readable(f); err != nil {
 		return nil, Problem{Origin{File: path}, "", err.Error()}
 	}
+	_ = f.SetReadDeadline(time.Now().Add(pipeWithin)) // which a file has no use for
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, Problem{Origin{File: path}, "", fmt.Sprintf("is a pipe that does not end within %v; "+
+			"give the path of a YAML file", pipeWithin)}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; give the path of a YAML file", err)
 	}
@@ -126,6 +131,9 @@ func read(path string) ([]byte, error) {
 	}
 	return data, nil
 }
+
+// pipeWithin bounds the wait for whoever writes to a pipe.
+const pipeWithin = 10 * time.Second
 
 // readable refuses what has no end or nothing to read.
 func readable(f *os.File) error {

@@ -35,8 +35,8 @@ func dial() (kernel, error) {
 	return open(func() (kernel, error) { return ipvs.New() }, "/sys/module/ip_vs/initstate")
 }
 
-// loadingFor bounds the wait for a module that is being loaded: a busy host takes seconds.
-const loadingFor = 10 * time.Second
+// loadingFor bounds the wait for a module that is being loaded: a starved host took more than ten seconds.
+const loadingFor = time.Minute
 
 // open resolves the family. While somebody else has the kernel load ip_vs, such as kube-proxy at boot, there is no such
 // family yet, and to ask for it loads nothing more.

@@ -77,23 +77,21 @@ func Open(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDONLY|
 
 // Read reads a file with a secret, if Check finds nothing wrong with it.
 func Read(path string, deny fs.FileMode) ([]byte, error) {
-	f, err := Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if err := Check(path, info, deny); err != nil {
-		return nil, err
-	}
-	return io.ReadAll(io.LimitReader(f, maxSize))
+	return read(path, func(info fs.FileInfo) error { return Check(path, info, deny) })
 }
 
 // ReadPublic reads a certificate, which anybody may know. A pipe or a device would hold up the start, or fill the memory.
 func ReadPublic(path string) ([]byte, error) {
+	return read(path, func(info fs.FileInfo) error {
+		if !info.Mode().IsRegular() {
+			return fmt.Errorf("%s is not a regular file; write the certificate to a file", path)
+		}
+		return nil
+	})
+}
+
+// read reads the file that check has looked at, if it finds nothing wrong with it.
+func read(path string, check func(fs.FileInfo) error) ([]byte, error) {
 	f, err := Open(path)
 	if err != nil {
 		return nil, err
@@ -103,8 +101,8 @@ func ReadPublic(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file; write the certificate to a file", path)
+	if err := check(info); err != nil {
+		return nil, err
 	}
 	return io.ReadAll(io.LimitReader(f, maxSize))
 }

@@ -135,7 +135,8 @@ func newNode(cfg *configs.Config, site site, version string, log *slog.Logger) (
 		return n, err
 	}
 	n.planes, err = planes.Open(planes.Config{
-		Interfaces: n.interfaces(), Routed: cfg.RoutedVIPs(), TunnelPort: cfg.Announce.TunnelPort, Self: site.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
+		Interfaces: n.interfaces(), Routed: cfg.RoutedVIPs(), TunnelPort: cfg.Announce.TunnelPort,
+		Self: site.self.ID, Worker: cfg.Worker(), Nodes: first.Nodes,
 		Secrets: n.inputs.secrets.own, WorkerSecrets: n.inputs.secrets.workers, Reached: n.recallWorkers(),
 		Grouped: n.group != nil, Report: func(t balancer.Target, err error) { n.balancer.Report(t, err) }, Log: log,
 		Files: files, Shortages: n.shortages, ConnLog: n.connections, Takeover: cfg.Takeover,

@@ -265,7 +265,7 @@ func vanishedOf(peers []raft.PeerStatus) map[string]bool {
 // announces the VIPs again whenever a peer comes back: hosts that were cut off together with it may
 // have heard another holder last, and would keep its address until the next announcement.
 func (n *node) followGroup(ctx context.Context) error {
-	connected, vanished := make(map[string]bool), make(map[string]bool)
+	connected, before := make(map[string]bool), make(map[string]bool)
 	for {
 		changed := n.group.Changed()
 		peers := n.group.Status().Peers
@@ -278,21 +278,21 @@ func (n *node) followGroup(ctx context.Context) error {
 		n.balancer.SetCutOff(cutOff)
 		for _, p := range peers {
 			switch {
-			case p.Vanished && !vanished[p.ID]:
+			case silent[p.ID] && !before[p.ID]:
 				for _, a := range p.Addrs() {
 					n.balancer.PeerDown(a)
 				}
-			case !p.Vanished && vanished[p.ID]:
+			case !silent[p.ID] && before[p.ID]:
 				for _, a := range p.Addrs() {
 					n.balancer.PeerUp(a)
 				}
 			}
-			vanished[p.ID] = p.Vanished
 			if p.Connected && !connected[p.ID] && !p.Self {
 				n.wire.Announce()
 			}
 			connected[p.ID] = p.Connected
 		}
+		before = silent
 		select {
 		case <-changed:
 		case <-ctx.Done():

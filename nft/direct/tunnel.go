@@ -39,14 +39,7 @@ func (d *DataPlane) lead(now neighbours.View) (neighbours.View, error) {
 	if err := d.cfg.Tunnel.Lead(own, ends); err != nil {
 		return now, fmt.Errorf("the tunnel to nodes behind another router: %w", err)
 	}
-	now, changed, err := d.neighbours.Look()
-	if changed {
-		if d.cfg.Prober != nil {
-			d.cfg.Prober.Hurry()
-		}
-		d.notify()
-	}
-	return now, err
+	return d.look()
 }
 
 // leadOn is lead for what is served already: nodes that are not reached are passed over, and the next Usable tells why.
@@ -196,7 +189,7 @@ func (p rulePlan) clampMSS(t *ruleset.Table, f ruleset.IPFamily, services []serv
 		mss := binaryutil.BigEndian.PutUint16(uint16(p.carries - header - 20))
 		c.Add("clients of "+s.String()+" may come through the tunnel", []expr.Any{
 			ruleset.LoadNetwork(reg1, f.SrcOffset, f.AddrLen), s.isVIP(),
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}, ruleset.Equal(reg1, unix.IPPROTO_TCP),
+		}, ruleset.TCP(), []expr.Any{
 			ruleset.LoadTransport(reg1, 0, 2), ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(s.port())...),
 			ruleset.LoadTransport(reg1, 13, 1), ruleset.Mask([]byte{2}, []byte{0}), ruleset.NotEqual(reg1, 0),
 			&expr.Immediate{Register: reg1, Data: mss},

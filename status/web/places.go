@@ -3,6 +3,7 @@ package web
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 )
 
@@ -65,18 +66,13 @@ func (p *places) take(c net.Conn) (*place, bool) {
 
 // remove gives the place of c free, once. The caller holds mu.
 func (p *places) remove(c *place) {
-	list := p.of[c.host]
-	for i := range list {
-		if list[i] != c {
-			continue
-		}
-		p.open--
-		if list = append(list[:i:i], list[i+1:]...); len(list) == 0 {
-			delete(p.of, c.host)
-		} else {
-			p.of[c.host] = list
-		}
+	i := slices.Index(p.of[c.host], c)
+	if i < 0 {
 		return
+	}
+	p.open--
+	if p.of[c.host] = slices.Delete(p.of[c.host], i, i+1); len(p.of[c.host]) == 0 {
+		delete(p.of, c.host)
 	}
 }
 

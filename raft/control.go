@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	hraft "github.com/hashicorp/raft"
+
 	"appliance/raft/auth"
 	"appliance/raft/feed"
 	"appliance/raft/fence"
@@ -271,8 +273,12 @@ func (g *Group) apply(c settings.Command) error {
 		return err
 	}
 	asked := time.Now()
-	f := g.raft.Apply(data, patience)
-	if err := f.Error(); err != nil {
+	var f hraft.ApplyFuture
+	err = g.command(func(r *hraft.Raft) hraft.Future {
+		f = r.Apply(data, patience)
+		return f
+	})
+	if err != nil {
 		return fmt.Errorf("changing the group's settings: %w", err)
 	}
 	took := time.Since(asked)

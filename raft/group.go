@@ -82,15 +82,17 @@ type Group struct {
 	leading  atomic.Bool // Lead runs
 	handover chan handover
 
-	admitting chan struct{} // one place: taken by who changes the members
-	settling  chan struct{} // one place: taken by who changes withheld, in memory and on disk
-	giving    givingWay     // the leader loop's own
-	slow      bool          // the log says that a disk is slow; the leader loop's own
+	admitting chan struct{}  // one place: taken by who changes the members
+	settling  chan struct{}  // one place: taken by who changes withheld, in memory and on disk
+	commands  sync.WaitGroup // that raft has not answered yet
+	giving    givingWay      // the leader loop's own
+	slow      bool           // the log says that a disk is slow; the leader loop's own
 	gaveWay   giveway.Limiter
 
 	mu       sync.Mutex
 	intent   intent
 	phase    string
+	down     bool // raft takes no more commands
 	hellos   map[string]hello
 	twice    map[string]string    // by who says so: that another process lives with this peer's id
 	far      map[string]int       // by peer: how often in a row it was found too far for the heartbeat
@@ -535,6 +537,21 @@ func (g *Group) running() *hraft.Raft {
 	}
 }
 
+// command waits for raft's answer to what ask has asked of it. Raft answers everything within an election, but forgets
+// some of what it has not answered when it is shut down, and whoever waits for that waits for ever: so leave shuts it
+// down when nobody waits.
+func (g *Group) command(ask func(*hraft.Raft) hraft.Future) error {
+	g.mu.Lock()
+	if g.down {
+		g.mu.Unlock()
+		return hraft.ErrRaftShutdown
+	}
+	g.commands.Add(1)
+	g.mu.Unlock()
+	defer g.commands.Done()
+	return ask(g.raft).Error()
+}
+
 // leave ends this peer's part, in the order that Run promises.
 func (g *Group) leave() {
 	close(g.stopping)
@@ -557,6 +574,10 @@ func (g *Group) leave() {
 		cancel()
 	}
 	g.watched.Goodbye()
+	g.mu.Lock()
+	g.down = true
+	g.mu.Unlock()
+	g.commands.Wait()
 	done := g.raft.Shutdown()
 	g.trans.Close() // ends RPCs that Shutdown would wait for
 	g.trans.CloseStreams()

@@ -181,7 +181,7 @@ func (g *Group) handOver(ctx context.Context, id string) error {
 // one.
 func (g *Group) handOverTo(ctx context.Context, s hraft.Server) error {
 	for {
-		err := g.raft.LeadershipTransferToServer(s.ID, s.Address).Error()
+		err := g.command(func(r *hraft.Raft) hraft.Future { return r.LeadershipTransferToServer(s.ID, s.Address) })
 		if !errors.Is(err, hraft.ErrLeadershipTransferInProgress) {
 			return err
 		}

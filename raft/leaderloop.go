@@ -108,7 +108,8 @@ func (g *Group) promote(ctx context.Context) {
 		if err != nil || !h.HasState || h.LastIndex < g.raft.CommitIndex() || conflict(g.hello(), h) != "" {
 			continue
 		}
-		if err := g.raft.AddVoter(s.ID, s.Address, 0, patience).Error(); err != nil {
+		err = g.command(func(r *hraft.Raft) hraft.Future { return r.AddVoter(s.ID, s.Address, 0, patience) })
+		if err != nil {
 			g.log.Debug("promoting", "peer", string(s.ID), "error", err)
 			continue
 		}
@@ -179,8 +180,10 @@ func (g *Group) takeBack(ctx context.Context, id string) {
 	if err != nil || h.Cluster == "" || h.Cluster != self.Cluster || conflict(self, h) != "" {
 		return // a peer without state asks by itself: Group.join
 	}
-	if err := g.raft.AddNonvoter(hraft.ServerID(id), hraft.ServerAddress(l.Addr.String()), 0,
-		patience).Error(); err != nil {
+	err = g.command(func(r *hraft.Raft) hraft.Future {
+		return r.AddNonvoter(hraft.ServerID(id), hraft.ServerAddress(l.Addr.String()), 0, patience)
+	})
+	if err != nil {
 		g.log.Debug("taking back", "peer", id, "error", err)
 		return
 	}

@@ -152,12 +152,14 @@ func (g *Group) admit(ctx context.Context, p Peer, joins bool) error {
 			return g.refuse(p, fmt.Sprintf("%s is the leader's own address; correct the lists", addr))
 		}
 		// It has lost its vote: see Group.join.
-		if err := g.raft.RemoveServer(s.ID, 0, patience).Error(); err != nil {
+		err := g.command(func(r *hraft.Raft) hraft.Future { return r.RemoveServer(s.ID, 0, patience) })
+		if err != nil {
 			return fmt.Errorf("removing the former %s: %w", s.ID, err)
 		}
 		g.log.Info("removed a member that comes back without its state", "peer", string(s.ID))
 	}
-	if err := g.raft.AddNonvoter(id, addr, 0, patience).Error(); err != nil {
+	err := g.command(func(r *hraft.Raft) hraft.Future { return r.AddNonvoter(id, addr, 0, patience) })
+	if err != nil {
 		return fmt.Errorf("admitting %s: %w", p.ID, err)
 	}
 	g.log.Info("admitted, it votes when it has caught up", "peer", p.ID, "address", addr)
@@ -258,7 +260,8 @@ func (g *Group) removeServer(ctx context.Context, s hraft.Server, force bool) er
 	if err := g.checkMajority(ctx, after, fmt.Sprintf("without %s", s.ID), force); err != nil {
 		return err
 	}
-	if err := g.raft.RemoveServer(s.ID, 0, patience).Error(); err != nil {
+	err := g.command(func(r *hraft.Raft) hraft.Future { return r.RemoveServer(s.ID, 0, patience) })
+	if err != nil {
 		return fmt.Errorf("removing %s: %w", s.ID, err)
 	}
 	return nil
@@ -315,7 +318,8 @@ func (g *Group) demote(ctx context.Context, id string, force bool) error {
 	if err := g.apply(settings.Command{Set: map[string]string{settings.MemberPrefix + id: m.Text()}}); err != nil {
 		return err
 	}
-	if err := g.raft.DemoteVoter(s.ID, 0, patience).Error(); err != nil {
+	err := g.command(func(r *hraft.Raft) hraft.Future { return r.DemoteVoter(s.ID, 0, patience) })
+	if err != nil {
 		return fmt.Errorf("demoting %s: %w", id, err)
 	}
 	g.log.Info("demoted, it follows without a vote", "peer", id)

@@ -80,7 +80,7 @@ func (s *summary) run(ctx context.Context, name string) error {
 			return strings.Contains(p, "/integration")
 		})
 		fmt.Println("== unit tests, race detector on")
-		err = s.test(ctx, false, append([]string{"-race", "-timeout", "40m"}, packages...)...)
+		err = s.test(ctx, false, append([]string{"-race", "-timeout", "15m"}, packages...)...)
 		if err != nil {
 			return err
 		}
@@ -99,7 +99,7 @@ func (s *summary) run(ctx context.Context, name string) error {
 	case "integration":
 		// Real processes in network namespaces, and again in a VM whose kernel has ip_vs.
 		fmt.Println("== integration tests")
-		return s.test(ctx, true, "-timeout", "2h", "-p", "1", "./integration/...")
+		return s.test(ctx, true, "-timeout", "40m", "-p", "1", "./integration/...")
 	}
 	return errors.New("there is no such stage; write lint, unit, mutants, fuzz or integration")
 }

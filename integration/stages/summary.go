@@ -84,6 +84,7 @@ func (s *summary) read(in io.Reader, out io.Writer, verbose bool) error {
 			switch {
 			case e.Test == "" && e.Action == "fail":
 				fmt.Fprint(out, strings.Join(said[e.Package], ""))
+				s.failed = append(s.failed, ended(e.Package, lines)...)
 			case e.Test != "" && !strings.Contains(e.Test, "/"):
 				s.tests = append(s.tests, timed{short(test), time.Duration(e.Elapsed * float64(time.Second))})
 			}
@@ -132,6 +133,40 @@ func gist(text string) string {
 	}
 	return b.String()
 }
+
+// ended is what is told of the tests that ended their package: go test says nothing of one that panics, or runs until
+// the package's time is over.
+func ended(pkg string, lines map[string]string) (all []string) {
+	for test, text := range lines {
+		if i := strings.Index(text, "\npanic: "); strings.HasPrefix(test, pkg+".") && i >= 0 {
+			all = append(all, short(test)+"\n"+gist(text[:i+1])+stuck(text[i+1:]))
+		}
+	}
+	return all
+}
+
+// stuck is why a package ended, and where its own goroutines were: go test prints all stacks, the lines of one without
+// an empty one between them.
+func stuck(dump string) string {
+	why, stacks, _ := strings.Cut(dump, "\n\n")
+	var b strings.Builder
+	fmt.Fprintln(&b, why)
+	told := map[string]bool{}
+	for stack := range strings.SplitSeq(stacks, "\n\n") {
+		state, frames, _ := strings.Cut(stack, "\n")
+		if own := ownFrame.FindStringSubmatch(frames); own != nil && !told[own[1]] && len(told) < mostStuck {
+			told[own[1]] = true
+			fmt.Fprintf(&b, "    %s %s\n", state, own[1])
+		}
+	}
+	return b.String()
+}
+
+// mostStuck is how many places are told in which goroutines were.
+const mostStuck = 20
+
+// ownFrame is a call of the project's own on a stack; the innermost is the first.
+var ownFrame = regexp.MustCompile(`(?m)^appliance/.*\n\t\S*?(\w+/\w+\.go:\d+)`)
 
 // most is how many tests are listed that took longest.
 const most = 12

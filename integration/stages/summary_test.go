@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -53,6 +54,41 @@ func TestRead(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", out.String(), tt.want)
 			}
 		})
+	}
+}
+
+// A test that ends its package has no line of its own that it failed.
+func TestHangIsTold(t *testing.T) {
+	var in strings.Builder
+	for _, e := range []event{
+		{Action: "output", Test: "TestHang", Output: "=== RUN   TestHang\n"},
+		{Action: "output", Test: "TestHang", Output: "    hang_test.go:5: begins\n"},
+		{Action: "output", Test: "TestHang", Output: "panic: test timed out after 2s\n\trunning tests:\n" +
+			"\t\tTestHang (2s)\n\n"},
+		{Action: "output", Test: "TestHang", Output: "goroutine 23 [running]:\ntesting.(*M).startAlarm.func1()\n" +
+			"\t/usr/local/go/src/testing/testing.go:2802 +0x354\n\n"},
+		{Action: "output", Test: "TestHang", Output: "goroutine 22 [chan receive, 2 minutes]:\nsync.wait(...)\n" +
+			"\t/usr/local/go/src/sync/wait.go:7\nappliance/raft.(*Group).leave(0x1)\n\t/a/checkout/raft/group.go:577 +0x4f\n" +
+			"appliance/raft.(*Group).Run(0x1)\n\t/a/checkout/raft/group.go:300\n"},
+		{Action: "output", Output: "FAIL\tappliance/raft\t2.008s\n"},
+		{Action: "fail"},
+	} {
+		e.Package = "appliance/raft"
+		line, err := json.Marshal(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.Write(append(line, '\n'))
+	}
+	s := new(summary)
+	if err := s.read(strings.NewReader(in.String()), new(strings.Builder), false); err != nil {
+		t.Fatal(err)
+	}
+	want := "raft.TestHang\n    hang_test.go:5: begins\n" +
+		"panic: test timed out after 2s\n\trunning tests:\n\t\tTestHang (2s)\n" +
+		"    goroutine 22 [chan receive, 2 minutes]: raft/group.go:577\n"
+	if got := strings.Join(s.failed, ""); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 

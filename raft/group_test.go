@@ -165,9 +165,13 @@ func TestTransfer(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.holder()
-	if err := b.nodes[ask].Transfer(ctx, "nobody"); err == nil || !strings.Contains(err.Error(), "not a member") {
-		t.Errorf("transfer to nobody: %v", err)
-	}
+	b.eventually("a transfer to nobody to be refused", func() bool { // on a busy machine c may lose the leader for a moment
+		err := b.nodes[ask].Transfer(ctx, "nobody")
+		if err == nil {
+			t.Fatal("leadership went to nobody")
+		}
+		return strings.Contains(err.Error(), "not a member")
+	})
 	b.holder() // a refused hand-over does not end the tenure for good
 }
 

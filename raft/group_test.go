@@ -250,7 +250,7 @@ func TestDifferentListIsRefused(t *testing.T) {
 	b.holder()
 	c := b.config("c")
 	c.Peers = append([]Peer(nil), b.peers...)
-	c.Peers[2].Witness = true // the others do not think so
+	c.Peers[1].Witness = true // the others do not think so; what c says of itself they would take over
 	n := b.run(c)
 	b.eventually("both sides to say why", func() bool {
 		for _, p := range b.nodes["a"].Status().Peers {

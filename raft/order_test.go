@@ -296,8 +296,16 @@ func TestHandOverComesAfterHoldHasReturned(t *testing.T) {
 	b := newBench(t, 3)
 	n, letGo, ended := b.holds("a")
 	term := n.raft.CurrentTerm()
-	go n.Transfer(b.ctx(), "b")
-	<-ended
+	b.eventually("the tenure to end", func() bool {
+		// A busy machine may be late with b's word: then the transfer is refused. It returns after hold.
+		go n.Transfer(b.ctx(), "b")
+		select {
+		case <-ended:
+			return true
+		case <-time.After(100 * ms):
+			return false
+		}
+	})
 	for until := time.Now().Add(still); time.Now().Before(until); time.Sleep(ms) {
 		// A newer term than the next is an election that has other reasons.
 		if _, leads := b.nodes["b"].leads(); leads && b.nodes["b"].raft.CurrentTerm() == term+1 &&
@@ -321,13 +329,18 @@ func TestWatchersKnowTheTermBeforeTheFirstAnswer(t *testing.T) {
 			v, _ := nodes.Load(p.ID)
 			self := v.(*node)
 			term := self.raft.CurrentTerm()
-			conn, err := self.port.Open(b.ctx(), p.Addr, p.ID, peerport.PreambleWatch)
-			if err == nil {
-				var g [17]byte
-				if _, err = io.ReadFull(conn, g[:]); err == nil {
-					first <- greeting{binary.BigEndian.Uint64(g[9:]), term}
+			for ctx.Err() == nil { // a busy machine may be too late for a handshake
+				conn, err := self.port.Open(ctx, p.Addr, p.ID, peerport.PreambleWatch)
+				if err != nil {
+					continue
 				}
+				var g [17]byte
+				_, err = io.ReadFull(conn, g[:])
 				conn.Close()
+				if err == nil {
+					first <- greeting{binary.BigEndian.Uint64(g[9:]), term}
+					break
+				}
 			}
 			<-ctx.Done()
 		})

@@ -1,6 +1,10 @@
 package bfd
 
 import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -108,4 +112,55 @@ func TestTwoMachines(t *testing.T) {
 			t.Error("the old discriminator is still sent")
 		}
 	})
+}
+
+// TestChangeOfStateIsSaidAtOnce: a router that is not up yet may want a packet a second, and misses a loss until it is.
+func TestChangeOfStateIsSaidAtOnce(t *testing.T) {
+	router := netip.MustParseAddrPort("127.0.0.9:3784")
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(router))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s := New(Config{
+		Peers: []Router{{Addr: router.Addr(), Interval: 50 * time.Millisecond, Multiplier: 3}},
+		Log:   slog.New(slog.DiscardHandler), OnDown: func(netip.Addr, string) {},
+	}).sessions[0]
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.run(ctx) }()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	heard := func(want Liveness) {
+		t.Helper()
+		for b := make([]byte, 100); ; {
+			n, err := conn.Read(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p, err := decode(b[:n]); err == nil && p.state == want {
+				return
+			}
+		}
+	}
+	heard(Down)
+	fastest := time.Hour
+	for range 10 { // a busy machine may be late, and not each time
+		for _, say := range []Liveness{Init, Down} {
+			began := time.Now()
+			s.received <- packet{state: say, mine: 7, yours: s.machine.local, minTx: slowTx, minRx: slowTx, mult: 3}
+			if say == Init {
+				heard(Up)
+			} else {
+				heard(Down)
+			}
+			fastest = min(fastest, time.Since(began))
+		}
+		if fastest < slowTx/4 {
+			return
+		}
+	}
+	t.Errorf("a change of state is said after %v at best", fastest)
 }

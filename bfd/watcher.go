@@ -242,13 +242,15 @@ func (s *session) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case p := <-s.received:
-			before := s.machine.every()
+			every, state := s.machine.every(), s.machine.state
 			lost := s.change(func(m *machine) string { return m.receive(p, time.Now()) })
 			if p.poll {
 				s.send(&conn, true)
 			}
 			s.report(lost)
-			if s.machine.every() != before {
+			// Section 6.8.7: a change of state is said at once. FRR's bfdd wants a packet a second until it is up itself,
+			// and reports no loss before that.
+			if s.machine.every() != every || s.machine.state != state {
 				send.Reset(0)
 			}
 		case <-expiry.C:

@@ -140,6 +140,7 @@ func TestRoutersOfDifferentSubnets(t *testing.T) {
 	all = slices.Concat(all[10:100], all[110:])
 
 	// A host is lost, and comes back.
+	r.watched(t)
 	if err := r.nodes[1].Unplug(); err != nil {
 		t.Fatal(err)
 	}

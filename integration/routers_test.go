@@ -627,25 +627,27 @@ func TestRouterWithAnotherPassword(t *testing.T) {
 	})
 }
 
+// watched waits until BFD is up on both sides of every session. A router sends once a second at most until it takes the
+// session for up, too (RFC 5880, section 6.8.3), and tells BGP of no loss before that.
+func (r *routing) watched(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		for _, p := range r.apps {
+			if b := announced(t, p).Sessions[0].BFD; b == nil || b.State != "up" || b.Detection > 200*time.Millisecond {
+				return fmt.Errorf("BFD on %s: %+v, want it up on both sides", p.node.Name, b)
+			}
+		}
+		return nil
+	})
+}
+
 // A host that vanishes is noticed by BFD in both directions, long before the hold time of 90 s.
 func TestBFDNoticesLostHost(t *testing.T) {
 	bothRouters(t, func(t *testing.T, r *routing, start func(*testing.T, session) *daemon) {
 		start(t, session{bfd: true, hold: 90})
 		r.start(t, r.speaksBGP("", ", bfd: true"))
 		r.awaitPaths(t, 0, 1, 2)
-		// A router sends once a second at most until it takes the session for up, too (RFC 5880, section 6.8.3).
-		watched := func() {
-			t.Helper()
-			eventually(t, func() error {
-				for _, p := range r.apps {
-					if b := announced(t, p).Sessions[0].BFD; b == nil || b.State != "up" || b.Detection > 200*time.Millisecond {
-						return fmt.Errorf("BFD on %s: %+v, want it up on both sides", p.node.Name, b)
-					}
-				}
-				return nil
-			})
-		}
-		watched()
+		r.watched(t)
 		probe := r.far.Probe(t.Context(), lab.Probe{Target: netip.AddrPortFrom(routed4, scene.Port)})
 		began := time.Now()
 		if err := r.nodes[2].Unplug(); err != nil {
@@ -667,6 +669,6 @@ func TestBFDNoticesLostHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.awaitPaths(t, 0, 1, 2)
-		watched()
+		r.watched(t)
 	})
 }

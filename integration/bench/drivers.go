@@ -44,6 +44,8 @@ type way struct {
 	name string
 	// ours is the data plane, theirs keepalived's interval between adverts.
 	ours, theirs string
+	// balancers is how many load balancers there are; 0 is one.
+	balancers int
 }
 
 func ways() []way {
@@ -51,6 +53,7 @@ func ways() []way {
 		{name: "appliance direct", ours: "direct"},
 		{name: "appliance nftables", ours: "nftables"},
 		{name: "appliance userspace", ours: "userspace"},
+		{name: "appliance direct, 200 load balancers", ours: "direct", balancers: 200},
 		{name: "keepalived 1 s", theirs: "1"},
 		{name: "keepalived 0.1 s", theirs: "0.1"},
 		{name: "keepalived 0.02 s", theirs: "0.02"},
@@ -79,7 +82,7 @@ func drivers(ctx context.Context, binary string, ways []way) (out []*driver, err
 		if w.theirs != "" {
 			d.program, err = newKeepalived(s, w.theirs)
 		} else {
-			d.program, err = s.Appliance(scene.Settings{Binary: binary, Plane: w.ours})
+			d.program, err = s.Appliance(scene.Settings{Binary: binary, Plane: w.ours, LoadBalancers: w.balancers})
 		}
 		if err != nil {
 			return out, fmt.Errorf("%s: %w", w.name, err)

@@ -3,9 +3,11 @@ package scene
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -47,6 +49,9 @@ type Settings struct {
 	Binary string
 	// Plane is the data plane; empty is the default.
 	Plane string
+	// LoadBalancers is how many there are, on ports that follow each other; 0 is one. The servers of all are those
+	// of the first, as far as checks go.
+	LoadBalancers int
 }
 
 // Appliance writes the configuration, the same for every node, and the group
@@ -81,12 +86,22 @@ func (a *Appliance) yaml(o Settings) string {
 		fmt.Fprintf(&b, "  heartbeat: %v\n", late)
 		check += fmt.Sprintf(", inter: %v", late)
 	}
+	if o.LoadBalancers > 1 {
+		check += fmt.Sprintf(", port: %d", a.scene.Backends[0][0].Port())
+	}
 	if o.Plane != "" {
 		fmt.Fprintf(&b, "dataPlane: %s\n", o.Plane)
 	}
-	fmt.Fprintf(&b, "loadBalancers:\n- name: test\n  port: %d\n  check: {%s}\n  backends:\n", Port, check)
-	for _, of := range a.scene.Backends {
-		fmt.Fprintf(&b, "  - %q\n", of[0])
+	b.WriteString("loadBalancers:\n")
+	for i := range max(1, o.LoadBalancers) {
+		name := "test"
+		if i > 0 {
+			name += strconv.Itoa(i)
+		}
+		fmt.Fprintf(&b, "- name: %s\n  port: %d\n  check: {%s}\n  backends:\n", name, Port+i, check)
+		for _, of := range a.scene.Backends {
+			fmt.Fprintf(&b, "  - %q\n", netip.AddrPortFrom(of[0].Addr(), of[0].Port()+uint16(i)))
+		}
 	}
 	return b.String()
 }

@@ -40,8 +40,8 @@ const (
 	macSize     = 16
 
 	// freshWindow is counted in datagrams, not in time, so that a process that could not send for a while
-	// does not take the resulting silence for the other's. A follower answers one probe each 10 to 20 ms by
-	// default: the window is 80 to 160 ms.
+	// does not take the resulting silence for the other's. A follower answers one probe each 10 to 30 ms by
+	// default: the window is 80 to 240 ms.
 	freshWindow = 8
 )
 

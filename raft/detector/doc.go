@@ -1,12 +1,13 @@
 // Package detector finds out within half a heartbeat that a host has vanished.
 //
 // Raft notices a silent leader after one to two heartbeat timeouts. The detector needs little more than a third of one:
-// the leader and each follower hear each other 20 ms by default, by a probe and its answer.
+// the leader and each follower hear each other every 30 ms by default, by a probe and its answer.
 //
 //	heartbeat / 30      tick       5 ms by default
 //	heartbeat / 15      doubt     10 ms   probes of who has not answered, and of everybody where there is no leader
-//	heartbeat * 2/15    probe     20 ms   the leader's; they are answered as they come
-//	heartbeat / 5       missing   30 ms   after that each tick counts, and the other host's kernel is asked
+//	heartbeat * 2/15    haste     20 ms   the leader's probes where it or a peer was late lately
+//	heartbeat / 5       probe     30 ms   the leader's; they are answered as they come
+//	heartbeat * 4/15    missing   40 ms   after that each tick counts, and the other host's kernel is asked
 //	heartbeat * 3/10    lease     45 ms   after that the holder is silent: package lease
 //	heartbeat * 11/30   silence   55 ms   after that a silent peer is suspected
 //	heartbeat * 2/3     sign     100 ms   between peers of which none leads; as much more silence is usual there
@@ -20,8 +21,12 @@
 // Silence is counted by the looks of this process, not by the clock: a late look counts for at most one tick more
 // than it was due after, and everything that has arrived is read before anybody is judged. So a
 // process that was frozen, or had to wait for a core, suspects nobody when it goes on. The detector also learns
-// the pauses that busy hosts make: a peer is suspected after twice its longest recent pause, if that is more
-// than the above.
+// the pauses that busy hosts make: a peer that was missing is suspected after twice its longest recent pause, if that is
+// more than the above. And a leader that was late itself, or missed somebody, probes more often for some seconds: a lease
+// has room for a probe that is 15 ms late, or 25 ms in haste.
+//
+// A leader reads the answers of several followers together, 2 ms after it has probed them: a wake-up costs more than
+// the answer does.
 //
 // Silence of a process says little of its host where every core is busy. So a peer that misses a probe asks the
 // other host's kernel by ICMP echo, every tick. While that answers, the process is only late, and nobody says that it

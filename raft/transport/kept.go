@@ -24,8 +24,8 @@ import (
 const HeartbeatsUntilTimeout = 4
 
 const (
-	// keptFor is how old the reply may be that an answer from here rests on, in heartbeats: two probes, and the one
-	// that goes out sooner when an answer is missing. It is the length of a lease.
+	// keptFor is how old the reply may be that an answer from here rests on, in heartbeats: a probe, and the one that
+	// goes out sooner when an answer is missing. It is the length of a lease.
 	keptFor = 0.3
 	// restFor is how long a heartbeat waits here at most, in heartbeats. With the library's own pause of up to a
 	// fifth of its timeout it stays below that timeout, after which the leader would step down.

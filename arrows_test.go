@@ -15,12 +15,13 @@ var arrows = map[string]struct {
 	may []string
 	why string
 }{
-	"appliance/balancer": {[]string{"appliance/balancer/exchange"},
+	"appliance/balancer": {[]string{"appliance/balancer/exchange", "appliance/balancer/rawtcp"},
 		"it declares the small interfaces it needs, and what a server has to say is asked without knowing why"},
 	"appliance/balancer/exchange": {nil, "a conversation does not know what follows from it"},
 	"appliance/connlog":           {nil, "lines are chosen and written without knowing what they say"},
 	"appliance/dns":               {nil, "a name is looked up without knowing what is at its addresses"},
-	"appliance/balancer/forward": {[]string{"appliance/balancer", "appliance/connlog"},
+	"appliance/balancer/rawtcp":   {nil, "a system call does not know what for"},
+	"appliance/balancer/forward": {[]string{"appliance/balancer", "appliance/balancer/rawtcp", "appliance/connlog"},
 		"a data plane does not know who chose it, nor where its lines go"},
 	"appliance/raft": {[]string{
 		"appliance/raft/auth", "appliance/raft/deathwatch", "appliance/raft/detector", "appliance/raft/feed",

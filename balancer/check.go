@@ -13,12 +13,12 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer/exchange"
+	"appliance/balancer/rawtcp"
 )
 
 // The types of checks.
@@ -401,28 +401,7 @@ type TCP struct {
 
 // Check implements Checker.
 func (t TCP) Check(ctx context.Context, b Backend) error {
-	d := net.Dialer{
-		KeepAlive: -1,
-		Control: func(_, _ string, raw syscall.RawConn) error {
-			var err error
-			if cerr := raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
-			}); cerr != nil {
-				return cerr
-			}
-			return err
-		},
-	}
-	conn, err := d.DialContext(ctx, "tcp", Check{Port: t.Port, Address: t.Address}.At(b).String())
-	if err != nil {
-		return dialError(err)
-	}
-	// Without linger, Close sends the reset.
-	if err := conn.(*net.TCPConn).SetLinger(0); err != nil {
-		conn.Close()
-		return err
-	}
-	return conn.Close()
+	return dialError(rawtcp.Handshake(ctx, Check{Port: t.Port, Address: t.Address}.At(b)))
 }
 
 // dial opens a connection to the server, and sends the PROXY header if there is to be one.

@@ -3,7 +3,7 @@ package balancer
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
+	"hash/maphash"
 	"net/netip"
 	"reflect"
 	"sync"
@@ -44,6 +44,7 @@ type probe struct {
 	target  Target
 	check   Check
 	checker Checker
+	beat    uint64
 	wake    chan struct{} // a check is wanted now
 	bar     chan struct{} // record.barred was set
 	stop    context.CancelFunc
@@ -71,7 +72,7 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 		if err != nil {
 			return err
 		}
-		for _, b := range lb.Backends {
+		for i, b := range lb.Backends {
 			t := Target{lb.Name, b.Addr}
 			want[t] = true
 			p, check := m.probes[t], lb.check(b)
@@ -87,7 +88,7 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 				}
 			}
 			next := &probe{
-				target: t, check: check, checker: checker, backend: b,
+				target: t, check: check, checker: checker, backend: b, beat: beat(lb.Name, i),
 				wake: make(chan struct{}, 1), bar: make(chan struct{}, 1),
 				record: record{Health: Health{State: Unknown, Reason: "not checked yet", Since: time.Now()}},
 			}
@@ -151,7 +152,7 @@ func (m *monitor) watch(ctx context.Context, p *probe) {
 			}
 		}
 
-		pause := p.pause(r)
+		pause := p.pause(r, started)
 		if pause < 0 { // no check is due until somebody asks
 			timer.Stop()
 		} else {
@@ -203,10 +204,9 @@ func (m *monitor) backend(p *probe) Backend {
 	return p.backend
 }
 
-// pause is the time from the start of one check to the start of the next. It
-// varies by a tenth each way, so that the checks of many nodes do not come at the
-// same moment. Negative means that no further check is due by itself.
-func (p *probe) pause(r record) time.Duration {
+// pause is the time from the start of one check to the start of the next. Negative means that no further check is due by
+// itself.
+func (p *probe) pause(r record, started time.Time) time.Duration {
 	inter := p.check.Inter
 	switch {
 	case p.check.Type == CheckNone:
@@ -216,7 +216,36 @@ func (p *probe) pause(r record) time.Duration {
 	case r.State == Down && p.check.DownInter > 0:
 		inter = p.check.DownInter
 	}
-	return time.Duration(float64(inter) * (0.9 + 0.2*rand.Float64()))
+	return inter + p.offBeat(started.Add(inter), inter)
+}
+
+// beatsApart is the least distance of two beats, so that those of many load balancers share wake-ups too.
+const beatsApart = 20 * time.Millisecond
+
+// onABeat is how many backends of a load balancer have their beats in common. A wake-up costs more than a check that only
+// opens a connection; but many handshakes at one moment would keep everything else waiting.
+const onABeat = 4
+
+// beats makes the beats of this process differ from those of all others.
+var beats = maphash.MakeSeed()
+
+// beat is the place of the i-th backend's checks in time.
+func beat(lb string, i int) uint64 {
+	type place struct {
+		lb string
+		n  int
+	}
+	return maphash.Comparable(beats, place{lb, i / onABeat})
+}
+
+// offBeat is how much later than due the nearest beat is, a tenth of inter at most.
+func (p *probe) offBeat(due time.Time, inter time.Duration) time.Duration {
+	first := time.Duration(p.beat % uint64(inter)).Truncate(beatsApart)
+	since := (time.Duration(due.UnixNano()) - first) % inter // the latest beat
+	if since > inter/2 {
+		since -= inter // the next one is nearer
+	}
+	return min(max(-since, -inter/10), inter/10)
 }
 
 // observe records a result and returns the new record.

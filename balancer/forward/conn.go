@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"appliance/balancer/rawtcp"
 )
 
 // state is how far a connection has come.
@@ -219,7 +221,7 @@ func (c *conn) release() {
 			s.queue.remove(c.opening.waiter)
 		}
 		for _, a := range c.opening.live {
-			sysReset(a.fd)
+			rawtcp.Reset(a.fd)
 			s.release(a.target)
 		}
 		c.freeOpening()
@@ -244,9 +246,9 @@ func (c *conn) release() {
 // abort ends the connection by resetting its open sockets.
 func (c *conn) abort(why *ending) {
 	c.ended(why)
-	sysReset(c.client.fd)
+	rawtcp.Reset(c.client.fd)
 	if c.state == relaying {
-		sysReset(c.server.fd)
+		rawtcp.Reset(c.server.fd)
 	}
 	c.release()
 }
@@ -254,8 +256,8 @@ func (c *conn) abort(why *ending) {
 // finish closes both sides after both have sent their last bytes.
 func (c *conn) finish() {
 	c.ended(endDone)
-	sysClose(c.client.fd)
-	sysClose(c.server.fd)
+	rawtcp.Close(c.client.fd)
+	rawtcp.Close(c.server.fd)
 	c.release()
 }
 

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/balancer/rawtcp"
 )
 
 // A dial that takes longer than slowAfter, and than slowFactor times what is usual for
@@ -102,7 +103,7 @@ func (c *conn) dial(t *target) bool {
 	c.dials++
 	o.tried = append(o.tried, t)
 	o.retryAt = 0
-	fd, errno := sysSocket(t.family)
+	fd, errno := rawtcp.Socket(t.family)
 	if errno != 0 {
 		c.failed(t, errno)
 		return false
@@ -116,9 +117,9 @@ func (c *conn) dial(t *target) bool {
 	}
 	if c.up.held != nil {
 		// The kernel holds the ACK back until our first bytes (TCP_QUICKACK in tcp(7)).
-		sysOption(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+		rawtcp.SetOption(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
 	}
-	errno = sysConnect(fd, t.sockaddr)
+	errno = rawtcp.Connect(fd, t.sockaddr)
 	server := end{fd: fd, serial: l.next(), slot: c.slot, writable: true, plain: true}
 	if errno == 0 || errno == unix.EINPROGRESS {
 		if errno = l.watch(&server, allEvents); errno == unix.ENOSPC {
@@ -126,7 +127,7 @@ func (c *conn) dial(t *target) bool {
 		}
 	}
 	if errno != 0 {
-		sysClose(fd)
+		rawtcp.Close(fd)
 		c.failed(t, errno)
 		return false
 	}
@@ -152,11 +153,11 @@ func (c *conn) answer(serial, events uint32) {
 		return
 	}
 	o.live = slices.Delete(o.live, i, i+1)
-	err := socketError(a.fd)
+	err := rawtcp.Err(a.fd)
 	if err == nil {
 		err = unix.ECONNRESET // it was open for a moment
 	}
-	sysClose(a.fd)
+	rawtcp.Close(a.fd)
 	c.failed(a.target, err)
 	c.advance()
 }
@@ -181,7 +182,7 @@ func (c *conn) failed(t *target, err error) {
 func (c *conn) established(a attempt, events uint32) {
 	l, o := c.loop, c.opening
 	for _, other := range o.live {
-		sysReset(other.fd)
+		rawtcp.Reset(other.fd)
 		c.service.release(other.target)
 	}
 	o.live = o.live[:0]
@@ -231,7 +232,7 @@ func (c *conn) dialDue(now int64) bool {
 			continue
 		}
 		o.live = slices.Delete(o.live, i, i+1)
-		sysReset(a.fd)
+		rawtcp.Reset(a.fd)
 		c.failed(a.target, os.ErrDeadlineExceeded)
 		next = true
 	}

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/balancer/rawtcp"
 )
 
 // fileBudget bounds how many files the clients' connections may hold: the rest of the
@@ -53,7 +54,7 @@ func (a *acceptor) starve() {
 			break
 		}
 		s.f.shortages.Refuse("accept", balancer.ShortOf(unix.EMFILE))
-		sysReset(fd)
+		rawtcp.Reset(fd)
 	}
 	a.backOff()
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/balancer/rawtcp"
 )
 
 // service is one frontend: its listener, and all targets it has ever had.
@@ -52,7 +53,7 @@ func setOptions(fd int) unix.Errno {
 		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepCount},
 		{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, userTimeout},
 	} {
-		if errno := sysOption(fd, o.level, o.name, o.value); errno != 0 {
+		if errno := rawtcp.SetOption(fd, o.level, o.name, o.value); errno != 0 {
 			return errno
 		}
 	}
@@ -65,24 +66,24 @@ func setOptions(fd int) unix.Errno {
 // takes what the kernel hands to it for another port (IP_TRANSPARENT in ip(7)), and so
 // do the sockets that it accepts.
 func listen(addr netip.AddrPort, transparent bool) (fd int, err error) {
-	family, raw := sockaddr(addr)
+	family, raw := rawtcp.Sockaddr(addr)
 	// A plain TCP socket: those of multipath TCP cannot be spliced.
-	fd, errno := sysSocket(family)
+	fd, errno := rawtcp.Socket(family)
 	if errno == 0 {
 		level, freebind, foreign := unix.IPPROTO_IP, unix.IP_FREEBIND, unix.IP_TRANSPARENT
 		if family == unix.AF_INET6 {
 			level, freebind, foreign = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, unix.IPV6_TRANSPARENT
-			errno = sysOption(fd, level, unix.IPV6_V6ONLY, 1)
+			errno = rawtcp.SetOption(fd, level, unix.IPV6_V6ONLY, 1)
 		}
 		for _, try := range []func() unix.Errno{
-			func() unix.Errno { return sysOption(fd, level, freebind, 1) },
+			func() unix.Errno { return rawtcp.SetOption(fd, level, freebind, 1) },
 			func() unix.Errno {
 				if !transparent {
 					return 0
 				}
-				return sysOption(fd, level, foreign, 1)
+				return rawtcp.SetOption(fd, level, foreign, 1)
 			},
-			func() unix.Errno { return sysOption(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) },
+			func() unix.Errno { return rawtcp.SetOption(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) },
 			func() unix.Errno { return setOptions(fd) },
 			func() unix.Errno { return sysBind(fd, raw) },
 			func() unix.Errno { return sysListen(fd) },
@@ -92,7 +93,7 @@ func listen(addr netip.AddrPort, transparent bool) (fd int, err error) {
 			}
 		}
 		if errno != 0 {
-			sysClose(fd)
+			rawtcp.Close(fd)
 		}
 	}
 	switch errno {
@@ -110,7 +111,7 @@ func listen(addr netip.AddrPort, transparent bool) (fd int, err error) {
 
 // address is where the service listens.
 func (s *service) address() netip.AddrPort {
-	return netip.AddrPortFrom(s.frontend.Addr(), localAddr(s.listener).Port())
+	return netip.AddrPortFrom(s.frontend.Addr(), rawtcp.LocalAddr(s.listener).Port())
 }
 
 // acceptor accepts the clients of one service for one loop.

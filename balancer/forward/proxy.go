@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"appliance/balancer"
+	"appliance/balancer/rawtcp"
 )
 
 const (
@@ -159,7 +160,7 @@ func proxyHeader(version string, source, to netip.AddrPort, fd int, frontend net
 		// The socket has another port if the connection was redirected.
 		to = netip.AddrPortFrom(frontend.Addr().Unmap(), frontend.Port())
 		if to.Addr().IsUnspecified() {
-			to = localAddr(fd)
+			to = rawtcp.LocalAddr(fd)
 		}
 	}
 	v := byte(1)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"appliance/balancer/rawtcp"
 	"appliance/connlog"
 )
 
@@ -142,7 +143,7 @@ func (c *conn) ended(why *ending) {
 		Waiting: s.queue.waiting.Load(), End: why.letters, Why: why.words,
 	}
 	if r.Frontend.Addr().IsUnspecified() {
-		r.Frontend = localAddr(c.client.fd)
+		r.Frontend = rawtcp.LocalAddr(c.client.fd)
 	}
 	for _, other := range l.f.loops {
 		r.Open += other.open.Load()

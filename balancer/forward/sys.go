@@ -1,9 +1,7 @@
 package forward
 
 import (
-	"net"
 	"net/netip"
-	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -72,20 +70,6 @@ func sysAccept(fd int, from *unix.RawSockaddrAny) (int, unix.Errno) {
 	}
 }
 
-func sysSocket(family int) (int, unix.Errno) {
-	fd, _, errno := unix.RawSyscall(
-		unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP,
-	)
-	return int(fd), errno
-}
-
-func sysConnect(fd int, to []byte) unix.Errno {
-	_, _, errno := unix.RawSyscall(
-		unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)),
-	)
-	return errno
-}
-
 func sysBind(fd int, to []byte) unix.Errno {
 	_, _, errno := unix.RawSyscall(
 		unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(to))), uintptr(len(to)),
@@ -101,13 +85,6 @@ func sysListen(fd int) unix.Errno {
 
 func sysShutdown(fd int) unix.Errno {
 	_, _, errno := unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
-	return errno
-}
-
-func sysOption(fd, level, name int, value int32) unix.Errno {
-	_, _, errno := unix.RawSyscall6(
-		unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&value)), 4, 0,
-	)
 	return errno
 }
 
@@ -129,50 +106,6 @@ func sysPoll(ep int, events []unix.EpollEvent) (int, unix.Errno) {
 	return int(n), 0
 }
 
-// sysClose has no retry: the file is closed even if a signal interrupts it.
-func sysClose(fd int) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
-
-// sysReset closes a socket with RST instead of FIN (RFC 9293, section 3.10.5).
-func sysReset(fd int) {
-	linger := unix.Linger{Onoff: 1}
-	unix.RawSyscall6(
-		unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)),
-		unix.SizeofLinger, 0,
-	)
-	sysClose(fd)
-}
-
-// socketError is the pending error of the socket; nil if there is none.
-func socketError(fd int) error {
-	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return err
-	}
-	if n != 0 {
-		return unix.Errno(n)
-	}
-	return nil
-}
-
-// sockaddr is a in the kernel's form.
-func sockaddr(a netip.AddrPort) (family int, raw []byte) {
-	port := [2]byte{byte(a.Port() >> 8), byte(a.Port())}
-	if a.Addr().Unmap().Is4() {
-		sa := unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: a.Addr().Unmap().As4()}
-		*(*[2]byte)(unsafe.Pointer(&sa.Port)) = port
-		return unix.AF_INET, slices.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4))
-	}
-	sa := unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: a.Addr().As16()}
-	*(*[2]byte)(unsafe.Pointer(&sa.Port)) = port
-	if zone := a.Addr().Zone(); zone != "" {
-		// An unknown interface stays 0, and the dial fails with a clear error.
-		if link, err := net.InterfaceByName(zone); err == nil {
-			sa.Scope_id = uint32(link.Index)
-		}
-	}
-	return unix.AF_INET6, slices.Clone(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet6))
-}
-
 // addrPort reads the address that accept4 wrote.
 func addrPort(sa *unix.RawSockaddrAny) netip.AddrPort {
 	port := func(p *uint16) uint16 {
@@ -186,21 +119,6 @@ func addrPort(sa *unix.RawSockaddrAny) netip.AddrPort {
 	case unix.AF_INET6:
 		in := (*unix.RawSockaddrInet6)(unsafe.Pointer(sa))
 		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), port(&in.Port))
-	}
-	return netip.AddrPort{}
-}
-
-// localAddr is the address of this side of a socket.
-func localAddr(fd int) netip.AddrPort {
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return netip.AddrPort{}
-	}
-	switch in := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), uint16(in.Port))
 	}
 	return netip.AddrPort{}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"appliance/balancer"
+	"appliance/balancer/rawtcp"
 	"appliance/connlog"
 )
 
@@ -31,7 +32,7 @@ type target struct {
 
 func newTarget(id balancer.Target) *target {
 	t := &target{id: id}
-	t.family, t.sockaddr = sockaddr(id.Backend)
+	t.family, t.sockaddr = rawtcp.Sockaddr(id.Backend)
 	return t
 }
 

@@ -44,8 +44,8 @@ type way struct {
 	name string
 	// ours is the data plane, theirs keepalived's interval between adverts.
 	ours, theirs string
-	// balancers is how many load balancers there are; 0 is one.
-	balancers int
+	// further is how many load balancers there are beside the first.
+	further int
 }
 
 func ways() []way {
@@ -53,7 +53,7 @@ func ways() []way {
 		{name: "appliance direct", ours: "direct"},
 		{name: "appliance nftables", ours: "nftables"},
 		{name: "appliance userspace", ours: "userspace"},
-		{name: "appliance direct, 200 load balancers", ours: "direct", balancers: 200},
+		{name: "appliance direct, 200 load balancers", ours: "direct", further: 199},
 		{name: "keepalived 1 s", theirs: "1"},
 		{name: "keepalived 0.1 s", theirs: "0.1"},
 		{name: "keepalived 0.02 s", theirs: "0.02"},
@@ -69,7 +69,7 @@ func drivers(ctx context.Context, binary string, ways []way) (out []*driver, err
 		}
 	}()
 	for _, w := range ways {
-		o := scene.Setup{Family: scene.IPv4, Stacked: true}
+		o := scene.Setup{Family: scene.IPv4, Stacked: true, Further: w.further}
 		if w.theirs != "" {
 			o.ClientPort = haproxyPort
 		}
@@ -82,7 +82,7 @@ func drivers(ctx context.Context, binary string, ways []way) (out []*driver, err
 		if w.theirs != "" {
 			d.program, err = newKeepalived(s, w.theirs)
 		} else {
-			d.program, err = s.Appliance(scene.Settings{Binary: binary, Plane: w.ours, LoadBalancers: w.balancers})
+			d.program, err = s.Appliance(scene.Settings{Binary: binary, Plane: w.ours})
 		}
 		if err != nil {
 			return out, fmt.Errorf("%s: %w", w.name, err)

@@ -49,9 +49,6 @@ type Settings struct {
 	Binary string
 	// Plane is the data plane; empty is the default.
 	Plane string
-	// LoadBalancers is how many there are, on ports that follow each other; 0 is one. The servers of all are those
-	// of the first, as far as checks go.
-	LoadBalancers int
 }
 
 // Appliance writes the configuration, the same for every node, and the group
@@ -86,14 +83,11 @@ func (a *Appliance) yaml(o Settings) string {
 		fmt.Fprintf(&b, "  heartbeat: %v\n", late)
 		check += fmt.Sprintf(", inter: %v", late)
 	}
-	if o.LoadBalancers > 1 {
-		check += fmt.Sprintf(", port: %d", a.scene.Backends[0][0].Port())
-	}
 	if o.Plane != "" {
 		fmt.Fprintf(&b, "dataPlane: %s\n", o.Plane)
 	}
 	b.WriteString("loadBalancers:\n")
-	for i := range max(1, o.LoadBalancers) {
+	for i := range 1 + a.scene.Further {
 		name := "test"
 		if i > 0 {
 			name += strconv.Itoa(i)

@@ -34,6 +34,8 @@ type Setup struct {
 	Stacked bool
 	// NoServers leaves the servers to the caller.
 	NoServers bool
+	// Further is how many more load balancers there are, with servers of their own, on the ports behind Port.
+	Further int
 	// Stack is what every machine's interface is made of. Nil is a card.
 	Stack lab.Stack
 	// Emulated machines are slow. Build measures their pace, and the scene sends
@@ -156,17 +158,26 @@ func (s *Scene) addServer(i int) (err error) {
 	if s.NoServers {
 		return nil
 	}
+	for k := range s.Further {
+		_, err := s.servers.Serve(n, fmt.Sprintf("server%d", i+1), netip.AddrPortFrom(s.anywhere(), Port+1+uint16(k)), nil)
+		if err != nil {
+			return err
+		}
+	}
 	return s.StartServer(i)
 }
 
-// StartServer starts server i, for the first time or again.
-func (s *Scene) StartServer(i int) (err error) {
-	// An apiserver listens on every address that its node has.
-	anywhere := netip.IPv6Unspecified()
+// anywhere is where servers listen: an apiserver does on every address that its node has.
+func (s *Scene) anywhere() netip.Addr {
 	if s.Family == IPv4 {
-		anywhere = netip.IPv4Unspecified()
+		return netip.IPv4Unspecified()
 	}
-	s.running[i], err = s.servers.Serve(s.Servers[i], fmt.Sprintf("server%d", i+1), netip.AddrPortFrom(anywhere, Port),
+	return netip.IPv6Unspecified()
+}
+
+// StartServer starts server i at Port, for the first time or again.
+func (s *Scene) StartServer(i int) (err error) {
+	s.running[i], err = s.servers.Serve(s.Servers[i], fmt.Sprintf("server%d", i+1), netip.AddrPortFrom(s.anywhere(), Port),
 		nil)
 	return err
 }

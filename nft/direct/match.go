@@ -1,7 +1,7 @@
 package direct
 
 import (
-	"net/netip"
+	"slices"
 
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -74,6 +74,18 @@ func (s service) links() []neighbours.Link {
 	return []neighbours.Link{s.link, s.tunnel}
 }
 
+// linksOf are those of all services, each once.
+func linksOf(services []service) (all []neighbours.Link) {
+	for _, s := range services {
+		for _, l := range s.links() {
+			if !slices.Contains(all, l) {
+				all = append(all, l)
+			}
+		}
+	}
+	return all
+}
+
 // fromElsewhere matches what came in by none of them: clients on this node, and in its containers.
 func (s service) fromElsewhere() (es []expr.Any) {
 	for _, l := range s.links() {
@@ -96,8 +108,7 @@ func (f family) ethertype() []expr.Any {
 
 // unfragmented matches packets of the family that are no fragments: only the first
 // fragment has ports, and all must take one way.
-func (s service) unfragmented() []expr.Any {
-	f := s.family()
+func (f family) unfragmented() []expr.Any {
 	if f.Proto == unix.NFPROTO_IPV6 {
 		// A fragment header would come before TCP (RFC 8200 section 4.5), as would
 		// any other extension header. TCP usually has none.
@@ -166,13 +177,11 @@ func (f family) quotesTCP() []expr.Any {
 	)
 }
 
-// quotes matches, of such errors, those that quote a packet from the frontend.
-func (f family) quotes(frontend netip.AddrPort) []expr.Any {
+// quotedFrontend leaves the frontend of a quoted packet, which is its source, in reg1 and PortReg.
+func (f family) quotedFrontend() []expr.Any {
 	return []expr.Any{
 		ruleset.LoadTransport(reg1, icmpQuote+f.SrcOffset, f.AddrLen),
-		ruleset.Equal(reg1, frontend.Addr().AsSlice()...),
-		ruleset.LoadTransport(reg1, icmpQuote+f.quotedHeaderLen(), 2),
-		ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(frontend.Port())...),
+		ruleset.LoadTransport(f.PortReg, icmpQuote+f.quotedHeaderLen(), 2),
 	}
 }
 

@@ -146,22 +146,40 @@ func (p rulePlan) ingress() ruleset.Table {
 		c.Add("flooded or tapped, for another host", notToThisHost(), accept())
 		c.Add("a path probe has been seen by its socket", pathProbe(), ruleset.Verdict(expr.VerdictDrop))
 		c.Add("forwarded by another node already", fromNode(false), accept())
-		for _, s := range p.services {
-			if s.link.Name != l.Name {
-				continue
+		on := slices.DeleteFunc(slices.Clone(p.services), func(s service) bool { return s.link.Name != l.Name })
+		for _, f := range ruleset.Families() {
+			name := f.Name + "_" + ruleset.LinkName(l.Name)
+			if clients := dispatch("clients"+name, f, on, "slot_"); len(clients.Elements) > 0 {
+				quoted := dispatch("quoted"+name, f, on, "error_")
+				t.Sets = append(t.Sets, clients, quoted)
+				c.Add("clients of a VIP", family{f}.unfragmented(), ruleset.TCP(), f.DstAddrPort(), leadsTo(clients))
+				c.Add("path MTU of clients of a VIP", family{f}.quotesTCP(), family{f}.quotedFrontend(), leadsTo(quoted))
 			}
-			c.Add("clients of "+s.String(), s.unfragmented(), s.toFrontend(),
-				ruleset.Goto("slot_"+s.name()))
-			c.Add("path MTU of clients of "+s.String(), s.family().quotesTCP(), jump("quoted_"+s.name()))
 		}
 		t.Chains = append(t.Chains, c)
 	}
 	for _, s := range p.services {
-		s.addVIPs(&t)
 		s.addIngress(&t)
 	}
 	return t
 }
+
+// dispatch is the map from the frontends of services to their chains, so that a packet is looked up once, however many
+// services there are.
+func dispatch(name string, f ruleset.IPFamily, services []service, chains string) ruleset.Set {
+	m := ruleset.Set{Name: name, Key: f.AddrPortType(), Data: nftables.TypeVerdict}
+	for _, s := range services {
+		for _, at := range s.frontends {
+			if f.Has(at.Addr()) {
+				m.Elements = append(m.Elements, ruleset.GotoElement(ruleset.AddrPortKey(at), chains+s.name()))
+			}
+		}
+	}
+	return m
+}
+
+// leadsTo goes where the map says for the key in reg1, and does not match if it says nothing.
+func leadsTo(m ruleset.Set) []expr.Any { return []expr.Any{ruleset.InMap(m.Name, ruleset.RegVerdict)} }
 
 func (s service) addIngress(t *ruleset.Table) {
 	f, n := s.family(), s.name()
@@ -172,10 +190,7 @@ func (s service) addIngress(t *ruleset.Table) {
 	if len(s.hops) == 0 {
 		slots.Add("no backend has open connections", []expr.Any{ruleset.Reset()})
 	}
-	quoted, errs := ruleset.Chain{Name: "quoted_" + n}, ruleset.Chain{Name: "error_" + n}
-	for _, vip := range s.frontends {
-		quoted.Add("a packet of "+vip.String(), f.quotes(vip), ruleset.Goto(errs.Name))
-	}
+	errs := ruleset.Chain{Name: "error_" + n}
 	if len(s.hops) > 0 {
 		slots.Add("handed on by a node that has a new card", f.sealed(expr.CmpOpEq), accept())
 		slots.Add("to the owner of the slot", f.SrcAddrPort(), s.lookup("slots_"+n))
@@ -191,7 +206,7 @@ func (s service) addIngress(t *ruleset.Table) {
 	// A packet that gets here was in a table while that was replaced. A lost packet
 	// is sent again; a packet that reaches the wrong server is answered by a reset.
 	slots.Add("never to the wrong server", ruleset.Verdict(expr.VerdictDrop))
-	t.Chains = append(t.Chains, slots, quoted, errs)
+	t.Chains = append(t.Chains, slots, errs)
 	for _, h := range s.others() {
 		// The source becomes this node's: switches keep seeing the client where it
 		// is, and the receiver sees that the packet has been forwarded.
@@ -223,15 +238,21 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 			services = append(services, s)
 		}
 	}
-	for _, s := range services {
-		for _, l := range s.links() {
-			arrive.Add("arrived for "+s.String(), from(l, expr.CmpOpEq), s.toFrontend(), ruleset.Goto("have_"+s.name()))
-		}
+	for _, l := range linksOf(services) {
+		arrived := dispatch("arrived_"+ruleset.LinkName(l.Name), f, slices.DeleteFunc(slices.Clone(services),
+			func(s service) bool { return !slices.Contains(s.links(), l) }), "have_")
+		t.Sets = append(t.Sets, arrived)
+		arrive.Add("arrived for a VIP", from(l, expr.CmpOpEq), ruleset.TCP(), f.DstAddrPort(), leadsTo(arrived))
 	}
-	for _, s := range services {
-		if self, ok := s.localBackend(); ok && !p.nat {
-			arrive.Add("clients here of "+s.String(),
-				s.fromElsewhere(), s.toFrontend(), ruleset.SYN(), s.count(&t, self))
+	if here := dispatch("here", f, services, "here_"); len(here.Elements) > 0 && !p.nat {
+		t.Sets = append(t.Sets, here)
+		arrive.Add("clients here of a VIP", ruleset.TCP(), ruleset.SYN(), f.DstAddrPort(), leadsTo(here))
+		for _, s := range services {
+			c := ruleset.Chain{Name: "here_" + s.name()}
+			if self, ok := s.localBackend(); ok {
+				c.Add("counted", s.fromElsewhere(), s.count(&t, self))
+			}
+			t.Chains = append(t.Chains, c)
 		}
 	}
 	t.Chains = append(t.Chains, arrive)
@@ -239,7 +260,9 @@ func (p rulePlan) arrival(f ruleset.IPFamily) ruleset.Table {
 		family{f}.addMeter(&t, services)
 	}
 	for _, s := range services {
-		s.addVIPs(&t)
+		if p.nat || s.tunnel.Index != 0 {
+			s.addVIPs(&t)
+		}
 		s.addArrival(&t)
 	}
 	p.clampMSS(&t, f, services)

@@ -182,6 +182,7 @@ func (p rulePlan) clampMSS(t *ruleset.Table, f ruleset.IPFamily, services []serv
 		header = 40
 	}
 	c := ruleset.FilterChain("short", *nftables.ChainHookOutput, arrivalPriority)
+	c.Add("nothing opens here", ruleset.TCP(), flagSYN(), []expr.Any{ruleset.Equal(reg1, 0)}, accept())
 	for _, s := range services {
 		if s.tunnel.Index == 0 || p.carries <= 0 {
 			continue
@@ -191,12 +192,16 @@ func (p rulePlan) clampMSS(t *ruleset.Table, f ruleset.IPFamily, services []serv
 			ruleset.LoadNetwork(reg1, f.SrcOffset, f.AddrLen), s.isVIP(),
 		}, ruleset.TCP(), []expr.Any{
 			ruleset.LoadTransport(reg1, 0, 2), ruleset.Equal(reg1, binaryutil.BigEndian.PutUint16(s.port())...),
-			ruleset.LoadTransport(reg1, 13, 1), ruleset.Mask([]byte{2}, []byte{0}), ruleset.NotEqual(reg1, 0),
 			&expr.Immediate{Register: reg1, Data: mss},
 			&expr.Exthdr{SourceRegister: reg1, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
 		})
 	}
-	if len(c.Rules) > 0 {
+	if len(c.Rules) > 1 {
 		t.Chains = append(t.Chains, c)
 	}
+}
+
+// flagSYN leaves the flag SYN in reg1 (RFC 9293 section 3.1).
+func flagSYN() []expr.Any {
+	return []expr.Any{ruleset.LoadTransport(reg1, 13, 1), ruleset.Mask([]byte{2}, []byte{0})}
 }

@@ -45,8 +45,8 @@ type probe struct {
 	check   Check
 	checker Checker
 	beat    uint64
-	wake    chan struct{} // a check is wanted now
-	bar     chan struct{} // record.barred was set
+	wake    chan struct{}   // a check is wanted now
+	loop    context.Context // ends with the loop
 	stop    context.CancelFunc
 
 	// Guarded by monitor.mu.
@@ -89,23 +89,19 @@ func (m *monitor) set(ctx context.Context, lbs []LoadBalancer) error {
 			}
 			next := &probe{
 				target: t, check: check, checker: checker, backend: b, beat: beat(lb.Name, i),
-				wake: make(chan struct{}, 1), bar: make(chan struct{}, 1),
+				wake:   make(chan struct{}, 1),
 				record: record{Health: Health{State: Unknown, Reason: "not checked yet", Since: time.Now()}},
 			}
 			next.maxFails, next.failTimeout = lb.fails(b)
 			next.reported = next.record.Health
+			next.loop, next.stop = context.WithCancel(ctx)
 			if p != nil {
 				next.record, next.reported = p.record, p.reported
 				p.end()
-				if !next.record.barred.IsZero() {
-					next.bar <- struct{}{}
-				}
+				m.unbar(next, next.record.barred)
 			}
-			var loop context.Context
-			loop, next.stop = context.WithCancel(ctx)
 			m.probes[t] = next
-			m.loops.Go(func() { m.watch(loop, next) })
-			m.loops.Go(func() { m.unbar(loop, next) })
+			m.loops.Go(func() { m.watch(next.loop, next) })
 		}
 	}
 	for t, p := range m.probes {
@@ -170,24 +166,16 @@ func (m *monitor) watch(ctx context.Context, p *probe) {
 	}
 }
 
-// unbar reports when a backend is no longer barred, until ctx ends.
-func (m *monitor) unbar(ctx context.Context, p *probe) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.bar:
-		}
-		m.mu.Lock()
-		until := p.record.barred
-		m.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(time.Until(until)):
+// unbar reports at a time until which p is barred that it is not any more. Zero means that it is not barred.
+func (m *monitor) unbar(p *probe, until time.Time) {
+	if until.IsZero() {
+		return
+	}
+	time.AfterFunc(time.Until(until), func() {
+		if p.loop.Err() == nil {
 			m.update(p, func(r record) record { return r })
 		}
-	}
+	})
 }
 
 // once runs one check within its timeout.
@@ -302,7 +290,7 @@ func (m *monitor) report(t Target, err error) {
 	if p == nil {
 		return
 	}
-	barred := false
+	var barred time.Time
 	m.update(p, func(r record) record {
 		if errors.Is(err, ErrSlow) {
 			return r
@@ -312,12 +300,12 @@ func (m *monitor) report(t Target, err error) {
 			r.refused = now
 		}
 		next := r.connFailed(p.maxFails, p.failTimeout, now)
-		barred = !next.barred.Equal(r.barred)
+		if !next.barred.Equal(r.barred) {
+			barred = next.barred
+		}
 		return next
 	})
-	if barred {
-		wake(p.bar)
-	}
+	m.unbar(p, barred)
 	if p.check.Type != CheckNone {
 		p.checkNow()
 	}

@@ -24,6 +24,7 @@ type Cache struct {
 	byNode [][]netip.Addr // the same, by node
 	seen   View
 	at     time.Time         // when the kernel was asked for seen
+	began  time.Time         // when Resolve last did something
 	held   map[Location]bool // the entries that the kernel's table has now
 }
 
@@ -39,7 +40,7 @@ func (n *Cache) Fix(link string) { n.links, n.fixed = append(slices.Clone(n.link
 func (n *Cache) Follow(byNode [][]netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.byNode, n.addrs, n.at = byNode, slices.Concat(byNode...), time.Time{}
+	n.byNode, n.addrs, n.at, n.began = byNode, slices.Concat(byNode...), time.Time{}, time.Time{}
 }
 
 // Has says whether the cache is about the link with this name.
@@ -75,6 +76,8 @@ type View struct {
 	Links map[string]Link // by name; a link that does not exist is missing
 	MACs  map[Location][6]byte
 	Off   map[Location]string // nodes that are not on a link, with the reason
+	// Several are the links whose frames may have several source MAC addresses, with the reason.
+	Several map[string]string
 }
 
 // A Location is an address on a link.
@@ -95,7 +98,8 @@ func (s View) MAC(link string, addrs ...netip.Addr) (mac [6]byte, ok bool) {
 }
 
 func (s View) equal(o View) bool {
-	return maps.Equal(s.Links, o.Links) && maps.Equal(s.MACs, o.MACs) && maps.Equal(s.Off, o.Off)
+	return maps.Equal(s.Links, o.Links) && maps.Equal(s.MACs, o.MACs) && maps.Equal(s.Off, o.Off) &&
+		maps.Equal(s.Several, o.Several)
 }
 
 // Look reads the kernel's tables and says whether anything differs from the last
@@ -115,7 +119,7 @@ func (n *Cache) LookOrRecall(age time.Duration) (now View, changed bool, err err
 	now = View{
 		Links: make(map[string]Link),
 		MACs:  maps.Clone(n.seen.MACs),
-		Off:   make(map[Location]string),
+		Off:   make(map[Location]string), Several: make(map[string]string),
 	}
 	if now.MACs == nil {
 		now.MACs = make(map[Location][6]byte)
@@ -125,7 +129,7 @@ func (n *Cache) LookOrRecall(age time.Duration) (now View, changed bool, err err
 	})
 	n.held = make(map[Location]bool)
 	for _, name := range n.links {
-		l, err := ReadLink(name)
+		l, driver, err := readLink(name)
 		if err != nil {
 			if errors.As(err, &netlink.LinkNotFoundError{}) {
 				continue
@@ -133,6 +137,13 @@ func (n *Cache) LookOrRecall(age time.Duration) (now View, changed bool, err err
 			return n.seen, false, err
 		}
 		now.Links[name] = l
+		why, err := severalMACs(driver)
+		if err != nil {
+			return n.seen, false, err
+		}
+		if why != "" {
+			now.Several[name] = why
+		}
 		for _, addr := range n.addrs {
 			if name == n.fixed {
 				break
@@ -162,9 +173,14 @@ func (n *Cache) LookOrRecall(age time.Duration) (now View, changed bool, err err
 }
 
 // Resolve has the kernel find out, or confirm, the MAC address of every other node.
-// The answers show in Look, and as events.
-func (n *Cache) Resolve() {
+// The answers show in Look, and as events. It does nothing if that was done less than age ago.
+func (n *Cache) Resolve(age time.Duration) {
 	n.mu.Lock()
+	if time.Since(n.began) < age {
+		n.mu.Unlock()
+		return
+	}
+	n.began = time.Now()
 	now, held := n.seen, n.held        // Look replaces these,
 	addrs, byNode := n.addrs, n.byNode // and Follow these
 	n.mu.Unlock()

@@ -18,16 +18,21 @@ type Link struct {
 // ReadLink reads the link with this name. The error says why it is none, and
 // wraps netlink.LinkNotFoundError if it does not exist.
 func ReadLink(name string) (Link, error) {
+	l, _, err := readLink(name)
+	return l, err
+}
+
+func readLink(name string) (Link, netlink.Link, error) {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
-		return Link{}, fmt.Errorf("interface %s: %w", name, err)
+		return Link{}, nil, fmt.Errorf("interface %s: %w", name, err)
 	}
 	a := l.Attrs()
 	if a.EncapType != "ether" || len(a.HardwareAddr) != 6 {
-		return Link{}, fmt.Errorf("interface %s is %q and not Ethernet, so packets cannot be sent on by MAC address: "+
+		return Link{}, nil, fmt.Errorf("interface %s is %q and not Ethernet, so packets cannot be sent on by MAC address: "+
 			"use another data plane", name, a.EncapType)
 	}
-	return Link{Name: name, Index: uint32(a.Index), MAC: [6]byte(a.HardwareAddr)}, nil
+	return Link{Name: name, Index: uint32(a.Index), MAC: [6]byte(a.HardwareAddr)}, l, nil
 }
 
 // BehindRouter is what OffLink says of an address that is reached over the link, but not directly.
@@ -47,21 +52,12 @@ func (l Link) OffLink(addr netip.Addr) string {
 	return BehindRouter
 }
 
-// SeveralMACs says why frames that leave by the interface with this name may have
-// another source MAC address than the one by which other nodes know this node, or
-// "". Nodes would take such a frame for a client's and forward it by their own
-// table: where tables differ, in a circle.
+// severalMACs says why frames that leave by the link may have another source MAC address than the one by which other nodes
+// know this node, or "". Nodes would take such a frame for a client's and forward it by their own table: where tables
+// differ, in a circle.
 //
 // It looks through the drivers that stand on others, down to a bond.
-func SeveralMACs(name string) (why string, err error) {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return "", fmt.Errorf("interface %s: %w", name, err)
-	}
-	return severalMACsOf(l)
-}
-
-func severalMACsOf(l netlink.Link) (why string, err error) {
+func severalMACs(l netlink.Link) (why string, err error) {
 	var below []netlink.Link
 	switch l := l.(type) {
 	case *netlink.Bond:
@@ -85,7 +81,7 @@ func severalMACsOf(l netlink.Link) (why string, err error) {
 		}
 	}
 	for _, b := range below {
-		if why, err := severalMACsOf(b); why != "" || err != nil {
+		if why, err := severalMACs(b); why != "" || err != nil {
 			return why, err
 		}
 	}

@@ -39,7 +39,8 @@ func idle(ctx context.Context, binary string, length time.Duration, through, out
 	if err != nil {
 		return err
 	}
-	if err := sleep(ctx, 2*settle); err != nil {
+	// What a start costs is over then, of two hundred load balancers too.
+	if err := sleep(ctx, 10*settle); err != nil {
 		return err
 	}
 	before, err := usages(ds)

@@ -279,7 +279,7 @@ func (d *DataPlane) follow(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-tick.C:
-				d.neighbours.Resolve()
+				d.neighbours.Resolve(0)
 				waiting = false
 			case u, ok := <-links:
 				if !ok {
@@ -326,7 +326,7 @@ func (d *DataPlane) look() (neighbours.View, error) { return d.lookOrRecall(0) }
 func (d *DataPlane) lookOrRecall(age time.Duration) (neighbours.View, error) {
 	now, changed, err := d.neighbours.LookOrRecall(age)
 	if changed {
-		d.neighbours.Resolve()
+		d.neighbours.Resolve(0)
 		if d.cfg.Prober != nil {
 			d.cfg.Prober.Hurry()
 		}

@@ -129,11 +129,7 @@ func (d *DataPlane) onLink(now neighbours.View, f netip.AddrPort, lb balancer.Lo
 	if _, ok := now.Links[name]; !ok {
 		return fmt.Errorf("interface %s of VIP %v does not exist: create it, or set `interface`", name, f.Addr())
 	}
-	why, err := neighbours.SeveralMACs(name)
-	if err != nil {
-		return err
-	}
-	if why != "" {
+	if why := now.Several[name]; why != "" {
 		return fmt.Errorf("nodes would not know each other's frames: %s; "+
 			"use a mode that keeps to one, such as active-backup or 802.3ad, or another data plane", why)
 	}
@@ -155,7 +151,7 @@ func (d *DataPlane) onLink(now neighbours.View, f netip.AddrPort, lb balancer.Lo
 func (d *DataPlane) awaitNetwork(ctx context.Context, lb balancer.LoadBalancer) neighbours.View {
 	ctx, cancel := context.WithTimeout(ctx, firstAnswer)
 	defer cancel()
-	d.neighbours.Resolve()
+	d.neighbours.Resolve(lookPause)
 	for {
 		now, _ := d.lookOrRecall(lookPause)
 		if d.isResolved(now, lb) {

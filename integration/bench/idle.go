@@ -29,42 +29,76 @@ type usage struct {
 	programs []string
 }
 
-// idle measures what each way costs while nothing happens, all at the same time, and writes a page.
-func idle(ctx context.Context, binary string, length time.Duration, through, outDir string, out io.Writer) (err error) {
-	all := slices.DeleteFunc(ways(), func(w way) bool {
-		return through != "" && !slices.Contains(strings.Split(through, ";"), w.name)
-	})
-	ds, err := drivers(ctx, binary, all)
-	defer func() { err = errors.Join(err, closeAll(ds)) }()
-	if err != nil {
-		return err
+// rest is what the nodes of one way have used at the begin and the end of a measurement.
+type rest struct {
+	way           string
+	before, after []usage
+	took          time.Duration
+}
+
+// idle measures what each way costs while nothing happens, and writes a page. Ways are measured at the same time, but for
+// those with many load balancers, which the others would notice.
+func idle(ctx context.Context, binary string, length time.Duration, through, outDir string, out io.Writer) error {
+	var small, large []way
+	for _, w := range ways() {
+		switch {
+		case through != "" && !slices.Contains(strings.Split(through, ";"), w.name):
+		case w.further > 0:
+			large = append(large, w)
+		default:
+			small = append(small, w)
+		}
 	}
-	// What a start costs is over then, of two hundred load balancers too.
-	if err := sleep(ctx, 10*settle); err != nil {
-		return err
-	}
-	before, err := usages(ds)
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	if err := sleep(ctx, length); err != nil {
-		return err
-	}
-	after, err := usages(ds)
-	if err != nil {
-		return err
+	var all []rest
+	for _, some := range [][]way{small, large} {
+		if len(some) == 0 {
+			continue
+		}
+		rests, err := restOf(ctx, binary, length, some)
+		if err != nil {
+			return err
+		}
+		all = append(all, rests...)
 	}
 	var page bytes.Buffer
-	idlePage(&page, ds, before, after, time.Since(began))
+	idlePage(&page, all)
 	if err := os.MkdirAll(outDir, 0o755); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(outDir, "idle.md"), page.Bytes(), 0o644); err != nil {
 		return err
 	}
-	_, err = out.Write(page.Bytes())
+	_, err := out.Write(page.Bytes())
 	return err
+}
+
+// restOf measures some ways at the same time.
+func restOf(ctx context.Context, binary string, length time.Duration, some []way) (all []rest, err error) {
+	ds, err := drivers(ctx, binary, some)
+	defer func() { err = errors.Join(err, closeAll(ds)) }()
+	if err != nil {
+		return nil, err
+	}
+	// What a start costs is over then, of two hundred load balancers too.
+	if err := sleep(ctx, 10*settle); err != nil {
+		return nil, err
+	}
+	before, err := usages(ds)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	if err := sleep(ctx, length); err != nil {
+		return nil, err
+	}
+	after, err := usages(ds)
+	if err != nil {
+		return nil, err
+	}
+	for i, d := range ds {
+		all = append(all, rest{d.name, before[i], after[i], time.Since(began)})
+	}
+	return all, nil
 }
 
 // usages are those of each node of each driver.
@@ -145,36 +179,36 @@ func procField(file, word string) uint64 {
 }
 
 // idlePage writes the page. The nodes of a way are sorted by each figure.
-func idlePage(w io.Writer, ds []*driver, before, after [][]usage, took time.Duration) {
+func idlePage(w io.Writer, all []rest) {
 	fmt.Fprintf(w, "# Idle, measured\n\n`make bench-idle` has written this page on %s: groups of three nodes in network "+
-		"namespaces of one machine, each with one load balancer and one virtual IP, for %s at the same time, without "+
-		"any client. Packets are what a node receives, those of the checks included. Three figures are those of the three "+
+		"namespaces of one machine, each with one virtual IP, one load balancer unless said otherwise, and checks (tcp) "+
+		"every 500 ms, for %s at the same time (those with many load balancers after the others), without any client. Packets are what a node receives, those of the checks included. Three figures are those of the three "+
 		"nodes, the least first.\n\n%s\n\n| | CPU, %% of a core | context switches/s | packets/s | written, KiB/s | memory, "+
 		"MiB | processes |\n|---|---|---|---|---|---|---|\n",
-		time.Now().UTC().Format("2006-01-02"), took.Round(time.Second),
+		time.Now().UTC().Format("2006-01-02"), all[0].took.Round(time.Second),
 		host()+".\n\nThe load of the machine was "+loadAverage()+" when it ended.")
-	for i, d := range ds {
+	for _, r := range all {
 		figures := func(format string, of func(before, after usage) float64) string {
-			var all []float64
-			for n := range after[i] {
-				all = append(all, of(before[i][n], after[i][n]))
+			var found []float64
+			for n := range r.after {
+				found = append(found, of(r.before[n], r.after[n]))
 			}
-			slices.Sort(all)
+			slices.Sort(found)
 			var texts []string
-			for _, f := range all {
+			for _, f := range found {
 				texts = append(texts, fmt.Sprintf(format, f))
 			}
 			return strings.Join(texts, " · ")
 		}
 		rate := func(of func(usage) uint64) func(b, a usage) float64 {
-			return func(b, a usage) float64 { return float64(of(a)-min(of(b), of(a))) / took.Seconds() }
+			return func(b, a usage) float64 { return float64(of(a)-min(of(b), of(a))) / r.took.Seconds() }
 		}
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", d.name,
-			figures("%.1f", func(b, a usage) float64 { return 100 * (a.cpu - b.cpu).Seconds() / took.Seconds() }),
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s | %s |\n", r.way,
+			figures("%.1f", func(b, a usage) float64 { return 100 * (a.cpu - b.cpu).Seconds() / r.took.Seconds() }),
 			figures("%.0f", rate(func(u usage) uint64 { return u.switches })),
 			figures("%.0f", rate(func(u usage) uint64 { return u.received })),
 			figures("%.1f", func(b, a usage) float64 { return rate(func(u usage) uint64 { return u.written })(b, a) / 1024 }),
 			figures("%.0f", func(_, a usage) float64 { return float64(a.memory) / 1024 }),
-			strings.Join(slices.Compact(slices.Sorted(slices.Values(after[i][0].programs))), ", "))
+			strings.Join(slices.Compact(slices.Sorted(slices.Values(r.after[0].programs))), ", "))
 	}
 }

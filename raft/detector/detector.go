@@ -301,7 +301,7 @@ func (d *Detector) rest() (rests time.Duration, reaps bool) {
 // inHaste says that this process or a peer was late lately. A lease has room for a probe that is 15 ms late where they
 // go out every 30 ms, and for one that is 25 ms late where they go out every 20 ms. The caller holds mu.
 func (d *Detector) inHaste() bool {
-	if d.late >= d.tick()/2 {
+	if d.late >= d.tick() {
 		return true
 	}
 	for _, c := range d.peers {
@@ -441,7 +441,7 @@ func (d *Detector) pass() {
 	d.last = now
 	forgotten := float64(d.passed) / float64(d.ticks(forgetTicks))
 	d.late -= time.Duration(float64(d.late) * forgotten)
-	if late >= d.tick() {
+	if late >= 2*d.tick() {
 		d.late = max(d.late, min(late, d.heartbeat))
 	}
 	for _, c := range d.peers {

@@ -118,6 +118,13 @@ fuzz: setup-build
 bench-failover bench-idle bench-forward bench-ipvs bench-routers: setup-bench
 	go run ./integration/bench -suite $(@:bench-%=%)
 
+# A group on a machine that has far too much to do: what moves although nothing fails is counted, for that long beside
+# each of three loads.
+CALM_FOR := 10m
+.PHONY: calm
+calm: setup-test
+	go run ./integration/calm -for $(CALM_FOR)
+
 # Everything that is published, into dist/: docs/release.md. Each program is built twice and compared, and those for
 # other machines are run under emulation.
 .PHONY: release release-test setup-release

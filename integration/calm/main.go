@@ -37,8 +37,8 @@ type load struct {
 
 var loads = []load{
 	{name: "eight busy processes on each core"},
-	{name: "and a process of ours stands still for 200 ms every 2 s", stalls: true},
-	{name: "and each process of ours has a CPU limit of 50m", limit: 50},
+	{name: "the same, and a process of ours stands still for 200 ms every 2 s", stalls: true},
+	{name: "as the first, and each process of ours has a CPU limit of 50m", limit: 50},
 }
 
 // A result is what moved.
